@@ -1,0 +1,167 @@
+"""The HTTP server of a node: OpenAI's routes, those of older versions, and the web page."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+import exo
+from exo.api import chat, completions
+from exo.api.errors import error_middleware, json_response
+from exo.config import DEFAULT_API_PORT
+from exo.errors import ConfigError, ModelNotFoundError
+from exo.orchestration.node import Node
+from exo.topology.device_capabilities import DeviceCapabilities
+
+MAX_BODY_BYTES = 16 * 2**20
+_WEB_ROOT = Path(exo.__file__).parent / "web" / "static"
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+_PAGE_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+
+NodeHandler = Callable[[web.Request, Node], Awaitable[web.StreamResponse]]
+
+
+class ChatGPTAPI:
+  """Serves one node. `start` binds, `stop` closes; requests under way are cancelled with their connections."""
+  def __init__(self, node: Node, stop_node: Callable[[], None]) -> None:
+    self._node, self._stop_node = node, stop_node
+    self._runner: web.AppRunner | None = None
+    self.port = 0
+    self.app = web.Application(middlewares=[error_middleware], client_max_size=MAX_BODY_BYTES)
+    self._add_routes()
+
+  def _add_routes(self) -> None:
+    router = self.app.router
+    for prefix in ("", "/v1"):
+      router.add_post(f"{prefix}/chat/completions", self._with_node(chat.chat_completions))
+      router.add_post(f"{prefix}/completions", self._with_node(completions.completions))
+      router.add_post(f"{prefix}/chat/token/encode", self._with_node(chat.token_encode))
+      router.add_get(f"{prefix}/models", self._models)
+      router.add_get(f"{prefix}/models/{{model:.+}}", self._model)
+      router.add_get(f"{prefix}/topology", self._topology)
+    router.add_get("/v1/download/progress", self._downloads)
+    router.add_get("/healthcheck", self._health)
+    router.add_get("/health", self._health)
+    router.add_get("/", self._page)
+    router.add_get("/static/{name}", self._page)
+
+  def _with_node(self, handler: NodeHandler) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def handle(request: web.Request) -> web.StreamResponse:
+      return await handler(request, self._node)
+
+    return handle
+
+  async def start(self) -> None:
+    """Raises `ConfigError` when a port that was asked for is taken; where none was, any free one will do."""
+    self._runner = web.AppRunner(self.app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
+    await self._runner.setup()
+    config = self._node.config
+    host, wanted = config.chatgpt_api_host, config.chatgpt_api_port
+    for port in (DEFAULT_API_PORT, 0) if wanted is None else (wanted, ):
+      site = web.TCPSite(self._runner, host, port, reuse_address=True)
+      try:
+        await site.start()
+      except OSError as error:
+        if error.errno == errno.EADDRINUSE and wanted is None and port:
+          continue
+        raise ConfigError(
+            f"the API cannot listen on {host}:{port} ({error.strerror}): choose another --chatgpt-api-port, or leave it out"
+        ) from error
+      self.port = self._runner.addresses[0][1]
+      return
+
+  async def stop(self) -> None:
+    if self._runner is not None:
+      await self._runner.cleanup()
+      self._runner = None
+
+  # models
+
+  def _describe_model(self, model_id: str) -> dict[str, Any]:
+    return {"id": model_id, "object": "model", "created": 0, "owned_by": "exo"}
+
+  async def _models(self, request: web.Request) -> web.Response:
+    entries = await asyncio.to_thread(self._node.catalog.listed)
+    return json_response({"object": "list", "data": [self._describe_model(entry.id) for entry in entries]})
+
+  async def _model(self, request: web.Request) -> web.Response:
+    name = request.match_info["model"]
+    if "/" in name and name not in {entry.id for entry in self._node.catalog.listed()}:
+      raise ModelNotFoundError(f"there is no model {name!r} here", model=name)
+    return json_response(self._describe_model(self._node.catalog.find(name).id))
+
+  async def _downloads(self, request: web.Request) -> web.Response:
+    """Downloads of this node, running and done since it started."""
+    data = [{
+        "node_id": self._node.node_id,
+        "model": progress.model_id,
+        "downloaded_bytes": progress.downloaded_bytes,
+        "total_bytes": progress.total_bytes,
+        "percentage": round(100 * progress.fraction, 1),
+        "done": progress.done,
+    } for progress in self._node.catalog.downloads.values()]
+    return json_response({"object": "list", "data": data})
+
+  # the ring
+
+  async def _topology(self, request: web.Request) -> web.Response:
+    """`nodes`, `peer_graph` and `active_node_id` as ever, with engines, addresses, plans and layers beside them."""
+    node, view = self._node, self._node.topology()
+    peers = node.mesh.peers()
+    nodes: dict[str, Any] = {}
+    for node_id, capabilities in view.all_nodes():
+      peer = peers.get(node_id)
+      hello = peer.hello if peer else node.hello
+      nodes[node_id] = _capabilities(capabilities) | {
+          "engine": hello.engine, "device": hello.device, "version": hello.version
+      }
+    graph: dict[str, list[dict[str, str]]] = {node_id: [] for node_id in view.nodes}
+    for edge in sorted(view.connections, key=lambda e: (e.from_id, e.to_id)):
+      graph[edge.from_id].append({"from_id": edge.from_id, "to_id": edge.to_id, "description": edge.description})
+    plans = [{
+        "plan_id": plan.plan_id,
+        "model": plan.model_id,
+        "stages": [{
+            "node_id": s.node_id, "start_layer": s.shard.start_layer, "end_layer": s.shard.end_layer,
+            "n_layers": s.shard.n_layers
+        } for s in plan.stages],
+    } for plan in node.plans.plans]
+    engine = {"name": node.engine.name, "device": node.engine.device, "reason": node.engine.reason}
+    return json_response({
+        "nodes": nodes, "peer_graph": graph, "active_node_id": view.active_node_id, "node_id": node.node_id,
+        "engine": engine, "plans": plans, "time": time.time()
+    })
+
+  async def _health(self, request: web.Request) -> web.Response:
+    if (reason := self._node.unhealthy) is not None:
+      return json_response({"status": "unavailable", "reason": reason}, 503)
+    return json_response({"status": "ok"})
+
+  # the page
+
+  async def _page(self, request: web.Request) -> web.StreamResponse:
+    name = request.match_info.get("name", "index.html")
+    path = _WEB_ROOT / name
+    if path.parent != _WEB_ROOT or path.suffix not in _PAGE_TYPES or not path.is_file():
+      raise web.HTTPNotFound
+    content = await asyncio.to_thread(path.read_bytes)
+    return web.Response(body=content, content_type=_PAGE_TYPES[path.suffix], charset="utf-8", headers=_PAGE_HEADERS)
+
+
+def _capabilities(capabilities: DeviceCapabilities) -> dict[str, Any]:
+  flops = capabilities.flops
+  return {
+      "model": capabilities.model, "chip": capabilities.chip, "memory": capabilities.memory,
+      "flops": {"fp32": flops.fp32, "fp16": flops.fp16, "int8": flops.int8}
+  }

@@ -1,0 +1,86 @@
+"""Errors as OpenAI's clients expect them: `{"error": {"message", "type", "param", "code"}}` with the right status."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from exo import errors
+from exo.log import log
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+# status, OpenAI type and code by class of error; subclasses count as the nearest entry
+_STATUS: dict[type[BaseException], tuple[int, str, str | None]] = {
+    errors.InvalidRequestError: (400, "invalid_request_error", None),
+    errors.ModelNotFoundError: (404, "invalid_request_error", "model_not_found"),
+    errors.ModelTooLargeError: (503, "server_error", "model_too_large"),
+    errors.ModelFilesError: (503, "server_error", "model_files_error"),
+    errors.UnsupportedModelError: (400, "invalid_request_error", "unsupported_model"),
+    errors.DownloadError: (503, "server_error", "download_error"),
+    errors.EngineUnavailableError: (503, "server_error", "engine_unavailable"),
+    errors.QueueFullError: (429, "rate_limit_error", "queue_full"),
+    errors.DrainingError: (503, "server_error", "draining"),
+    errors.PeerLostError: (503, "server_error", "peer_lost"),
+    errors.PeerUnreachableError: (503, "server_error", "peer_unreachable"),
+    errors.PlanClosedError: (503, "server_error", "plan_closed"),
+    errors.DeadlineError: (504, "server_error", "deadline"),
+    errors.CancelledRequestError: (499, "server_error", "cancelled"),
+    errors.ExoError: (500, "server_error", "internal_error"),
+}
+
+
+def describe(error: BaseException) -> tuple[int, dict[str, Any]]:
+  """(HTTP status, body) of an error. An unexpected one tells nothing of the inside."""
+  for cls in type(error).__mro__:
+    if cls in _STATUS and isinstance(error, errors.ExoError):
+      status, kind, code = _STATUS[cls]
+      param, own_code = error.details.get("param"), error.details.get("code")
+      return status, body(
+          error.message, kind, None if param is None else str(param),
+          str(own_code) if own_code else code
+      )
+  return 500, body(
+      "the node failed while it served this request; its log says why", "server_error", None, "internal_error"
+  )
+
+
+def body(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
+  return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+  return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json", headers=headers)
+
+
+def error_response(error: BaseException) -> web.Response:
+  status, value = describe(error)
+  headers = {}
+  if isinstance(error, errors.QueueFullError):
+    headers["Retry-After"] = str(error.details.get("retry_after_s", 5))
+  return json_response(value, status, headers)
+
+
+@web.middleware
+async def error_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+  """Every failure of a handler, and aiohttp's own 404, 405, 413, in the one shape."""
+  try:
+    return await handler(request)
+  except errors.ExoError as error:
+    log(1, "%s %s: %s", request.method, request.path, error)
+    return error_response(error)
+  except web.HTTPException as error:
+    if error.status < 400:
+      raise
+    text = {
+        404: f"there is no {request.path} here", 405: f"{request.method} is not possible on {request.path}",
+        413: "the request body is too large"
+    }.get(error.status, error.reason)
+    headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
+    return json_response(body(text, "invalid_request_error", None, None), error.status, headers)
+  except Exception as error:  # noqa: BLE001 - the last line of defence: the client gets an answer, the log the reason
+    log(0, "%s %s failed: %s: %s", request.method, request.path, type(error).__name__, error)
+    return error_response(error)

@@ -1,0 +1,167 @@
+"""What clients may send, as types: validation happens here and nowhere else. Unknown fields are ignored."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from aiohttp import web
+from msgspec import Meta, Struct
+
+from exo.errors import InvalidRequestError
+from exo.inference.sampling import SamplingParams
+
+MAX_N = 8
+MAX_STOPS = 4
+MAX_STOP_CHARS = 4096
+MAX_BIASES = 1024
+
+Temperature = Annotated[float, Meta(ge=0, le=2)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Seed = Annotated[int, Meta(ge=-2**63, le=2**63 - 1)]
+Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+
+
+class StreamOptions(Struct):
+  include_usage: bool = False
+
+
+class ContentPart(Struct):
+  type: str
+  text: str | None = None
+
+
+class ChatMessage(Struct):
+  role: str
+  content: str | list[ContentPart] | None = None
+  name: str | None = None
+  tool_calls: list[dict[str, Any]] | None = None
+  tool_call_id: str | None = None
+
+  def for_template(self) -> dict[str, Any]:
+    """As chat templates expect it: text parts joined, `developer` as `system`. Raises `InvalidRequestError`."""
+    role = "system" if self.role == "developer" else self.role
+    if role not in ("system", "user", "assistant", "tool"):
+      raise InvalidRequestError(f"there is no role {self.role!r}", "messages")
+    content = self.content
+    if isinstance(content, list):
+      if any(part.type != "text" or part.text is None for part in content):
+        raise InvalidRequestError("only parts of type text can be understood", "messages")
+      content = "".join(part.text or "" for part in content)
+    if content is None and not (role == "assistant" and self.tool_calls):
+      raise InvalidRequestError(f"a message of role {self.role} without content", "messages")
+    message: dict[str, Any] = {"role": role, "content": content or ""}
+    for key in ("name", "tool_calls", "tool_call_id"):
+      if (value := getattr(self, key)) is not None:
+        message[key] = value
+    return message
+
+
+class SamplingFields(Struct, kw_only=True):
+  """The fields that chat and text completions share."""
+  model: str | None = None
+  temperature: Temperature | None = None
+  top_p: Fraction | None = None
+  top_k: Count | None = None
+  min_p: Fraction | None = None
+  frequency_penalty: Penalty | None = None
+  presence_penalty: Penalty | None = None
+  repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+  seed: Seed | None = None
+  stop: str | list[str] | None = None
+  logit_bias: dict[str, float] | None = None
+  n: Annotated[int, Meta(ge=1, le=MAX_N)] | None = None
+  stream: bool | None = None
+  stream_options: StreamOptions | None = None
+  max_tokens: Count | None = None
+  user: str | None = None
+
+  @property
+  def stops(self) -> tuple[str, ...]:
+    """Raises `InvalidRequestError` for more than four, or for an empty one."""
+    stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+    if len(stops) > MAX_STOPS or any(not 1 <= len(s) <= MAX_STOP_CHARS for s in stops):
+      raise InvalidRequestError(f"stop takes up to {MAX_STOPS} strings, none of them empty", "stop")
+    return tuple(stops)
+
+  @property
+  def include_usage(self) -> bool:
+    if self.stream_options is not None and not self.stream:
+      raise InvalidRequestError("stream_options is only allowed with stream", "stream_options")
+    return self.stream_options is not None and self.stream_options.include_usage
+
+  def bias(self, vocab_size: int) -> dict[int, float]:
+    """`logit_bias` by token id. Raises `InvalidRequestError` that names the bad key or value."""
+    out: dict[int, float] = {}
+    if self.logit_bias and len(self.logit_bias) > MAX_BIASES:
+      raise InvalidRequestError(
+          f"logit_bias has {len(self.logit_bias)} entries, {MAX_BIASES} are allowed", "logit_bias"
+      )
+    for key, value in (self.logit_bias or {}).items():
+      if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) < vocab_size):
+        raise InvalidRequestError(
+            f"logit_bias: {key[:40]!r} is no token id of this model (0 to {vocab_size - 1})", "logit_bias"
+        )
+      if not -100 <= value <= 100:
+        raise InvalidRequestError(f"logit_bias: {value} for token {key} is not from -100 to 100", "logit_bias")
+      out[int(key)] = value
+    return out
+
+  def sampling(
+      self, vocab_size: int, default_temperature: float, seed: int, top_logprobs: int | None
+  ) -> SamplingParams:
+    """The engine's parameters; `seed` counts where the client gave none."""
+    def given(value: float | None, default: float) -> float:
+      return default if value is None else value
+
+    return SamplingParams(
+        temperature=given(self.temperature, default_temperature),
+        top_p=given(self.top_p, 1.0),
+        top_k=self.top_k or 0,
+        min_p=given(self.min_p, 0.0),
+        frequency_penalty=given(self.frequency_penalty, 0.0),
+        presence_penalty=given(self.presence_penalty, 0.0),
+        repetition_penalty=given(self.repetition_penalty, 1.0),
+        seed=seed if self.seed is None else self.seed,
+        logit_bias=self.bias(vocab_size),
+        top_logprobs=top_logprobs,
+    )
+
+
+class ChatCompletionRequest(SamplingFields, kw_only=True):
+  messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=4096)]
+  max_completion_tokens: Count | None = None
+  logprobs: bool | None = None
+  top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+
+
+class CompletionRequest(SamplingFields, kw_only=True):
+  prompt: str | list[str | int | list[int]]
+  echo: bool = False
+  logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
+  suffix: str | None = None
+
+
+class TokenEncodeRequest(Struct):
+  messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=4096)]
+  model: str | None = None
+
+
+T = TypeVar("T")
+
+
+async def read_body(request: web.Request, kind: type[T]) -> T:
+  """The request's JSON as `kind`. Raises `InvalidRequestError` that names the field."""
+  data = await request.read()
+  try:
+    return msgspec.json.decode(data, type=kind)
+  except msgspec.ValidationError as error:
+    text, _, path = str(error).rpartition(" - at ")
+    field = path.strip("`").removeprefix("$").lstrip(".")
+    raise InvalidRequestError(
+        f"{field or 'body'}: {text or error}",
+        field.partition("[")[0].partition(".")[0] or None
+    ) from None
+  except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    raise InvalidRequestError(f"the body is not valid JSON: {error}") from None

@@ -1,0 +1,74 @@
+"""Server-sent events: a streamed response that begins at once and never falls silent."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from exo.api.errors import describe
+from exo.errors import ExoError
+from exo.log import log
+
+KEEP_ALIVE_S = 10.0
+_ENCODER = msgspec.json.Encoder()
+
+
+class EventStream:
+  """Writes `data:` lines. Not for concurrent use."""
+  def __init__(self, response: web.StreamResponse) -> None:
+    self._response = response
+    self._written_at = time.monotonic()
+
+  async def send(self, value: Any) -> None:
+    await self._write(b"data: " + _ENCODER.encode(value) + b"\n\n")
+
+  async def comment(self, text: str) -> None:
+    await self._write(f": {text}\n\n".encode())
+
+  async def done(self) -> None:
+    await self._write(b"data: [DONE]\n\n")
+
+  async def _write(self, data: bytes) -> None:
+    self._written_at = time.monotonic()
+    await self._response.write(data)
+
+  async def keep_alive(self) -> None:
+    """A comment whenever nothing else was written for a while; runs until cancelled."""
+    while True:
+      await asyncio.sleep(max(0.05, self._written_at + KEEP_ALIVE_S - time.monotonic()))
+      if time.monotonic() - self._written_at >= KEEP_ALIVE_S:
+        await self.comment("keep-alive")
+
+
+@asynccontextmanager
+async def event_stream(request: web.Request) -> AsyncIterator[tuple[EventStream, web.StreamResponse]]:
+  """Begin a streamed response; an error inside becomes its last event, and `[DONE]` always ends it."""
+  response = web.StreamResponse(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+  response.content_type = "text/event-stream"
+  await response.prepare(request)
+  stream = EventStream(response)
+  beating = asyncio.create_task(stream.keep_alive(), name="keep-alive")
+  try:
+    try:
+      yield stream, response
+    except ConnectionError:
+      raise
+    except ExoError as error:
+      log(1, "%s %s: %s", request.method, request.path, error)
+      await stream.send(describe(error)[1])
+    except Exception as error:  # noqa: BLE001 - the response has begun: the client must still hear of the failure
+      log(0, "%s %s failed: %s: %s", request.method, request.path, type(error).__name__, error)
+      await stream.send(describe(error)[1])
+    await stream.done()
+    await response.write_eof()
+  except ConnectionError:
+    log(2, "%s %s: the client is gone", request.method, request.path)
+  finally:
+    beating.cancel()
+    await asyncio.gather(beating, return_exceptions=True)

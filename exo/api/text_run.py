@@ -1,0 +1,96 @@
+"""One request on the ring as a stream of text: what chat and text completions have in common."""
+
+from __future__ import annotations
+
+import secrets
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from exo.api.schema import SamplingFields
+from exo.errors import InvalidRequestError
+from exo.inference.sampling import TokenLogprob
+from exo.networking.messages import TokenDelivery
+from exo.orchestration.entry_desk import Generation, GenerationSpec
+from exo.orchestration.model_catalog import ModelInfo
+from exo.orchestration.node import Node
+from exo.orchestration.text_stream import ChoiceText, TextDelta
+
+
+@dataclass
+class TextRun:
+  """Iterate for text; `usage` is right at any moment. `prompt_logprobs` fills before the first text, if asked for."""
+  id: str
+  created: int
+  model: ModelInfo
+  generation: Generation
+  choices: list[ChoiceText]
+  prompt_logprobs: tuple[TokenLogprob, ...] = ()
+  finish_reasons: dict[int, str] = field(default_factory=dict)
+
+  def __aiter__(self) -> AsyncIterator[TextDelta]:
+    return self
+
+  async def __anext__(self) -> TextDelta:
+    delivery: TokenDelivery = await self.generation.__anext__()
+    if delivery.prompt_logprobs:
+      self.prompt_logprobs = delivery.prompt_logprobs
+    delta = self.choices[delivery.choice].push(delivery)
+    if delta.finish_reason:
+      self.finish_reasons[delta.choice] = delta.finish_reason
+      self.generation.end_choice(delta.choice)
+    return delta
+
+  @property
+  def usage(self) -> dict[str, Any]:
+    prompt = len(self.generation.spec.prompt_ids)
+    completion = sum(choice.completion_tokens for choice in self.choices)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
+
+
+@asynccontextmanager
+async def text_run(
+    node: Node,
+    model: ModelInfo,
+    fields: SamplingFields,
+    prompt_ids: Sequence[int],
+    max_tokens: int | None,
+    *,
+    prefix: str,
+    top_logprobs: int | None = None,
+    prompt_logprobs: int | None = None,
+) -> AsyncIterator[TextRun]:
+  """Submit the prompt; leaving the block ends the request everywhere. Raises `InvalidRequestError` for what cannot be."""
+  room = model.max_context - len(prompt_ids)
+  if room < 0 or (room == 0 and max_tokens != 0):
+    raise InvalidRequestError(
+        f"the prompt has {len(prompt_ids)} tokens, the context of {model.id} is {model.max_context}", "messages",
+        "context_length_exceeded"
+    )
+  wanted = min(node.config.max_generate_tokens, room) if max_tokens is None else min(max_tokens, room)
+  stops, n = fields.stops, fields.n or 1
+  sampling = fields.sampling(model.tokenizer.vocab_size, node.config.default_temp, secrets.randbits(62), top_logprobs)
+  spec = GenerationSpec(
+      f"{prefix}{uuid.uuid4().hex}", tuple(prompt_ids), wanted, model.tokenizer.eos_ids, sampling, n, prompt_logprobs
+  )
+  async with node.generation(spec, model) as generation:
+    choices = [ChoiceText(model.tokenizer, choice, stops) for choice in range(n)]
+    yield TextRun(spec.request_id, int(time.time()), model, generation, choices)
+
+
+def token_json(model: ModelInfo, token_id: int, logprob: float) -> dict[str, Any]:
+  """A token as chat log probabilities show it."""
+  text = model.tokenizer.token_text(token_id)
+  return {"token": text, "logprob": min(0.0, logprob), "bytes": list(text.encode())}
+
+
+def fingerprint(model: ModelInfo) -> str:
+  return f"fp_{model.fingerprint[:10]}"

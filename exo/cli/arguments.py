@@ -1,0 +1,115 @@
+"""The command line: every flag with its help, and nothing that takes time to import."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from exo import __version__
+
+_DESCRIPTION = """\
+exo runs large language models over the machines you already own. Start `exo` on each of them: they find each other,
+share the model's layers in proportion to their memory, and any of them serves a ChatGPT-compatible API on port 52415."""
+
+_EPILOG = """\
+environment:
+  EXO_HOME      where models are kept (default ~/.cache/exo/downloads)
+  HF_ENDPOINT   a mirror of the Hugging Face hub;  HF_TOKEN  your token there
+  DEBUG=0..9    0 quiet, 1 membership, plans and requests, 2 hops, 3 frames and shapes, more for less
+  DEBUG_DISCOVERY=1   every beacon;  TINYGRAD_DEBUG=1..6   tinygrad's own
+
+examples:
+  exo                                         join the ring, or begin one
+  exo run --prompt "What is 2 + 2?"           answer with the default model
+  exo run llama-3.2-3b                        chat
+  exo run ./model.gguf --prompt "Hello"       a file or folder of your own
+  exo --discovery-module manual --discovery-config-path config.json
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+      prog="exo", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument(
+      "command", nargs="?", choices=["run"], help="run: answer one prompt, or chat; without it: start a node"
+  )
+  parser.add_argument(
+      "model_name",
+      nargs="?",
+      metavar="model",
+      help="for run: a known name, a folder or GGUF file, or a Hugging Face id (default: --default-model)"
+  )
+  parser.add_argument("--version", action="version", version=f"exo {__version__}")
+
+  run = parser.add_argument_group("exo run")
+  run.add_argument("--prompt", help="the question; without it `exo run` is a chat")
+  run.add_argument("--run-model", metavar="MODEL", help="the model for run, as an option")
+  run.add_argument("--max-tokens", type=int, metavar="N", help="at most this many tokens in the answer")
+
+  node = parser.add_argument_group("node")
+  node.add_argument("--node-id", metavar="ID", help="this node's name in the ring (default: one made up once and kept)")
+  node.add_argument("--node-host", metavar="HOST", help="address on which other nodes reach it (default 0.0.0.0)")
+  node.add_argument(
+      "--node-port", type=int, metavar="PORT", help="port on which other nodes reach it (default: a free one)"
+  )
+  node.add_argument("--inference-engine", metavar="NAME", help="auto, onnx, mlx, tinygrad or dummy (default auto)")
+  node.add_argument("--max-memory", type=int, metavar="MB", help="memory to offer to the ring (default: all)")
+  node.add_argument(
+      "--wait-for-peers", type=int, metavar="N", help="serve only once N other nodes are there (default 0)"
+  )
+  node.add_argument("--disable-tui", action="store_true", default=None, help="plain lines instead of the terminal view")
+
+  models = parser.add_argument_group("models")
+  models.add_argument("--default-model", metavar="MODEL", help="where a request names none (default smollm2-135m)")
+  models.add_argument(
+      "--model-dir",
+      "--models-seed-dir",
+      dest="model_dirs",
+      action="append",
+      type=Path,
+      metavar="DIR",
+      help="a folder whose model folders and GGUF files are models under their names; repeatable"
+  )
+  models.add_argument("--max-parallel-downloads", type=int, metavar="N", help="files fetched at once (default 8)")
+
+  discovery = parser.add_argument_group("discovery")
+  discovery.add_argument(
+      "--discovery-module", choices=["udp", "manual", "none"], help="how nodes are found (default udp)"
+  )
+  discovery.add_argument("--listen-port", type=int, metavar="PORT", help="UDP port for beacons (default 5678)")
+  discovery.add_argument(
+      "--broadcast-port", type=int, metavar="PORT", help="UDP port that beacons go to (default 5678)"
+  )
+  discovery.add_argument(
+      "--discovery-timeout",
+      type=float,
+      metavar="S",
+      help="seconds after which an address that nobody announces is forgotten (default 30)"
+  )
+  discovery.add_argument("--discovery-config-path", type=Path, metavar="FILE", help="the JSON file of manual discovery")
+  discovery.add_argument("--node-id-filter", type=_names, metavar="ID,…", help="only these nodes")
+  discovery.add_argument(
+      "--interface-type-filter",
+      type=_names,
+      metavar="KIND,…",
+      help="only these kinds of interface: thunderbolt, ethernet, wifi, vpn, virtual, loopback, other"
+  )
+
+  api = parser.add_argument_group("API")
+  api.add_argument("--chatgpt-api-host", metavar="HOST", help="address that the API listens on (default 127.0.0.1)")
+  api.add_argument("--chatgpt-api-port", type=int, metavar="PORT", help="its port (default 52415, a free one if taken)")
+  api.add_argument(
+      "--chatgpt-api-response-timeout",
+      type=float,
+      metavar="S",
+      help="seconds without any progress after which a request fails (default 900)"
+  )
+  api.add_argument("--max-generate-tokens", type=int, metavar="N", help="where a request sets no limit (default 10000)")
+  api.add_argument("--default-temp", type=float, metavar="T", help="temperature where a request sets none (default 0)")
+  api.add_argument("--system-prompt", metavar="TEXT", help="put before chats that have no system message")
+  return parser
+
+
+def _names(text: str) -> tuple[str, ...]:
+  return tuple(name for name in (part.strip() for part in text.split(",")) if name)

@@ -1,0 +1,103 @@
+"""Puts a node together from its configuration."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import exo
+from exo.api.chatgpt_api import ChatGPTAPI
+from exo.config import Config
+from exo.download.model_store import ModelStore
+from exo.errors import ConfigError
+from exo.inference.engines import EngineChoice, choose_engine
+from exo.networking.discovery import Discovery, NoDiscovery
+from exo.networking.grpc.grpc_mesh import GrpcMesh
+from exo.networking.messages import Hello
+from exo.orchestration.identity import claim_identity
+from exo.orchestration.model_catalog import ModelCatalog
+from exo.orchestration.node import Node
+from exo.runtime_file import RuntimeInfo, this_process_started, write_runtime_file
+from exo.topology.device_capabilities import DeviceCapabilities, offer, probe_device
+from exo.topology.ring_memory_weighted_partitioning_strategy import RingMemoryWeightedPartitioningStrategy
+
+
+@dataclass(frozen=True)
+class RunningNode:
+  """A started node with its API."""
+  node: Node
+  api: ChatGPTAPI
+  info: RuntimeInfo
+
+
+def make_discovery(config: Config) -> Discovery:
+  if config.discovery_module == "manual":
+    from exo.networking.manual.manual_discovery import ManualDiscovery
+    assert config.discovery_config_path is not None
+    return ManualDiscovery(config.discovery_config_path, config.node_id_filter)
+  if config.discovery_module == "none":
+    return NoDiscovery()
+  from exo.networking.udp.udp_discovery import UdpDiscovery
+  return UdpDiscovery(
+      config.listen_port, config.broadcast_port, config.node_id_filter, config.interface_type_filter,
+      config.debug_discovery
+  )
+
+
+def _make_node(config: Config, node_id: str, engine: EngineChoice, device: DeviceCapabilities) -> Node:
+  store = ModelStore(config.exo_home, config.model_dirs, config.models, config.max_parallel_downloads)
+  hello = Hello(
+      node_id=node_id,
+      incarnation=time.time_ns() // 10**6,
+      port=config.node_port or 0,
+      capabilities=offer(device, config.max_memory),
+      engine=engine.name,
+      device=engine.device,
+      version=exo.__version__,
+      local_models=tuple(store.local_models()),
+  )
+  mesh = GrpcMesh(hello, config.node_host, config.discovery_timeout)
+  return Node(
+      config, hello, mesh, make_discovery(config), ModelCatalog(store), engine, RingMemoryWeightedPartitioningStrategy()
+  )
+
+
+@asynccontextmanager
+async def running_node(config: Config, stop: Callable[[], None]) -> AsyncIterator[RunningNode]:
+  """A node with its API, from start to stop; `stop` is what `POST /quit` calls.
+
+  Raises `ConfigError` for ports that are taken, `EngineUnavailableError` for an engine that cannot run.
+  """
+  engine, device = await asyncio.gather(
+      asyncio.to_thread(choose_engine, config.inference_engine), asyncio.to_thread(probe_device)
+  )
+  identity = claim_identity(config.state_dir, config.node_id)
+  node = _make_node(config, identity.node_id, engine, device)
+  api = ChatGPTAPI(node, stop)
+  runtime_file = None
+  try:
+    await api.start()
+    await node.start()
+    info = RuntimeInfo(
+        pid=os.getpid(),
+        started=this_process_started(),
+        node_id=node.node_id,
+        api_host=config.chatgpt_api_host,
+        api_port=api.port,
+        grpc_port=node.hello.port
+    )
+    try:
+      runtime_file = write_runtime_file(config.state_dir, info)
+    except OSError as error:
+      raise ConfigError(f"{config.state_dir} cannot be written ({error.strerror}): point EXO_HOME elsewhere") from error
+    yield RunningNode(node, api, info)
+  finally:
+    if runtime_file is not None:
+      runtime_file.unlink(missing_ok=True)
+    await api.stop()
+    await node.stop()
+    identity.release()

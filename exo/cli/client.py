@@ -1,0 +1,83 @@
+"""A small client of a node's own API, for the commands that talk to one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from exo.errors import ExoError
+from exo.runtime_file import RuntimeInfo
+
+_HEALTH_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+  """A piece of an answer; the last one carries usage."""
+  text: str = ""
+  finish_reason: str | None = None
+  usage: dict[str, Any] | None = None
+
+
+class ApiClient:
+  """Use as an async context manager. Errors of the API are raised as `ExoError` with the server's message."""
+  def __init__(self, base_url: str) -> None:
+    self._base_url = base_url
+
+  async def __aenter__(self) -> ApiClient:
+    self._session = aiohttp.ClientSession(self._base_url, timeout=aiohttp.ClientTimeout(total=None, sock_connect=5))
+    return self
+
+  async def __aexit__(self, *_: object) -> None:
+    await self._session.close()
+
+  async def get(self, path: str) -> Any:
+    async with self._session.get(path) as response:
+      return await _checked(response)
+
+  async def chat(self, model: str | None, messages: list[dict[str, str]],
+                 max_tokens: int | None) -> AsyncIterator[Delta]:
+    """Stream an answer."""
+    body: dict[str, Any] = {"messages": messages, "stream": True, "stream_options": {"include_usage": True}}
+    if model is not None:
+      body["model"] = model
+    if max_tokens is not None:
+      body["max_tokens"] = max_tokens
+    async with self._session.post("/v1/chat/completions", json=body) as response:
+      if response.status != 200:
+        await _checked(response)
+      async for line in response.content:
+        if not line.startswith(b"data: ") or line == b"data: [DONE]\n":
+          continue
+        event = json.loads(line[6:])
+        if "error" in event:
+          raise ExoError(event["error"]["message"])
+        choices = event["choices"]
+        if choices:
+          yield Delta(choices[0]["delta"].get("content") or "", choices[0]["finish_reason"])
+        elif event.get("usage"):
+          yield Delta(usage=event["usage"])
+
+
+async def _checked(response: aiohttp.ClientResponse) -> Any:
+  value = await response.json(content_type=None)
+  if response.status != 200:
+    raise ExoError(
+        value["error"]["message"] if isinstance(value, dict) and "error" in value else f"HTTP {response.status}"
+    )
+  return value
+
+
+async def answers(info: RuntimeInfo) -> bool:
+  """Whether a node really serves at the address of its runtime file."""
+  try:
+    timeout = aiohttp.ClientTimeout(total=_HEALTH_TIMEOUT_S)
+    async with aiohttp.ClientSession(timeout=timeout
+                                     ) as session, session.get(f"{info.api_url}/healthcheck") as response:
+      return response.status == 200
+  except (aiohttp.ClientError, TimeoutError):
+    return False

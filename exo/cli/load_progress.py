@@ -1,0 +1,55 @@
+"""What happens until the first token: downloads as bars, loading as a spinner, on stderr and only on a terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TaskID, TextColumn, TransferSpeedColumn
+
+from exo.cli.client import ApiClient
+
+_QUIET_S = 0.3  # nothing is shown for what takes no longer than this
+_POLL_S = 0.2
+_PLAIN_EVERY = 10  # percent, where stderr is a file
+
+
+class LoadProgress:
+  def __init__(self, api: ApiClient) -> None:
+    self._api = api
+    self._told = 0
+
+  async def run(self) -> None:
+    """Show progress until cancelled."""
+    await asyncio.sleep(_QUIET_S)
+    console = Console(stderr=True)
+    if not console.is_terminal:
+      while True:
+        for download in await self._downloads():
+          self._plain(download)
+        await asyncio.sleep(_POLL_S)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+      tasks: dict[str, TaskID] = {}
+      loading = progress.add_task("loading", total=None)
+      while True:
+        for download in await self._downloads():
+          model = download["model"]
+          if model not in tasks and not download["done"]:
+            tasks[model] = progress.add_task(f"fetching {model}", total=download["total_bytes"] or None)
+          if model in tasks:
+            progress.update(tasks[model], completed=download["downloaded_bytes"], total=download["total_bytes"] or None)
+        progress.update(loading, visible=all(d["done"] for d in await self._downloads()))
+        await asyncio.sleep(_POLL_S)
+
+  async def _downloads(self) -> list[dict[str, Any]]:
+    data: list[dict[str, Any]] = (await self._api.get("/v1/download/progress"))["data"]
+    return data
+
+  def _plain(self, download: dict[str, Any]) -> None:
+    percent = int(download["percentage"]) // _PLAIN_EVERY * _PLAIN_EVERY
+    if percent > self._told:
+      self._told = percent
+      print(f"fetching {download['model']}: {percent} %", file=sys.stderr)

@@ -1,0 +1,158 @@
+"""`exo run`: one answer, or a chat, from the node that runs here or from one started for the purpose.
+
+Only the answer goes to stdout; progress, prompts and speed go to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from exo.cli.assemble import running_node
+from exo.cli.client import ApiClient, answers
+from exo.cli.load_progress import LoadProgress
+from exo.config import Config
+from exo.download.model_store import model_name
+from exo.errors import ConfigError, ExoError
+from exo.runtime_file import running_nodes
+
+_PEERS_S = 1.0  # a node of this machine or network answers a first beacon well within this
+
+T = TypeVar("T")
+
+
+def run_command(config: Config, arguments: argparse.Namespace) -> int:
+  """Returns the exit status: 0, 1 for an error, 130 when interrupted."""
+  model: str | None = arguments.model_name or arguments.run_model
+  if model is not None and _is_path(model):
+    path = Path(model).expanduser().absolute()
+    if not path.exists():
+      raise ConfigError(f"there is no file or folder {path}")
+    config, model = replace(config, models=(path, )), model_name(path)
+  if config.chatgpt_api_port is None:  # 52415 is for those who come to stay
+    config = replace(config, chatgpt_api_port=0)
+  with _Loop() as loop:
+    session = _Session(config, model, arguments.max_tokens)
+    try:
+      loop.run(session.open())
+      if arguments.prompt is not None:
+        loop.run(session.ask(arguments.prompt))
+        return 0
+      return _chat(loop, session)
+    finally:
+      loop.run(session.close())
+
+
+def _is_path(model: str) -> bool:
+  return model.endswith(".gguf") or model.startswith((".", "/", "~")) or Path(model).is_dir()
+
+
+def _chat(loop: _Loop, session: _Session) -> int:
+  import readline  # noqa: F401 - gives input() its line editing and history
+  print("A chat: an empty line or Ctrl-D ends it, Ctrl-C stops an answer.", file=sys.stderr)
+  while True:
+    try:
+      question = input("> ").strip()
+    except (EOFError, KeyboardInterrupt):
+      print(file=sys.stderr)
+      return 0
+    if not question:
+      return 0
+    try:
+      loop.run(session.ask(question))
+    except KeyboardInterrupt:
+      print("\n(stopped)", file=sys.stderr)
+    except ExoError as error:
+      print(f"exo: {error}", file=sys.stderr)
+
+
+class _Session:
+  """A conversation with one node."""
+  def __init__(self, config: Config, model: str | None, max_tokens: int | None) -> None:
+    self._config, self._model, self._max_tokens = config, model, max_tokens
+    self._messages: list[dict[str, str]] = []
+    self._context = self._client(config, model)
+
+  async def open(self) -> None:
+    self._api = await self._context.__aenter__()
+
+  async def close(self) -> None:
+    await self._context.__aexit__(None, None, None)
+
+  @staticmethod
+  @asynccontextmanager
+  async def _client(config: Config, model: str | None) -> AsyncIterator[ApiClient]:
+    """A running node of this machine that knows the model, else a new one that leaves with us."""
+    for info in running_nodes(config.state_dir):
+      if await answers(info):
+        async with ApiClient(info.api_url) as api:
+          if not config.models or model in {entry["id"] for entry in (await api.get("/v1/models"))["data"]}:
+            yield api
+            return
+    async with running_node(config, lambda: None) as running:
+      peers = max(1, config.wait_for_peers)
+      await running.node.wait_for_peers(peers, config.discovery_timeout if config.wait_for_peers else _PEERS_S)
+      async with ApiClient(running.info.api_url) as api:
+        yield api
+
+  async def ask(self, question: str) -> None:
+    """Print the answer as it comes. Cancelling it stops the generation and keeps what was said."""
+    self._messages.append({"role": "user", "content": question})
+    said: list[str] = []
+    first, tokens = 0.0, 0
+    progress = LoadProgress(self._api)
+    watching = asyncio.create_task(progress.run(), name="progress")
+    try:
+      async for delta in self._api.chat(self._model, self._messages, self._max_tokens):
+        if delta.text and not first:
+          first = time.monotonic()
+          await _end(watching)
+        if delta.usage:
+          tokens = delta.usage["completion_tokens"]
+        said.append(delta.text)
+        sys.stdout.write(delta.text)
+        sys.stdout.flush()
+    finally:
+      await _end(watching)
+      self._messages.append({"role": "assistant", "content": "".join(said)})
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    if tokens > 1 and first:
+      print(f"{tokens} tokens, {(tokens - 1) / max(time.monotonic() - first, 1e-6):.1f} tokens/s", file=sys.stderr)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+  task.cancel()
+  await asyncio.gather(task, return_exceptions=True)
+
+
+class _Loop:
+  """An event loop in a thread of its own, so that the main thread can read lines and hear Ctrl-C."""
+  def __enter__(self) -> _Loop:
+    self._loop = asyncio.new_event_loop()
+    self._thread = threading.Thread(target=self._loop.run_forever, name="exo-loop", daemon=True)
+    self._thread.start()
+    return self
+
+  def run(self, work: Coroutine[Any, Any, T]) -> T:
+    """Wait for a coroutine; an interrupt cancels it and is raised once it has ended."""
+    future = asyncio.run_coroutine_threadsafe(work, self._loop)
+    try:
+      return future.result()
+    except KeyboardInterrupt:
+      future.cancel()
+      time.sleep(0.2)  # let it tell the ring
+      raise
+
+  def __exit__(self, *_: object) -> None:
+    self._loop.call_soon_threadsafe(self._loop.stop)
+    self._thread.join(5)
+    self._loop.close()

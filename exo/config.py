@@ -1,0 +1,102 @@
+"""All settings of a node in one frozen object, built once from flags and environment, and passed down."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from exo.errors import ConfigError
+
+DEFAULT_API_PORT = 52415
+DEFAULT_DISCOVERY_PORT = 5678
+DEFAULT_MODEL = "smollm2-135m"
+
+
+@dataclass(frozen=True)
+class Config:
+  """Ports: None takes a free one (the API first tries 52415). Memory in MB, times in seconds."""
+  # node
+  node_id: str | None = None
+  node_host: str = "0.0.0.0"
+  node_port: int | None = None
+  inference_engine: str = "auto"
+  max_memory: int | None = None
+  disable_tui: bool = False
+  wait_for_peers: int = 0
+  # discovery
+  discovery_module: str = "udp"
+  listen_port: int = DEFAULT_DISCOVERY_PORT
+  broadcast_port: int = DEFAULT_DISCOVERY_PORT
+  discovery_timeout: float = 30.0
+  discovery_config_path: Path | None = None
+  node_id_filter: tuple[str, ...] = ()
+  interface_type_filter: tuple[str, ...] = ()
+  # API
+  chatgpt_api_host: str = "127.0.0.1"
+  chatgpt_api_port: int | None = None
+  chatgpt_api_response_timeout: float = 900.0
+  max_generate_tokens: int = 10000
+  default_model: str = DEFAULT_MODEL
+  default_temp: float = 0.0
+  system_prompt: str | None = None
+  # models
+  model_dirs: tuple[Path, ...] = ()
+  models: tuple[Path, ...] = ()
+  max_parallel_downloads: int = 8
+  # environment
+  exo_home: Path = Path("~/.cache/exo/downloads")
+  debug: int = 0
+  debug_discovery: int = 0
+
+  @property
+  def state_dir(self) -> Path:
+    """Node ids, locks and runtime files of this machine; created with mode 0700 by whoever writes first."""
+    return self.exo_home / ".exo"
+
+
+def _integer(environment: Mapping[str, str], name: str, low: int, high: int) -> int:
+  text = environment.get(name, "").strip() or "0"
+  if not text.isdigit() or not low <= int(text) <= high:
+    raise ConfigError(f"{name} must be a whole number from {low} to {high}, not {text!r}")
+  return int(text)
+
+
+def config_from(arguments: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> Config:
+  """The configuration of these flags (those that were given) and this environment.
+
+  Raises `ConfigError` that names the flag or variable.
+  """
+  environment = os.environ if environment is None else environment
+  names = {field.name for field in fields(Config)}
+  values = {key: value for key, value in arguments.items() if key in names and value is not None}
+  home = environment.get("EXO_HOME") or "~/.cache/exo/downloads"
+  values["exo_home"] = Path(home).expanduser().absolute()
+  values["debug"] = _integer(environment, "DEBUG", 0, 9)
+  values["debug_discovery"] = _integer(environment, "DEBUG_DISCOVERY", 0, 9)
+  config = Config(**values)
+  _check(config)
+  return config
+
+
+def _check(config: Config) -> None:
+  for flag, port in (("--node-port", config.node_port), ("--chatgpt-api-port", config.chatgpt_api_port),
+                     ("--listen-port", config.listen_port), ("--broadcast-port", config.broadcast_port)):
+    if port is not None and not 0 <= port <= 65535:
+      raise ConfigError(f"{flag} must be from 0 (any free one) to 65535, not {port}")
+  for flag, number, least in (("--wait-for-peers", config.wait_for_peers, 0), ("--max-memory", config.max_memory, 1),
+                              ("--max-generate-tokens", config.max_generate_tokens,
+                               1), ("--discovery-timeout", config.discovery_timeout,
+                                    0.1), ("--max-parallel-downloads", config.max_parallel_downloads, 1),
+                              ("--chatgpt-api-response-timeout", config.chatgpt_api_response_timeout, 1)):
+    if number is not None and number < least:
+      raise ConfigError(f"{flag} must be at least {least}, not {number}")
+  if not 0 <= config.default_temp <= 2:
+    raise ConfigError(f"--default-temp must be from 0 to 2, not {config.default_temp}")
+  if config.discovery_module == "manual" and config.discovery_config_path is None:
+    raise ConfigError("--discovery-module manual needs --discovery-config-path FILE, a JSON file that names the peers")
+  for folder in config.model_dirs:
+    if not folder.is_dir():
+      raise ConfigError(f"--model-dir {folder} is not a folder")

@@ -1,0 +1,140 @@
+"""Every error that exo raises on purpose: one sentence each, with the data that its handlers need.
+
+An error may cross the ring. `to_wire` and `from_wire` keep its class and data, so that the node that serves the client
+answers exactly as if the error had happened there.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import ClassVar
+
+
+class ExoError(Exception):
+  """Base of all expected failures. `details` holds JSON values only and travels between nodes."""
+  kind: ClassVar[str] = "internal_error"
+
+  def __init__(self, message: str, **details: str | int | float | None) -> None:
+    super().__init__(message)
+    self.message = message
+    self.details = details
+
+  def __str__(self) -> str:
+    return self.message
+
+
+class ConfigError(ExoError):
+  """A flag, an environment variable or a configuration file is wrong."""
+  kind = "config_error"
+
+
+class InvalidRequestError(ExoError):
+  """A client asked for something impossible. `param` names the field, `code` is the OpenAI code."""
+  kind = "invalid_request"
+
+  def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+    super().__init__(message, param=param, code=code)
+
+
+class ModelNotFoundError(ExoError):
+  """No known model has this name."""
+  kind = "model_not_found"
+
+
+class ModelTooLargeError(ExoError):
+  """The ring cannot hold the model; the message says how many MB are missing."""
+  kind = "model_too_large"
+
+
+class ModelFilesError(ExoError):
+  """A checkpoint is missing, damaged, or of a kind that cannot be read."""
+  kind = "model_files_error"
+
+
+class UnsupportedModelError(ExoError):
+  """The engine cannot run this architecture."""
+  kind = "unsupported_model"
+
+
+class DownloadError(ExoError):
+  """Fetching a model failed for good."""
+  kind = "download_error"
+
+
+class EngineUnavailableError(ExoError):
+  """The chosen engine cannot run on this machine; the message says what to install."""
+  kind = "engine_unavailable"
+
+
+class EngineError(ExoError):
+  """The engine raised while it computed."""
+  kind = "engine_error"
+
+
+class PeerUnreachableError(ExoError):
+  """There is no link to that node."""
+  kind = "peer_unreachable"
+
+
+class PeerLostError(ExoError):
+  """A node that took part in the request left the ring."""
+  kind = "peer_lost"
+
+
+class ProtocolError(ExoError):
+  """A peer sent something that the protocol does not allow."""
+  kind = "protocol_error"
+
+
+class PlanClosedError(ExoError):
+  """The plan that the request was pinned to is no longer open."""
+  kind = "plan_closed"
+
+
+class QueueFullError(ExoError):
+  """Too many requests are waiting; `retry_after_s` says when to try again."""
+  kind = "queue_full"
+
+
+class DrainingError(ExoError):
+  """The node is shutting down and takes no new requests."""
+  kind = "draining"
+
+
+class DeadlineError(ExoError):
+  """An operation took longer than it was allowed to."""
+  kind = "deadline"
+
+
+class CancelledRequestError(ExoError):
+  """The request was cancelled by its client or by an operator."""
+  kind = "cancelled"
+
+
+def _kinds() -> dict[str, type[ExoError]]:
+  found: dict[str, type[ExoError]] = {ExoError.kind: ExoError}
+  pending = list(ExoError.__subclasses__())
+  while pending:
+    cls = pending.pop()
+    found[cls.kind] = cls
+    pending.extend(cls.__subclasses__())
+  return found
+
+
+def to_wire(error: BaseException) -> tuple[str, str, str]:
+  """The error as (kind, message, details as JSON). Unexpected exceptions become `internal_error`."""
+  if isinstance(error, ExoError):
+    return error.kind, error.message, json.dumps(error.details)
+  return ExoError.kind, f"{type(error).__name__}: {error}", "{}"
+
+
+def from_wire(kind: str, message: str, details_json: str) -> ExoError:
+  """The inverse of `to_wire`. An unknown kind (from a newer node) becomes a plain `ExoError`."""
+  cls = _kinds().get(kind, ExoError)
+  try:
+    details = json.loads(details_json) if details_json else {}
+  except ValueError:
+    details = {}
+  error = cls.__new__(cls)
+  ExoError.__init__(error, message, **(details if isinstance(details, dict) else {}))
+  return error

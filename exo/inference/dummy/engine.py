@@ -1,0 +1,114 @@
+"""Deterministic numbers in place of a model: for tests of everything else.
+
+A hidden state is a vector of whole numbers that depends on every token before it, through the cache of each layer, so
+that a lost, doubled or mixed-up cache entry changes the text. All arithmetic is exact in float32, hence any split, batch
+or chunking gives the same bits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from exo.errors import EngineError
+from exo.inference.dummy.checkpoint import BOS, EOS, VOCAB_SIZE
+from exo.inference.engine import Batch, InferenceEngine, LoadOptions, StageMemory, StageModel, gather_logit_rows
+from exo.inference.shard import Shard
+
+if TYPE_CHECKING:
+  from exo.inference.weights.checkpoint import Checkpoint
+
+_PRIME = 4093  # products of two residues stay below 2**24, the largest range of exact integers in float32
+_HIDDEN = 8
+_KV_BYTES = 8
+
+
+class DummyStage(StageModel):
+  def __init__(self, shard: Shard, vocab_size: int, options: LoadOptions, step_s: float) -> None:
+    self.shard = shard
+    self._vocab_size = vocab_size
+    self._step_s = step_s
+    self._cache: dict[int, npt.NDArray[np.int64]] = {}  # sequence: (tokens, layers), what each layer remembers
+    budget = options.kv_memory_bytes or options.memory_bytes
+    self._memory = StageMemory(
+        shard.layer_count, shard.layer_count * _KV_BYTES, budget // (shard.layer_count * _KV_BYTES),
+        options.max_sequences, options.max_context or 8192
+    )
+
+  @property
+  def memory(self) -> StageMemory:
+    return self._memory
+
+  def step(self, batch: Batch) -> npt.NDArray[Any]:
+    if self._step_s:
+      time.sleep(self._step_s)
+    if batch.hidden is None:
+      hidden = (batch.token_ids[:, None].astype(np.int64) * 31 + np.arange(1, _HIDDEN + 1) * 7) % _PRIME
+    else:
+      hidden = batch.hidden.astype(np.int64)
+    hidden = hidden.copy()
+    start = 0
+    for entry in batch.entries:
+      span = slice(start, start + entry.n_tokens)
+      hidden[span] = self._layers(entry.sequence, entry.position, hidden[span])
+      start += entry.n_tokens
+    if not self.shard.is_last:
+      return hidden.astype(np.float32)
+    rows = hidden[gather_logit_rows(batch.entries)]
+    vocabulary = np.arange(self._vocab_size)
+    logits = -((rows[:, :1] * 17 + rows[:, 1:2] * 29 + vocabulary * 613) % _PRIME).astype(np.float32) / 64
+    if self._vocab_size == VOCAB_SIZE:  # the dummy model speaks printable ASCII and stops now and then
+      logits[:, [*range(32), *range(127, EOS), BOS]] -= 1000
+    return logits.astype(np.float32)
+
+  def _layers(self, sequence: int, position: int, hidden: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    cache = self._cache.get(sequence, np.zeros((0, self.shard.layer_count), np.int64))
+    if position != len(cache):
+      raise EngineError(f"entry at position {position} of a sequence whose cache holds {len(cache)} tokens")
+    if len(cache) + len(hidden) > self._memory.max_context:
+      raise EngineError(f"a sequence is longer than {self._memory.max_context} tokens")
+    new = np.zeros((len(hidden), self.shard.layer_count), np.int64)
+    for k, layer in enumerate(self.shard.layers):
+      new[:, k] = hidden.sum(axis=1) % _PRIME
+      past = cache[:, k].sum() + np.concatenate(([0], new[:-1, k])).cumsum()
+      hidden = (hidden * 3 + (past % _PRIME)[:, None] * 5 + layer + 1) % _PRIME
+    self._cache[sequence] = np.concatenate([cache, new])
+    return hidden
+
+  def drop(self, sequence: int) -> None:
+    self._cache.pop(sequence, None)
+
+  def truncate(self, sequence: int, length: int) -> None:
+    if sequence in self._cache:
+      self._cache[sequence] = self._cache[sequence][:length]
+
+  def copy(self, source: int, target: int, length: int) -> None:
+    self._cache[target] = self._cache[source][:length].copy()
+
+  def close(self) -> None:
+    self._cache.clear()
+
+
+class DummyEngine(InferenceEngine):
+  name = "dummy"
+
+  def __init__(self, step_s: float = 0.0) -> None:
+    self._step_s = step_s
+
+  def load(
+      self,
+      shard: Shard,
+      checkpoint: Checkpoint,
+      options: LoadOptions,
+      progress: Callable[[float], None],
+  ) -> StageModel:
+    progress(1.0)
+    return DummyStage(shard, checkpoint.config.vocab_size, options, self._step_s)
+
+
+def create() -> InferenceEngine:
+  return DummyEngine()

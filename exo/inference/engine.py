@@ -1,0 +1,154 @@
+"""What every inference engine does: load a shard and run batches of entries through it.
+
+All methods block and run on the one thread that owns the device (`device_thread.py`); nothing here is called from the
+event loop, and no two calls into one engine overlap.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from exo.inference.shard import Shard
+
+if TYPE_CHECKING:
+  from exo.inference.weights.checkpoint import Checkpoint
+
+TokenIds = npt.NDArray[np.int32]
+Activation = npt.NDArray[Any]  # (tokens, hidden size), in the dtype that the engine computes in
+Logits = npt.NDArray[np.float32]  # (rows, vocabulary)
+
+
+class LogitsOf(IntEnum):
+  """Which of an entry's positions the last stage computes logits for."""
+  NONE = 0
+  LAST = 1
+  ALL = 2
+
+
+@dataclass(frozen=True, slots=True)
+class BatchEntry:
+  """`n_tokens` consecutive tokens of one sequence, the first of them at `position`.
+
+  `position` equals the number of tokens that the sequence's KV cache holds at this stage.
+  """
+  sequence: int
+  position: int
+  n_tokens: int
+  logits: LogitsOf
+
+  @property
+  def logit_rows(self) -> int:
+    return (0, 1, self.n_tokens)[self.logits]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+  """The entries of one step, their tokens laid end to end. A sequence appears at most once.
+
+  `token_ids` has shape (tokens,) and is there at every stage; `hidden` has shape (tokens, hidden size) and is what the
+  stage before gave, None for the first stage.
+  """
+  entries: tuple[BatchEntry, ...]
+  token_ids: TokenIds
+  hidden: Activation | None = None
+
+  @property
+  def n_tokens(self) -> int:
+    return sum(entry.n_tokens for entry in self.entries)
+
+
+@dataclass(frozen=True, slots=True)
+class StageMemory:
+  """What a loaded shard occupies and how much more it can keep."""
+  weight_bytes: int
+  kv_bytes_per_token: int
+  max_kv_tokens: int
+  max_sequences: int
+  max_context: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+  """`memory_bytes` bounds weights and KV together; `kv_memory_bytes`, where given, bounds the KV alone."""
+  memory_bytes: int
+  threads: int
+  kv_memory_bytes: int | None = None
+  max_sequences: int = 64
+  max_context: int | None = None
+  quantize: str | None = None
+
+
+class StageModel(ABC):
+  """A loaded shard with the KV cache of its sequences."""
+  shard: Shard
+
+  @property
+  @abstractmethod
+  def memory(self) -> StageMemory:
+    """Constant after loading."""
+
+  @abstractmethod
+  def step(self, batch: Batch) -> npt.NDArray[Any]:
+    """Append the entries' keys and values to the cache and return what follows.
+
+    Not the last stage: hidden states (tokens, hidden size). The last: logits (rows, vocabulary) in float32, the wanted
+    rows of each entry in order; possibly zero rows. The array is the caller's. A sequence seen for the first time
+    starts an empty cache. Raises `EngineError`; the cache of the batch's sequences is then undefined.
+    """
+
+  @abstractmethod
+  def drop(self, sequence: int) -> None:
+    """Forget a sequence's cache and give its memory back. Unknown sequences are ignored."""
+
+  @abstractmethod
+  def truncate(self, sequence: int, length: int) -> None:
+    """Forget what the cache holds beyond `length` tokens. Never lengthens."""
+
+  @abstractmethod
+  def copy(self, source: int, target: int, length: int) -> None:
+    """Let `target`, a new sequence, begin with the first `length` tokens of `source`'s cache; they share nothing after."""
+
+  @abstractmethod
+  def close(self) -> None:
+    """Give all memory back. No method may be called afterwards."""
+
+
+class InferenceEngine(ABC):
+  """Loads shards. One instance a process."""
+  name: str
+
+  @abstractmethod
+  def load(
+      self,
+      shard: Shard,
+      checkpoint: Checkpoint,
+      options: LoadOptions,
+      progress: Callable[[float], None],
+  ) -> StageModel:
+    """Read the shard's own weights, call `progress` with fractions 0..1, and make it ready to step.
+
+    Raises `UnsupportedModelError` for an architecture the engine cannot run, `ModelFilesError` for damaged weights.
+    """
+
+  @staticmethod
+  def memory_scale(checkpoint: Checkpoint) -> float:
+    """Bytes in memory per byte of this checkpoint's weights, for planning."""
+    return 1.0
+
+
+def gather_logit_rows(entries: tuple[BatchEntry, ...]) -> npt.NDArray[np.int64]:
+  """Which of the batch's tokens the last stage needs logits for, as indices into the tokens laid end to end."""
+  rows: list[int] = []
+  start = 0
+  for entry in entries:
+    end = start + entry.n_tokens
+    rows.extend(range(end - entry.logit_rows, end))
+    start = end
+  return np.asarray(rows, dtype=np.int64)

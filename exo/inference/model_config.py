@@ -1,0 +1,195 @@
+"""What an engine must know of a decoder-only transformer, read from Hugging Face's `config.json` in either form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from exo.errors import ModelFilesError
+from exo.inference.rope import RopeScaling
+
+# bounds on what a repository may claim, far above any real model
+_LIMITS = {
+    "num_hidden_layers": 1024,
+    "hidden_size": 1 << 17,
+    "intermediate_size": 1 << 20,
+    "num_attention_heads": 4096,
+    "num_key_value_heads": 4096,
+    "head_dim": 8192,
+    "vocab_size": 1 << 22,
+    "max_position_embeddings": 1 << 27,
+    "num_experts": 4096,
+    "num_experts_per_tok": 4096,
+    "moe_intermediate_size": 1 << 20,
+    "sliding_window": 1 << 27,
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+  """Sizes are counts of elements. Lists by layer have `n_layers` entries."""
+  model_type: str
+  hidden_size: int
+  n_layers: int
+  n_heads: int
+  n_kv_heads: int
+  head_dim: int
+  intermediate_size: int
+  vocab_size: int
+  max_context: int
+  norm_eps: float
+  tied: bool
+  activation: str  # "silu" or "gelu_tanh"
+  rope: tuple[RopeScaling, ...]  # by layer
+  rotary_dim: int
+  sliding_window: tuple[int | None, ...]  # by layer; None: full attention
+  attention_scale: float
+  norm_offset: float = 0.0  # Gemma multiplies by 1 + weight
+  embedding_scale: float = 1.0
+  attention_softcap: float = 0.0
+  final_softcap: float = 0.0
+  qk_norm: bool = False
+  post_norms: bool = False  # Gemma 2 and 3: norms after attention and after the MLP too
+  n_experts: int = 0
+  n_experts_per_token: int = 0
+  moe_intermediate_size: int = 0
+  norm_topk: bool = False
+  sparse_layers: tuple[bool, ...] = ()
+
+  @property
+  def kv_elements_per_token(self) -> int:
+    """Numbers that one layer keeps for one token, keys and values together."""
+    return 2 * self.n_kv_heads * self.head_dim
+
+  @classmethod
+  def from_hf(cls, config: Mapping[str, Any]) -> ModelConfig:
+    """Raises `ModelFilesError` when a key is missing or out of bounds."""
+    text = dict(config)
+    if isinstance(config.get("text_config"), Mapping):  # multimodal repositories nest their language model
+      text |= config["text_config"]
+    model_type = str(text.get("model_type", ""))
+    if text.get("auto_map"):
+      raise ModelFilesError(
+          f"this {model_type or 'model'} wants to run code of its own repository, which exo never does"
+      )
+
+    def integer(key: str, default: int | None = None) -> int:
+      value = text.get(key)
+      if value is None:
+        value = default
+      if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _LIMITS.get(key, 1 << 30):
+        raise ModelFilesError(f"config.json: {key} is {value!r}, which is not a plausible number")
+      return value
+
+    hidden, heads, layers = integer("hidden_size"), integer("num_attention_heads"), integer("num_hidden_layers")
+    if not (hidden and heads and layers):
+      raise ModelFilesError("config.json: hidden_size, num_attention_heads and num_hidden_layers must be positive")
+    head_dim = integer("head_dim", hidden // heads)
+    gemma = model_type.startswith("gemma")
+    max_context = integer("max_position_embeddings", 8192)
+    partial = float(
+        _rope_dict(text, "full_attention").get("partial_rotary_factor", text.get("partial_rotary_factor", 1.0))
+    )
+    scalar = text.get("query_pre_attn_scalar")
+    experts = integer("num_experts", integer("num_local_experts", 0)) if "moe" in model_type else 0
+    dense = text.get("mlp_only_layers") or []
+    sparse_step = integer("decoder_sparse_step", 1) or 1
+    return cls(
+        model_type=model_type,
+        hidden_size=hidden,
+        n_layers=layers,
+        n_heads=heads,
+        n_kv_heads=integer("num_key_value_heads", heads),
+        head_dim=head_dim,
+        intermediate_size=integer("intermediate_size", 0),
+        vocab_size=integer("vocab_size"),
+        max_context=max_context,
+        norm_eps=float(text.get("rms_norm_eps", 1e-6)),
+        tied=bool(text.get("tie_word_embeddings", gemma)),
+        activation="gelu_tanh"
+        if gemma or "gelu" in str(text.get("hidden_act") or text.get("hidden_activation") or "") else "silu",
+        rope=tuple(_rope(text, kind) for kind in _layer_kinds(text, layers)),
+        rotary_dim=int(head_dim * partial),
+        sliding_window=tuple(_windows(text, layers)),
+        attention_scale=float(scalar if scalar is not None else head_dim)**-0.5,
+        norm_offset=1.0 if gemma else 0.0,
+        embedding_scale=float(hidden)**0.5 if gemma else 1.0,
+        attention_softcap=float(text.get("attn_logit_softcapping") or 0.0),
+        final_softcap=float(text.get("final_logit_softcapping") or 0.0),
+        qk_norm=model_type in ("qwen3", "qwen3_moe", "gemma3_text", "gemma3"),
+        post_norms=model_type in ("gemma2", "gemma3_text", "gemma3"),
+        n_experts=experts,
+        n_experts_per_token=integer("num_experts_per_tok", 0) if experts else 0,
+        moe_intermediate_size=integer("moe_intermediate_size", 0) if experts else 0,
+        norm_topk=bool(text.get("norm_topk_prob", False)),
+        sparse_layers=tuple(bool(experts) and i not in dense and (i + 1) % sparse_step == 0 for i in range(layers)),
+    )
+
+
+def _layer_kinds(text: Mapping[str, Any], layers: int) -> list[str]:
+  """`sliding_attention` or `full_attention` by layer, from `layer_types` or from the older pattern keys."""
+  kinds = text.get("layer_types")
+  if isinstance(kinds, list) and len(kinds) == layers:
+    return [str(kind) for kind in kinds]
+  model_type = text.get("model_type")
+  pattern = text.get("sliding_window_pattern") or text.get("_sliding_window_pattern")
+  if model_type == "gemma2":
+    pattern = pattern or 2
+  if model_type in ("gemma3_text", "gemma3"):
+    pattern = pattern or 6
+  if pattern:
+    return ["full_attention" if (i + 1) % int(pattern) == 0 else "sliding_attention" for i in range(layers)]
+  if model_type in ("qwen2", "qwen3", "qwen3_moe"):
+    if not text.get("use_sliding_window"):
+      return ["full_attention"] * layers
+    return [
+        "sliding_attention" if i >= int(text.get("max_window_layers", layers)) else "full_attention"
+        for i in range(layers)
+    ]
+  return ["sliding_attention" if text.get("sliding_window") else "full_attention"] * layers
+
+
+def _windows(text: Mapping[str, Any], layers: int) -> list[int | None]:
+  window = text.get("sliding_window")
+  if window is None:
+    return [None] * layers
+  if isinstance(window, bool) or not isinstance(window, int) or not 0 < window <= _LIMITS["sliding_window"]:
+    raise ModelFilesError(f"config.json: sliding_window is {window!r}, which is not a plausible number")
+  return [window if kind == "sliding_attention" else None for kind in _layer_kinds(text, layers)]
+
+
+def _rope_dict(text: Mapping[str, Any], kind: str) -> dict[str, Any]:
+  """The rotary parameters of one kind of layer: `rope_parameters` (newer), else `rope_theta` and `rope_scaling`."""
+  newer = text.get("rope_parameters")
+  if isinstance(newer, Mapping):
+    nested = newer.get(kind)
+    if isinstance(nested, Mapping):
+      return dict(nested)
+    if not any(isinstance(value, Mapping) for value in newer.values()):
+      return {"rope_theta": text.get("rope_theta", 10000.0), **newer}
+  older = dict(text.get("rope_scaling") or {})
+  if kind == "sliding_attention" and text.get("rope_local_base_freq") is not None:
+    return {"rope_theta": text["rope_local_base_freq"]}
+  return {"rope_theta": text.get("rope_theta", 10000.0), **older}
+
+
+def _rope(text: Mapping[str, Any], kind: str) -> RopeScaling:
+  raw = _rope_dict(text, kind)
+  original = raw.get("original_max_position_embeddings") or text.get("original_max_position_embeddings")
+  try:
+    return RopeScaling(
+        theta=float(raw.get("rope_theta", 10000.0)),
+        kind=str(raw.get("rope_type") or raw.get("type") or "default"),
+        factor=float(raw.get("factor") or 1.0),
+        low_freq_factor=float(raw.get("low_freq_factor") or 1.0),
+        high_freq_factor=float(raw.get("high_freq_factor") or 4.0),
+        original_max_position=int(original or text.get("max_position_embeddings") or 8192),
+        factors=tuple(float(f) for f in raw.get("factors") or raw.get("short_factor") or ()),
+        long_factors=tuple(float(f) for f in raw.get("long_factor") or ()),
+        beta_fast=float(raw.get("beta_fast") or 32.0),
+        beta_slow=float(raw.get("beta_slow") or 1.0),
+        attention_factor=None if raw.get("attention_factor") is None else float(raw["attention_factor"]),
+    )
+  except (TypeError, ValueError) as error:
+    raise ModelFilesError(f"config.json: the rotary embedding's parameters are not numbers ({error})") from error

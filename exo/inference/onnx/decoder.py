@@ -1,0 +1,167 @@
+"""The decoder layers of a shard as one ONNX graph, for every dense architecture of the Llama line.
+
+Inputs: `x` (B, S, hidden), `seqlens_k` (B,) int32 with each row's total length less one, `total` (1,) int32 the longest
+total length, on the last stage `rows` (R,) int64 choosing tokens of the flattened batch, and per layer `past_k.i`,
+`past_v.i` (B, KV heads, context, head dim), which the operator updates in place. Output: `y`, hidden states
+(B, S, hidden) or logits (R, vocabulary).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from exo.errors import UnsupportedModelError
+from exo.inference.onnx.graph import MICROSOFT, Dims, GraphBuilder
+from exo.inference.onnx.linear import LinearLayers
+from exo.inference.rope import cos_sin
+from exo.inference.shard import Shard
+from exo.inference.weights.checkpoint import EMBEDDING, HEAD, Checkpoint
+from exo.inference.weights.tensor import StoredTensor
+
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3")
+
+
+class DecoderGraph:
+  """Writes one shard's layers into a graph."""
+  def __init__(self, shard: Shard, checkpoint: Checkpoint, context: int, bits: int | None) -> None:
+    config = checkpoint.config
+    if config.model_type not in ARCHITECTURES:
+      raise UnsupportedModelError(
+          f"the onnx engine runs {', '.join(ARCHITECTURES)}; this model is of type {config.model_type!r}"
+      )
+    self.graph = GraphBuilder()
+    self._shard, self._checkpoint, self._config, self._context = shard, checkpoint, config, context
+    self._linear = LinearLayers(self.graph, bits)
+
+  def build(self, progress: Callable[[float], None]) -> GraphBuilder:
+    g, config, shard = self.graph, self._config, self._shard
+    residual = g.input("x", "float32", ["B", "S", config.hidden_size])
+    g.input("seqlens_k", "int32", ["B"])
+    g.input("total", "int32", [1])
+    added: str | None = None
+    if not shard.is_first:
+      # x + 0 through the same operator that the undivided model uses here, so that a split changes no bit
+      added = g.node("Mul", [residual, g.weight(np.zeros(1, np.float32))])
+    for done, layer in enumerate(shard.layers):
+      residual, added = self._layer(layer, residual, added)
+      progress((done + 1) / (shard.layer_count + 1))
+    assert added is not None
+    if shard.is_last:
+      self._head(residual, added)
+    else:
+      g.node("Add", [residual, added], output="y")
+      g.output("y", "float32", ["B", "S", config.hidden_size])
+    return g
+
+  def _tensor(self, name: str) -> StoredTensor:
+    return self._checkpoint.tensor(name)
+
+  def _norm_weight(self, name: str) -> str:
+    return self.graph.weight(self._tensor(name).to_float32() + np.float32(self._config.norm_offset), "norm")
+
+  def _norm(self, x: str, name: str) -> str:
+    return self.graph.node(
+        "SimplifiedLayerNormalization", [x, self._norm_weight(name)], axis=-1, epsilon=self._config.norm_eps
+    )
+
+  def _add_and_norm(self, residual: str, added: str | None, name: str) -> tuple[str, str]:
+    """(norm(residual + added), residual + added) in one operator."""
+    if added is None:
+      return self._norm(residual, name), residual
+    g = self.graph
+    normed, total = g.fresh("norm"), g.fresh("residual")
+    g.nodes(
+        "SkipSimplifiedLayerNormalization", [residual, added, self._norm_weight(name)], [normed, "", "", total],
+        domain=MICROSOFT,
+        epsilon=self._config.norm_eps
+    )
+    return normed, total
+
+  def _project(self, x: str, layer: int, fused: str, *separate: str) -> str:
+    """One product for projections that read the same value, stored together or apart."""
+    prefix = f"model.layers.{layer}."
+    names = [prefix +
+             fused] if self._checkpoint.has(f"{prefix}{fused}.weight") else [prefix + name for name in separate]
+    biases = [self._tensor(f"{name}.bias") for name in names if self._checkpoint.has(f"{name}.bias")]
+    if biases and len(biases) != len(names):
+      raise UnsupportedModelError(f"layer {layer}: some of {', '.join(names)} have a bias and some have none")
+    return self._linear.add(x, [self._tensor(f"{name}.weight") for name in names], biases)
+
+  def _layer(self, layer: int, residual: str, added: str | None) -> tuple[str, str]:
+    """(residual, what is still to be added to it) after the layer."""
+    prefix, config = f"model.layers.{layer}.", self._config
+    normed, residual = self._add_and_norm(residual, added, f"{prefix}input_layernorm.weight")
+    attended = self._attention(layer, normed)
+    out = self._project(attended, layer, "self_attn.o_proj")
+    if config.post_norms:
+      out = self._norm(out, f"{prefix}post_attention_layernorm.weight")
+      before_mlp = f"{prefix}pre_feedforward_layernorm.weight"
+    else:
+      before_mlp = f"{prefix}post_attention_layernorm.weight"
+    normed, residual = self._add_and_norm(residual, out, before_mlp)
+    out = self._mlp(layer, normed)
+    if config.post_norms:
+      out = self._norm(out, f"{prefix}post_feedforward_layernorm.weight")
+    return residual, out
+
+  def _attention(self, layer: int, x: str) -> str:
+    g, config = self.graph, self._config
+    qkv = self._project(x, layer, "self_attn.qkv_proj", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    cos, sin = self._cos_sin(layer)
+    cache: Dims = ["B", config.n_kv_heads, self._context, config.head_dim]
+    past = [g.input(f"past_{part}.{layer}", "float32", cache) for part in "kv"]
+    present = [g.output(f"present_{part}.{layer}", "float32", cache) for part in "kv"]
+    inputs = [qkv, "", "", *past, "seqlens_k", "total", cos, sin]
+    prefix = f"model.layers.{layer}.self_attn."
+    attributes: dict[str, float | int] = {}
+    if config.qk_norm:
+      norms = [self._norm_weight(f"{prefix}{part}_norm.weight") for part in "qk"]
+      inputs += ["", "", "", "", "", *norms]
+      attributes["qk_norm_epsilon"] = config.norm_eps
+    if config.attention_softcap:
+      attributes["softcap"] = config.attention_softcap
+    if (window := config.sliding_window[layer]) is not None:
+      attributes["local_window_size"] = window
+    return g.nodes(
+        "GroupQueryAttention",
+        inputs, [g.fresh("attention"), *present],
+        domain=MICROSOFT,
+        num_heads=config.n_heads,
+        kv_num_heads=config.n_kv_heads,
+        do_rotary=1,
+        rotary_interleaved=0,
+        scale=config.attention_scale,
+        **attributes
+    )[0]
+
+  def _cos_sin(self, layer: int) -> tuple[str, str]:
+    config = self._config
+    cos, sin = cos_sin(config.rope[layer], config.rotary_dim, self._context, config.max_context)
+    key = config.rope.index(config.rope[layer])  # layers of one kind share their tables
+    return self.graph.weight(cos, name=f"cos.{key}"), self.graph.weight(sin, name=f"sin.{key}")
+
+  def _mlp(self, layer: int, x: str) -> str:
+    g = self.graph
+    both = self._project(x, layer, "mlp.gate_up_proj", "mlp.gate_proj", "mlp.up_proj")
+    gate, up = g.nodes("Split", [both], [g.fresh("gate"), g.fresh("up")], axis=-1, num_outputs=2)
+    if self._config.activation == "silu":
+      active = g.node("QuickGelu", [gate], domain=MICROSOFT, alpha=1.0)  # x · sigmoid(x): one operator, not two
+    else:
+      active = g.node("FastGelu", [gate], domain=MICROSOFT)
+    return self._project(g.node("Mul", [active, up]), layer, "mlp.down_proj")
+
+  def _head(self, residual: str, added: str) -> None:
+    g, config = self.graph, self._config
+    normed, _ = self._add_and_norm(residual, added, "model.norm.weight")
+    g.input("rows", "int64", ["R"])
+    flat = g.node("Reshape", [normed, g.weight(np.array([-1, config.hidden_size], np.int64))])
+    chosen = g.node("Gather", [flat, "rows"], axis=0)
+    head = self._tensor(HEAD if self._checkpoint.has(HEAD) else EMBEDDING)
+    logits = self._linear.add(chosen, [head])
+    if config.final_softcap:
+      cap = g.weight(np.array([config.final_softcap], np.float32))
+      logits = g.node("Mul", [g.node("Tanh", [g.node("Div", [logits, cap])]), cap])
+    g.node("Identity", [logits], output="y")
+    g.output("y", "float32", ["R", config.vocab_size])

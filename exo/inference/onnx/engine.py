@@ -1,0 +1,203 @@
+"""The onnx engine: a shard as one onnxruntime session, fastest where there is only a CPU.
+
+Decodes of one step run as one batch over neighbouring rows of the KV cache; every longer entry is a run of its own.
+Bindings of a batch to its rows are kept, since binding sixty buffers anew costs as much as several layers.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from exo.errors import EngineError
+from exo.inference.engine import (
+    Batch,
+    BatchEntry,
+    InferenceEngine,
+    LoadOptions,
+    StageMemory,
+    StageModel,
+    TokenIds,
+    gather_logit_rows,
+)
+from exo.inference.onnx.decoder import DecoderGraph
+from exo.inference.onnx.kv_arena import Floats, KvArena
+from exo.inference.onnx.memory import use_huge_pages
+from exo.inference.shard import Shard
+from exo.inference.weights.checkpoint import EMBEDDING
+
+if TYPE_CHECKING:
+  from exo.inference.weights.checkpoint import Checkpoint
+
+_MAX_BINDINGS = 32
+
+
+class _Binding:
+  """Buffers of one shape bound to one window of KV rows. Fill `x`, `seqlens`, `total` and `rows`, then `run`."""
+  def __init__(self, stage: OnnxStage, start: int, batch: int, length: int, n_rows: int) -> None:
+    self._session, self._io = stage.session, stage.session.io_binding()
+    self.x = np.zeros((batch, length, stage.hidden_size), np.float32)
+    self.seqlens, self.total = np.zeros(batch, np.int32), np.zeros(1, np.int32)
+    self.rows = np.zeros(n_rows, np.int64)
+    inputs: list[tuple[str, npt.NDArray[Any]]] = [("x", self.x), ("seqlens_k", self.seqlens), ("total", self.total)]
+    if stage.shard.is_last:
+      inputs.append(("rows", self.rows))
+      self.y = np.zeros((n_rows, stage.vocab_size), np.float32)
+    else:
+      self.y = np.zeros((batch, length, stage.hidden_size), np.float32)
+    for name, array in inputs:
+      self._io.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+    self._io.bind_output("y", "cpu", 0, np.float32, self.y.shape, self.y.ctypes.data)
+    for layer, pair in zip(stage.shard.layers, stage.arena.arrays, strict=True):
+      for part, array in zip("kv", pair, strict=True):
+        view = array[start:start + batch]
+        args = ("cpu", 0, np.float32, view.shape, view.ctypes.data)
+        self._io.bind_input(f"past_{part}.{layer}", *args)
+        self._io.bind_output(f"present_{part}.{layer}", *args)
+
+  def run(self) -> Floats:
+    try:
+      self._session.run_with_iobinding(self._io)
+    except Exception as error:
+      raise EngineError(f"onnxruntime: {error}") from error
+    return self.y
+
+
+class OnnxStage(StageModel):
+  def __init__(
+      self, shard: Shard, checkpoint: Checkpoint, options: LoadOptions, progress: Callable[[float], None]
+  ) -> None:
+    config = checkpoint.config
+    self.shard, self.hidden_size, self.vocab_size = shard, config.hidden_size, config.vocab_size
+    self._kv_bytes_per_token = shard.layer_count * config.kv_elements_per_token * 4
+    context = min(config.max_context, options.max_context or config.max_context)
+    bits = {"8": 8, "4": 4, "none": None, None: 8}[options.quantize]
+    graph = DecoderGraph(shard, checkpoint, context, bits).build(progress)
+    weight_bytes = graph.weight_bytes
+    budget = max(0, options.memory_bytes - weight_bytes)
+    if options.kv_memory_bytes is not None:
+      budget = min(budget, options.kv_memory_bytes)
+    self._memory = StageMemory(
+        weight_bytes, self._kv_bytes_per_token, budget // self._kv_bytes_per_token, options.max_sequences, context
+    )
+    self._embedding = checkpoint.tensor(EMBEDDING) if shard.is_first else None
+    self._embedding_scale = np.float32(config.embedding_scale)
+    self.arena = KvArena(shard.layer_count, options.max_sequences, config.n_kv_heads, context, config.head_dim)
+    self.session: ort.InferenceSession = graph.session(options.threads)
+    use_huge_pages()
+    self._bindings: OrderedDict[tuple[int, int], _Binding] = OrderedDict()
+    progress(1.0)
+
+  @property
+  def memory(self) -> StageMemory:
+    return self._memory
+
+  def step(self, batch: Batch) -> npt.NDArray[Any]:
+    self._check(batch)
+    x = self._embed(batch.token_ids) if batch.hidden is None else batch.hidden
+    starts = np.cumsum([0, *(entry.n_tokens for entry in batch.entries)])
+    rows_before = np.cumsum([0, *(entry.logit_rows for entry in batch.entries)])
+    if self.shard.is_last:
+      out = np.empty((int(rows_before[-1]), self.vocab_size), np.float32)
+    else:
+      out = np.empty((batch.n_tokens, self.hidden_size), np.float32)
+    singles = [i for i, entry in enumerate(batch.entries) if entry.n_tokens == 1]
+    if singles:
+      self._run_singles([batch.entries[i] for i in singles], x, starts[singles], out, rows_before[singles])
+    for i, entry in enumerate(batch.entries):
+      if entry.n_tokens > 1:
+        y = self._run_one(entry, x[starts[i]:starts[i] + entry.n_tokens])
+        if self.shard.is_last:
+          out[rows_before[i]:rows_before[i] + entry.logit_rows] = y
+        else:
+          out[starts[i]:starts[i] + entry.n_tokens] = y[0]
+    for entry in batch.entries:
+      self.arena.extend(entry.sequence, entry.n_tokens)
+    return out
+
+  def _check(self, batch: Batch) -> None:
+    for entry in batch.entries:
+      held = self.arena.length(entry.sequence)
+      if entry.position != held:
+        raise EngineError(f"entry at position {entry.position} of a sequence whose cache holds {held} tokens")
+      if entry.position + entry.n_tokens > self.arena.context:
+        raise EngineError(f"a sequence is longer than {self.arena.context} tokens")
+      self.arena.open(entry.sequence)
+
+  def _embed(self, token_ids: TokenIds) -> Floats:
+    assert self._embedding is not None
+    values = self._embedding.rows(token_ids).to_float32()
+    return values if self._embedding_scale == 1 else values * self._embedding_scale
+
+  def _run_singles(
+      self, entries: Sequence[BatchEntry], x: Floats, tokens: npt.NDArray[Any], out: Floats,
+      rows_before: npt.NDArray[Any]
+  ) -> None:
+    """One token each of several sequences, as one batch in the order of their rows."""
+    start = self.arena.window([entry.sequence for entry in entries])
+    binding = self._binding(start, len(entries))
+    row_of = [self.arena.row(entry.sequence) - start for entry in entries]
+    binding.x[row_of, 0] = x[tokens]
+    binding.seqlens[row_of] = [entry.position for entry in entries]
+    binding.total[0] = max(entry.position for entry in entries) + 1
+    y = binding.run()
+    if not self.shard.is_last:
+      out[tokens] = y[row_of, 0]
+      return
+    for entry, row, target in zip(entries, row_of, rows_before, strict=True):
+      if entry.logit_rows:
+        out[target] = y[row]
+
+  def _binding(self, start: int, batch: int) -> _Binding:
+    key = (start, batch)
+    if key not in self._bindings:
+      if len(self._bindings) >= _MAX_BINDINGS:
+        self._bindings.popitem(last=False)
+      self._bindings[key] = _Binding(self, start, batch, 1, batch)
+      self._bindings[key].rows[:] = np.arange(batch)
+    self._bindings.move_to_end(key)
+    return self._bindings[key]
+
+  def _run_one(self, entry: BatchEntry, x: Floats) -> Floats:
+    binding = _Binding(self, self.arena.row(entry.sequence), 1, entry.n_tokens, entry.logit_rows)
+    binding.x[0] = x
+    binding.seqlens[0] = entry.position + entry.n_tokens - 1
+    binding.total[0] = entry.position + entry.n_tokens
+    binding.rows[:] = gather_logit_rows((entry, ))
+    return binding.run()
+
+  def drop(self, sequence: int) -> None:
+    self.arena.drop(sequence)
+
+  def truncate(self, sequence: int, length: int) -> None:
+    self.arena.truncate(sequence, length)
+
+  def copy(self, source: int, target: int, length: int) -> None:
+    self.arena.copy(source, target, length)
+
+  def close(self) -> None:
+    self._bindings.clear()
+    self.arena.close()
+    del self.session
+
+
+class OnnxEngine(InferenceEngine):
+  name = "onnx"
+
+  def load(
+      self,
+      shard: Shard,
+      checkpoint: Checkpoint,
+      options: LoadOptions,
+      progress: Callable[[float], None],
+  ) -> StageModel:
+    return OnnxStage(shard, checkpoint, options, progress)
+
+
+def create() -> InferenceEngine:
+  return OnnxEngine()

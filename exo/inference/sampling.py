@@ -1,0 +1,161 @@
+"""From logits to a token, by each request's own parameters.
+
+Randomness is a function of (seed, choice, position) alone, so a request that goes on elsewhere goes on identically.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from exo.inference.engine import Logits
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+  """Values are as in the OpenAI API; `top_k` 0 and `min_p` 0 are off, `repetition_penalty` 1 is off.
+
+  `top_logprobs` None reports no log probabilities, 0 those of the chosen tokens alone.
+  """
+  temperature: float = 0.0
+  top_p: float = 1.0
+  top_k: int = 0
+  min_p: float = 0.0
+  frequency_penalty: float = 0.0
+  presence_penalty: float = 0.0
+  repetition_penalty: float = 1.0
+  seed: int = 0
+  logit_bias: Mapping[int, float] = field(default_factory=dict)
+  top_logprobs: int | None = None
+
+  @property
+  def needs_prompt(self) -> bool:
+    """Whether the sampler must know the prompt's tokens."""
+    return self.repetition_penalty != 1.0
+
+  @property
+  def plain_greedy(self) -> bool:
+    """The token is the logits' argmax and nothing else is asked for."""
+    return (
+        self.temperature == 0 and not self.logit_bias and self.frequency_penalty == 0 and self.presence_penalty == 0
+        and self.repetition_penalty == 1 and self.top_logprobs is None
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+  """A token, its natural-log probability under the model, and the likeliest alternatives, best first."""
+  token_id: int
+  logprob: float
+  top: tuple[tuple[int, float], ...] = ()
+
+
+def log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
+  """Log probabilities of one row of logits (V,), in float64."""
+  shifted = logits.astype(np.float64) - float(logits.max())
+  out: npt.NDArray[np.float64] = shifted - math.log(float(np.exp(shifted).sum()))
+  return out
+
+
+def describe(logits: Logits, token_id: int, top: int) -> TokenLogprob:
+  """The log probability of `token_id` and of the `top` likeliest tokens."""
+  logprobs = log_softmax(logits)
+  return TokenLogprob(token_id, float(logprobs[token_id]), _likeliest(logprobs, top))
+
+
+def _likeliest(logprobs: npt.NDArray[np.float64], count: int) -> tuple[tuple[int, float], ...]:
+  if count == 0:
+    return ()
+  candidates = np.argpartition(-logprobs, min(count, logprobs.size - 1))[:count]
+  ordered = candidates[np.lexsort((candidates, -logprobs[candidates]))]
+  return tuple((int(i), float(logprobs[i])) for i in ordered)
+
+
+def uniform(seed: int, choice: int, position: int) -> float:
+  """A number in [0, 1) from a counter-based generator (Philox): no state, the same everywhere."""
+  key = np.array([seed & 0xFFFFFFFFFFFFFFFF, choice], dtype=np.uint64)
+  bits = np.random.Philox(key=key, counter=np.array([position, 0, 0, 0], dtype=np.uint64))
+  return float(np.random.Generator(bits).random())
+
+
+class Sampler:
+  """Chooses the tokens of one sequence. Its only state is how often each token has occurred."""
+  def __init__(self, params: SamplingParams, choice: int = 0) -> None:
+    self._params = params
+    self._choice = choice
+    self._generated: dict[int, int] = {}
+    self._seen: set[int] = set()
+    self._bias: tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]] | None = None
+    if params.logit_bias:
+      self._bias = (
+          np.fromiter(params.logit_bias.keys(), np.int64), np.fromiter(params.logit_bias.values(), np.float32)
+      )
+
+  def note_prompt(self, token_ids: Iterable[int]) -> None:
+    """Tell it of prompt tokens; only the repetition penalty looks at them."""
+    if self._params.needs_prompt:
+      self._seen.update(int(t) for t in token_ids)
+
+  def note_generated(self, token_id: int) -> None:
+    """Tell it of a token that was emitted elsewhere (a request that moved here)."""
+    self._generated[token_id] = self._generated.get(token_id, 0) + 1
+    self._seen.add(token_id)
+
+  def sample(self, logits: Logits, position: int) -> TokenLogprob:
+    """The token at `position`, from the logits (V,) of the position before. The log probability is the model's own,
+    before penalties, bias and temperature."""
+    params = self._params
+    if params.plain_greedy:
+      return TokenLogprob(int(logits.argmax()), 0.0)
+    token_id = self._choose(self._adjusted(logits), position)
+    self.note_generated(token_id)
+    if params.top_logprobs is None:
+      return TokenLogprob(token_id, 0.0)
+    return describe(logits, token_id, params.top_logprobs)
+
+  def _adjusted(self, logits: Logits) -> Logits:
+    params, out = self._params, logits
+    penalised = params.frequency_penalty or params.presence_penalty
+    if self._bias is not None or penalised or params.repetition_penalty != 1:
+      out = logits.copy()
+    if params.repetition_penalty != 1 and self._seen:
+      # CTRL (Keskar et al., 2019): towards zero for positive logits, away from it for negative ones
+      seen = np.fromiter(self._seen, np.int64)
+      values = out[seen]
+      out[seen] = np.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+    if penalised and self._generated:
+      ids = np.fromiter(self._generated.keys(), np.int64)
+      counts = np.fromiter(self._generated.values(), np.float32)
+      out[ids] -= counts * np.float32(params.frequency_penalty) + np.float32(params.presence_penalty)
+    if self._bias is not None:
+      ids, values = self._bias
+      out[ids] += values
+      out[ids[values <= -100]] = -np.inf
+    return out
+
+  def _choose(self, logits: Logits, position: int) -> int:
+    params = self._params
+    if params.temperature == 0:
+      return int(logits.argmax())
+    scaled = logits.astype(np.float64) / params.temperature
+    size = scaled.size
+    if 0 < params.top_k < size:
+      candidates = np.argpartition(-scaled, params.top_k)[:params.top_k]
+    else:
+      candidates = np.arange(size)
+    # likeliest first, ties by id: the same order on every machine
+    candidates = candidates[np.lexsort((candidates, -scaled[candidates]))]
+    probabilities = np.exp(scaled[candidates] - scaled[candidates[0]])
+    probabilities /= probabilities.sum()
+    keep = candidates.size
+    if params.min_p > 0:
+      keep = max(1, int((probabilities >= params.min_p * probabilities[0]).sum()))
+    cumulative = probabilities.cumsum()
+    if params.top_p < 1:
+      keep = min(keep, int(np.searchsorted(cumulative, params.top_p * cumulative[-1])) + 1)
+    drawn = uniform(params.seed, self._choice, position) * cumulative[keep - 1]
+    return int(candidates[min(int(np.searchsorted(cumulative[:keep], drawn, side="right")), keep - 1)])

@@ -1,0 +1,94 @@
+"""A model's files, read by tensor: the interface, and the choice of reader by what lies at a path."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exo.errors import ModelFilesError
+from exo.inference.model_config import ModelConfig
+from exo.inference.weights.tensor import StoredTensor
+
+if TYPE_CHECKING:
+  from exo.inference.tokenizer import Tokenizer
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+
+
+class Checkpoint(ABC):
+  """One model on disk. Names, shapes and values are those of Hugging Face's classes, whatever the file's own.
+
+  Opening reads headers only; `tensor` maps the bytes of that tensor and reads no other.
+  """
+  path: Path
+
+  @property
+  @abstractmethod
+  def hf_config(self) -> dict[str, Any]:
+    """The configuration in the form of Hugging Face's `config.json`."""
+
+  @abstractmethod
+  def names(self) -> Iterable[str]:
+    """Every tensor's name."""
+
+  @abstractmethod
+  def tensor_bytes(self, name: str) -> int:
+    """The tensor's size in the file."""
+
+  @abstractmethod
+  def tensor(self, name: str) -> StoredTensor:
+    """The tensor, memory-mapped. Raises `ModelFilesError` when it is not there."""
+
+  @abstractmethod
+  def tokenizer(self) -> Tokenizer:
+    """The model's tokenizer with its chat template."""
+
+  @abstractmethod
+  def close(self) -> None:
+    """Give back the files. Tensors already handed out stay valid."""
+
+  @cached_property
+  def config(self) -> ModelConfig:
+    return ModelConfig.from_hf(self.hf_config)
+
+  def has(self, name: str) -> bool:
+    return name in self._name_set
+
+  @cached_property
+  def _name_set(self) -> frozenset[str]:
+    return frozenset(self.names())
+
+  @cached_property
+  def fingerprint(self) -> str:
+    """Equal for equal checkpoints: a hash of the configuration and of every tensor's name and size."""
+    digest = hashlib.sha256(json.dumps(self.hf_config, sort_keys=True, default=str).encode())
+    for name in sorted(self.names()):
+      digest.update(f"{name} {self.tensor_bytes(name)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+  """The checkpoint at `path`: a GGUF file, or a folder with a GGUF file or with `config.json` and safetensors.
+
+  Raises `ModelFilesError` with what was looked for.
+  """
+  from exo.inference.weights.gguf_checkpoint import GgufCheckpoint
+  from exo.inference.weights.safetensors_checkpoint import SafetensorsCheckpoint
+  if path.is_file():
+    if path.suffix != ".gguf":
+      raise ModelFilesError(f"{path.name} is not a model: a GGUF file or a folder with safetensors is wanted")
+    return GgufCheckpoint(path)
+  if (path / "config.json").is_file() and any(path.glob("*.safetensors")):
+    return SafetensorsCheckpoint(path)
+  ggufs = sorted(path.glob("*.gguf"))
+  if len(ggufs) == 1:
+    return GgufCheckpoint(ggufs[0])
+  if ggufs:
+    raise ModelFilesError(f"{path.name} holds {len(ggufs)} GGUF files: name one of them")
+  raise ModelFilesError(f"{path.name} holds no model: neither config.json with *.safetensors nor a *.gguf file")

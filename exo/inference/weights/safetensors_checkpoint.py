@@ -1,0 +1,171 @@
+"""A Hugging Face folder: `config.json` and one or more safetensors files, each read by tensor.
+
+The header is read here rather than by the `safetensors` package because bfloat16 has no numpy type, MLX's quantized
+weights come as words of raw bits, and files may be there only in part.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from exo.errors import ModelFilesError
+from exo.inference.weights.checkpoint import Checkpoint
+from exo.inference.weights.tensor import StoredTensor
+
+if TYPE_CHECKING:
+  from exo.inference.tokenizer import Tokenizer
+
+MAX_HEADER_BYTES = 100 * 2**20
+_MAX_JSON_BYTES = 64 * 2**20
+_ITEM_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2,
+    "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SafetensorsEntry:
+  """`start` and `n_bytes` count from the file's beginning; `dtype` is safetensors' name."""
+  name: str
+  shape: tuple[int, ...]
+  dtype: str
+  start: int
+  n_bytes: int
+
+
+def parse_safetensors_header(data: memoryview, file_size: int, file_name: str) -> dict[str, SafetensorsEntry]:
+  """Where each tensor lies in a file of `file_size` bytes; `data` is its beginning.
+
+  Spans must lie within the file, overlap nowhere and fit their shapes. Raises `ModelFilesError` otherwise.
+  """
+  if file_size < 8 or len(data) < 8:
+    raise ModelFilesError(f"{file_name} is too short to be a safetensors file")
+  length = int.from_bytes(data[:8], "little")
+  if not 2 <= length <= min(MAX_HEADER_BYTES, file_size - 8) or len(data) < 8 + length:
+    raise ModelFilesError(f"{file_name} claims a header of {length} bytes: it is cut off or damaged")
+  try:
+    header = json.loads(bytes(data[8:8 + length]))
+  except (ValueError, RecursionError) as error:
+    raise ModelFilesError(f"{file_name}: its header is not JSON") from error
+  if not isinstance(header, dict):
+    raise ModelFilesError(f"{file_name}: its header is not an object")
+  entries = {
+      name: _entry(name, value, 8 + length, file_name)
+      for name, value in header.items() if name != "__metadata__"
+  }
+  end = 8 + length
+  for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.n_bytes)):
+    if entry.start < end:
+      raise ModelFilesError(f"{file_name}: tensor {entry.name!r} overlaps another")
+    end = entry.start + entry.n_bytes
+  if end > file_size:
+    raise ModelFilesError(
+        f"{file_name} is cut off: its tensors need {end} bytes, it has {file_size}. Delete it and fetch it again."
+    )
+  return entries
+
+
+def _entry(name: str, value: Any, base: int, file_name: str) -> SafetensorsEntry:
+  try:
+    dtype, shape, (begin, end) = value["dtype"], value["shape"], value["data_offsets"]
+    numbers = [*shape, begin, end]
+  except (TypeError, KeyError, ValueError) as error:
+    raise ModelFilesError(f"{file_name}: the entry of tensor {name!r} is malformed") from error
+  if dtype not in _ITEM_BYTES:
+    raise ModelFilesError(f"{file_name}: tensor {name!r} is of the unknown type {dtype!r}")
+  if any(isinstance(n, bool) or not isinstance(n, int) or not 0 <= n < 1 << 48 for n in numbers) or len(shape) > 8:
+    raise ModelFilesError(f"{file_name}: the entry of tensor {name!r} is malformed")
+  if end - begin != math.prod(shape) * _ITEM_BYTES[dtype]:
+    raise ModelFilesError(f"{file_name}: tensor {name!r} has {end - begin} bytes, which its shape and type contradict")
+  return SafetensorsEntry(name, tuple(shape), dtype, base + begin, end - begin)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+  """A JSON object from a model's folder, `{}` where there is no such file. Raises `ModelFilesError` when it is broken."""
+  if not path.is_file():
+    return {}
+  if path.stat().st_size > _MAX_JSON_BYTES:
+    raise ModelFilesError(f"{path.name} is implausibly large")
+  try:
+    value = json.loads(path.read_text("utf-8"))
+  except (ValueError, RecursionError, OSError) as error:
+    raise ModelFilesError(f"{path.name} is not valid JSON: {error}") from error
+  if not isinstance(value, dict):
+    raise ModelFilesError(f"{path.name} does not hold a JSON object")
+  return value
+
+
+class SafetensorsCheckpoint(Checkpoint):
+  def __init__(self, path: Path) -> None:
+    self.path = path
+    self._config = read_json(path / "config.json")
+    self._maps: dict[Path, np.memmap[Any, Any]] = {}
+    self._entries: dict[str, tuple[Path, SafetensorsEntry]] = {}
+    for file in self._files():
+      mapped = self._open(file)
+      for name, entry in parse_safetensors_header(memoryview(mapped), mapped.size, file.name).items():
+        if name in self._entries:
+          raise ModelFilesError(f"{file.name} and {self._entries[name][0].name} both hold tensor {name!r}")
+        self._entries[name] = (file, entry)
+
+  def _files(self) -> list[Path]:
+    index = read_json(self.path / "model.safetensors.index.json").get("weight_map")
+    if index is None:
+      return sorted(self.path.glob("*.safetensors"))
+    if not isinstance(index, dict) or not all(isinstance(v, str) and Path(v).name == v for v in index.values()):
+      raise ModelFilesError("model.safetensors.index.json: weight_map must name files of this folder")
+    files = [self.path / name for name in sorted(set(index.values()))]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+      raise ModelFilesError(f"{self.path.name} lacks {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}")
+    return files
+
+  def _open(self, file: Path) -> np.memmap[Any, Any]:
+    try:
+      self._maps[file] = np.memmap(file, dtype=np.uint8, mode="r")
+    except (OSError, ValueError) as error:
+      raise ModelFilesError(f"{file.name} cannot be read: {error}") from error
+    return self._maps[file]
+
+  @property
+  def hf_config(self) -> dict[str, Any]:
+    config = dict(self._config)
+    text = config.get("text_config", config)
+    if isinstance(text, dict) and "vocab_size" not in text:
+      embedding = next((e for n, (_, e) in self._entries.items() if n.endswith("embed_tokens.weight")), None)
+      if embedding is not None:
+        config["vocab_size"] = embedding.shape[0]
+    return config
+
+  def names(self) -> Iterable[str]:
+    return self._entries.keys()
+
+  def _entry(self, name: str) -> tuple[Path, SafetensorsEntry]:
+    try:
+      return self._entries[name]
+    except KeyError:
+      raise ModelFilesError(f"{self.path.name} has no tensor {name}") from None
+
+  def tensor_bytes(self, name: str) -> int:
+    return self._entry(name)[1].n_bytes
+
+  def tensor(self, name: str) -> StoredTensor:
+    file, entry = self._entry(name)
+    raw = self._maps[file][entry.start:entry.start + entry.n_bytes]
+    rows = entry.shape[:-1] if entry.shape else ()
+    shape = entry.shape or (1, )
+    return StoredTensor(name, shape, entry.dtype, raw.reshape(*rows, raw.size // max(1, math.prod(rows))))
+
+  def tokenizer(self) -> Tokenizer:
+    from exo.inference.hf_tokenizer import hf_tokenizer
+    return hf_tokenizer(self.path)
+
+  def close(self) -> None:
+    self._maps.clear()

@@ -1,0 +1,290 @@
+"""The mesh over gRPC: one server, one dialer, and a table of the links that are up."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import grpc
+import grpc.aio
+
+from exo.errors import ConfigError, PeerUnreachableError, ProtocolError
+from exo.log import log
+from exo.networking.grpc.codec import hello_in, hello_out
+from exo.networking.grpc.link import STREAM_KINDS, Link
+from exo.networking.grpc.stream import CHANNEL_OPTIONS, METHOD, SERVER_OPTIONS, EnvelopeStream
+from exo.networking.mesh import Mesh, MeshHandler, PeerCandidate, PeerStatus
+from exo.networking.messages import Hello, Message
+from exo.tasks import TaskOwner
+
+_GREETING_TIMEOUT_S = 5.0
+# the node with the smaller id dials; the other one only if nothing has come by then (it may be the only one who can)
+_POLITE_S = 0.7
+_RETRY_S, _MAX_RETRY_S = 0.5, 5.0
+_LINK_KEY = "exo-link"
+
+
+@dataclass
+class _Known:
+  """What is known of where a node may be reached."""
+  candidates: dict[tuple[str, int], tuple[PeerCandidate, float]] = field(default_factory=dict)
+  dialing: bool = False
+
+
+class GrpcMesh(Mesh):
+  """`hello.port` 0 takes a free port; `port` tells which after `start`."""
+  def __init__(self, hello: Hello, host: str, candidate_timeout_s: float) -> None:
+    self._hello, self._host, self._candidate_timeout_s = hello, host, candidate_timeout_s
+    self._links: dict[str, list[Link]] = {}
+    self._pending: dict[str, Link] = {}
+    self._known: dict[str, _Known] = {}
+    self._refused: set[str] = set()
+    self._tasks = TaskOwner("mesh")
+    self._channels: set[grpc.aio.Channel] = set()
+    self._handler: MeshHandler | None = None
+    self._server: grpc.aio.Server | None = None
+    self._stopping = False
+
+  @property
+  def hello(self) -> Hello:
+    return self._hello
+
+  async def start(self, handler: MeshHandler) -> None:
+    self._handler = handler
+    self._server = grpc.aio.server(options=SERVER_OPTIONS)
+    rpc = grpc.stream_stream_rpc_method_handler(self._accept)
+    self._server.add_generic_rpc_handlers((_OneMethod(rpc), ))
+    try:
+      port = self._server.add_insecure_port(f"{self._host}:{self._hello.port}")
+    except RuntimeError:
+      port = 0
+    if port == 0:
+      raise ConfigError(
+          f"port {self._hello.port} on {self._host} is taken: choose another --node-port, or leave it out"
+      )
+    await self._server.start()
+    self._hello = replace(self._hello, port=port)
+
+  async def stop(self) -> None:
+    self._stopping = True
+    await self._tasks.close()
+    for link in [*self._pending.values(), *(link for links in self._links.values() for link in links)]:
+      await link.close("this node stops")
+    self._pending.clear()
+    self._links.clear()
+    await asyncio.gather(*(channel.close() for channel in self._channels))
+    if self._server is not None:
+      await self._server.stop(grace=0.1)
+
+  def offer(self, candidate: PeerCandidate) -> None:
+    if candidate.node_id == self._hello.node_id or self._stopping:
+      return
+    key = candidate.node_id or f"{candidate.host}:{candidate.port}"
+    known = self._known.setdefault(key, _Known())
+    known.candidates[candidate.host, candidate.port] = (candidate, time.monotonic())
+    if not known.dialing and candidate.node_id not in self._links:
+      known.dialing = True
+      self._tasks.spawn(self._keep_dialing(key, known), f"dial {key}")
+
+  def peers(self) -> Mapping[str, PeerStatus]:
+    return {
+        node_id: PeerStatus(link.peer, link.address, link.interface, link.rtt_ms, link.latest)
+        for node_id, links in self._links.items() if (link := links[0])
+    }
+
+  def send(self, node_id: str, message: Message) -> None:
+    self._link(node_id).post(message)
+
+  async def call(self, node_id: str, message: Message, timeout_s: float) -> Message:
+    return await self._link(node_id).call(message, timeout_s)
+
+  def _link(self, node_id: str) -> Link:
+    links = self._links.get(node_id)
+    if not links:
+      raise PeerUnreachableError(f"there is no link to {node_id}", node=node_id)
+    return links[0]
+
+  # dialing
+
+  async def _keep_dialing(self, key: str, known: _Known) -> None:
+    """Try a node's addresses, best first, until there is a link or nobody offers them any more."""
+    try:
+      nameless = any(not candidate.node_id for candidate, _ in known.candidates.values())
+      if key < self._hello.node_id and not nameless:
+        await asyncio.sleep(_POLITE_S)
+      pause_s = _RETRY_S
+      while key not in self._links:
+        now = time.monotonic()
+        known.candidates = {k: v for k, v in known.candidates.items() if now - v[1] < self._candidate_timeout_s}
+        if not known.candidates:
+          return
+        for candidate, _ in sorted(known.candidates.values(), key=lambda c: -c[0].priority):
+          if await self._dial(candidate):
+            return
+        await asyncio.sleep(pause_s)
+        pause_s = min(pause_s * 2, _MAX_RETRY_S)
+    finally:
+      known.dialing = False
+
+  async def _dial(self, candidate: PeerCandidate) -> bool:
+    """Open the three streams; heartbeats get a connection of their own, so that no tensor delays them."""
+    address = f"[{candidate.host}]:{candidate.port}" if ":" in candidate.host else f"{candidate.host}:{candidate.port}"
+    own_pool = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
+    channels = [grpc.aio.insecure_channel(address, options=own_pool) for _ in range(2)]
+    self._channels.update(channels)
+    link_id, link = uuid.uuid4().hex, None
+    try:
+      for kind in STREAM_KINDS:
+        channel = channels[kind == "heartbeat"]
+        call = channel.stream_stream(METHOD)(metadata=((_LINK_KEY, link_id), ))
+        stream = EnvelopeStream(kind, _reader(call), call.write)
+        async with asyncio.timeout(_GREETING_TIMEOUT_S):
+          await stream.write_items([hello_out(self._hello, kind)])
+          items = await stream.read_items()
+        if not items:
+          raise ProtocolError("it closed the stream without a greeting")
+        peer, _ = hello_in(items[0])
+        if link is None:
+          self._check_identity(peer, address, candidate.node_id)
+          assert self._handler is not None
+          link = Link(peer, address, True, self._handler)
+          link.interface = candidate.interface
+        link.attach(stream)
+    except (grpc.RpcError, ProtocolError, TimeoutError, OSError, asyncio.InvalidStateError) as error:
+      self._note_refusal(address, error)
+      await self._close_channels(channels)
+      return False
+    assert link is not None
+    self._tasks.spawn(self._run_link(link, channels), f"link {link.peer.node_id}")
+    return True
+
+  def _note_refusal(self, address: str, error: BaseException) -> None:
+    why = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error) or type(error).__name__
+    text = f"no link to {address}: {why}"
+    if text not in self._refused:  # said once, not at every retry
+      self._refused.add(text)
+      log(1, "%s", text)
+
+  async def _close_channels(self, channels: list[grpc.aio.Channel]) -> None:
+    for channel in channels:
+      self._channels.discard(channel)
+      await channel.close()
+
+  def _check_identity(self, peer: Hello, address: str, expected: str) -> None:
+    """Raises `ProtocolError` for this node itself, for another than was looked for, and for a stale or doubled id."""
+    if peer.node_id == self._hello.node_id:
+      if peer.incarnation != self._hello.incarnation:
+        log(0, "another node at %s has this node's id %s: give one of them another --node-id", address, peer.node_id)
+      raise ProtocolError("it is this node itself, or has its id")
+    if expected and peer.node_id != expected:
+      raise ProtocolError(f"there is {peer.node_id}, not {expected}")
+    links = self._links.get(peer.node_id)
+    if links and links[0].peer.incarnation > peer.incarnation:
+      log(0, "two nodes call themselves %s: %s stays, %s is refused", peer.node_id, links[0].address, address)
+      raise ProtocolError(f"{peer.node_id} is already here from {links[0].address}")
+
+  # accepting
+
+  async def _accept(self, _: object, context: grpc.aio.ServicerContext) -> None:
+    """Serve one incoming stream: greet, join it to its link, and stay until the link ends."""
+    address = _peer_address(context.peer())
+    key = next((value for name, value in context.invocation_metadata() or () if name == _LINK_KEY), "")
+    try:
+      async with asyncio.timeout(_GREETING_TIMEOUT_S):
+        first = EnvelopeStream("", _reader(context), context.write)
+        items = await first.read_items()
+        if not items or not 8 <= len(str(key)) <= 64:
+          raise ProtocolError("a stream without a greeting")
+        peer, kind = hello_in(items[0])
+        self._check_identity(peer, address, "")
+        stream = EnvelopeStream(kind, _reader(context), context.write)
+        await stream.write_items([hello_out(self._hello, kind)])
+        link = self._join(f"{peer.node_id} {key}", peer, address, stream)
+    except (ProtocolError, TimeoutError) as error:
+      self._note_refusal(address, error)
+      await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error) or "no greeting in time")
+    try:
+      await asyncio.wait({link.closed})
+    finally:  # cancelled when the other side is gone
+      link.end("closed by the other side")
+
+  def _join(self, key: str, peer: Hello, address: str, stream: EnvelopeStream) -> Link:
+    assert self._handler is not None
+    link = self._pending.get(key)
+    if link is None:
+      link = self._pending[key] = Link(peer, address, False, self._handler)
+      self._tasks.spawn(self._forget_pending(key, link), f"pending {peer.node_id}")
+    if link.attach(stream):
+      del self._pending[key]
+      self._tasks.spawn(self._run_link(link, []), f"link {peer.node_id}")
+    return link
+
+  async def _forget_pending(self, key: str, link: Link) -> None:
+    await asyncio.sleep(_GREETING_TIMEOUT_S)
+    if self._pending.pop(key, None) is not None:
+      await link.close("the other streams of the link did not come")
+
+  # links
+
+  async def _run_link(self, link: Link, channels: list[grpc.aio.Channel]) -> None:
+    """From the moment a link is complete until it is gone."""
+    node_id = link.peer.node_id
+    assert self._handler is not None
+    older = [other for other in self._links.get(node_id, []) if other.peer.incarnation < link.peer.incarnation]
+    for other in older:
+      await other.close("the node was restarted")
+      self._remove(other, "the node was restarted")
+    first = node_id not in self._links
+    self._links.setdefault(node_id, []).append(link)
+    link.start()
+    if first:
+      self._handler.peer_joined(link.peer)
+    try:
+      reason = await link.closed
+    except asyncio.CancelledError:
+      reason = "this node stops"
+      raise
+    finally:
+      await link.close(reason)
+      self._remove(link, reason)
+      await self._close_channels(channels)
+
+  def _remove(self, link: Link, reason: str) -> None:
+    node_id = link.peer.node_id
+    links = self._links.get(node_id, [])
+    if link not in links:
+      return
+    links.remove(link)
+    if not links:
+      del self._links[node_id]
+      assert self._handler is not None
+      if not self._stopping:
+        self._handler.peer_left(node_id, reason)
+        known = self._known.get(node_id)
+        if known and known.candidates and not known.dialing:
+          known.dialing = True
+          self._tasks.spawn(self._keep_dialing(node_id, known), f"dial {node_id}")
+
+
+class _OneMethod(grpc.GenericRpcHandler):  # type: ignore[misc]
+  def __init__(self, handler: grpc.RpcMethodHandler) -> None:
+    self._handler = handler
+
+  def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+    return self._handler if details.method == METHOD else None
+
+
+def _reader(call: grpc.aio.StreamStreamCall | grpc.aio.ServicerContext):  # type: ignore[no-untyped-def]
+  async def read() -> bytes | None:
+    data = await call.read()
+    return None if data is grpc.aio.EOF else data
+
+  return read
+
+
+def _peer_address(peer: str) -> str:
+  """"ipv4:10.0.0.2:41234" as "10.0.0.2:41234"."""
+  return peer.partition(":")[2].replace("%5B", "[").replace("%5D", "]")

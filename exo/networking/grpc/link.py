@@ -1,0 +1,143 @@
+"""The three streams to one node that one dial opened, and the calls that are under way on them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from exo.errors import DeadlineError, ExoError, PeerLostError, ProtocolError, from_wire, to_wire
+from exo.log import log
+from exo.networking.grpc import node_service_pb2 as pb
+from exo.networking.grpc.codec import decode, encode
+from exo.networking.grpc.stream import EnvelopeStream
+from exo.networking.mesh import MeshHandler
+from exo.networking.messages import Failure, Heartbeat, Hello, Message
+from exo.tasks import TaskOwner
+
+STREAM_KINDS = ("data", "control", "heartbeat")
+HEARTBEAT_S = 0.5
+HEARTBEAT_TIMEOUT_S = 5.0
+
+
+class Link:
+  """Up once all three streams are there; down as soon as one ends or heartbeats stay away."""
+  def __init__(self, peer: Hello, address: str, dialed: bool, handler: MeshHandler) -> None:
+    self.peer, self.address, self.dialed = peer, address, dialed
+    self.interface = ""
+    self.rtt_ms = 0.0
+    self.latest: Heartbeat | None = None
+    self._handler = handler
+    self._streams: dict[str, EnvelopeStream] = {}
+    self._tasks = TaskOwner(f"link to {peer.node_id}")
+    self._calls: dict[int, asyncio.Future[Message]] = {}
+    self._next_call = 1
+    self._sent_at: dict[int, float] = {}
+    self._heard_at = time.monotonic()
+    self.closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+  def attach(self, stream: EnvelopeStream) -> bool:
+    """Add a stream; True once all are there."""
+    if stream.kind in self._streams:
+      raise ProtocolError(f"a second {stream.kind} stream on one link")
+    self._streams[stream.kind] = stream
+    return len(self._streams) == len(STREAM_KINDS)
+
+  def start(self) -> None:
+    """Begin to serve. Call once, when all streams are there."""
+    self._heard_at = time.monotonic()
+    for stream in self._streams.values():
+      self._tasks.spawn(self._serve(stream), stream.kind)
+    self._tasks.spawn(self._beat(), "heartbeat")
+
+  async def _serve(self, stream: EnvelopeStream) -> None:
+    self.end(await stream.run(self._receive))
+
+  def end(self, reason: str) -> None:
+    """Let whoever runs the link close it."""
+    if not self.closed.done():
+      self.closed.set_result(reason)
+
+  async def close(self, reason: str) -> None:
+    """End the link; calls under way fail with `PeerLostError`."""
+    self.end(reason)
+    for future in self._calls.values():
+      if not future.done():
+        future.set_exception(PeerLostError(f"the link to {self.peer.node_id} broke ({reason})", node=self.peer.node_id))
+    self._calls.clear()
+    await self._tasks.close()
+
+  def post(self, message: Message) -> None:
+    self._post("data", encode(message))
+
+  def _post(self, kind: str, item: pb.Item) -> None:
+    try:
+      self._streams[kind].post(item)
+    except ProtocolError as error:
+      self.end(str(error))
+
+  async def call(self, message: Message, timeout_s: float) -> Message:
+    call_id, self._next_call = self._next_call, self._next_call + 1
+    future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+    self._calls[call_id] = future
+    self._post("control", encode(message, call_id))
+    try:
+      reply = await asyncio.wait_for(future, timeout_s)
+    except TimeoutError:
+      raise DeadlineError(f"{self.peer.node_id} has not answered within {timeout_s:g} s") from None
+    finally:
+      self._calls.pop(call_id, None)
+    if isinstance(reply, Failure):
+      raise from_wire(reply.kind, reply.message, reply.details_json)
+    return reply
+
+  def _receive(self, stream: EnvelopeStream, item: pb.Item) -> None:
+    message, call_id, is_reply = decode(item)
+    if isinstance(message, Heartbeat):
+      self._on_heartbeat(message)
+    elif is_reply:
+      future = self._calls.get(call_id)
+      if future is not None and not future.done():
+        future.set_result(message)
+    elif call_id:
+      self._tasks.spawn(self._answer(call_id, message), type(message).__name__)
+    else:
+      self._handler.message(self.peer.node_id, message)
+
+  async def _answer(self, call_id: int, message: Message) -> None:
+    reply: Message
+    try:
+      reply = await self._handler.answer(self.peer.node_id, message)
+    except ExoError as error:
+      reply = Failure(*to_wire(error))
+    except Exception as error:  # noqa: BLE001 - the caller must hear of a bug here, not wait for its deadline
+      log(0, "%s from %s failed: %s: %s", type(message).__name__, self.peer.node_id, type(error).__name__, error)
+      reply = Failure(*to_wire(error))
+    self._post("control", encode(reply, call_id, is_reply=True))
+
+  def _on_heartbeat(self, beat: Heartbeat) -> None:
+    self._heard_at = time.monotonic()
+    if beat.is_answer:
+      sent = self._sent_at.pop(beat.number, None)
+      if sent is not None:
+        self.rtt_ms = (time.monotonic() - sent) * 1e3
+    else:
+      self.latest = beat
+      self._post("heartbeat", encode(Heartbeat(beat.number, is_answer=True)))
+
+  async def _beat(self) -> None:
+    number = 0
+    while True:
+      before = time.monotonic()
+      self._sent_at[number] = before
+      self._sent_at.pop(number - 20, None)
+      mine = self._handler.heartbeat()
+      beat = Heartbeat(number, False, mine.free_memory_mb, mine.active, mine.loaded)
+      self._post("heartbeat", encode(beat))
+      number += 1
+      await asyncio.sleep(HEARTBEAT_S)
+      late_s = time.monotonic() - before - HEARTBEAT_S
+      if late_s > HEARTBEAT_S:  # this process stood still: what it has not read yet may lie in its sockets
+        self._heard_at += late_s
+      if time.monotonic() - self._heard_at > HEARTBEAT_TIMEOUT_S:
+        self.end(f"no heartbeat for {HEARTBEAT_TIMEOUT_S:g} s")
+        return

@@ -1,0 +1,76 @@
+"""Links between nodes: the interface that orchestration sees, and the one through which it is told."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from exo.networking.messages import Heartbeat, Hello, Message
+
+
+@dataclass(frozen=True, slots=True)
+class PeerCandidate:
+  """Where a node may be reached. `node_id` "" for an address whose node is not known yet; higher priority is better."""
+  node_id: str
+  host: str
+  port: int
+  priority: int = 0
+  interface: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStatus:
+  """A linked node: what it said of itself, how it is reached, and its latest heartbeat. `rtt_ms` 0 until measured."""
+  hello: Hello
+  address: str
+  interface: str = ""
+  rtt_ms: float = 0.0
+  heartbeat: Heartbeat | None = None
+
+
+class MeshHandler(Protocol):
+  """Who is told of what arrives. Everything runs on the event loop, and nothing but `answer` may wait."""
+  def peer_joined(self, peer: Hello) -> None:
+    """There is a link to this node now."""
+
+  def peer_left(self, node_id: str, reason: str) -> None:
+    """The last link to this node is gone."""
+
+  def message(self, sender: str, message: Message) -> None:
+    """A one-way message, in the order in which its sender sent them."""
+
+  async def answer(self, sender: str, message: Message) -> Message:
+    """A call that wants a reply. An exception becomes a `Failure` at the caller."""
+
+  def heartbeat(self) -> Heartbeat:
+    """What this node tells of itself, `number` left to the mesh."""
+
+
+class Mesh(ABC):
+  """The links of one node. `send` and `call` address nodes by id, whichever side opened the link."""
+  @abstractmethod
+  async def start(self, handler: MeshHandler) -> None:
+    """Begin to accept and to open links."""
+
+  @abstractmethod
+  async def stop(self) -> None:
+    """Close every link; no task is left."""
+
+  @abstractmethod
+  def offer(self, candidate: PeerCandidate) -> None:
+    """Tell of a node that might be reached there. Repeated offers keep an address alive."""
+
+  @abstractmethod
+  def peers(self) -> Mapping[str, PeerStatus]:
+    """The nodes that are linked now."""
+
+  @abstractmethod
+  def send(self, node_id: str, message: Message) -> None:
+    """Queue a one-way message; never waits. Raises `PeerUnreachableError` when there is no link."""
+
+  @abstractmethod
+  async def call(self, node_id: str, message: Message, timeout_s: float) -> Message:
+    """Ask and await the answer. Raises what the other side raised, `PeerLostError` when the link breaks,
+    `PeerUnreachableError` when there is none, `DeadlineError` after `timeout_s`."""

@@ -1,0 +1,180 @@
+"""Everything that nodes say to each other, as frozen dataclasses; how it is encoded is `grpc/codec.py`'s affair."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from exo.inference.engine import BatchEntry, TokenIds
+from exo.inference.sampling import SamplingParams, TokenLogprob
+from exo.inference.shard import Shard
+from exo.topology.device_capabilities import DeviceCapabilities
+from exo.topology.ring_plan import RingPlan
+
+PROTOCOL_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+  """Who a node is. `incarnation` grows with every start; `local_models` are names that only some nodes can provide."""
+  node_id: str
+  incarnation: int
+  port: int
+  capabilities: DeviceCapabilities
+  engine: str
+  device: str
+  version: str
+  local_models: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+  """Sent on a connection of its own; an answer bears the number of what it answers."""
+  number: int
+  is_answer: bool = False
+  free_memory_mb: int = 0
+  active: bool = False
+  loaded: tuple[Shard, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+  """One choice of one client's request. `prompt_logprobs` None: not wanted; k: each prompt token's with k others."""
+  request_id: str
+  entry_node: str
+  prompt_ids: tuple[int, ...]
+  max_tokens: int
+  eos_ids: frozenset[int]
+  sampling: SamplingParams
+  choice: int = 0
+  prompt_logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenPlan:
+  """Load your stage of this plan. `addresses` ("host:port") are where the stages' nodes were last reached."""
+  plan: RingPlan
+  fingerprint: str
+  addresses: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PlanOpened:
+  """The stage is ready; what it can keep."""
+  plan_id: str
+  max_kv_tokens: int
+  max_sequences: int
+  max_context: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClosePlan:
+  plan_id: str
+  reason: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+  """To the first stage of the plan: run this request. The plan is opened where it is not yet."""
+  open: OpenPlan
+  request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+  plan_id: str
+  request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+  """An error on its way to whoever waits; see `errors.to_wire`."""
+  kind: str
+  message: str
+  details_json: str = "{}"
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+  """A call succeeded and there is nothing to say."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFailed:
+  """To the entry node: this request is over."""
+  plan_id: str
+  request_id: str
+  failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceOpen:
+  """A new sequence and its request; `request.prompt_ids` is empty unless the sampler looks at them."""
+  sequence: int
+  request: Request
+  prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+  """One step on its way around the ring: what begins, what ends, what is computed, and the hidden states so far.
+
+  `token_ids` has shape (tokens,); `hidden` is (tokens, hidden size) or None on the way to the first stage.
+  `compute_ms` holds one entry for each stage that has done its part.
+  """
+  plan_id: str
+  epoch: str
+  step: int
+  entries: tuple[BatchEntry, ...]
+  token_ids: TokenIds
+  hidden: npt.NDArray[Any] | None = None
+  opens: tuple[SequenceOpen, ...] = ()
+  drops: tuple[int, ...] = ()
+  compute_ms: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceToken:
+  """A sequence's next token; `finish_reason` is "" while it goes on, else "stop" or "length"."""
+  sequence: int
+  token_id: int
+  finish_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+  """From the last stage to the first: the step is through, and these tokens came of it."""
+  plan_id: str
+  step: int
+  tokens: tuple[SequenceToken, ...]
+  compute_ms: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StepFailed:
+  """From any stage to the first: this step went wrong here and goes no further."""
+  plan_id: str
+  step: int
+  failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDelivery:
+  """From the last stage to the entry node: tokens `index`, `index` + 1, … of one choice. Indices have no gaps."""
+  plan_id: str
+  request_id: str
+  choice: int
+  index: int
+  tokens: tuple[TokenLogprob, ...]
+  finish_reason: str = ""
+  prompt_logprobs: tuple[TokenLogprob, ...] = ()
+
+
+Message = (
+    Hello | Heartbeat | OpenPlan | PlanOpened | ClosePlan | Submit | Cancel | Failure | Done | RequestFailed | Frame
+    | StepResult | StepFailed | TokenDelivery
+)
+EMPTY_TOKEN_IDS: TokenIds = np.zeros(0, np.int32)

@@ -1,0 +1,55 @@
+"""The network interfaces of this machine with their real netmasks and kinds."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+# kind by interface name; the first match counts. A lower place in PRIORITIES is a better link.
+_KINDS = (
+    ("loopback", re.compile(r"^lo\d*$")),
+    ("virtual", re.compile(r"^(veth|docker|br-|virbr|vmnet|vboxnet|cni|flannel|kube|bridge|podman|lxc|anpi|gif|stf)")),
+    ("vpn", re.compile(r"^(tun|tap|utun|wg|ppp|ipsec|tailscale|zt)")),
+    ("thunderbolt", re.compile(r"^(thunderbolt|tb)\d*")),
+    ("wifi", re.compile(r"^(wl|wifi|ath|awdl|llw)")),
+    ("ethernet", re.compile(r"^(eth|en|em|eno|ens|enp)")),
+)
+PRIORITIES = {"thunderbolt": 5, "ethernet": 4, "wifi": 3, "other": 2, "loopback": 2, "vpn": 1, "virtual": 0}
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+  """One IPv4 address of an interface."""
+  name: str
+  kind: str
+  address: str
+  broadcast: str
+
+  @property
+  def priority(self) -> int:
+    return PRIORITIES[self.kind]
+
+
+def interface_kind(name: str) -> str:
+  """thunderbolt, ethernet, wifi, vpn, virtual, loopback or other, by the conventions of Linux and macOS."""
+  for kind, pattern in _KINDS:
+    if pattern.match(name):
+      if kind == "ethernet" and sys.platform == "linux" and Path(f"/sys/class/net/{name}/wireless").exists():
+        return "wifi"
+      return kind
+  return "other"
+
+
+def list_interfaces() -> list[Interface]:
+  """Every IPv4 address of this machine, best interfaces first."""
+  import ifaddr
+  found = []
+  for adapter in ifaddr.get_adapters():
+    for ip in adapter.ips:
+      if isinstance(ip.ip, str):
+        network = ipaddress.IPv4Network(f"{ip.ip}/{ip.network_prefix}", strict=False)
+        found.append(Interface(adapter.name, interface_kind(adapter.name), ip.ip, str(network.broadcast_address)))
+  return sorted(found, key=lambda interface: (-interface.priority, interface.name, interface.address))

@@ -1,0 +1,191 @@
+"""Discovery by UDP broadcast on every interface.
+
+All nodes of a machine share the listening port. Each interface also has a socket of its own, from which beacons leave
+and to which answers come, so that two nodes on one machine and nodes that hear only one way find each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from exo.errors import ConfigError, ProtocolError
+from exo.log import log
+from exo.networking.discovery import Discovery
+from exo.networking.mesh import PeerCandidate
+from exo.networking.messages import Hello
+from exo.networking.udp.beacon import Beacon, decode_beacon, encode_beacon
+from exo.networking.udp.interfaces import Interface, list_interfaces
+from exo.tasks import TaskOwner
+
+BEACON_S = 2.5
+# a new node is heard of at once, even if its first datagram is lost
+_FIRST_BEACONS_S = (0.0, 0.25, 0.75)
+_ANSWER_EVERY_S = 1.0
+_MAX_SEEN = 1024
+Offer = Callable[[PeerCandidate], None]
+
+
+class UdpDiscovery(Discovery):
+  def __init__(
+      self,
+      listen_port: int,
+      broadcast_port: int,
+      node_ids: tuple[str, ...] = (),
+      interface_types: tuple[str, ...] = (),
+      debug: int = 0
+  ) -> None:
+    self._listen_port, self._broadcast_port = listen_port, broadcast_port
+    self._node_ids, self._interface_types, self._debug = node_ids, interface_types, debug
+    self._tasks = TaskOwner("udp discovery")
+    self._senders: dict[Interface, asyncio.DatagramTransport] = {}
+    self._listener: asyncio.DatagramTransport | None = None
+    self._answered: dict[str, float] = {}
+    self._said: set[str] = set()
+
+  async def start(self, local: Hello, offer: Offer) -> None:
+    self._local, self._offer = local, offer
+    loop = asyncio.get_running_loop()
+    try:
+      listener = _shared_socket(self._listen_port)
+    except OSError as error:
+      raise ConfigError(
+          f"UDP port {self._listen_port} cannot be listened on ({error.strerror}): choose another --listen-port"
+      ) from error
+    self._listener, _ = await loop.create_datagram_endpoint(lambda: _Receiver(self._received), sock=listener)
+    self._tasks.spawn(self._announce(), "beacons")
+
+  async def stop(self) -> None:
+    await self._tasks.close()
+    for transport in (*self._senders.values(), *([self._listener] if self._listener else [])):
+      transport.close()
+    self._senders.clear()
+
+  async def _announce(self) -> None:
+    await self._update_interfaces()
+    for pause_s in _FIRST_BEACONS_S:
+      await asyncio.sleep(pause_s)
+      self._broadcast(reply=True)
+    while True:
+      await asyncio.sleep(BEACON_S)
+      await self._update_interfaces()
+      self._broadcast(reply=False)
+
+  async def _update_interfaces(self) -> None:
+    """Follow addresses that come and go while the node runs."""
+    wanted = [
+        i for i in await asyncio.to_thread(list_interfaces)
+        if not self._interface_types or i.kind in self._interface_types
+    ]
+    for gone in set(self._senders) - set(wanted):
+      self._senders.pop(gone).close()
+    for interface in wanted:
+      if interface not in self._senders:
+        sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sender.setblocking(False)
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        try:
+          sender.bind((interface.address, 0))
+        except OSError as error:
+          log(2, "no beacons from %s (%s): %s", interface.name, interface.address, error)
+          sender.close()
+          continue
+        transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
+            lambda: _Receiver(self._received), sock=sender
+        )
+        self._senders[interface] = transport
+
+  def _beacon(self, interface: Interface, *, reply: bool) -> bytes:
+    return encode_beacon(
+        self._local,
+        interface_name=interface.name,
+        interface_type=interface.kind,
+        priority=interface.priority,
+        reply=reply
+    )
+
+  def _broadcast(self, *, reply: bool) -> None:
+    for interface, transport in self._senders.items():
+      data = self._beacon(interface, reply=reply)
+      targets = {interface.broadcast, "255.255.255.255"}
+      if interface.kind == "loopback":
+        # Linux hands a broadcast on the loopback network to every socket of the machine
+        targets = {interface.broadcast} if sys.platform == "linux" else {"127.0.0.1"}
+      for target in targets:
+        transport.sendto(data, (target, self._broadcast_port))
+
+  def _received(self, transport: asyncio.DatagramTransport, data: bytes, source: tuple[Any, ...]) -> None:
+    try:
+      beacon = decode_beacon(data)
+    except ProtocolError as error:
+      self._say_once(f"ignored a datagram from {source[0]}: {error}")
+      return
+    if beacon.node_id == self._local.node_id:
+      return
+    if self._node_ids and beacon.node_id not in self._node_ids:
+      self._say_once(f"ignored {beacon.node_id}: not in --node-id-filter")
+      return
+    if self._interface_types and beacon.interface_type not in self._interface_types:
+      self._say_once(f"ignored {beacon.node_id} on {beacon.interface_type}: not in --interface-type-filter")
+      return
+    if self._debug:
+      log(0, "beacon of %s from %s:%s on %s", beacon.node_id, source[0], source[1], beacon.interface_name)
+    self._offer(
+        PeerCandidate(
+            beacon.node_id, str(source[0]), beacon.grpc_port, beacon.priority, beacon.interface_name
+            or beacon.interface_type
+        )
+    )
+    if beacon.reply:
+      self._answer(beacon, (str(source[0]), int(source[1])))
+
+  def _answer(self, beacon: Beacon, source: tuple[str, int]) -> None:
+    """Tell a new node of this one at once, where its beacon came from; at most once a second each."""
+    now = time.monotonic()
+    if now - self._answered.get(beacon.node_id, -_ANSWER_EVERY_S) < _ANSWER_EVERY_S:
+      return
+    if len(self._answered) >= _MAX_SEEN:
+      self._answered.clear()
+    self._answered[beacon.node_id] = now
+    for interface, transport in self._senders.items():
+      if (interface.kind == "loopback") == source[0].startswith("127."):
+        transport.sendto(self._beacon(interface, reply=False), source)
+
+  def _say_once(self, text: str) -> None:
+    if len(self._said) < _MAX_SEEN and text not in self._said:
+      self._said.add(text)
+      log(1, "%s", text)
+
+
+def _shared_socket(port: int) -> socket.socket:
+  """A socket on all addresses whose port other nodes of this machine may share."""
+  sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+  try:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "SO_REUSEPORT"):
+      sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sock.setblocking(False)
+    sock.bind(("", port))
+  except OSError:
+    sock.close()
+    raise
+  return sock
+
+
+class _Receiver(asyncio.DatagramProtocol):
+  def __init__(self, received: Callable[[asyncio.DatagramTransport, bytes, tuple[Any, ...]], None]) -> None:
+    self._received = received
+
+  def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    assert isinstance(transport, asyncio.DatagramTransport)
+    self._transport = transport
+
+  def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
+    self._received(self._transport, data, addr)
+
+  def error_received(self, exc: Exception) -> None:
+    log(3, "udp: %s", exc)

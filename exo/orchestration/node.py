@@ -1,0 +1,203 @@
+"""One node of the ring: it joins discovery, links, plans and the requests of its clients."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import psutil
+
+from exo.config import Config
+from exo.errors import DrainingError, ExoError, ModelNotFoundError
+from exo.inference.device_thread import DeviceThread
+from exo.inference.engines import EngineChoice
+from exo.log import log
+from exo.networking.discovery import Discovery
+from exo.networking.mesh import Mesh
+from exo.networking.messages import (
+    Done,
+    Heartbeat,
+    Hello,
+    Message,
+    OpenPlan,
+    RequestFailed,
+    Submit,
+    TokenDelivery,
+)
+from exo.orchestration.entry_desk import EntryDesk, Generation, GenerationSpec
+from exo.orchestration.model_catalog import ModelCatalog, ModelInfo
+from exo.orchestration.plan_host import PlanHost
+from exo.orchestration.shard_loader import ShardLoader
+from exo.orchestration.threads import usable_threads
+from exo.tasks import TaskOwner
+from exo.topology.partitioning_strategy import PartitioningStrategy
+from exo.topology.ring_plan import RingPlan, make_plan, membership_epoch
+from exo.topology.topology import PeerConnection, Topology
+
+_MB = 2**20
+
+
+class Node:
+  """Implements `MeshHandler`. `hello` describes this node; the mesh fills in the port that it got."""
+  def __init__(
+      self, config: Config, hello: Hello, mesh: Mesh, discovery: Discovery, catalog: ModelCatalog, engine: EngineChoice,
+      strategy: PartitioningStrategy
+  ) -> None:
+    self.config, self.hello, self.engine, self.catalog = config, hello, engine, catalog
+    self._mesh, self._discovery, self._strategy = mesh, discovery, strategy
+    self._device = DeviceThread()
+    self._tasks = TaskOwner("node")
+    self._draining = False
+    self._joined = asyncio.Event()
+    loader = ShardLoader(catalog, self._device, engine)
+    offered = hello.capabilities.memory * _MB
+    self.plans = PlanHost(hello.node_id, loader, self._device, offered, usable_threads(), self.send, self.call)
+    self.desk = EntryDesk(hello.node_id, self.send, self.call)
+
+  @property
+  def node_id(self) -> str:
+    return self.hello.node_id
+
+  @property
+  def unhealthy(self) -> str | None:
+    """Why this node cannot serve now; None while it can."""
+    return "this node is shutting down" if self._draining else None
+
+  # life
+
+  async def start(self) -> None:
+    """Raises `ConfigError` when a port is taken or discovery cannot work."""
+    await self._mesh.start(self)
+    self.hello = getattr(self._mesh, "hello", self.hello)
+    await self._discovery.start(self.hello, self._mesh.offer)
+
+  async def stop(self) -> None:
+    """Leave the ring. Idempotent; no task, thread or socket is left."""
+    self._draining = True
+    await self._discovery.stop()
+    await self.plans.close()
+    await self._mesh.stop()
+    await self._tasks.close()
+    await asyncio.to_thread(self._device.close)
+
+  async def wait_for_peers(self, count: int, timeout_s: float) -> bool:
+    """Until `count` other nodes are linked; False when that took longer than `timeout_s`."""
+    try:
+      async with asyncio.timeout(timeout_s):
+        while len(self._mesh.peers()) < count:
+          self._joined.clear()
+          await self._joined.wait()
+    except TimeoutError:
+      return False
+    return True
+
+  # topology and plans
+
+  def topology(self) -> Topology:
+    """This node and those that it is linked to."""
+    nodes = {self.node_id: self.hello.capabilities}
+    edges = set()
+    for node_id, peer in self._mesh.peers().items():
+      nodes[node_id] = peer.hello.capabilities
+      edges |= {
+          PeerConnection(self.node_id, node_id, peer.interface),
+          PeerConnection(node_id, self.node_id, peer.interface)
+      }
+    active = next((plan.first.node_id for plan in self.plans.plans), None)
+    return Topology(nodes, frozenset(edges), active)
+
+  @property
+  def mesh(self) -> Mesh:
+    return self._mesh
+
+  def plan(self, model: ModelInfo) -> RingPlan:
+    """The ring for a model as it would be now. Raises `ModelTooLargeError`."""
+    peers, view = self._mesh.peers(), self.topology()
+    if model.is_local:  # only those that hold it too can take part
+      view = view.only([self.node_id, *(n for n, p in peers.items() if model.id in p.hello.local_models)])
+    hellos = [self.hello, *(p.hello for n, p in peers.items() if n in view.nodes)]
+    epoch = membership_epoch((h.node_id, h.incarnation, h.capabilities.memory) for h in hellos)
+    capacity = {h.node_id: h.capabilities.memory * _MB for h in hellos}
+    for node_id, peer in peers.items():
+      if peer.heartbeat is not None and node_id in capacity:
+        capacity[node_id] = min(capacity[node_id], peer.heartbeat.free_memory_mb * _MB)
+    capacity[self.node_id] = min(capacity[self.node_id], self._usable_mb() * _MB)
+    return make_plan(model.id, model.n_layers, view, self._strategy, epoch, model.size, capacity)
+
+  def _usable_mb(self) -> int:
+    """Memory that the engine could use: what is free and what it holds already."""
+    return int(psutil.virtual_memory().available + self.plans.loaded_bytes) // _MB
+
+  # requests of this node's clients
+
+  async def model(self, name: str | None) -> ModelInfo:
+    """The model a client means: none, or a `gpt-*` that nobody has, is the default one. Raises `ModelNotFoundError`."""
+    wanted = name or self.config.default_model
+    if wanted.startswith("gpt-"):
+      try:
+        self.catalog.find(wanted)
+      except ModelNotFoundError:
+        wanted = self.config.default_model
+    return await self.catalog.info(wanted)
+
+  @asynccontextmanager
+  async def generation(self, spec: GenerationSpec, model: ModelInfo) -> AsyncIterator[Generation]:
+    """Run a request on the ring as it is now; see `EntryDesk.generation`. Raises `DrainingError` while stopping."""
+    if self._draining:
+      raise DrainingError("this node is shutting down: ask another node of the ring")
+    plan = self.plan(model)
+    peers = self._mesh.peers()
+    addresses = tuple((n, f"{peers[n].address.rpartition(':')[0]}:{peers[n].hello.port}") for n in plan.node_ids
+                      if n in peers)
+    message = OpenPlan(plan, model.fingerprint, addresses)
+    async with self.desk.generation(spec, message, self.config.chatgpt_api_response_timeout) as generation:
+      yield generation
+
+  # messages
+
+  def send(self, node_id: str, message: Message) -> None:
+    """To any node, this one included. Raises `PeerUnreachableError`."""
+    if node_id == self.node_id:
+      asyncio.get_running_loop().call_soon(self.message, self.node_id, message)
+    else:
+      self._mesh.send(node_id, message)
+
+  async def call(self, node_id: str, message: Message, timeout_s: float) -> Message:
+    if node_id == self.node_id:
+      return await self.answer(self.node_id, message)
+    return await self._mesh.call(node_id, message, timeout_s)
+
+  def message(self, sender: str, message: Message) -> None:
+    match message:
+      case TokenDelivery():
+        self.desk.on_delivery(sender, message)
+      case RequestFailed():
+        self.desk.on_failed(sender, message)
+      case _:
+        self.plans.on_message(sender, message)
+
+  def peer_joined(self, peer: Hello) -> None:
+    self._joined.set()
+    log(1, "%s joined: %s, engine %s", peer.node_id, peer.capabilities, peer.engine)
+
+  def peer_left(self, node_id: str, reason: str) -> None:
+    log(1, "%s left: %s", node_id, reason)
+    self.plans.peer_left(node_id, reason)
+    self.desk.peer_left(node_id, reason)
+
+  async def answer(self, sender: str, message: Message) -> Message:
+    match message:
+      case OpenPlan():
+        return await self.plans.open(message)
+      case Submit():
+        if self._draining:
+          raise DrainingError(f"{self.node_id} is shutting down")
+        await self.plans.submit(message)
+        return Done()
+      case _:
+        raise ExoError(f"{type(message).__name__} is no call")
+
+  def heartbeat(self) -> Heartbeat:
+    shards = tuple(stage.shard for plan in self.plans.plans for stage in plan.stages if stage.node_id == self.node_id)
+    return Heartbeat(0, False, self._usable_mb(), self.plans.busy, shards)

@@ -1,0 +1,74 @@
+"""The first stage's part: takes requests, lets steps out as the scheduler decides, and hears what became of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from exo.errors import ExoError, PeerUnreachableError, from_wire, to_wire
+from exo.log import log
+from exo.networking.messages import Failure, Frame, Message, Request, RequestFailed, StepFailed, StepResult
+from exo.orchestration.scheduler import Scheduler
+from exo.topology.ring_plan import RingPlan
+
+
+class PlanDriver:
+  """Purely driven by events: no task of its own, nothing waits."""
+  def __init__(
+      self, plan: RingPlan, scheduler: Scheduler, feed: Callable[[Frame], None], send: Callable[[str, Message], None]
+  ) -> None:
+    self.plan, self.scheduler = plan, scheduler
+    self._feed, self._send = feed, send
+    self._closed = False
+
+  @property
+  def idle(self) -> bool:
+    return not self.scheduler.requests() and not self.scheduler.counts.steps_in_flight
+
+  def submit(self, request: Request) -> None:
+    """Raises `QueueFullError` or `InvalidRequestError`."""
+    self.scheduler.add(request)
+    self._pump()
+
+  def cancel(self, request_id: str) -> None:
+    if self.scheduler.cancel(request_id):
+      log(1, "request %s is cancelled", request_id)
+      self._pump()
+
+  def cancel_entry(self, entry_node: str) -> None:
+    """Free everything that a node, now gone, had asked for."""
+    for request in self.scheduler.requests():
+      if request.entry_node == entry_node:
+        self.scheduler.cancel(request.request_id)
+    self._pump()
+
+  def on_result(self, result: StepResult) -> None:
+    self.scheduler.on_result(result.step, result.tokens)
+    self._pump()
+
+  def on_failure(self, failed: StepFailed) -> None:
+    error = from_wire(failed.failure.kind, failed.failure.message, failed.failure.details_json)
+    log(1, "step %d of %s failed: %s", failed.step, self.plan.plan_id, error)
+    for request in self.scheduler.on_failure(failed.step):
+      self._tell(request, error)
+    self._pump()
+
+  def close(self, error: ExoError) -> None:
+    """Every request fails with `error`."""
+    self._closed = True
+    for request in self.scheduler.requests():
+      self._tell(request, error)
+
+  def _tell(self, request: Request, error: ExoError) -> None:
+    try:
+      self._send(request.entry_node, RequestFailed(self.plan.plan_id, request.request_id, Failure(*to_wire(error))))
+    except PeerUnreachableError:
+      log(1, "the entry node %s of request %s is gone", request.entry_node, request.request_id)
+
+  def _pump(self) -> None:
+    while not self._closed and (step := self.scheduler.next_step()) is not None:
+      self._feed(
+          Frame(
+              self.plan.plan_id, self.plan.epoch, step.number, step.entries, step.token_ids, None, step.opens,
+              step.drops
+          )
+      )

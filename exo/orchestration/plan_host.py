@@ -1,0 +1,284 @@
+"""The plans that are open on this node: its stage of each, and for those that begin here their driver."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from exo.errors import (
+    ExoError,
+    ModelTooLargeError,
+    PeerLostError,
+    PlanClosedError,
+    ProtocolError,
+    QueueFullError,
+    to_wire,
+)
+from exo.inference.device_thread import DeviceThread
+from exo.inference.engine import LoadOptions, StageModel
+from exo.log import log
+from exo.networking.messages import (
+    Cancel,
+    ClosePlan,
+    Failure,
+    Frame,
+    Message,
+    OpenPlan,
+    PlanOpened,
+    Request,
+    RequestFailed,
+    StepFailed,
+    StepResult,
+    Submit,
+)
+from exo.orchestration.plan_driver import PlanDriver
+from exo.orchestration.scheduler import Limits, Scheduler
+from exo.orchestration.shard_loader import ShardLoader
+from exo.orchestration.stage_runner import StageRunner
+from exo.tasks import TaskOwner
+from exo.topology.ring_plan import RingPlan
+
+_OPEN_TIMEOUT_S = 3600.0  # a download may be part of it; a dead node is noticed by its link, not by this
+_MAX_OPENING_REQUESTS = 256
+
+Send = Callable[[str, Message], None]
+Call = Callable[[str, Message, float], Awaitable[Message]]
+
+
+@dataclass
+class _Open:
+  """A plan of which this node has a stage."""
+  plan: RingPlan
+  runner: StageRunner
+  serving: asyncio.Task[None]
+  driver: PlanDriver | None = None
+  used_at: float = field(default_factory=time.monotonic)
+
+
+@dataclass
+class _Starting:
+  """Requests that wait for their plan to be open on all stages."""
+  task: asyncio.Task[None]
+  requests: list[Request] = field(default_factory=list)
+
+
+class PlanHost:
+  """Opens, serves and closes plans. `offered_bytes` is the memory that this node gives to weights and caches."""
+  def __init__(
+      self, node_id: str, loader: ShardLoader, device: DeviceThread, offered_bytes: int, threads: int, send: Send,
+      call: Call
+  ) -> None:
+    self._node_id, self._loader, self._device = node_id, loader, device
+    self._offered_bytes, self._threads = offered_bytes, threads
+    self._send, self._call = send, call
+    self._open: dict[str, _Open] = {}
+    self._opening: dict[str, asyncio.Task[PlanOpened]] = {}
+    self._starting: dict[str, _Starting] = {}
+    self._tasks = TaskOwner("plans")
+    self._memory_lock = asyncio.Lock()
+
+  @property
+  def plans(self) -> list[RingPlan]:
+    return [o.plan for o in self._open.values()]
+
+  @property
+  def busy(self) -> bool:
+    return bool(self._starting) or any(o.driver is not None and not o.driver.idle for o in self._open.values())
+
+  @property
+  def loaded_bytes(self) -> int:
+    return sum(o.runner.model.memory.weight_bytes for o in self._open.values())
+
+  async def close(self) -> None:
+    await self._tasks.close()
+    for plan_id in list(self._open):
+      await self._close_here(plan_id, PlanClosedError("this node stops"))
+
+  # opening
+
+  async def open(self, message: OpenPlan) -> PlanOpened:
+    """Load this node's stage, once however often it is asked for."""
+    plan_id = message.plan.plan_id
+    if plan_id in self._open:
+      return self._opened(self._open[plan_id])
+    if plan_id not in self._opening:
+      task = self._tasks.spawn(self._load(message), f"open {plan_id}")
+      self._opening[plan_id] = task
+      task.add_done_callback(lambda _: self._opening.pop(plan_id, None))
+    return await asyncio.shield(self._opening[plan_id])
+
+  async def _load(self, message: OpenPlan) -> PlanOpened:
+    plan = message.plan
+    index = plan.index_of(self._node_id)
+    if index is None:
+      raise ProtocolError(f"{self._node_id} has no stage in plan {plan.plan_id}")
+    shard = plan.stages[index].shard
+    async with self._memory_lock:
+      await self._make_room(plan)
+      options = LoadOptions(self._offered_bytes - self.loaded_bytes, self._threads)
+      model = await self._loader.load(shard, message.fingerprint, options)
+      if model.memory.max_kv_tokens < 2:
+        await self._device.run(model.close)
+        raise ModelTooLargeError(f"{shard} leaves no memory for its KV cache on {self._node_id}", missing_mb=1)
+      runner = StageRunner(plan, self._node_id, model, self._device, self._send)
+      serving = self._tasks.spawn(runner.run(), f"stage of {plan.plan_id}")
+      self._open[plan.plan_id] = _Open(plan, runner, serving)
+    log(1, "plan %s is open here: %s", plan.plan_id, plan)
+    return self._opened(self._open[plan.plan_id])
+
+  def _opened(self, opened: _Open) -> PlanOpened:
+    memory = opened.runner.model.memory
+    return PlanOpened(opened.plan.plan_id, memory.max_kv_tokens, memory.max_sequences, memory.max_context)
+
+  async def _make_room(self, plan: RingPlan) -> None:
+    """Close what nobody uses: older plans of this model, then others while the new stage would not fit beside them."""
+    index = plan.index_of(self._node_id)
+    assert index is not None
+    needed = await self._loader.needed_bytes(plan.stages[index].shard)
+    for opened in sorted((o for o in self._open.values() if o.runner.idle), key=lambda o: o.used_at):
+      if opened.plan.model_id == plan.model_id or self._offered_bytes - self.loaded_bytes < needed:
+        await self._close_everywhere(opened, PlanClosedError(f"its memory was needed for {plan}"))
+
+  # the first stage's part
+
+  async def submit(self, message: Submit) -> None:
+    """Take a request; it waits here while the plan opens. Raises what makes it impossible at once."""
+    plan = message.open.plan
+    if plan.first.node_id != self._node_id:
+      raise ProtocolError(f"{self._node_id} is not the first stage of plan {plan.plan_id}")
+    opened = self._open.get(plan.plan_id)
+    if opened is not None and opened.driver is not None:
+      opened.used_at = time.monotonic()
+      opened.driver.submit(message.request)
+      return
+    starting = self._starting.get(plan.plan_id)
+    if starting is None:
+      task = self._tasks.spawn(self._start_driver(message.open), f"start {plan.plan_id}")
+      starting = self._starting[plan.plan_id] = _Starting(task)
+    if len(starting.requests) >= _MAX_OPENING_REQUESTS:
+      raise QueueFullError(f"{len(starting.requests)} requests wait for {plan.model_id} to load", retry_after_s=10)
+    starting.requests.append(message.request)
+
+  async def _start_driver(self, message: OpenPlan) -> None:
+    plan = message.plan
+    try:
+      opened = await asyncio.gather(*(self._open_stage(stage.node_id, message) for stage in plan.stages))
+      limits = Limits(
+          max_sequences=min(o.max_sequences for o in opened),
+          max_kv_tokens=min(o.max_kv_tokens for o in opened),
+          max_context=min(o.max_context for o in opened),
+          stages=len(plan.stages),
+      )
+      here = self._open.get(plan.plan_id)
+      if here is None:
+        raise PlanClosedError(f"plan {plan.plan_id} was closed while it opened")
+      here.driver = PlanDriver(plan, Scheduler(limits), here.runner.feed, self._send)
+    except ExoError as error:
+      for request in self._starting.pop(plan.plan_id).requests:
+        self._refuse(plan, request, error)
+      return
+    except BaseException:
+      self._starting.pop(plan.plan_id, None)
+      raise
+    for request in self._starting.pop(plan.plan_id).requests:
+      try:
+        here.driver.submit(request)
+      except ExoError as error:
+        self._refuse(plan, request, error)
+
+  async def _open_stage(self, node_id: str, message: OpenPlan) -> PlanOpened:
+    if node_id == self._node_id:
+      return await self.open(message)
+    reply = await self._call(node_id, message, _OPEN_TIMEOUT_S)
+    if not isinstance(reply, PlanOpened):
+      raise ProtocolError(f"{node_id} answered an OpenPlan with {type(reply).__name__}")
+    return reply
+
+  def _refuse(self, plan: RingPlan, request: Request, error: ExoError) -> None:
+    self._send(request.entry_node, RequestFailed(plan.plan_id, request.request_id, Failure(*to_wire(error))))
+
+  # messages
+
+  def on_message(self, sender: str, message: Message) -> None:
+    """Frames, results and the like. What does not belong is logged and ignored."""
+    match message:
+      case Frame():
+        self._on_frame(sender, message)
+      case StepResult() | StepFailed():
+        opened = self._open.get(message.plan_id)
+        allowed = opened is not None and opened.driver is not None and opened.plan.index_of(sender) is not None
+        if allowed and isinstance(message, StepResult) and opened is not None:
+          allowed = sender == opened.plan.last.node_id
+        if not allowed or opened is None or opened.driver is None:
+          log(2, "ignored a %s of %s from %s", type(message).__name__, message.plan_id, sender)
+        elif isinstance(message, StepResult):
+          log(
+              2, "step %d of %s: stages took %s ms", message.step, message.plan_id,
+              " + ".join(f"{ms:.2f}" for ms in message.compute_ms)
+          )
+          opened.driver.on_result(message)
+        else:
+          opened.driver.on_failure(message)
+      case Cancel():
+        self._cancel(message)
+      case ClosePlan():
+        self._on_close(sender, message)
+      case _:
+        log(2, "ignored a %s from %s", type(message).__name__, sender)
+
+  def _on_frame(self, sender: str, frame: Frame) -> None:
+    opened = self._open.get(frame.plan_id)
+    if opened is None or opened.plan.epoch != frame.epoch:
+      log(2, "ignored a frame of plan %s from %s: it is not open here", frame.plan_id, sender)
+      return
+    previous = opened.plan.previous_of(self._node_id)
+    if previous is None or previous.node_id != sender:
+      log(1, "ignored a frame of plan %s from %s, which is not its neighbour", frame.plan_id, sender)
+      return
+    opened.used_at = time.monotonic()
+    opened.runner.feed(frame)
+
+  def _cancel(self, message: Cancel) -> None:
+    starting = self._starting.get(message.plan_id)
+    if starting is not None:
+      starting.requests = [r for r in starting.requests if r.request_id != message.request_id]
+    opened = self._open.get(message.plan_id)
+    if opened is not None and opened.driver is not None:
+      opened.driver.cancel(message.request_id)
+
+  def _on_close(self, sender: str, message: ClosePlan) -> None:
+    opened = self._open.get(message.plan_id)
+    if opened is not None and opened.plan.index_of(sender) is not None:
+      self._tasks.spawn(self._close_here(message.plan_id, PlanClosedError(f"{sender} closed the plan")), "close")
+
+  def peer_left(self, node_id: str, reason: str) -> None:
+    """Close the plans that the node was part of, and free what it had asked for as an entry node."""
+    for opened in list(self._open.values()):
+      if opened.plan.index_of(node_id) is not None:
+        error = PeerLostError(f"{node_id} left the ring ({reason})", node=node_id)
+        self._tasks.spawn(self._close_here(opened.plan.plan_id, error), f"close {opened.plan.plan_id}")
+      elif opened.driver is not None:
+        opened.driver.cancel_entry(node_id)
+
+  async def _close_everywhere(self, opened: _Open, error: ExoError) -> None:
+    for node_id in opened.plan.node_ids:
+      if node_id != self._node_id:
+        try:
+          self._send(node_id, ClosePlan(opened.plan.plan_id, Failure(*to_wire(error))))
+        except ExoError as unreachable:
+          log(2, "%s need not be told: %s", node_id, unreachable)
+    await self._close_here(opened.plan.plan_id, error)
+
+  async def _close_here(self, plan_id: str, error: ExoError) -> None:
+    opened = self._open.pop(plan_id, None)
+    if opened is None:
+      return
+    if opened.driver is not None:
+      opened.driver.close(error)
+    opened.serving.cancel()
+    await asyncio.gather(opened.serving, return_exceptions=True)
+    model: StageModel = opened.runner.model
+    await self._device.run(model.close)
+    log(1, "plan %s is closed here: %s", plan_id, error)

@@ -1,0 +1,49 @@
+"""Brings a node's own stage of a plan into its engine."""
+
+from __future__ import annotations
+
+import time
+
+from exo.errors import ModelFilesError
+from exo.inference.device_thread import DeviceThread
+from exo.inference.engine import InferenceEngine, LoadOptions, StageModel
+from exo.inference.engines import EngineChoice, load_engine
+from exo.inference.shard import Shard
+from exo.log import log
+from exo.orchestration.model_catalog import ModelCatalog, model_size
+from exo.topology.ring_plan import MIN_KV_TOKENS
+
+
+class ShardLoader:
+  """The engine is imported when the first shard is asked for, on the device thread like all that it does."""
+  def __init__(self, catalog: ModelCatalog, device: DeviceThread, choice: EngineChoice) -> None:
+    self._catalog, self._device, self._choice = catalog, device, choice
+    self._engine: InferenceEngine | None = None
+
+  async def needed_bytes(self, shard: Shard) -> int:
+    """An estimate of the shard's weights in memory, with room for a small KV cache."""
+    size = model_size(await self._catalog.checkpoint(shard.model_id))
+    return size.stage_bytes(shard.start_layer, shard.end_layer + 1, MIN_KV_TOKENS)
+
+  async def load(self, shard: Shard, fingerprint: str, options: LoadOptions) -> StageModel:
+    """Raises `DownloadError`, `ModelFilesError`, `UnsupportedModelError`, `EngineError`."""
+    checkpoint = await self._catalog.checkpoint(shard.model_id)
+    if checkpoint.fingerprint != fingerprint:
+      raise ModelFilesError(
+          f"this node holds another model under the name {shard.model_id}: give one of the two another name"
+      )
+
+    def work() -> StageModel:
+      if self._engine is None:
+        self._engine = load_engine(self._choice.name)
+      return self._engine.load(
+          shard, checkpoint, options, lambda fraction: log(3, "%s: %.0f %%", shard, fraction * 100)
+      )
+
+    started = time.monotonic()
+    model = await self._device.run(work)
+    log(
+        1, "loaded %s in %.1f s: %d MB, room for %d tokens of KV", shard,
+        time.monotonic() - started, model.memory.weight_bytes // 2**20, model.memory.max_kv_tokens
+    )
+    return model

@@ -1,0 +1,121 @@
+"""One node's stage of one open plan: frames in, frames or tokens out, computed in order on the device thread."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from exo.errors import ExoError, PeerUnreachableError, ProtocolError, to_wire
+from exo.inference.device_thread import DeviceThread
+from exo.inference.engine import Batch, StageModel
+from exo.log import enabled, log
+from exo.networking.messages import EMPTY_TOKEN_IDS, Failure, Frame, Message, StepFailed, StepResult, TokenDelivery
+from exo.orchestration.token_head import TokenHead
+from exo.topology.ring_plan import RingPlan
+
+Send = Callable[[str, Message], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+  """What a frame became: the next frame, or the tokens of the last stage."""
+  frame: Frame | None
+  result: StepResult | None
+  deliveries: tuple[tuple[str, TokenDelivery], ...]
+
+
+class StageRunner:
+  """`feed` never waits; at most as many frames are on their way as the first stage lets out."""
+  def __init__(self, plan: RingPlan, node_id: str, model: StageModel, device: DeviceThread, send: Send) -> None:
+    self.plan, self.model = plan, model
+    self._device, self._send = device, send
+    self._next = plan.next_of(node_id)
+    self._head = TokenHead(plan.plan_id)
+    self._known: set[int] = set()
+    self._frames: asyncio.Queue[Frame] = asyncio.Queue()
+    self.compute_ms = 0.0
+
+  @property
+  def idle(self) -> bool:
+    """No sequence is open and no frame waits."""
+    return not self._known and self._frames.empty()
+
+  def feed(self, frame: Frame) -> None:
+    self._frames.put_nowait(frame)
+
+  async def run(self) -> None:
+    """Serve frames until cancelled."""
+    while True:
+      frame = await self._frames.get()
+      try:
+        outcome = await self._device.run(self._compute, frame)
+      except ExoError as error:
+        self._fail(frame, error)
+        continue
+      except Exception as error:  # noqa: BLE001 - an engine may raise anything, and the client must hear of it
+        log(0, "the engine failed in step %d of %s: %s: %s", frame.step, self.plan.plan_id, type(error).__name__, error)
+        self._fail(frame, error)
+        continue
+      try:
+        self._pass_on(outcome)
+      except PeerUnreachableError as error:
+        self._fail(frame, error)
+
+  def _compute(self, frame: Frame) -> _Outcome:
+    """On the device thread."""
+    started = time.perf_counter()
+    for sequence in frame.drops:
+      self.model.drop(sequence)
+      self._head.drop(sequence)
+      self._known.discard(sequence)
+    for opened in frame.opens:
+      self._known.add(opened.sequence)
+      if self._next is None:
+        self._head.open(opened)
+    if not frame.entries:
+      return self._outcome(frame, started)
+    unknown = next((e.sequence for e in frame.entries if e.sequence not in self._known), None)
+    if unknown is not None:
+      raise ProtocolError(f"a step for sequence {unknown}, which is not open")
+    output = self.model.step(Batch(frame.entries, frame.token_ids, frame.hidden))
+    if self._next is not None:
+      return self._outcome(replace(frame, hidden=output), started)
+    tokens, deliveries = self._head.take(frame.entries, frame.token_ids, output)
+    ms = self._note_time(frame, started)
+    return _Outcome(
+        None, StepResult(frame.plan_id, frame.step, tuple(tokens), (*frame.compute_ms, ms)), tuple(deliveries)
+    )
+
+  def _outcome(self, frame: Frame, started: float) -> _Outcome:
+    ms = self._note_time(frame, started)
+    return _Outcome(replace(frame, compute_ms=(*frame.compute_ms, ms)) if self._next else None, None, ())
+
+  def _note_time(self, frame: Frame, started: float) -> float:
+    self.compute_ms = (time.perf_counter() - started) * 1e3
+    if enabled(3):
+      log(
+          3, "step %d of %s: %d entries, %d tokens, %.2f ms", frame.step, frame.plan_id, len(frame.entries),
+          len(frame.token_ids), self.compute_ms
+      )
+    return self.compute_ms
+
+  def _pass_on(self, outcome: _Outcome) -> None:
+    if outcome.frame is not None and self._next is not None:
+      self._send(self._next.node_id, outcome.frame)
+    if outcome.result is not None:
+      self._send(self.plan.first.node_id, outcome.result)  # first, so that the ring goes on while clients are served
+    for entry_node, delivery in outcome.deliveries:
+      try:
+        self._send(entry_node, delivery)
+      except PeerUnreachableError:
+        log(1, "the entry node %s of request %s is gone", entry_node, delivery.request_id)
+
+  def _fail(self, frame: Frame, error: BaseException) -> None:
+    try:
+      if self._next is not None:  # what the frame ends or begins must still reach the stages behind
+        self._send(self._next.node_id, replace(frame, entries=(), token_ids=EMPTY_TOKEN_IDS, hidden=None))
+      self._send(self.plan.first.node_id, StepFailed(frame.plan_id, frame.step, Failure(*to_wire(error))))
+    except PeerUnreachableError:
+      log(1, "step %d of %s failed and its first stage is gone: %s", frame.step, frame.plan_id, error)

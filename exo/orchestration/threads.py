@@ -1,0 +1,18 @@
+"""How many processors this process may really use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def usable_threads() -> int:
+  """The affinity mask's size, or less where a container's quota allows less; at least one."""
+  count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+  try:
+    quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    if quota != "max":
+      count = min(count, int(quota) // int(period))
+  except (OSError, ValueError):
+    pass
+  return max(1, count)

@@ -1,0 +1,62 @@
+"""How the command line finds the nodes that run on this machine: one small private file each."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeInfo:
+  """A running node. `started` is its process's start, which tells it from another process with a reused pid."""
+  pid: int
+  started: float
+  node_id: str
+  api_host: str
+  api_port: int
+  grpc_port: int
+
+  @property
+  def api_url(self) -> str:
+    host = "127.0.0.1" if self.api_host in ("0.0.0.0", "::", "") else self.api_host
+    return f"http://[{host}]:{self.api_port}" if ":" in host else f"http://{host}:{self.api_port}"
+
+
+def _folder(state_dir: Path) -> Path:
+  return state_dir / "nodes"
+
+
+def write_runtime_file(state_dir: Path, info: RuntimeInfo) -> Path:
+  """With mode 0600, complete from the moment it has its name."""
+  folder = _folder(state_dir)
+  folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+  path = folder / f"{info.pid}.json"
+  part = path.with_suffix(".part")
+  descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+  with os.fdopen(descriptor, "w") as file:
+    json.dump(asdict(info), file)
+  part.replace(path)
+  return path
+
+
+def this_process_started() -> float:
+  return float(psutil.Process().create_time())
+
+
+def running_nodes(state_dir: Path) -> list[RuntimeInfo]:
+  """The nodes of this machine that still run, oldest first; files that dead ones left are removed."""
+  found = []
+  for path in sorted(_folder(state_dir).glob("*.json")):
+    try:
+      info = RuntimeInfo(**json.loads(path.read_text()))
+      if abs(psutil.Process(info.pid).create_time() - info.started) < 1:
+        found.append(info)
+        continue
+    except (OSError, ValueError, TypeError, psutil.Error):
+      pass
+    path.unlink(missing_ok=True)
+  return sorted(found, key=lambda info: info.started)
