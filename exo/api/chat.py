@@ -86,9 +86,11 @@ async def _streamed(request: web.Request, run: TextRun, logprobs: bool, include_
     async for delta in run:
       probs = _logprobs(run.model, delta.tokens) if logprobs and delta.tokens else None
       if delta.text or probs:
-        await stream.send(chunk(delta.choice, {"content": delta.text}, None, probs))
+        await stream.send(chunk(delta.choice, {"content": delta.text}, None, probs), more=run.more)
       if delta.finish_reason:
         await stream.send(chunk(delta.choice, {}, delta.finish_reason))
+      elif not run.more:
+        await stream.flush()
     if include_usage:
       await stream.send(envelope | {"choices": [], "usage": run.usage})
   return response

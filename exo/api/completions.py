@@ -180,9 +180,10 @@ async def _stream_one(
       prompt_text, scored = _echoed(job, prompt, run)
       text, tokens = prompt_text + text, scored + tokens
     if not text and not delta.finish_reason:
+      await stream.flush()
       continue
     logprobs = None if job.body.logprobs is None else builders[delta.choice].build(tokens)
     choice = {
         "index": base + delta.choice, "text": text, "logprobs": logprobs, "finish_reason": delta.finish_reason or None
     }
-    await stream.send(envelope | {"choices": [choice]} | usage)
+    await stream.send(envelope | {"choices": [choice]} | usage, more=run.more)

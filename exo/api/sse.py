@@ -23,10 +23,19 @@ class EventStream:
   """Writes `data:` lines. Not for concurrent use."""
   def __init__(self, response: web.StreamResponse) -> None:
     self._response = response
+    self._held: list[bytes] = []
     self._written_at = time.monotonic()
 
-  async def send(self, value: Any) -> None:
-    await self._write(b"data: " + _ENCODER.encode(value) + b"\n\n")
+  async def send(self, value: Any, *, more: bool = False) -> None:
+    """Write an event; with `more` to come at once, it waits for the next one to share a packet with."""
+    self._held.append(b"data: " + _ENCODER.encode(value) + b"\n\n")
+    if not more:
+      await self.flush()
+
+  async def flush(self) -> None:
+    """Write what waits for company."""
+    if self._held:
+      await self._write(b"")
 
   async def comment(self, text: str) -> None:
     await self._write(f": {text}\n\n".encode())
@@ -36,6 +45,9 @@ class EventStream:
 
   async def _write(self, data: bytes) -> None:
     self._written_at = time.monotonic()
+    self._held.append(data)
+    data = b"".join(self._held)
+    self._held.clear()
     await self._response.write(data)
 
   async def keep_alive(self) -> None:

@@ -45,6 +45,11 @@ class TextRun:
     return delta
 
   @property
+  def more(self) -> bool:
+    """The next text will come without waiting."""
+    return self.generation.pending
+
+  @property
   def usage(self) -> dict[str, Any]:
     prompt = len(self.generation.spec.prompt_ids)
     completion = sum(choice.completion_tokens for choice in self.choices)

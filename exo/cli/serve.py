@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 
 import exo
 from exo.cli.assemble import RunningNode, running_node
@@ -21,9 +22,23 @@ async def serve(config: Config) -> int:
     _introduce(config, running)
     if config.wait_for_peers:
       await _wait_for_peers(config, running, stopping)
-    await stopping.wait()
+    await _until(stopping, config, running)
     say("stopping")
   return 0
+
+
+async def _until(stopping: asyncio.Event, config: Config, running: RunningNode) -> None:
+  """Wait for the end, with the terminal view where there is a terminal for it."""
+  if config.disable_tui or not sys.stdout.isatty():
+    await stopping.wait()
+    return
+  from exo.viz.topology_viz import TopologyViz
+  view = asyncio.create_task(TopologyViz(running.node, running.info.api_url).run(), name="terminal view")
+  ended = asyncio.create_task(stopping.wait(), name="stopping")
+  await asyncio.wait({view, ended}, return_when=asyncio.FIRST_COMPLETED)
+  for task in (view, ended):
+    task.cancel()
+  await asyncio.gather(view, ended, return_exceptions=True)
 
 
 def _introduce(config: Config, running: RunningNode) -> None:

@@ -99,8 +99,8 @@ class StageModel(ABC):
     """Append the entries' keys and values to the cache and return what follows.
 
     Not the last stage: hidden states (tokens, hidden size). The last: logits (rows, vocabulary) in float32, the wanted
-    rows of each entry in order; possibly zero rows. The array is the caller's. A sequence seen for the first time
-    starts an empty cache. Raises `EngineError`; the cache of the batch's sequences is then undefined.
+    rows of each entry in order; possibly zero rows. Hidden states are the caller's; logits are valid until the next
+    call. A sequence seen for the first time starts an empty cache. Raises `EngineError`; the cache of the batch's sequences is then undefined.
     """
 
   @abstractmethod

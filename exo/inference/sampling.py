@@ -106,28 +106,33 @@ class Sampler:
     self._seen.add(token_id)
 
   def sample(self, logits: Logits, position: int) -> TokenLogprob:
-    """The token at `position`, from the logits (V,) of the position before. The log probability is the model's own,
-    before penalties, bias and temperature."""
+    """The token at `position`, from the logits (V,) of the position before, which may be changed.
+
+    The log probability is the model's own, before penalties, bias and temperature.
+    """
     params = self._params
     if params.plain_greedy:
       return TokenLogprob(int(logits.argmax()), 0.0)
-    token_id = self._choose(self._adjusted(logits), position)
-    self.note_generated(token_id)
     if params.top_logprobs is None:
+      self._adjust(logits)
+      token_id = self._choose(logits, position)
+      self.note_generated(token_id)
       return TokenLogprob(token_id, 0.0)
+    adjusted = logits.copy()
+    self._adjust(adjusted)
+    token_id = self._choose(adjusted, position)
+    self.note_generated(token_id)
     return describe(logits, token_id, params.top_logprobs)
 
-  def _adjusted(self, logits: Logits) -> Logits:
-    params, out = self._params, logits
-    penalised = params.frequency_penalty or params.presence_penalty
-    if self._bias is not None or penalised or params.repetition_penalty != 1:
-      out = logits.copy()
+  def _adjust(self, out: Logits) -> None:
+    """Apply penalties and bias in place; they touch few of the vocabulary's entries."""
+    params = self._params
     if params.repetition_penalty != 1 and self._seen:
       # CTRL (Keskar et al., 2019): towards zero for positive logits, away from it for negative ones
       seen = np.fromiter(self._seen, np.int64)
       values = out[seen]
       out[seen] = np.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
-    if penalised and self._generated:
+    if (params.frequency_penalty or params.presence_penalty) and self._generated:
       ids = np.fromiter(self._generated.keys(), np.int64)
       counts = np.fromiter(self._generated.values(), np.float32)
       out[ids] -= counts * np.float32(params.frequency_penalty) + np.float32(params.presence_penalty)
@@ -135,7 +140,6 @@ class Sampler:
       ids, values = self._bias
       out[ids] += values
       out[ids[values <= -100]] = -np.inf
-    return out
 
   def _choose(self, logits: Logits, position: int) -> int:
     params = self._params

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from exo.errors import DeadlineError, ExoError, PeerLostError, PeerUnreachableError, ProtocolError, from_wire
 from exo.inference.sampling import SamplingParams
@@ -14,6 +15,7 @@ from exo.networking.messages import Cancel, Message, OpenPlan, Request, RequestF
 from exo.topology.ring_plan import RingPlan
 
 _SUBMIT_TIMEOUT_S = 30.0
+_HOLD_BELOW_S = 0.010
 
 Send = Callable[[str, Message], None]
 Call = Callable[[str, Message, float], Awaitable[Message]]
@@ -31,30 +33,34 @@ class GenerationSpec:
   prompt_logprobs: int | None = None
 
 
-@dataclass
 class Generation:
-  """A running request. Iterate it for deliveries; it ends when every choice has its finish reason."""
-  spec: GenerationSpec
-  plan: RingPlan
-  timeout_s: float
-  _events: asyncio.Queue[TokenDelivery | ExoError] = field(default_factory=asyncio.Queue)
-  _next_index: list[int] = field(default_factory=list)
-  _open_choices: set[int] = field(default_factory=set)
-  _computing: set[int] = field(default_factory=set)
+  """A running request. Iterate it for deliveries; it ends when every choice has its finish reason.
 
-  def __post_init__(self) -> None:
-    self._next_index = [0] * self.spec.n
-    self._open_choices = set(range(self.spec.n))
-    self._computing = set(range(self.spec.n))
+  Above 100 tokens a second its reader is woken for two deliveries at a time: waking it costs more than they do.
+  """
+  def __init__(self, spec: GenerationSpec, plan: RingPlan, timeout_s: float) -> None:
+    self.spec, self.plan, self._timeout_s = spec, plan, timeout_s
+    self._events: deque[TokenDelivery | ExoError] = deque()
+    self._next_index = [0] * spec.n
+    self._wanted, self._computing = set(range(spec.n)), set(range(spec.n))
+    self._loop = asyncio.get_running_loop()
+    self._heard_at = self._loop.time()
+    self._reader: asyncio.Future[None] | None = None
+    self._holding: asyncio.TimerHandle | None = None
 
   @property
   def computing(self) -> bool:
     """The ring still works for it."""
     return bool(self._computing)
 
+  @property
+  def pending(self) -> bool:
+    """The next delivery is here already."""
+    return bool(self._events)
+
   def end_choice(self, choice: int) -> None:
     """The client has all it wants of this choice (a stop string); what still comes of it is dropped."""
-    self._open_choices.discard(choice)
+    self._wanted.discard(choice)
 
   def take(self, sender: str, delivery: TokenDelivery) -> None:
     """Accept a delivery from the plan's last stage. Raises `ProtocolError` for others, gaps and duplicates."""
@@ -68,27 +74,48 @@ class Generation:
     self._next_index[choice] += len(delivery.tokens)
     if delivery.finish_reason:
       self._computing.discard(choice)
-    self._events.put_nowait(delivery)
+    now = self._loop.time()
+    quick, self._heard_at = now - self._heard_at < _HOLD_BELOW_S, now
+    self._events.append(delivery)
+    if quick and self._holding is None and not delivery.finish_reason:
+      self._holding = self._loop.call_later(2 * _HOLD_BELOW_S, self._wake)
+    else:
+      self._wake()
 
   def fail(self, error: ExoError) -> None:
-    self._events.put_nowait(error)
+    self._events.append(error)
+    self._wake()
+
+  def _wake(self) -> None:
+    if self._holding is not None:
+      self._holding.cancel()
+      self._holding = None
+    if self._reader is not None and not self._reader.done():
+      self._reader.set_result(None)
+
+  async def watch(self) -> None:
+    """Fail when nothing comes for too long; runs until cancelled. One timer, not one for every token."""
+    while (left_s := self._heard_at + self._timeout_s - self._loop.time()) > 0:  # noqa: ASYNC110
+      await asyncio.sleep(left_s)
+    self.fail(DeadlineError(f"the ring gave nothing for {self._timeout_s:g} s"))
 
   def __aiter__(self) -> AsyncIterator[TokenDelivery]:
     return self
 
   async def __anext__(self) -> TokenDelivery:
-    """Raises the error that ended the request; `DeadlineError` when nothing came for `timeout_s`."""
-    while self._open_choices:
-      try:
-        event = await asyncio.wait_for(self._events.get(), self.timeout_s)
-      except TimeoutError:
-        raise DeadlineError(f"the ring gave nothing for {self.timeout_s:g} s") from None
+    """Raises the error that ended the request; `DeadlineError` when nothing came for too long."""
+    while self._wanted:
+      if not self._events:
+        self._reader = self._loop.create_future()
+        await self._reader
+        continue
+      event = self._events.popleft()
       if isinstance(event, ExoError):
         raise event
-      if event.choice not in self._open_choices:
+      if event.choice not in self._wanted:
         continue
       if event.finish_reason:
-        self._open_choices.discard(event.choice)
+        self._wanted.discard(event.choice)
       return event
     raise StopAsyncIteration
 
@@ -111,6 +138,7 @@ class EntryDesk:
     plan = open_plan.plan
     generation = self._running[spec.request_id] = Generation(spec, plan, timeout_s)
     log(1, "request %s: %d prompt tokens on %s", spec.request_id, len(spec.prompt_ids), plan)
+    watching = asyncio.create_task(generation.watch(), name=f"watch {spec.request_id}")
     try:
       request = Request(
           spec.request_id,
@@ -125,6 +153,7 @@ class EntryDesk:
         await self._call(plan.first.node_id, Submit(open_plan, replace(request, choice=choice)), _SUBMIT_TIMEOUT_S)
       yield generation
     finally:
+      watching.cancel()
       del self._running[spec.request_id]
       if generation.computing:
         self._cancel(generation)

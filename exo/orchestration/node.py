@@ -159,7 +159,7 @@ class Node:
   def send(self, node_id: str, message: Message) -> None:
     """To any node, this one included. Raises `PeerUnreachableError`."""
     if node_id == self.node_id:
-      asyncio.get_running_loop().call_soon(self.message, self.node_id, message)
+      self.message(self.node_id, message)
     else:
       self._mesh.send(node_id, message)
 

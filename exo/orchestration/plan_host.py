@@ -17,8 +17,8 @@ from exo.errors import (
     to_wire,
 )
 from exo.inference.device_thread import DeviceThread
-from exo.inference.engine import LoadOptions, StageModel
-from exo.log import log
+from exo.inference.engine import LoadOptions
+from exo.log import enabled, log
 from exo.networking.messages import (
     Cancel,
     ClosePlan,
@@ -52,7 +52,6 @@ class _Open:
   """A plan of which this node has a stage."""
   plan: RingPlan
   runner: StageRunner
-  serving: asyncio.Task[None]
   driver: PlanDriver | None = None
   used_at: float = field(default_factory=time.monotonic)
 
@@ -123,8 +122,7 @@ class PlanHost:
         await self._device.run(model.close)
         raise ModelTooLargeError(f"{shard} leaves no memory for its KV cache on {self._node_id}", missing_mb=1)
       runner = StageRunner(plan, self._node_id, model, self._device, self._send)
-      serving = self._tasks.spawn(runner.run(), f"stage of {plan.plan_id}")
-      self._open[plan.plan_id] = _Open(plan, runner, serving)
+      self._open[plan.plan_id] = _Open(plan, runner)
     log(1, "plan %s is open here: %s", plan.plan_id, plan)
     return self._opened(self._open[plan.plan_id])
 
@@ -206,21 +204,21 @@ class PlanHost:
     match message:
       case Frame():
         self._on_frame(sender, message)
-      case StepResult() | StepFailed():
+      case StepResult():
         opened = self._open.get(message.plan_id)
-        allowed = opened is not None and opened.driver is not None and opened.plan.index_of(sender) is not None
-        if allowed and isinstance(message, StepResult) and opened is not None:
-          allowed = sender == opened.plan.last.node_id
-        if not allowed or opened is None or opened.driver is None:
-          log(2, "ignored a %s of %s from %s", type(message).__name__, message.plan_id, sender)
-        elif isinstance(message, StepResult):
-          log(
-              2, "step %d of %s: stages took %s ms", message.step, message.plan_id,
-              " + ".join(f"{ms:.2f}" for ms in message.compute_ms)
-          )
-          opened.driver.on_result(message)
-        else:
-          opened.driver.on_failure(message)
+        if opened is None or opened.driver is None or sender != opened.plan.last.node_id:
+          log(2, "ignored a result of plan %s from %s", message.plan_id, sender)
+          return
+        if enabled(2):
+          spans = " + ".join(f"{ms:.2f}" for ms in message.compute_ms)
+          log(2, "step %d of %s: stages took %s ms", message.step, message.plan_id, spans)
+        opened.driver.on_result(message)
+      case StepFailed():
+        opened = self._open.get(message.plan_id)
+        if opened is None or opened.driver is None or opened.plan.index_of(sender) is None:
+          log(2, "ignored a failure of plan %s from %s", message.plan_id, sender)
+          return
+        opened.driver.on_failure(message)
       case Cancel():
         self._cancel(message)
       case ClosePlan():
@@ -277,8 +275,5 @@ class PlanHost:
       return
     if opened.driver is not None:
       opened.driver.close(error)
-    opened.serving.cancel()
-    await asyncio.gather(opened.serving, return_exceptions=True)
-    model: StageModel = opened.runner.model
-    await self._device.run(model.close)
+    await opened.runner.close()
     log(1, "plan %s is closed here: %s", plan_id, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 
 from exo.errors import ModelFilesError
@@ -42,6 +43,8 @@ class ShardLoader:
 
     started = time.monotonic()
     model = await self._device.run(work)
+    gc.collect()
+    gc.freeze()  # vocabularies and graphs stay: collections during generation need not look at them again
     log(
         1, "loaded %s in %.1f s: %d MB, room for %d tokens of KV", shard,
         time.monotonic() - started, model.memory.weight_bytes // 2**20, model.memory.max_kv_tokens

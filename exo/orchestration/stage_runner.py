@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from exo.errors import ExoError, PeerUnreachableError, ProtocolError, to_wire
+from exo.errors import ExoError, PeerUnreachableError, PlanClosedError, ProtocolError, to_wire
 from exo.inference.device_thread import DeviceThread
 from exo.inference.engine import Batch, StageModel
 from exo.log import enabled, log
@@ -34,37 +33,43 @@ class StageRunner:
     self._next = plan.next_of(node_id)
     self._head = TokenHead(plan.plan_id)
     self._known: set[int] = set()
-    self._frames: asyncio.Queue[Frame] = asyncio.Queue()
+    self._waiting = 0
+    self._closed = False
     self.compute_ms = 0.0
 
   @property
   def idle(self) -> bool:
-    """No sequence is open and no frame waits."""
-    return not self._known and self._frames.empty()
+    """No sequence is open and no frame is on its way."""
+    return not self._known and not self._waiting
 
   def feed(self, frame: Frame) -> None:
-    self._frames.put_nowait(frame)
+    """Compute a frame after those before it, and pass on what comes of it."""
+    self._waiting += 1
+    self._device.submit(lambda: self._compute(frame), lambda outcome, error: self._done(frame, outcome, error))
 
-  async def run(self) -> None:
-    """Serve frames until cancelled."""
-    while True:
-      frame = await self._frames.get()
-      try:
-        outcome = await self._device.run(self._compute, frame)
-      except ExoError as error:
-        self._fail(frame, error)
-        continue
-      except Exception as error:  # noqa: BLE001 - an engine may raise anything, and the client must hear of it
-        log(0, "the engine failed in step %d of %s: %s: %s", frame.step, self.plan.plan_id, type(error).__name__, error)
-        self._fail(frame, error)
-        continue
-      try:
+  async def close(self) -> None:
+    """Let nothing more out and give the model's memory back, after the frames that wait."""
+    self._closed = True
+    await self._device.run(self.model.close)
+
+  def _done(self, frame: Frame, outcome: _Outcome, error: BaseException | None) -> None:
+    self._waiting -= 1
+    if self._closed:
+      return
+    try:
+      if error is None:
         self._pass_on(outcome)
-      except PeerUnreachableError as error:
-        self._fail(frame, error)
+        return
+    except PeerUnreachableError as unreachable:
+      error = unreachable
+    if not isinstance(error, ExoError):  # an engine may raise anything, and the client must hear of it
+      log(0, "the engine failed in step %d of %s: %s: %s", frame.step, self.plan.plan_id, type(error).__name__, error)
+    self._fail(frame, error)
 
   def _compute(self, frame: Frame) -> _Outcome:
     """On the device thread."""
+    if self._closed:
+      raise PlanClosedError(f"plan {frame.plan_id} is closed")
     started = time.perf_counter()
     for sequence in frame.drops:
       self.model.drop(sequence)

@@ -2,7 +2,7 @@
 
 Inputs: `x` (B, S, hidden), `seqlens_k` (B,) int32 with each row's total length less one, `total` (1,) int32 the longest
 total length, on the last stage `rows` (R,) int64 choosing tokens of the flattened batch, and per layer `past_k.i`,
-`past_v.i` (B, KV heads, context, head dim), which the operator updates in place. Output: `y`, hidden states
+`past_v.i` (B, KV heads, room, head dim), which the operator updates in place. Output, named by `output`: hidden states
 (B, S, hidden) or logits (R, vocabulary).
 """
 
@@ -18,7 +18,7 @@ from exo.inference.onnx.linear import LinearLayers
 from exo.inference.rope import cos_sin
 from exo.inference.shard import Shard
 from exo.inference.weights.checkpoint import EMBEDDING, HEAD, Checkpoint
-from exo.inference.weights.tensor import StoredTensor
+from exo.inference.weights.tensor import Floats, StoredTensor
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3")
 
@@ -51,8 +51,8 @@ class DecoderGraph:
     if shard.is_last:
       self._head(residual, added)
     else:
-      g.node("Add", [residual, added], output="y")
-      g.output("y", "float32", ["B", "S", config.hidden_size])
+      self.output = g.node("Add", [residual, added])
+      g.output(self.output, "float32", ["B", "S", config.hidden_size])
     return g
 
   def _tensor(self, name: str) -> StoredTensor:
@@ -79,7 +79,7 @@ class DecoderGraph:
     )
     return normed, total
 
-  def _project(self, x: str, layer: int, fused: str, *separate: str) -> str:
+  def _project(self, x: str, layer: int, fused: str, *separate: str, row_scale: Floats | None = None) -> str:
     """One product for projections that read the same value, stored together or apart."""
     prefix = f"model.layers.{layer}."
     names = [prefix +
@@ -87,7 +87,7 @@ class DecoderGraph:
     biases = [self._tensor(f"{name}.bias") for name in names if self._checkpoint.has(f"{name}.bias")]
     if biases and len(biases) != len(names):
       raise UnsupportedModelError(f"layer {layer}: some of {', '.join(names)} have a bias and some have none")
-    return self._linear.add(x, [self._tensor(f"{name}.weight") for name in names], biases)
+    return self._linear.add(x, [self._tensor(f"{name}.weight") for name in names], biases, row_scale)
 
   def _layer(self, layer: int, residual: str, added: str | None) -> tuple[str, str]:
     """(residual, what is still to be added to it) after the layer."""
@@ -108,18 +108,21 @@ class DecoderGraph:
 
   def _attention(self, layer: int, x: str) -> str:
     g, config = self.graph, self._config
-    qkv = self._project(x, layer, "self_attn.qkv_proj", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    # queries come scaled out of their projection (or norm): the operator's fast path for one token needs scale 1
+    heads = config.n_heads * config.head_dim
+    scale = np.ones(heads + 2 * config.n_kv_heads * config.head_dim, np.float32)
+    if not config.qk_norm:
+      scale[:heads] = config.attention_scale
+    qkv = self._project(
+        x, layer, "self_attn.qkv_proj", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", row_scale=scale
+    )
     cos, sin = self._cos_sin(layer)
-    cache: Dims = ["B", config.n_kv_heads, self._context, config.head_dim]
+    cache: Dims = ["B", config.n_kv_heads, "T", config.head_dim]
     past = [g.input(f"past_{part}.{layer}", "float32", cache) for part in "kv"]
     present = [g.output(f"present_{part}.{layer}", "float32", cache) for part in "kv"]
-    inputs = [qkv, "", "", *past, "seqlens_k", "total", cos, sin]
-    prefix = f"model.layers.{layer}.self_attn."
+    query = self._normed_heads(layer, qkv) if config.qk_norm else [qkv, "", ""]
+    inputs = [*query, *past, "seqlens_k", "total", cos, sin]
     attributes: dict[str, float | int] = {}
-    if config.qk_norm:
-      norms = [self._norm_weight(f"{prefix}{part}_norm.weight") for part in "qk"]
-      inputs += ["", "", "", "", "", *norms]
-      attributes["qk_norm_epsilon"] = config.norm_eps
     if config.attention_softcap:
       attributes["softcap"] = config.attention_softcap
     if (window := config.sliding_window[layer]) is not None:
@@ -132,9 +135,26 @@ class DecoderGraph:
         kv_num_heads=config.n_kv_heads,
         do_rotary=1,
         rotary_interleaved=0,
-        scale=config.attention_scale,
+        scale=1.0,
         **attributes
     )[0]
+
+  def _normed_heads(self, layer: int, qkv: str) -> list[str]:
+    """Queries, keys and values apart, each head of the first two with its own RMS norm."""
+    g, config = self.graph, self._config
+    sizes = [heads * config.head_dim for heads in (config.n_heads, config.n_kv_heads, config.n_kv_heads)]
+    parts = g.nodes(
+        "Split", [qkv, g.weight(np.array(sizes, np.int64), name="qkv_sizes")], [g.fresh(part) for part in "qkv"],
+        axis=-1
+    )
+    for i, heads in enumerate((config.n_heads, config.n_kv_heads)):
+      weight = self._tensor(f"model.layers.{layer}.self_attn.{'qk'[i]}_norm.weight").to_float32()
+      factor = config.attention_scale if i == 0 else 1.0
+      scale = g.weight(np.tile((weight + np.float32(config.norm_offset)) * np.float32(factor), heads), "norm")
+      parts[i] = g.node(
+          "BranchwiseRMSNorm", [parts[i], scale], domain=MICROSOFT, num_branches=heads, epsilon=config.norm_eps
+      )
+    return parts
 
   def _cos_sin(self, layer: int) -> tuple[str, str]:
     config = self._config
@@ -163,5 +183,5 @@ class DecoderGraph:
     if config.final_softcap:
       cap = g.weight(np.array([config.final_softcap], np.float32))
       logits = g.node("Mul", [g.node("Tanh", [g.node("Div", [logits, cap])]), cap])
-    g.node("Identity", [logits], output="y")
-    g.output("y", "float32", ["R", config.vocab_size])
+    g.output(logits, "float32", ["R", config.vocab_size])
+    self.output = logits

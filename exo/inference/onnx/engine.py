@@ -52,7 +52,7 @@ class _Binding:
       self.y = np.zeros((batch, length, stage.hidden_size), np.float32)
     for name, array in inputs:
       self._io.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-    self._io.bind_output("y", "cpu", 0, np.float32, self.y.shape, self.y.ctypes.data)
+    self._io.bind_output(stage.output_name, "cpu", 0, np.float32, self.y.shape, self.y.ctypes.data)
     for layer, pair in zip(stage.shard.layers, stage.arena.arrays, strict=True):
       for part, array in zip("kv", pair, strict=True):
         view = array[start:start + batch]
@@ -77,8 +77,9 @@ class OnnxStage(StageModel):
     self._kv_bytes_per_token = shard.layer_count * config.kv_elements_per_token * 4
     context = min(config.max_context, options.max_context or config.max_context)
     bits = {"8": 8, "4": 4, "none": None, None: 8}[options.quantize]
-    graph = DecoderGraph(shard, checkpoint, context, bits).build(progress)
-    weight_bytes = graph.weight_bytes
+    decoder = DecoderGraph(shard, checkpoint, context, bits)
+    graph = decoder.build(progress)
+    self.output_name, weight_bytes = decoder.output, graph.weight_bytes
     budget = max(0, options.memory_bytes - weight_bytes)
     if options.kv_memory_bytes is not None:
       budget = min(budget, options.kv_memory_bytes)
@@ -100,24 +101,40 @@ class OnnxStage(StageModel):
   def step(self, batch: Batch) -> npt.NDArray[Any]:
     self._check(batch)
     x = self._embed(batch.token_ids) if batch.hidden is None else batch.hidden
+    if all(entry.n_tokens == 1 for entry in batch.entries):
+      out = self._run_singles(batch.entries, x)
+    elif len(batch.entries) == 1:
+      out = self._run_one(batch.entries[0], x)
+    else:
+      out = self._run_mixed(batch, x)
+    for entry in batch.entries:
+      self.arena.extend(entry.sequence, entry.n_tokens)
+    return out
+
+  def _run_mixed(self, batch: Batch, x: Floats) -> Floats:
+    """Decodes as one batch, every longer entry by itself."""
     starts = np.cumsum([0, *(entry.n_tokens for entry in batch.entries)])
     rows_before = np.cumsum([0, *(entry.logit_rows for entry in batch.entries)])
     if self.shard.is_last:
       out = np.empty((int(rows_before[-1]), self.vocab_size), np.float32)
     else:
       out = np.empty((batch.n_tokens, self.hidden_size), np.float32)
+
+    def place(i: int, y: Floats) -> None:
+      entry = batch.entries[i]
+      start, rows = (rows_before[i], entry.logit_rows) if self.shard.is_last else (starts[i], entry.n_tokens)
+      out[start:start + rows] = y
+
     singles = [i for i, entry in enumerate(batch.entries) if entry.n_tokens == 1]
     if singles:
-      self._run_singles([batch.entries[i] for i in singles], x, starts[singles], out, rows_before[singles])
+      y, row = self._run_singles([batch.entries[i] for i in singles], x[starts[singles]]), 0
+      for i in singles:
+        rows = batch.entries[i].logit_rows if self.shard.is_last else 1
+        place(i, y[row:row + rows])
+        row += rows
     for i, entry in enumerate(batch.entries):
       if entry.n_tokens > 1:
-        y = self._run_one(entry, x[starts[i]:starts[i] + entry.n_tokens])
-        if self.shard.is_last:
-          out[rows_before[i]:rows_before[i] + entry.logit_rows] = y
-        else:
-          out[starts[i]:starts[i] + entry.n_tokens] = y[0]
-    for entry in batch.entries:
-      self.arena.extend(entry.sequence, entry.n_tokens)
+        place(i, self._run_one(entry, x[starts[i]:starts[i] + entry.n_tokens]))
     return out
 
   def _check(self, batch: Batch) -> None:
@@ -128,30 +145,33 @@ class OnnxStage(StageModel):
       if entry.position + entry.n_tokens > self.arena.context:
         raise EngineError(f"a sequence is longer than {self.arena.context} tokens")
       self.arena.open(entry.sequence)
+    before = self.arena.generation
+    self.arena.ensure_room(max(entry.position + entry.n_tokens for entry in batch.entries))
+    if self.arena.generation != before:
+      self._bindings.clear()
 
   def _embed(self, token_ids: TokenIds) -> Floats:
     assert self._embedding is not None
     values = self._embedding.rows(token_ids).to_float32()
     return values if self._embedding_scale == 1 else values * self._embedding_scale
 
-  def _run_singles(
-      self, entries: Sequence[BatchEntry], x: Floats, tokens: npt.NDArray[Any], out: Floats,
-      rows_before: npt.NDArray[Any]
-  ) -> None:
+  def _run_singles(self, entries: Sequence[BatchEntry], x: Floats) -> Floats:
     """One token each of several sequences, as one batch in the order of their rows."""
     start = self.arena.window([entry.sequence for entry in entries])
     binding = self._binding(start, len(entries))
+    if len(entries) == 1:
+      binding.x[0] = x
+      binding.seqlens[0], binding.total[0] = entries[0].position, entries[0].position + 1
+      y = binding.run()
+      return (y if entries[0].logit_rows else y[:0]) if self.shard.is_last else y[0].copy()
     row_of = [self.arena.row(entry.sequence) - start for entry in entries]
-    binding.x[row_of, 0] = x[tokens]
+    binding.x[row_of, 0] = x
     binding.seqlens[row_of] = [entry.position for entry in entries]
     binding.total[0] = max(entry.position for entry in entries) + 1
     y = binding.run()
-    if not self.shard.is_last:
-      out[tokens] = y[row_of, 0]
-      return
-    for entry, row, target in zip(entries, row_of, rows_before, strict=True):
-      if entry.logit_rows:
-        out[target] = y[row]
+    if self.shard.is_last:
+      return y[[row for entry, row in zip(entries, row_of, strict=True) if entry.logit_rows]]
+    return y[row_of, 0]
 
   def _binding(self, start: int, batch: int) -> _Binding:
     key = (start, batch)
@@ -169,7 +189,8 @@ class OnnxStage(StageModel):
     binding.seqlens[0] = entry.position + entry.n_tokens - 1
     binding.total[0] = entry.position + entry.n_tokens
     binding.rows[:] = gather_logit_rows((entry, ))
-    return binding.run()
+    y = binding.run()
+    return y if self.shard.is_last else y[0]
 
   def drop(self, sequence: int) -> None:
     self.arena.drop(sequence)

@@ -1,6 +1,6 @@
 """Keys and values of all sequences in one reserved range of addresses, of which only what is written takes memory.
 
-Each layer has two arrays of shape (rows, KV heads, context, head dim); a sequence owns a row in all of them. The
+Each layer has two arrays of shape (rows, KV heads, room, head dim); a sequence owns a row in all of them. The
 attention operator wants the rows of a batch side by side, so `window` moves rows until they are.
 """
 
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from exo.errors import EngineError
 
 Floats = npt.NDArray[np.float32]
+_FIRST_ROOM = 1024
 
 
 @dataclass(slots=True)
@@ -25,30 +26,49 @@ class _Held:
 
 
 class KvArena:
-  """Rows are an internal matter: callers speak of sequences. Not thread-safe."""
+  """Rows are an internal matter: callers speak of sequences. Not thread-safe.
+
+  Rows begin with room for `_FIRST_ROOM` tokens and double when a sequence needs more, up to `context`: the attention
+  operator's scratch memory grows with the room, whatever is used of it. `generation` counts these moves.
+  """
   def __init__(self, layers: int, rows: int, kv_heads: int, context: int, head_dim: int) -> None:
     self.context, self.rows = context, rows
-    self.row_bytes = kv_heads * context * head_dim * 4
+    self._layers, self._kv_heads, self._head_dim = layers, kv_heads, head_dim
+    self._held: dict[int, _Held] = {}
+    self._owner: list[int | None] = [None] * rows
+    self._window: tuple[list[int], int] = ([], 0)  # the last one, valid while no sequence moves
+    self.generation = 0
+    self.arrays: list[tuple[Floats, Floats]] = []
+    self._reserve(min(context, _FIRST_ROOM))
+
+  def _reserve(self, room: int) -> None:
+    self.room = room
+    self.row_bytes = self._kv_heads * room * self._head_dim * 4
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-    size = 2 * layers * rows * self.row_bytes
+    size = 2 * self._layers * self.rows * self.row_bytes
     try:
       self._memory = mmap.mmap(-1, size, flags=flags)
     except (OSError, ValueError, OverflowError) as error:
       raise EngineError(f"cannot reserve {size // 2**20} MB of addresses for the KV cache: {error}") from error
     if hasattr(mmap, "MADV_NOHUGEPAGE"):  # a huge page would make two tokens of one head take 2 MB
       self._memory.madvise(mmap.MADV_NOHUGEPAGE)
-    numbers = np.frombuffer(self._memory, np.float32)
-    self.arrays: list[tuple[Floats, Floats]] = []
-    shape = (rows, kv_heads, context, head_dim)
-    per_array = rows * self.row_bytes // 4
-    for layer in range(layers):
-      start = 2 * layer * per_array
-      self.arrays.append((
-          numbers[start:start + per_array].reshape(shape),
-          numbers[start + per_array:start + 2 * per_array].reshape(shape),
-      ))
-    self._held: dict[int, _Held] = {}
-    self._owner: list[int | None] = [None] * rows
+    shape = (2 * self._layers, self.rows, self._kv_heads, room, self._head_dim)
+    numbers = np.frombuffer(self._memory, np.float32).reshape(shape)
+    self.arrays = [(numbers[2 * i], numbers[2 * i + 1]) for i in range(self._layers)]
+
+  def ensure_room(self, length: int) -> None:
+    """Move everything to longer rows when `length` tokens do not fit. Views of the old arrays become worthless."""
+    if length <= self.room:
+      return
+    old, room = self.arrays, self.room
+    while room < length:
+      room *= 2
+    self._reserve(min(room, self.context))
+    for old_pair, new_pair in zip(old, self.arrays, strict=True):
+      for source, target in zip(old_pair, new_pair, strict=True):
+        for held in self._held.values():
+          target[held.row, :, :held.length] = source[held.row, :, :held.length]
+    self.generation += 1
 
   def length(self, sequence: int) -> int:
     held = self._held.get(sequence)
@@ -74,6 +94,7 @@ class KvArena:
   def drop(self, sequence: int) -> None:
     held = self._held.pop(sequence, None)
     if held is not None:
+      self._window = ([], 0)
       self._owner[held.row] = None
       self._release(held.row, held.length)
 
@@ -93,6 +114,10 @@ class KvArena:
     Of all windows the one that needs the fewest moves is taken.
     """
     size, wanted = len(sequences), set(sequences)
+    if size == 1:
+      return self.row(sequences[0])
+    if sequences == self._window[0]:
+      return self._window[1]
     inside = [owner in wanted for owner in self._owner]
     best, best_count, count = 0, -1, sum(inside[:size])
     for start in range(self.rows - size + 1):
@@ -104,9 +129,11 @@ class KvArena:
     outside = [s for s in sequences if not best <= self.row(s) < best + size]
     for hole, sequence in zip(holes, outside, strict=True):
       self._swap(hole, self.row(sequence))
+    self._window = (list(sequences), best)
     return best
 
   def _swap(self, a: int, b: int) -> None:
+    self._window = ([], 0)
     owner_a, owner_b = self._owner[a], self._owner[b]
     length_a = self._held[owner_a].length if owner_a is not None else 0
     length_b = self._held[owner_b].length if owner_b is not None else 0
@@ -130,7 +157,7 @@ class KvArena:
 
   def _release(self, row: int, length: int) -> None:
     """Give a row's pages back to the system, where that is worth the calls."""
-    if length * self.row_bytes // self.context < 2 * mmap.PAGESIZE:
+    if length * self.row_bytes // self.room < 2 * mmap.PAGESIZE:
       return
     array_bytes = self.rows * self.row_bytes
     for i in range(2 * len(self.arrays)):

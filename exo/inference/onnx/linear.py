@@ -45,6 +45,13 @@ class Quantized:
     """Matrices of one form can be stacked."""
     return self.bits, self.block
 
+  def scaled(self, factors: Floats) -> Quantized:
+    """Row n multiplied by factors[n]."""
+    column = factors[:, None]
+    return Quantized(
+        self.bits, self.codes, self.scales * column, None if self.minimum is None else self.minimum * column
+    )
+
 
 def _half(raw: Codes) -> Floats:
   """The little-endian float16 that stands in two bytes."""
@@ -176,21 +183,37 @@ class LinearLayers:
     self._graph, self._bits = graph, bits
     self._augmented: dict[tuple[str, int], str] = {}
 
-  def add(self, x: str, matrices: Sequence[StoredTensor], biases: Sequence[StoredTensor] = ()) -> str:
-    """x · [matrices stacked]ᵀ (+ biases), in one product where their encodings allow it."""
+  def add(
+      self,
+      x: str,
+      matrices: Sequence[StoredTensor],
+      biases: Sequence[StoredTensor] = (),
+      row_scale: Floats | None = None
+  ) -> str:
+    """x · [matrices stacked]ᵀ (+ biases), in one product where their encodings allow it.
+
+    `row_scale`, one factor for each output, multiplies weights and biases.
+    """
     parts = [read_quantized(matrix, self._bits) for matrix in matrices]
     bias = np.concatenate([b.to_float32() for b in biases]) if biases else None
+    if bias is not None and row_scale is not None:
+      bias = bias * row_scale
     columns = matrices[0].shape[1]
     if all(part is None for part in parts):
-      return self._plain(x, np.concatenate([m.to_float32() for m in matrices]), bias)
-    quantized = [part or read_quantized(matrix, 8) for part, matrix in zip(parts, matrices, strict=True)]
+      weight = np.concatenate([m.to_float32() for m in matrices])
+      return self._plain(x, weight if row_scale is None else weight * row_scale[:, None], bias)
     groups: list[list[Quantized]] = []
-    for part in quantized:
-      assert part is not None
-      if groups and groups[-1][0].form == part.form:
-        groups[-1].append(part)
+    row = 0
+    for part, matrix in zip(parts, matrices, strict=True):
+      quantized = part or read_quantized(matrix, 8)
+      assert quantized is not None
+      if row_scale is not None:
+        quantized = quantized.scaled(row_scale[row:row + matrix.shape[0]])
+      row += matrix.shape[0]
+      if groups and groups[-1][0].form == quantized.form:
+        groups[-1].append(quantized)
       else:
-        groups.append([part])
+        groups.append([quantized])
     outputs, row = [], 0
     for group in groups:
       rows = sum(part.codes.shape[0] for part in group)
@@ -218,7 +241,7 @@ class LinearLayers:
         zero_points = np.concatenate([zero_points, np.zeros((zero_points.shape[0], 1), np.uint8)], axis=1)
       inputs[3] = graph.weight(_pack_bits(zero_points, bits))
     if bias is not None:
-      inputs[5] = graph.weight(bias)
+      inputs[5] = graph.weight(bias.astype(np.float32))
     while not inputs[-1]:
       inputs.pop()
     return graph.node(

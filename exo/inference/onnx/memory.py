@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 _MIN_BYTES = 4 * 2**20
+_MIN_FILL = 0.2  # the allocator's heaps of 64 MB are often half used
 _MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # <asm-generic/mman-common.h>; Linux 2.6.38 and 6.1
 _MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (rw\S*) \S+ \S+ \d+ *(\S*)$")
 
@@ -15,12 +16,15 @@ _MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (rw\S*) \S+ \S+ \d+ *(\S*)$")
 def use_huge_pages() -> None:
   """Ask the kernel to put this process's large private memory on huge pages; does nothing where it cannot.
 
-  Only mappings that are nearly full are touched, so that reserved addresses stay reserved.
+  Mappings that are mostly empty are left alone, so that reserved addresses stay reserved.
   """
   if sys.platform != "linux":
     return
   try:
-    libc, smaps = ctypes.CDLL(None), Path("/proc/self/smaps").read_text()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+      libc.malloc_trim(0)  # what converting the weights left behind
+    smaps = Path("/proc/self/smaps").read_text()
   except OSError:
     return
   mapping: tuple[int, int] | None = None
@@ -30,6 +34,6 @@ def use_huge_pages() -> None:
       mapping = (start, end - start) if match[4] in ("", "[heap]") and end - start >= _MIN_BYTES else None
     elif mapping and line.startswith("Rss:"):
       start, size = mapping
-      if int(line.split()[1]) * 1024 > 0.8 * size:
+      if int(line.split()[1]) * 1024 > _MIN_FILL * size:
         for advice in (_MADV_HUGEPAGE, _MADV_COLLAPSE):
           libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), advice)

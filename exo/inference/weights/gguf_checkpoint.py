@@ -76,7 +76,8 @@ class GgufCheckpoint(Checkpoint):
   def __init__(self, path: Path) -> None:
     self.path = path
     try:
-      self._map = np.memmap(path, dtype=np.uint8, mode="r")
+      # as a plain array: slicing numpy's memmap class costs 50 µs, which every embedding lookup would pay
+      self._map: npt.NDArray[np.uint8] = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
     except (OSError, ValueError) as error:
       raise ModelFilesError(f"{path.name} cannot be read: {error}") from error
     self._header: GgufHeader = parse_gguf_header(memoryview(self._map), self._map.size)

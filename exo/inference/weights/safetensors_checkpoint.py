@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from exo.errors import ModelFilesError
 from exo.inference.weights.checkpoint import Checkpoint
@@ -106,7 +107,7 @@ class SafetensorsCheckpoint(Checkpoint):
   def __init__(self, path: Path) -> None:
     self.path = path
     self._config = read_json(path / "config.json")
-    self._maps: dict[Path, np.memmap[Any, Any]] = {}
+    self._maps: dict[Path, npt.NDArray[np.uint8]] = {}
     self._entries: dict[str, tuple[Path, SafetensorsEntry]] = {}
     for file in self._files():
       mapped = self._open(file)
@@ -127,9 +128,9 @@ class SafetensorsCheckpoint(Checkpoint):
       raise ModelFilesError(f"{self.path.name} lacks {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}")
     return files
 
-  def _open(self, file: Path) -> np.memmap[Any, Any]:
+  def _open(self, file: Path) -> npt.NDArray[np.uint8]:
     try:
-      self._maps[file] = np.memmap(file, dtype=np.uint8, mode="r")
+      self._maps[file] = np.asarray(np.memmap(file, dtype=np.uint8, mode="r"))
     except (OSError, ValueError) as error:
       raise ModelFilesError(f"{file.name} cannot be read: {error}") from error
     return self._maps[file]

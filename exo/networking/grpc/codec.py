@@ -327,6 +327,8 @@ _OUT: dict[type, Callable[[Any], dict[str, Any]]] = {
     {"request_failed": pb.RequestFailed(plan_id=x.plan_id, request_id=x.request_id, failure=_failure_out(x.failure))},
     m.Frame: _frame_out,
     m.StepResult: _result_out,
+    m.StepFailed: lambda x:
+    {"step_failed": pb.StepFailed(plan_id=x.plan_id, step=x.step, failure=_failure_out(x.failure))},
     m.TokenDelivery: _delivery_out,
 }
 _IN: dict[str, Callable[[Any], m.Message]] = {
@@ -341,6 +343,7 @@ _IN: dict[str, Callable[[Any], m.Message]] = {
     "request_failed": lambda x: m.RequestFailed(x.plan_id, x.request_id, _failure_in(x.failure)),
     "frame": _frame_in,
     "step_result": _result_in,
+    "step_failed": lambda x: m.StepFailed(x.plan_id, x.step, _failure_in(x.failure)),
     "token_delivery": _delivery_in,
 }
 

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Set up everything that the tests need and run them all: formatting, lint, types, and the suite.
+# Arguments go to pytest: scripts/test.sh -m slow, scripts/test.sh test/test_api.py -k stream.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+scripts/test-deps.sh
+. ./install.sh test
+
+python format.py --check ./exo ./test ./scripts
+ruff check .
+mypy
+python -m pytest "$@"

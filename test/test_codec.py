@@ -1,0 +1,168 @@
+"""What goes over the wire comes back equal, and what a stranger sends is refused, never trusted."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from exo.errors import ModelTooLargeError, ProtocolError, QueueFullError, from_wire, to_wire
+from exo.inference.engine import BatchEntry, LogitsOf
+from exo.inference.sampling import SamplingParams, TokenLogprob
+from exo.inference.shard import Shard
+from exo.networking import messages as m
+from exo.networking.grpc import node_service_pb2 as pb
+from exo.networking.grpc.codec import (
+    decode,
+    decode_tensor,
+    encode,
+    encode_tensor,
+    envelope_bytes,
+    envelope_items,
+    hello_in,
+    hello_out,
+)
+from exo.topology.device_capabilities import DeviceCapabilities, DeviceFlops
+from exo.topology.ring_plan import RingPlan, Stage
+
+PLAN = RingPlan("m", "epoch", (Stage("a", Shard("m", 0, 3, 8)), Stage("b", Shard("m", 4, 7, 8))))
+REQUEST = m.Request(
+    "r1", "a", (1, 2, 3), 50, frozenset({2, 7}),
+    SamplingParams(0.7, 0.9, 40, 0.1, 0.5, -0.5, 1.1, -2**63, {5: -100.0}, 3), 2, 0
+)
+FRAME = m.Frame(
+    "p", "e", 9, (BatchEntry(1, 4, 2, LogitsOf.NONE), BatchEntry(2, 0, 1, LogitsOf.LAST)), np.array([5, 6, 7],
+                                                                                                    np.int32),
+    np.arange(12, dtype=np.float32).reshape(3, 4), (m.SequenceOpen(2, REQUEST, 3), ), (8, 9), (1.5, )
+)
+MESSAGES = [
+    m.Heartbeat(3, True, 1000, True, (Shard("m", 0, 3, 8), )),
+    m.OpenPlan(PLAN, "abc", (("b", "10.0.0.2:50"), )),
+    m.PlanOpened("p", 10**9, 64, 8192),
+    m.ClosePlan("p", m.Failure("peer_lost", "gone", "{}")),
+    m.ClosePlan("p"),
+    m.Submit(m.OpenPlan(PLAN, "abc"), REQUEST),
+    m.Cancel("p", "r1"),
+    m.Failure("x", "y", '{"a": 1}'),
+    m.Done(),
+    m.RequestFailed("p", "r1", m.Failure("x", "y")),
+    m.StepResult("p", 9, (m.SequenceToken(1, 7, "stop"), ), (1.0, 2.0)),
+    m.StepFailed("p", 9, m.Failure("x", "y")),
+    m.TokenDelivery(
+        "p", "r1", 1, 5, (TokenLogprob(7, -0.5, ((7, -0.5), (8, -1.0))), ), "length", (TokenLogprob(1, -2.0), )
+    ),
+]
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+def test_round_trip(message: m.Message) -> None:
+  (item, ) = envelope_items(envelope_bytes([encode(message, 5, is_reply=True)]))
+  assert decode(item) == (message, 5, True)
+
+
+def test_frames_round_trip() -> None:
+  (item, ) = envelope_items(envelope_bytes([encode(FRAME)]))
+  frame, _, _ = decode(item)
+  assert isinstance(frame, m.Frame) and frame.hidden is not None
+  np.testing.assert_array_equal(frame.hidden, FRAME.hidden)
+  np.testing.assert_array_equal(frame.token_ids, FRAME.token_ids)
+  assert (frame.entries, frame.opens, frame.drops,
+          frame.compute_ms) == (FRAME.entries, FRAME.opens, FRAME.drops, (1.5, ))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.int32])
+def test_tensors_of_every_allowed_type(dtype: type) -> None:
+  array = np.arange(6).reshape(2, 3).astype(dtype)
+  back = decode_tensor(encode_tensor(array))
+  assert back.dtype == array.dtype
+  np.testing.assert_array_equal(back.astype(np.float32), array.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "tensor", [
+        pb.Tensor(dtype="float64", shape=[2], data=bytes(16)),
+        pb.Tensor(dtype="object", shape=[2], data=bytes(16)),
+        pb.Tensor(dtype="float32", shape=[], data=bytes(4)),
+        pb.Tensor(dtype="float32", shape=[0], data=b""),
+        pb.Tensor(dtype="float32", shape=[2, 2, 2, 2, 2], data=bytes(128)),
+        pb.Tensor(dtype="float32", shape=[3], data=bytes(16)),
+        pb.Tensor(dtype="float32", shape=[2**31, 2**31], data=bytes(16)),
+    ]
+)
+def test_bad_tensors_are_refused(tensor: pb.Tensor) -> None:
+  with pytest.raises(ProtocolError):
+    decode_tensor(tensor)
+
+
+@pytest.mark.parametrize(
+    "frame", [
+        pb.Frame(entries=[pb.Entry(sequence=1, n_tokens=2)], token_ids=bytes(4)),
+        pb.Frame(entries=[pb.Entry(sequence=1, n_tokens=0)], token_ids=b""),
+        pb.Frame(entries=[pb.Entry(sequence=1, n_tokens=1, logits=9)], token_ids=bytes(4)),
+        pb.Frame(
+            entries=[pb.Entry(sequence=1, n_tokens=1)],
+            token_ids=bytes(4),
+            hidden=pb.Tensor(dtype="float32", shape=[2, 2], data=bytes(16))
+        ),
+        pb.Frame(opens=[pb.SequenceOpen(sequence=1)]),
+    ]
+)
+def test_bad_frames_are_refused(frame: pb.Frame) -> None:
+  with pytest.raises(ProtocolError):
+    decode(pb.Item(frame=frame))
+
+
+def test_bad_plans_are_refused() -> None:
+  half = pb.Plan(model_id="m", stages=[pb.Stage(node_id="a", shard=pb.Shard(model_id="m", end_layer=3, n_layers=8))])
+  reversed_ = pb.Plan(
+      model_id="m",
+      stages=[pb.Stage(node_id="a", shard=pb.Shard(model_id="m", start_layer=5, end_layer=3, n_layers=8))]
+  )
+  for plan in (half, reversed_, pb.Plan(model_id="m")):
+    with pytest.raises(ProtocolError):
+      decode(pb.Item(open_plan=pb.OpenPlan(plan=plan)))
+
+
+def test_greetings() -> None:
+  hello = m.Hello(
+      "a", 5, 1234, DeviceCapabilities("Mac", "M3", 8192, DeviceFlops(1, 2, 3)), "mlx", "GPU", "1.0", ("x", )
+  )
+  assert hello_in(hello_out(hello, "data")) == (hello, "data")
+  with pytest.raises(ProtocolError, match="malformed greeting"):
+    hello_in(hello_out(hello, "other"))
+  newer = hello_out(hello, "data")
+  newer.hello.protocol = 99
+  with pytest.raises(ProtocolError, match="speaks protocol 99"):
+    hello_in(newer)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.binary(max_size=300))
+def test_random_bytes_do_no_more_than_raise(data: bytes) -> None:
+  try:
+    for item in envelope_items(data):
+      decode(item)
+  except ProtocolError:
+    pass
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_damaged_messages_do_no_more_than_raise(data: st.DataObject) -> None:
+  raw = bytearray(envelope_bytes([encode(message) for message in [*MESSAGES, FRAME]]))
+  for _ in range(data.draw(st.integers(1, 4))):
+    raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+  try:
+    for item in envelope_items(bytes(raw)):
+      decode(item)
+  except ProtocolError:
+    pass
+
+
+def test_errors_keep_their_class_and_data_on_the_way() -> None:
+  error = from_wire(*to_wire(ModelTooLargeError("45 MB are missing", missing_mb=45)))
+  assert isinstance(error, ModelTooLargeError) and error.details == {"missing_mb": 45
+                                                                     } and str(error) == "45 MB are missing"
+  assert isinstance(from_wire(*to_wire(QueueFullError("full", retry_after_s=5))), QueueFullError)
+  assert from_wire(*to_wire(ValueError("x"))).kind == "internal_error"
+  assert from_wire("from_the_future", "m", "not json").message == "m"

@@ -1,0 +1,224 @@
+"""The contract that every engine keeps: any split, batch or chunking of a model gives what the whole gives."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from exo.errors import EngineError
+from exo.inference.dummy.checkpoint import DummyCheckpoint
+from exo.inference.engine import Batch, BatchEntry, LoadOptions, LogitsOf, StageModel
+from exo.inference.engines import load_engine, probe_engine
+from exo.inference.shard import Shard
+from exo.inference.weights.checkpoint import Checkpoint, open_checkpoint
+
+ENGINES = ["dummy", "onnx"]
+ARCHITECTURES = ["llama", "llama3_rope", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3"]
+EXACT = {"dummy", "onnx"}
+
+
+class Stages:
+  """A model cut into stages, driven as a ring would."""
+  def __init__(
+      self, engine: str, checkpoint: Checkpoint, cuts: Sequence[int] = (), quantize: str | None = None
+  ) -> None:
+    n = checkpoint.config.n_layers
+    bounds = [0, *cuts, n]
+    instance = load_engine(engine)
+    options = LoadOptions(2**33, 1, max_sequences=8, max_context=512, quantize=quantize)
+    self.models: list[StageModel] = [
+        instance.load(Shard("m", a, b - 1, n), checkpoint, options, lambda _: None)
+        for a, b in itertools.pairwise(bounds)
+    ]
+
+  def step(self,
+           entries: Sequence[tuple[int, int, Sequence[int]]],
+           logits: LogitsOf = LogitsOf.ALL) -> npt.NDArray[Any]:
+    """Entries are (sequence, position, tokens)."""
+    batch_entries = tuple(BatchEntry(s, p, len(t), logits) for s, p, t in entries)
+    ids = np.concatenate([np.asarray(t, np.int32) for _, _, t in entries])
+    hidden = None
+    for model in self.models:
+      hidden = model.step(Batch(batch_entries, ids, hidden))
+    assert hidden is not None
+    return hidden
+
+  def each(self, method: str, *arguments: int) -> None:
+    for model in self.models:
+      getattr(model, method)(*arguments)
+
+  def close(self) -> None:
+    for model in self.models:
+      model.close()
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> str:
+  probe = probe_engine(request.param)
+  if not probe.available:
+    pytest.skip(probe.reason)
+  return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(engine: str, goldens: Path) -> Iterator[Checkpoint]:
+  opened = DummyCheckpoint() if engine == "dummy" else open_checkpoint(goldens / "llama")
+  yield opened
+  opened.close()
+
+
+@pytest.fixture
+def tokens(checkpoint: Checkpoint) -> list[int]:
+  return [int(t) for t in np.random.default_rng(0).integers(3, checkpoint.config.vocab_size, 40)]
+
+
+def same(engine: str, a: npt.NDArray[Any], b: npt.NDArray[Any]) -> None:
+  if engine in EXACT:
+    np.testing.assert_array_equal(a, b)
+  else:
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("cuts", [(1, ), (3, ), (5, ), (2, 4), (1, 2, 3, 4, 5)])
+def test_any_split_equals_the_whole(
+    engine: str, checkpoint: Checkpoint, tokens: list[int], cuts: tuple[int, ...]
+) -> None:
+  whole, split = Stages(engine, checkpoint), Stages(engine, checkpoint, cuts)
+  same(engine, split.step([(1, 0, tokens)]), whole.step([(1, 0, tokens)]))
+  same(engine, split.step([(1, 40, tokens[:1])]), whole.step([(1, 40, tokens[:1])]))
+
+
+def test_chunks_equal_one_prefill(engine: str, checkpoint: Checkpoint, tokens: list[int]) -> None:
+  stages = Stages(engine, checkpoint, (3, ))
+  whole = stages.step([(1, 0, tokens)])
+  parts = [stages.step([(2, a, tokens[a:b])]) for a, b in ((0, 7), (7, 9), (9, 31), (31, 40))]
+  same(engine, np.concatenate(parts), whole)
+
+
+def test_a_batch_of_unequal_lengths_equals_its_members_alone(
+    engine: str, checkpoint: Checkpoint, tokens: list[int]
+) -> None:
+  alone, together = Stages(engine, checkpoint, (3, )), Stages(engine, checkpoint, (3, ))
+  lengths = {1: 5, 2: 33, 3: 17}
+  for stages in (alone, together):
+    for sequence, length in lengths.items():
+      stages.step([(sequence, 0, tokens[:length])])
+  for k in range(4):
+    batch = together.step([(s, n + k, [tokens[k + s]]) for s, n in lengths.items()])
+    for row, (s, n) in enumerate(lengths.items()):
+      same(engine, batch[row:row + 1], alone.step([(s, n + k, [tokens[k + s]])]))
+
+
+def test_prompts_and_decodes_mix_in_one_step(engine: str, checkpoint: Checkpoint, tokens: list[int]) -> None:
+  alone, together = Stages(engine, checkpoint), Stages(engine, checkpoint)
+  for stages in (alone, together):
+    stages.step([(1, 0, tokens[:9])])
+    stages.step([(3, 0, tokens[:12])])
+  mixed = together.step([(1, 9, tokens[9:10]), (2, 0, tokens[:20]), (3, 12, tokens[12:13])])
+  expected = [
+      alone.step([(1, 9, tokens[9:10])]),
+      alone.step([(2, 0, tokens[:20])]),
+      alone.step([(3, 12, tokens[12:13])])
+  ]
+  same(engine, mixed, np.concatenate(expected))
+
+
+def test_wanted_logits_alone_are_computed(engine: str, checkpoint: Checkpoint, tokens: list[int]) -> None:
+  stages = Stages(engine, checkpoint)
+  every = stages.step([(1, 0, tokens[:10])], LogitsOf.ALL)
+  assert stages.step([(2, 0, tokens[:10])], LogitsOf.NONE).shape == (0, checkpoint.config.vocab_size)
+  same(engine, stages.step([(3, 0, tokens[:10])], LogitsOf.LAST), every[-1:])
+
+
+def test_truncated_copied_and_dropped_caches(engine: str, checkpoint: Checkpoint, tokens: list[int]) -> None:
+  stages = Stages(engine, checkpoint, (2, ))
+  expected = stages.step([(1, 0, tokens)])
+  stages.each("truncate", 1, 25)
+  same(engine, stages.step([(1, 25, tokens[25:])]), expected[25:])
+  stages.each("copy", 1, 2, 30)
+  same(engine, stages.step([(2, 30, tokens[30:])]), expected[30:])
+  stages.step([(2, 40, tokens[:5])])  # what the copy does later is its own affair
+  stages.each("truncate", 1, 30)
+  same(engine, stages.step([(1, 30, tokens[30:])]), expected[30:])
+  stages.each("drop", 1)
+  stages.each("drop", 99)
+  same(engine, stages.step([(1, 0, tokens)]), expected)
+
+
+def test_sequences_come_and_go_without_touching_each_other(
+    engine: str, checkpoint: Checkpoint, tokens: list[int]
+) -> None:
+  """Rows are reused and moved; a decode batch must see each sequence's own cache."""
+  stages, rng = Stages(engine, checkpoint), np.random.default_rng(1)
+  lengths: dict[int, int] = {}
+  fresh = 100
+  for _ in range(40):
+    if len(lengths) < 6 and rng.random() < 0.5:
+      fresh += 1
+      lengths[fresh] = int(rng.integers(2, 20))
+      stages.step([(fresh, 0, tokens[:lengths[fresh]])])
+    elif lengths and rng.random() < 0.3:
+      gone = int(rng.choice(list(lengths)))
+      stages.each("drop", gone)
+      del lengths[gone]
+    elif lengths:
+      chosen = [int(s) for s in rng.permutation(list(lengths))[:int(rng.integers(1, len(lengths) + 1))]]
+      chosen = [s for s in chosen if lengths[s] < 39]
+      if chosen:
+        out = stages.step([(s, lengths[s], [tokens[lengths[s]]]) for s in chosen])
+        for row, s in enumerate(chosen):
+          lengths[s] += 1
+          check = Stages(engine, checkpoint) if engine == "dummy" else stages
+          check.step([(1, 0, tokens[:lengths[s] - 1])])
+          same_or_close = check.step([(1, lengths[s] - 1, [tokens[lengths[s] - 1]])])
+          check.each("drop", 1)
+          np.testing.assert_allclose(out[row:row + 1], same_or_close, rtol=0.05, atol=0.05 * np.abs(out).max())
+
+
+def test_wrong_positions_and_overlong_sequences_are_refused(
+    engine: str, checkpoint: Checkpoint, tokens: list[int]
+) -> None:
+  stages = Stages(engine, checkpoint)
+  stages.step([(1, 0, tokens)])
+  with pytest.raises(EngineError, match="position 39"):
+    stages.step([(1, 39, tokens[:1])])
+  with pytest.raises(EngineError, match="longer than 512"):
+    stages.step([(2, 0, tokens * 13)])
+
+
+# against reference logits
+
+
+def relative_error(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
+  """|a - b| / |b| in the Euclidean norm."""
+  return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("quantize", "tolerance"), [("none", 1e-3), ("8", 5e-2)])
+def test_reference_logits(goldens: Path, architecture: str, quantize: str, tolerance: float) -> None:
+  folder = goldens / architecture
+  if not folder.is_dir():
+    pytest.skip("the shared golden checkpoints are not here")
+  opened = open_checkpoint(folder)
+  prompts, expected = np.load(folder / "tokens.npy"), np.load(folder / "logits.npy")
+  greedy = np.load(folder / "greedy.npy")
+  for cuts in ((), (2, 4)):
+    stages = Stages("onnx", opened, cuts, quantize)
+    for row, prompt in enumerate(prompts):
+      logits = stages.step([(row, 0, prompt.tolist())])
+      assert relative_error(logits, expected[row]) < tolerance
+      if quantize == "none":
+        continued, position, last = [], len(prompt), logits[-1]
+        for _ in range(greedy.shape[1]):
+          continued.append(int(last.argmax()))
+          last = stages.step([(row, position, continued[-1:])])[-1]
+          position += 1
+        assert continued == greedy[row].tolist()
+    stages.close()

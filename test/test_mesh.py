@@ -1,0 +1,194 @@
+"""The gRPC mesh: links from either side, order, calls, and what happens when a node goes."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from exo.errors import ConfigError, DeadlineError, ModelTooLargeError, PeerLostError, PeerUnreachableError
+from exo.networking.grpc.grpc_mesh import GrpcMesh
+from exo.networking.mesh import PeerCandidate
+from exo.networking.messages import Cancel, ClosePlan, Done, Heartbeat, Hello, Message
+from exo.topology.device_capabilities import DeviceCapabilities
+
+
+class Recorder:
+  """A node that remembers what it was told."""
+  def __init__(self) -> None:
+    self.events: list[str] = []
+    self.messages: list[tuple[str, Message]] = []
+    self.changed = asyncio.Event()
+
+  def peer_joined(self, peer: Hello) -> None:
+    self.events.append(f"+{peer.node_id}")
+    self.changed.set()
+
+  def peer_left(self, node_id: str, reason: str) -> None:
+    self.events.append(f"-{node_id}")
+    self.changed.set()
+
+  def message(self, sender: str, message: Message) -> None:
+    self.messages.append((sender, message))
+    self.changed.set()
+
+  async def answer(self, sender: str, message: Message) -> Message:
+    assert isinstance(message, Cancel)
+    if message.request_id == "slow":
+      await asyncio.sleep(30)
+    if message.request_id == "refused":
+      raise ModelTooLargeError("45 MB are missing", missing_mb=45)
+    if message.request_id == "bug":
+      raise ZeroDivisionError("oops")
+    return Done()
+
+  def heartbeat(self) -> Heartbeat:
+    return Heartbeat(0, False, 1234, True)
+
+  async def until(self, condition, timeout_s: float = 10) -> None:
+    async with asyncio.timeout(timeout_s):
+      while not condition():
+        self.changed.clear()
+        await self.changed.wait()
+
+
+def hello(node_id: str, incarnation: int = 1, port: int = 0) -> Hello:
+  return Hello(node_id, incarnation, port, DeviceCapabilities(memory=1000), "dummy", "none", "1")
+
+
+@asynccontextmanager
+async def mesh(node_id: str, incarnation: int = 1) -> AsyncIterator[tuple[GrpcMesh, Recorder]]:
+  created, recorder = GrpcMesh(hello(node_id, incarnation), "127.0.0.1", 30), Recorder()
+  await created.start(recorder)
+  try:
+    yield created, recorder
+  finally:
+    await created.stop()
+
+
+def candidate(of: GrpcMesh, node_id: str | None = None) -> PeerCandidate:
+  return PeerCandidate(of.hello.node_id if node_id is None else node_id, "127.0.0.1", of.hello.port, 4, "lo")
+
+
+def run(scenario) -> None:
+  asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+@pytest.mark.parametrize(("dialer", "dialed"), [("a", "b"), ("b", "a")])
+def test_one_reachable_direction_is_enough(dialer: str, dialed: str) -> None:
+  async def scenario() -> None:
+    async with mesh(dialer) as (one, one_heard), mesh(dialed) as (other, other_heard):
+      one.offer(candidate(other))
+      await one_heard.until(lambda: one_heard.events == [f"+{dialed}"])
+      await other_heard.until(lambda: other_heard.events == [f"+{dialer}"])
+      for i in range(200):
+        one.send(dialed, ClosePlan(f"to {i}"))
+        other.send(dialer, ClosePlan(f"back {i}"))
+      await other_heard.until(lambda: len(other_heard.messages) == 200)
+      await one_heard.until(lambda: len(one_heard.messages) == 200)
+      assert other_heard.messages == [(dialer, ClosePlan(f"to {i}")) for i in range(200)]
+      assert one_heard.messages == [(dialed, ClosePlan(f"back {i}")) for i in range(200)]
+      assert await one.call(dialed, Cancel("p", "r"), 5) == Done()
+      assert await other.call(dialer, Cancel("p", "r"), 5) == Done()
+
+  run(scenario)
+
+
+def test_both_dialing_makes_one_peer() -> None:
+  async def scenario() -> None:
+    async with mesh("a") as (a, a_heard), mesh("b") as (b, b_heard):
+      a.offer(candidate(b))
+      b.offer(candidate(a))
+      await a_heard.until(lambda: a_heard.events)
+      await asyncio.sleep(1.5)
+      assert a_heard.events == ["+b"] and b_heard.events == ["+a"]
+      assert set(a.peers()) == {"b"} and a.peers()["b"].rtt_ms > 0
+      beat = a.peers()["b"].heartbeat
+      assert beat is not None and beat.free_memory_mb == 1234 and beat.active
+
+  run(scenario)
+
+
+def test_an_address_alone_is_enough() -> None:
+  async def scenario() -> None:
+    async with mesh("a") as (a, a_heard), mesh("b") as (b, _):
+      a.offer(candidate(b, ""))
+      await a_heard.until(lambda: a_heard.events == ["+b"])
+
+  run(scenario)
+
+
+def test_calls_fail_with_what_the_other_side_raised() -> None:
+  async def scenario() -> None:
+    async with mesh("a") as (a, a_heard), mesh("b") as (b, _):
+      a.offer(candidate(b))
+      await a_heard.until(lambda: a_heard.events)
+      with pytest.raises(ModelTooLargeError, match="45 MB") as caught:
+        await a.call("b", Cancel("p", "refused"), 5)
+      assert caught.value.details["missing_mb"] == 45
+      with pytest.raises(Exception, match="ZeroDivisionError"):
+        await a.call("b", Cancel("p", "bug"), 5)
+      with pytest.raises(DeadlineError, match=r"within 0\.2 s"):
+        await a.call("b", Cancel("p", "slow"), 0.2)
+      with pytest.raises(PeerUnreachableError):
+        await a.call("nobody", Cancel("p", "r"), 5)
+      with pytest.raises(PeerUnreachableError):
+        a.send("nobody", Done())
+
+  run(scenario)
+
+
+def test_a_lost_node_is_noticed_at_once_and_found_again() -> None:
+  async def scenario() -> None:
+    async with mesh("a") as (a, a_heard):
+      async with mesh("b", 1) as (b, _):
+        a.offer(candidate(b))
+        await a_heard.until(lambda: a_heard.events)
+        waiting = asyncio.create_task(a.call("b", Cancel("p", "slow"), 30))
+        await asyncio.sleep(0.1)
+      with pytest.raises(PeerLostError):
+        await waiting
+      await a_heard.until(lambda: a_heard.events == ["+b", "-b"], 2)
+      async with mesh("b", 2) as (b, _):
+        a.offer(candidate(b))
+        await a_heard.until(lambda: a_heard.events == ["+b", "-b", "+b"])
+        assert a.peers()["b"].hello.incarnation == 2
+
+  run(scenario)
+
+
+def test_a_restart_replaces_and_a_stale_double_is_refused() -> None:
+  async def scenario() -> None:
+    async with mesh("a") as (a, a_heard), mesh("b", 5) as (b, _), mesh("b", 9) as (newer, _), mesh("b",
+                                                                                                   3) as (stale, _):
+      a.offer(candidate(b))
+      await a_heard.until(lambda: a_heard.events == ["+b"])
+      newer.offer(candidate(a))
+      await a_heard.until(lambda: a.peers().get("b") is not None and a.peers()["b"].hello.incarnation == 9)
+      stale.offer(candidate(a))
+      await asyncio.sleep(1)
+      assert a.peers()["b"].hello.incarnation == 9 and not stale.peers()
+
+  run(scenario)
+
+
+def test_a_node_does_not_link_to_itself() -> None:
+  async def scenario() -> None:
+    async with mesh("a") as (a, heard):
+      a.offer(candidate(a))
+      a.offer(candidate(a, ""))
+      await asyncio.sleep(0.5)
+      assert not a.peers() and not heard.events
+
+  run(scenario)
+
+
+def test_a_taken_port_is_a_clear_error() -> None:
+  async def scenario() -> None:
+    async with mesh("a") as (a, _):
+      second = GrpcMesh(hello("b", port=a.hello.port), "127.0.0.1", 30)
+      with pytest.raises(ConfigError, match="is taken: choose another --node-port"):
+        await second.start(Recorder())
+      await second.stop()
+
+  run(scenario)

@@ -1,0 +1,261 @@
+"""Whole rings inside one process, without sockets: requests, splits, cancels, losses and errors, on the dummy engine."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from exo.config import Config
+from exo.download.model_store import ModelStore
+from exo.errors import EngineError, InvalidRequestError, ModelNotFoundError, ModelTooLargeError, PeerLostError
+from exo.inference.engines import EngineChoice
+from exo.inference.sampling import SamplingParams
+from exo.networking.discovery import NoDiscovery
+from exo.networking.local.local_mesh import LocalMesh, LocalNetwork
+from exo.networking.messages import Hello, TokenDelivery
+from exo.orchestration.entry_desk import GenerationSpec
+from exo.orchestration.model_catalog import ModelCatalog
+from exo.orchestration.node import Node
+from exo.topology.device_capabilities import DeviceCapabilities
+from exo.topology.ring_memory_weighted_partitioning_strategy import RingMemoryWeightedPartitioningStrategy
+
+CONFIG = Config(default_model="dummy", chatgpt_api_response_timeout=20)
+
+
+@asynccontextmanager
+async def local_ring(tmp_path: Path, *memories: int) -> AsyncIterator[tuple[list[Node], LocalNetwork]]:
+  """Nodes n0, n1, … that offer these MB."""
+  network, nodes = LocalNetwork(), []
+  for i, memory in enumerate(memories):
+    hello = Hello(f"n{i}", 1, 50000 + i, DeviceCapabilities(memory=memory), "dummy", "none", "1")
+    node = Node(
+        CONFIG, hello, LocalMesh(hello, network), NoDiscovery(), ModelCatalog(ModelStore(tmp_path)),
+        EngineChoice("dummy", "none", "test"), RingMemoryWeightedPartitioningStrategy()
+    )
+    await node.start()
+    nodes.append(node)
+  try:
+    yield nodes, network
+  finally:
+    for node in nodes:
+      await node.stop()
+
+
+def spec(prompt: str, max_tokens: int = 20, n: int = 1, **sampling) -> GenerationSpec:
+  return GenerationSpec(
+      uuid.uuid4().hex, tuple(prompt.encode()), max_tokens, frozenset({256}), SamplingParams(**sampling), n
+  )
+
+
+async def text_of(node: Node, wanted: GenerationSpec) -> list[str]:
+  model = await node.model("dummy")
+  out = [b""] * wanted.n
+  async with node.generation(wanted, model) as generation:
+    async for delivery in generation:
+      out[delivery.choice] += bytes(token.token_id for token in delivery.tokens)
+  return [choice.decode() for choice in out]
+
+
+def run(scenario) -> None:
+  asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+async def settled(nodes: list[Node]) -> None:
+  """Everything that ended requests held is free again, on every stage."""
+  for _ in range(200):
+    if all(
+        opened.runner.idle and (opened.driver is None or opened.driver.idle) for node in nodes
+        for opened in node.plans._open.values()
+    ):
+      break
+    await asyncio.sleep(0.01)
+  for node in nodes:
+    assert len(node.desk) == 0
+    for opened in node.plans._open.values():
+      assert opened.runner.idle and not opened.runner.model._cache  # type: ignore[attr-defined]
+      if opened.driver is not None:
+        assert opened.driver.scheduler.counts.reserved_kv_tokens == 0
+
+
+def test_rings_of_one_to_five_nodes_answer_alike(tmp_path: Path) -> None:
+  """Fault 16: also with more nodes than layers would like, and unequal memory."""
+  async def scenario() -> None:
+    expected = None
+    for memories in ((1000, ), (1000, 1000), (1000, 700, 20), (5, 4, 3, 2), (9, 9, 9, 9, 9), tuple(range(10, 22))):
+      async with local_ring(tmp_path, *memories) as (nodes, _):
+        texts = [await text_of(node, spec("hello", 30)) for node in (nodes[0], nodes[-1])]
+        expected = expected or texts[0]
+        assert texts == [expected, expected]
+        assert len(expected[0]) == 30
+        await settled(nodes)
+
+  run(scenario)
+
+
+def test_many_requests_at_once_each_get_their_own_text(tmp_path: Path) -> None:
+  async def scenario() -> None:
+    prompts = [f"prompt {i} " * (1 + i % 7) for i in range(40)]
+    async with local_ring(tmp_path, 1000) as (nodes, _):
+      alone = [await text_of(nodes[0], spec(p, 10 + len(p) % 13)) for p in prompts]
+    async with local_ring(tmp_path, 1000, 800, 500) as (nodes, _):
+      together = await asyncio.gather(
+          *(text_of(nodes[i % 3], spec(p, 10 + len(p) % 13)) for i, p in enumerate(prompts))
+      )
+      assert list(together) == alone
+      await settled(nodes)
+
+  run(scenario)
+
+
+def test_choices_differ_and_seeds_repeat(tmp_path: Path) -> None:
+  async def scenario() -> None:
+    async with local_ring(tmp_path, 10, 10) as (nodes, _):
+      four = await text_of(nodes[0], spec("hi", 12, n=4, temperature=2.0, seed=5))
+      assert len(set(four)) == 4
+      assert await text_of(nodes[1], spec("hi", 12, n=4, temperature=2.0, seed=5)) == four
+      assert await text_of(nodes[0], spec("hi", 12, n=4, temperature=2.0, seed=6)) != four
+
+  run(scenario)
+
+
+def test_leaving_a_generation_frees_it_everywhere(tmp_path: Path) -> None:
+  async def scenario() -> None:
+    async with local_ring(tmp_path, 10, 10, 10) as (nodes, _):
+      model = await nodes[1].model("dummy")
+      for taken in (0, 1, 5):
+        async with nodes[1].generation(spec("hello", 5000, temperature=1.0), model) as generation:
+          for _ in range(taken):
+            await generation.__anext__()
+        await settled(nodes)
+      assert await text_of(nodes[0], spec("hello", 30)) == await text_of(nodes[2], spec("hello", 30))
+
+  run(scenario)
+
+
+def test_a_lost_stage_fails_its_requests_at_once_and_the_next_ones_work(tmp_path: Path) -> None:
+  async def scenario() -> None:
+    async with local_ring(tmp_path, 10, 10, 10) as (nodes, network):
+      expected = await text_of(nodes[0], spec("hello", 30))
+      model = await nodes[0].model("dummy")
+      with pytest.raises(PeerLostError, match="n2 left the ring"):
+        async with nodes[0].generation(spec("hello", 5000, temperature=1.0), model) as generation:
+          await generation.__anext__()
+          await network.kill("n2")
+          while True:
+            await generation.__anext__()
+      assert await text_of(nodes[0], spec("hello", 30)) == expected
+      assert nodes[0].plans.plans[0].node_ids == ("n1", "n0")
+
+  run(scenario)
+
+
+def test_a_lost_entry_node_leaves_nothing_behind(tmp_path: Path) -> None:
+  async def scenario() -> None:
+    async with local_ring(tmp_path, 5000, 5000, 1) as (nodes, network):
+      model = await nodes[2].model("dummy")
+      async with nodes[2].generation(spec("hello", 5000, temperature=1.0), model) as generation:
+        await generation.__anext__()
+        assert generation.plan.index_of("n2") is None  # it is outside the ring
+        await network.kill("n2")
+        await settled(nodes[:2])
+
+  run(scenario)
+
+
+def test_an_engine_that_raises_is_heard_of_and_the_ring_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  """Fault 15: the error reaches the client, and the sequences of that step are freed."""
+  async def scenario() -> None:
+    async with local_ring(tmp_path, 10, 10) as (nodes, _):
+      expected = await text_of(nodes[0], spec("hello", 30))
+      for node in nodes:
+        (opened, ) = node.plans._open.values()
+        original, calls = opened.runner.model.step, []
+
+        def broken(batch, original=original, calls=calls):
+          calls.append(batch)
+          if len(calls) == 3:
+            raise EngineError("out of luck")
+          return original(batch)
+
+        monkeypatch.setattr(opened.runner.model, "step", broken)
+        with pytest.raises(EngineError, match="out of luck"):
+          await text_of(nodes[0], spec("hello", 30))
+        monkeypatch.setattr(opened.runner.model, "step", original)
+        await settled(nodes)
+        assert await text_of(nodes[0], spec("hello", 30)) == expected
+
+  run(scenario)
+
+
+def test_errors_of_opening_reach_the_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  async def scenario() -> None:
+    async with local_ring(tmp_path, 10, 10) as (nodes, _):
+
+      async def no_memory(*_: object) -> None:
+        raise ModelTooLargeError("no room on n0", missing_mb=3)
+
+      monkeypatch.setattr(nodes[0].plans._loader, "load", no_memory)
+      with pytest.raises(ModelTooLargeError, match="no room on n0"):
+        await text_of(nodes[1], spec("hello", 30))
+      with pytest.raises(ModelNotFoundError):
+        await nodes[0].model("dumy")
+
+  run(scenario)
+
+
+def test_forged_and_misplaced_tokens_are_refused(tmp_path: Path) -> None:
+  async def scenario() -> None:
+    async with local_ring(tmp_path, 10, 10) as (nodes, _):
+      model = await nodes[0].model("dummy")
+      for sender, index in (("n1", 0), ("n0", 7)):  # n1 is the first stage, n0 the last
+        wanted = spec("hello", 100)
+        with pytest.raises(Exception, match="not its last stage|was due"):
+          async with nodes[0].generation(wanted, model) as generation:
+            forged = TokenDelivery(generation.plan.plan_id, wanted.request_id, 0, index, ())
+            nodes[0].message(sender, forged)
+            async for _ in generation:
+              pass
+        await settled(nodes)
+
+  run(scenario)
+
+
+def test_frames_from_strangers_change_nothing(tmp_path: Path) -> None:
+  import numpy as np
+
+  from exo.inference.engine import BatchEntry, LogitsOf
+  from exo.networking.messages import Frame
+
+  async def scenario() -> None:
+    async with local_ring(tmp_path, 10, 10, 10) as (nodes, _):
+      expected = await text_of(nodes[0], spec("hello", 30))
+      (plan, ) = nodes[0].plans.plans
+      frame = Frame(
+          plan.plan_id,
+          plan.epoch,
+          99, (BatchEntry(1, 0, 1, LogitsOf.LAST), ),
+          np.zeros(1, np.int32),
+          np.zeros((1, 8), np.float32),
+          drops=(1, 2, 3)
+      )
+      nodes[0].message("n2", frame)  # not its neighbour
+      nodes[0].message("n9", frame)
+      assert await text_of(nodes[1], spec("hello", 30)) == expected
+
+  run(scenario)
+
+
+def test_a_prompt_longer_than_the_context_is_refused(tmp_path: Path) -> None:
+  async def scenario() -> None:
+    async with local_ring(tmp_path, 10) as (nodes, _):
+      with pytest.raises(InvalidRequestError, match="the context has room for 8192"):
+        await text_of(nodes[0], spec("x" * 9000, 5))
+
+  run(scenario)
