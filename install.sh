@@ -30,19 +30,41 @@ _exo_find_python() {
   return 1
 }
 
+# pip without its many lines; on a terminal one line says what it is at. Everything goes to .venv/install.log.
+_exo_pip() {
+  local root=$1
+  shift
+  if [ ! -t 2 ]; then
+    "$root/.venv/bin/python" -m pip --disable-pip-version-check "$@" >>"$root/.venv/install.log" 2>&1
+    return
+  fi
+  (
+    "$root/.venv/bin/python" -m pip --disable-pip-version-check "$@" >>"$root/.venv/install.log" 2>&1 &
+    job=$!
+    while kill -0 "$job" 2>/dev/null; do
+      at=$(sed -nE 's/^ *(Collecting|Downloading|Using cached|Installing) ([^ ]+).*/\1 \2/p' "$root/.venv/install.log" | tail -n 1)
+      printf '\r\033[K  %.70s' "$at" >&2
+      sleep 0.3
+    done
+    printf '\r\033[K' >&2
+    wait "$job"
+  )
+}
+
 # An engine whose wheel this platform lacks is left out; everything else must install.
 _exo_install() {
-  local pip=("$1/.venv/bin/python" -m pip --disable-pip-version-check --quiet) root=$1 extras=$2 name requirement left_out=()
-  local lock=(-c "$root/requirements.lock")
-  "${pip[@]}" install "${lock[@]}" pip || return 1
-  if "${pip[@]}" install "${lock[@]}" -e "$root$extras" 2>"$root/.venv/install.log"; then return 0; fi
-  _exo_say "not everything could be installed at once (.venv/install.log says why); trying without engines that lack a wheel"
+  local root=$1 extras=$2 name requirement left_out=() lock
+  lock=(-c "$root/requirements.lock")
+  : >"$root/.venv/install.log"
+  _exo_pip "$root" install "${lock[@]}" pip || return 1
+  _exo_pip "$root" install "${lock[@]}" -e "$root$extras" && return 0
+  _exo_say "not everything could be installed at once; trying without the engines that have no wheel for this platform"
   "$root/.venv/bin/python" "$root/scripts/requirements.py" core "$extras" >"$root/.venv/core.txt" || return 1
-  "${pip[@]}" install "${lock[@]}" -r "$root/.venv/core.txt" || return 1
+  _exo_pip "$root" install "${lock[@]}" -r "$root/.venv/core.txt" || return 1
   while IFS= read -r requirement; do
-    "${pip[@]}" install "${lock[@]}" --only-binary=:all: "$requirement" 2>>"$root/.venv/install.log" || left_out+=("$requirement")
+    _exo_pip "$root" install "${lock[@]}" --only-binary=:all: "$requirement" || left_out+=("$requirement")
   done < <("$root/.venv/bin/python" "$root/scripts/requirements.py" engines)
-  "${pip[@]}" install --no-deps -e "$root" || return 1
+  _exo_pip "$root" install --no-deps -e "$root" || return 1
   for name in "${left_out[@]}"; do _exo_say "left out, this platform has no wheel of it: $name"; done
 }
 
@@ -63,7 +85,10 @@ _exo_main() {
   wanted=$(cat "$root/pyproject.toml" "$root/requirements.lock" | cksum)" $extras"
   if [ "$(cat "$root/.venv/.exo-installed" 2>/dev/null)" != "$wanted" ]; then
     _exo_say "installing exo$extras and what it needs (a few minutes the first time)"
-    _exo_install "$root" "$extras" || { _exo_say "installing failed; see the lines above and .venv/install.log"; return 1; }
+    _exo_install "$root" "$extras" || {
+      _exo_say "installing failed: $(grep -E '^ERROR' "$root/.venv/install.log" | tail -n 1) (.venv/install.log has the rest)"
+      return 1
+    }
     printf '%s' "$wanted" >"$root/.venv/.exo-installed"
   fi
   . "$root/.venv/bin/activate"
@@ -71,7 +96,7 @@ _exo_main() {
 
 _exo_main "$@"
 _exo_status=$?
-unset -f _exo_say _exo_suits _exo_find_python _exo_install _exo_main
+unset -f _exo_say _exo_suits _exo_find_python _exo_pip _exo_install _exo_main
 # sourced: hand the status to the caller's shell, which must not be ended
 (return 0 2>/dev/null) && eval "unset _exo_status; return $_exo_status"
 exit "$_exo_status"
