@@ -17,6 +17,7 @@ import pytest
 
 from exo.config import config_from
 from exo.errors import ConfigError
+from test.support.hub import hub
 from test.support.nodes import ROOT, NodeProcess, free_port, ring, wait_until
 
 
@@ -336,3 +337,17 @@ def test_the_terminal_view_shows_the_ring_and_can_be_turned_off(tmp_path: Path) 
     wait_until(lambda: "screen" not in screen(), 10, "the end of the view")
   finally:
     tmux("kill-server")
+
+
+def test_run_with_a_hugging_face_id(tmp_path: Path) -> None:
+  port = str(free_port(socket.SOCK_DGRAM))
+  flags = ("--prompt", "t5 t7", "--max-tokens", "3", "--listen-port", port, "--broadcast-port", port)
+  with hub({"tiny/llama": ROOT / "test" / "data" / "goldens" / "llama"}) as server:
+    done = exo(tmp_path, "run", "tiny/llama", *flags, HF_ENDPOINT=server.url, HF_HOME=str(tmp_path / "hf"))
+    assert done.returncode == 0 and done.stdout.startswith("t"), done.stderr
+    missing = exo(tmp_path, "run", "tiny/nothing", *flags, HF_ENDPOINT=server.url, HF_HOME=str(tmp_path / "hf"))
+    assert missing.returncode == 1 and "the hub has no repository tiny/nothing" in missing.stderr
+  again = exo(tmp_path, "run", "tiny/llama", *flags, HF_ENDPOINT="http://127.0.0.1:9")
+  assert again.returncode == 0 and again.stdout == done.stdout
+  assert (tmp_path / "tiny--llama" / "model.safetensors").is_file()
+  assert not (tmp_path / "tiny--llama" / "logits.npy").exists()  # only what a model needs is fetched

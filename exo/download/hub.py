@@ -29,11 +29,19 @@ async def fetch_repository(
   finally:
     await asyncio.gather(fetching, return_exceptions=True)
   await fetching
+  # the library answers with whatever is in the folder when it cannot reach the hub
+  wrong = await asyncio.to_thread(_incomplete, folder, sizes)
+  if wrong:
+    raise DownloadError(f"{source.repo}: {wrong[0]} did not arrive whole; try again")
   return folder
 
 
 def _size_of(folder: Path) -> int:
   return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _incomplete(folder: Path, sizes: dict[str, int]) -> list[str]:
+  return [name for name, size in sizes.items() if not (file := folder / name).is_file() or file.stat().st_size != size]
 
 
 def _sizes(source: HubSource) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -36,6 +37,7 @@ from exo.topology.ring_plan import RingPlan, make_plan, membership_epoch
 from exo.topology.topology import PeerConnection, Topology
 
 _MB = 2**20
+_FREE_MEMORY_EVERY_S = 2.0
 
 
 class Node:
@@ -50,6 +52,7 @@ class Node:
     self._tasks = TaskOwner("node")
     self._draining = False
     self._joined = asyncio.Event()
+    self._free_bytes, self._free_asked_at = 0, float("-inf")
     loader = ShardLoader(catalog, self._device, engine)
     offered = hello.capabilities.memory * _MB
     self.plans = PlanHost(hello.node_id, loader, self._device, offered, usable_threads(), self.send, self.call)
@@ -126,8 +129,11 @@ class Node:
     return make_plan(model.id, model.n_layers, view, self._strategy, epoch, model.size, capacity)
 
   def _usable_mb(self) -> int:
-    """Memory that the engine could use: what is free and what it holds already."""
-    return int(psutil.virtual_memory().available + self.plans.loaded_bytes) // _MB
+    """Memory that the engine could use: what is free (asked of the system every few seconds) and what it holds already."""
+    now = time.monotonic()
+    if now - self._free_asked_at > _FREE_MEMORY_EVERY_S:
+      self._free_bytes, self._free_asked_at = int(psutil.virtual_memory().available), now
+    return (self._free_bytes + self.plans.loaded_bytes) // _MB
 
   # requests of this node's clients
 
