@@ -18,9 +18,10 @@ from exo.inference.engines import load_engine, probe_engine
 from exo.inference.shard import Shard
 from exo.inference.weights.checkpoint import Checkpoint, open_checkpoint
 
-ENGINES = ["dummy", "onnx"]
+# an engine, and after a colon how it holds the weights
+ENGINES = ["dummy", "onnx", "onnx:4", "onnx:none"]
 ARCHITECTURES = ["llama", "llama3_rope", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3"]
-EXACT = {"dummy", "onnx"}
+EXACT = {"dummy", "onnx", "onnx:4", "onnx:none"}
 
 
 class Stages:
@@ -30,7 +31,8 @@ class Stages:
   ) -> None:
     n = checkpoint.config.n_layers
     bounds = [0, *cuts, n]
-    instance = load_engine(engine)
+    name, _, held = engine.partition(":")
+    instance, quantize = load_engine(name), quantize or held or None
     options = LoadOptions(2**33, 1, max_sequences=8, max_context=512, quantize=quantize)
     self.models: list[StageModel] = [
         instance.load(Shard("m", a, b - 1, n), checkpoint, options, lambda _: None)
@@ -60,7 +62,7 @@ class Stages:
 
 @pytest.fixture(scope="module", params=ENGINES)
 def engine(request: pytest.FixtureRequest) -> str:
-  probe = probe_engine(request.param)
+  probe = probe_engine(request.param.partition(":")[0])
   if not probe.available:
     pytest.skip(probe.reason)
   return str(request.param)

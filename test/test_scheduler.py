@@ -28,9 +28,10 @@ class FakeRing:
     self.output: dict[str, list[int]] = {}
     self.in_flight: list[Step] = []
     self.steps = 0
+    self.run = 1
 
   def let_out(self) -> None:
-    while (step := self.scheduler.next_step()) is not None:
+    while (step := self.scheduler.next_step(self.run)) is not None:
       self.in_flight.append(step)
       assert sum(bool(s.entries) for s in self.in_flight) <= self.scheduler.limits.stages
 
@@ -59,6 +60,18 @@ class FakeRing:
         generated = len(cache) - prompt + 1
         self.output.setdefault(spec.request_id, []).append(1000 + len(cache))
         out.append(SequenceToken(entry.sequence, 1000 + len(cache), "length" if generated >= spec.max_tokens else ""))
+    fresh = out
+    for _ in range(1, step.run):  # the only stage goes on by itself
+      assert self.scheduler.limits.stages == 1
+      going, fresh = [token for token in fresh if not token.finish_reason], []
+      for token in going:
+        cache, spec = self.caches[token.sequence], self.specs[token.sequence]
+        cache.append(token.token_id)
+        assert len(cache) <= self.scheduler.limits.max_context
+        generated = len(cache) - self.prompts[token.sequence] + 1
+        self.output[spec.request_id].append(1000 + len(cache))
+        fresh.append(SequenceToken(token.sequence, 1000 + len(cache), "length" if generated >= spec.max_tokens else ""))
+      out = out + fresh
     return tuple(out)
 
   def turn(self) -> bool:
@@ -75,11 +88,12 @@ class FakeRing:
 @settings(max_examples=150, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 100), st.integers(1, 20)), min_size=1, max_size=12), st.integers(1, 4),
-    st.integers(4, 64)
+    st.integers(4, 64), st.integers(1, 3)
 )
-def test_every_request_gets_its_tokens_and_everything_is_freed(sizes, stages: int, budget: int) -> None:
+def test_every_request_gets_its_tokens_and_everything_is_freed(sizes, stages: int, budget: int, run: int) -> None:
   scheduler = Scheduler(Limits(3, 300, 128, stages, budget, 100))
   ring = FakeRing(scheduler)
+  ring.run = run
   for i, (prompt, count) in enumerate(sizes):
     scheduler.add(request(f"r{i}", prompt, count))
   while ring.turn():

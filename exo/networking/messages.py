@@ -123,7 +123,8 @@ class Frame:
   """One step on its way around the ring: what begins, what ends, what is computed, and the hidden states so far.
 
   `token_ids` has shape (tokens,); `hidden` is (tokens, hidden size) or None on the way to the first stage.
-  `compute_ms` holds one entry for each stage that has done its part.
+  `compute_ms` holds one entry for each stage that has done its part. `run` above 1 lets the only stage of a plan go on by
+  itself for so many tokens of each sequence.
   """
   plan_id: str
   epoch: str
@@ -134,6 +135,7 @@ class Frame:
   opens: tuple[SequenceOpen, ...] = ()
   drops: tuple[int, ...] = ()
   compute_ms: tuple[float, ...] = ()
+  run: int = 1
 
 
 @dataclass(frozen=True, slots=True)

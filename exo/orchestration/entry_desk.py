@@ -15,7 +15,6 @@ from exo.networking.messages import Cancel, Message, OpenPlan, Request, RequestF
 from exo.topology.ring_plan import RingPlan
 
 _SUBMIT_TIMEOUT_S = 30.0
-_HOLD_BELOW_S = 0.010
 
 Send = Callable[[str, Message], None]
 Call = Callable[[str, Message, float], Awaitable[Message]]
@@ -34,10 +33,7 @@ class GenerationSpec:
 
 
 class Generation:
-  """A running request. Iterate it for deliveries; it ends when every choice has its finish reason.
-
-  Above 100 tokens a second its reader is woken for two deliveries at a time: waking it costs more than they do.
-  """
+  """A running request. Iterate it for deliveries; it ends when every choice has its finish reason."""
   def __init__(self, spec: GenerationSpec, plan: RingPlan, timeout_s: float) -> None:
     self.spec, self.plan, self._timeout_s = spec, plan, timeout_s
     self._events: deque[TokenDelivery | ExoError] = deque()
@@ -46,7 +42,6 @@ class Generation:
     self._loop = asyncio.get_running_loop()
     self._heard_at = self._loop.time()
     self._reader: asyncio.Future[None] | None = None
-    self._holding: asyncio.TimerHandle | None = None
 
   @property
   def computing(self) -> bool:
@@ -74,22 +69,15 @@ class Generation:
     self._next_index[choice] += len(delivery.tokens)
     if delivery.finish_reason:
       self._computing.discard(choice)
-    now = self._loop.time()
-    quick, self._heard_at = now - self._heard_at < _HOLD_BELOW_S, now
+    self._heard_at = self._loop.time()
     self._events.append(delivery)
-    if quick and self._holding is None and not delivery.finish_reason:
-      self._holding = self._loop.call_later(2 * _HOLD_BELOW_S, self._wake)
-    else:
-      self._wake()
+    self._wake()
 
   def fail(self, error: ExoError) -> None:
     self._events.append(error)
     self._wake()
 
   def _wake(self) -> None:
-    if self._holding is not None:
-      self._holding.cancel()
-      self._holding = None
     if self._reader is not None and not self._reader.done():
       self._reader.set_result(None)
 

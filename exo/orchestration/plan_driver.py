@@ -10,6 +10,8 @@ from exo.networking.messages import Failure, Frame, Message, Request, RequestFai
 from exo.orchestration.scheduler import Scheduler
 from exo.topology.ring_plan import RingPlan
 
+_QUICK_STEP_MS = 12.0
+
 
 class PlanDriver:
   """Purely driven by events: no task of its own, nothing waits."""
@@ -19,6 +21,7 @@ class PlanDriver:
     self.plan, self.scheduler = plan, scheduler
     self._feed, self._send = feed, send
     self._closed = False
+    self._run = 1
 
   @property
   def idle(self) -> bool:
@@ -43,6 +46,11 @@ class PlanDriver:
 
   def on_result(self, result: StepResult) -> None:
     self.scheduler.on_result(result.step, result.tokens)
+    # waking for a token costs more than handling it: where tokens come fast, the stage computes two before it reports
+    sequences = len({token.sequence for token in result.tokens})
+    if sequences:
+      step_ms = sum(result.compute_ms) * sequences / len(result.tokens)
+      self._run = 2 if step_ms < _QUICK_STEP_MS and not self.scheduler.counts.waiting else 1
     self._pump()
 
   def on_failure(self, failed: StepFailed) -> None:
@@ -65,10 +73,17 @@ class PlanDriver:
       log(1, "the entry node %s of request %s is gone", request.entry_node, request.request_id)
 
   def _pump(self) -> None:
-    while not self._closed and (step := self.scheduler.next_step()) is not None:
+    while not self._closed and (step := self.scheduler.next_step(self._run)) is not None:
       self._feed(
           Frame(
-              self.plan.plan_id, self.plan.epoch, step.number, step.entries, step.token_ids, None, step.opens,
-              step.drops
+              self.plan.plan_id,
+              self.plan.epoch,
+              step.number,
+              step.entries,
+              step.token_ids,
+              None,
+              step.opens,
+              step.drops,
+              run=step.run
           )
       )

@@ -29,12 +29,13 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-  """One frame's worth of work."""
+  """One frame's worth of work; `run` is how many tokens of each sequence the only stage may compute in one go."""
   number: int
   entries: tuple[BatchEntry, ...]
   token_ids: TokenIds
   opens: tuple[SequenceOpen, ...]
   drops: tuple[int, ...]
+  run: int = 1
 
 
 @dataclass(slots=True)
@@ -121,8 +122,11 @@ class Scheduler:
     """The requests that a step in flight computes for."""
     return [self._running[n].request for n in self._in_flight.get(step, ()) if n in self._running]
 
-  def next_step(self) -> Step | None:
-    """The next step, or None when nothing can be done until a result comes. Freed sequences alone make a step too."""
+  def next_step(self, run: int = 1) -> Step | None:
+    """The next step, or None when nothing can be done until a result comes. Freed sequences alone make a step too.
+
+    A step of decodes alone may be a `run`, on a plan of one stage.
+    """
     if len(self._in_flight) >= self.limits.stages:
       return None
     entries, tokens, opens = self._decodes()
@@ -139,7 +143,9 @@ class Scheduler:
     if entries:
       self._in_flight[step] = tuple(entry.sequence for entry in entries)
     ids = np.asarray(tokens, np.int32) if tokens else EMPTY_TOKEN_IDS
-    return Step(step, tuple(entries), ids, tuple(opens), drops)
+    room = all(s.computed + run <= self.limits.max_context for s in self._running.values())
+    alone = self.limits.stages == 1 and bool(entries) and all(e.n_tokens == 1 and e.logits for e in entries)
+    return Step(step, tuple(entries), ids, tuple(opens), drops, run if alone and room else 1)
 
   def _decodes(self) -> tuple[list[BatchEntry], list[int], list[SequenceOpen]]:
     ready = [s for s in self._running.values() if s.ready_to_decode]
@@ -195,12 +201,16 @@ class Scheduler:
     return SequenceOpen(sequence.number, request, prompt)
 
   def on_result(self, step: int, tokens: tuple[SequenceToken, ...]) -> None:
-    """A step came back. Tokens of sequences that were cancelled meanwhile are ignored."""
+    """A step came back, of a run with several tokens a sequence. Those of sequences cancelled meanwhile are ignored."""
     self._in_flight.pop(step, None)
+    seen: set[int] = set()
     for token in tokens:
       sequence = self._running.get(token.sequence)
       if sequence is None:
         continue
+      if token.sequence in seen:  # the stage went on by itself and holds the token before this one too
+        sequence.computed += 1
+      seen.add(token.sequence)
       if token.finish_reason:
         self._finish(token.sequence)
         continue

@@ -6,11 +6,22 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from exo.errors import ExoError, PeerUnreachableError, PlanClosedError, ProtocolError, to_wire
 from exo.inference.device_thread import DeviceThread
-from exo.inference.engine import Batch, StageModel
+from exo.inference.engine import Batch, BatchEntry, LogitsOf, StageModel
 from exo.log import enabled, log
-from exo.networking.messages import EMPTY_TOKEN_IDS, Failure, Frame, Message, StepFailed, StepResult, TokenDelivery
+from exo.networking.messages import (
+    EMPTY_TOKEN_IDS,
+    Failure,
+    Frame,
+    Message,
+    SequenceToken,
+    StepFailed,
+    StepResult,
+    TokenDelivery,
+)
 from exo.orchestration.token_head import TokenHead
 from exo.topology.ring_plan import RingPlan
 
@@ -88,10 +99,26 @@ class StageRunner:
     if self._next is not None:
       return self._outcome(replace(frame, hidden=output), started)
     tokens, deliveries = self._head.take(frame.entries, frame.token_ids, output)
+    if frame.run > 1:
+      self._go_on(frame, tokens, deliveries)
     ms = self._note_time(frame, started)
     return _Outcome(
         None, StepResult(frame.plan_id, frame.step, tuple(tokens), (*frame.compute_ms, ms)), tuple(deliveries)
     )
+
+  def _go_on(self, frame: Frame, tokens: list[SequenceToken], deliveries: list[tuple[str, TokenDelivery]]) -> None:
+    """Feed the tokens of a run back at once, for the sequences that are not at their end."""
+    position = {entry.sequence: entry.position for entry in frame.entries}
+    fresh = tokens
+    for k in range(1, frame.run):
+      going = [token for token in fresh if not token.finish_reason]
+      if not going:
+        return
+      entries = tuple(BatchEntry(t.sequence, position[t.sequence] + k, 1, LogitsOf.LAST) for t in going)
+      ids = np.array([t.token_id for t in going], np.int32)
+      fresh, more = self._head.take(entries, ids, self.model.step(Batch(entries, ids)))
+      tokens.extend(fresh)
+      deliveries.extend(more)
 
   def _outcome(self, frame: Frame, started: float) -> _Outcome:
     ms = self._note_time(frame, started)

@@ -3,7 +3,7 @@
 MatMulNBits computes y = x · (scale · (q - zero point)) by blocks along the input, in int8 arithmetic. GGML's encodings
 with a float minimum (w = d·q + m) have no whole zero point; rounding it costs up to 30 % in likelihood. Here the whole
 part of -m/d is the zero point, and what remains, r = m + d·zp with |r| ≤ d/2, is carried by extra input columns: one per
-block, fed with that block's sum of x, whose weights are the r, quantized to the same width. That leaves an error of 1/13
+block, fed with that block's mean of x, whose weights are 32 r, quantized to the same width. That leaves an error of 1/13
 of the encoding's own (measured on SmolLM2), and it is one product instead of two.
 """
 
@@ -169,7 +169,8 @@ def read_quantized(stored: StoredTensor, bits: int | None) -> Quantized | None:
     return reader(raw.reshape(raw.shape[0], -1, size))
   if stored.encoding in _PLAIN and bits is None:
     return None
-  return _quantize(stored.to_float32(), bits or 8)
+  # rows that do not fill their last block have no means of blocks: they take the symmetric form
+  return _quantize(stored.to_float32(), 8 if stored.shape[1] % 32 else bits or 8)
 
 
 def _pack_bits(codes: Codes, bits: int) -> Codes:
@@ -234,7 +235,7 @@ class LinearLayers:
       half = 1 << (bits - 1)
       minimum = np.concatenate([-half * p.scales if p.minimum is None else p.minimum for p in group])
       codes, scales, zero_points = _with_remainders(codes, scales, minimum, bits, block)
-      x, columns = self._with_block_sums(x, columns, block), columns + -(-columns // block)
+      x, columns = self._with_block_means(x, block), columns + columns // block
     inputs = [x, graph.weight(_pack_bits(codes, bits)), graph.weight(scales.astype(np.float32)), "", "", ""]
     if zero_points is not None:
       if bits == 4 and zero_points.shape[1] % 2:
@@ -255,14 +256,11 @@ class LinearLayers:
         accuracy_level=4
     )
 
-  def _with_block_sums(self, x: str, columns: int, block: int) -> str:
-    """x with the sums of its blocks behind it: (…, K) becomes (…, K + K / block)."""
+  def _with_block_means(self, x: str, block: int) -> str:
+    """x with the means of its blocks behind it: (…, K) becomes (…, K + K / block). Pooling is the fewest operators."""
     if (x, block) not in self._augmented:
-      graph = self._graph
-      shape = graph.weight(np.array([0, 0, -1, block], np.int64), name=f"blocks_of_{block}")
-      axis = graph.weight(np.array([3], np.int64), name="axis_3")
-      sums = graph.node("ReduceSum", [graph.node("Reshape", [x, shape]), axis], keepdims=0)
-      self._augmented[x, block] = graph.node("Concat", [x, sums], axis=-1)
+      means = self._graph.node("AveragePool", [x], kernel_shape=[block], strides=[block])
+      self._augmented[x, block] = self._graph.node("Concat", [x, means], axis=-1)
     return self._augmented[x, block]
 
 
@@ -272,7 +270,7 @@ def _with_remainders(codes: Codes, scales: Floats, minimum: Floats, bits: int,
   top, half = (1 << bits) - 1, 1 << (bits - 1)
   rows, blocks = scales.shape
   zero_points = np.clip(np.rint(-minimum / np.where(scales == 0, 1, scales)), 0, top)
-  remainder = minimum + zero_points * scales
+  remainder = (minimum + zero_points * scales) * block  # what is fed in are means, not sums
   extra = -(-blocks // block)
   padded = np.zeros((rows, extra * block), np.float32)
   padded[:, :blocks] = remainder

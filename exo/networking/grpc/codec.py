@@ -239,6 +239,7 @@ def _frame_out(f: m.Frame) -> dict[str, Any]:
       drops=f.drops,
       token_ids=f.token_ids.tobytes(),
       compute_ms=f.compute_ms,
+      run=f.run,
       entries=[
           pb.Entry(sequence=e.sequence, position=e.position, n_tokens=e.n_tokens, logits=e.logits) for e in f.entries
       ],
@@ -266,7 +267,7 @@ def _frame_in(f: pb.Frame) -> m.Frame:
   opens = tuple(m.SequenceOpen(o.sequence, _request_in(o.request), o.prompt_tokens) for o in f.opens)
   return m.Frame(
       f.plan_id, f.epoch, f.step, entries, np.frombuffer(f.token_ids, "<i4"), hidden, opens, tuple(f.drops),
-      tuple(f.compute_ms)
+      tuple(f.compute_ms), max(1, f.run)
   )
 
 

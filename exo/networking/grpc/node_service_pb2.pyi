@@ -478,7 +478,7 @@ class Tensor(_message.Message):
 
 
 class Frame(_message.Message):
-  __slots__ = ("plan_id", "epoch", "step", "opens", "drops", "entries", "token_ids", "hidden", "compute_ms")
+  __slots__ = ("plan_id", "epoch", "step", "opens", "drops", "entries", "token_ids", "hidden", "compute_ms", "run")
   PLAN_ID_FIELD_NUMBER: _ClassVar[int]
   EPOCH_FIELD_NUMBER: _ClassVar[int]
   STEP_FIELD_NUMBER: _ClassVar[int]
@@ -488,6 +488,7 @@ class Frame(_message.Message):
   TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
   HIDDEN_FIELD_NUMBER: _ClassVar[int]
   COMPUTE_MS_FIELD_NUMBER: _ClassVar[int]
+  RUN_FIELD_NUMBER: _ClassVar[int]
   plan_id: str
   epoch: str
   step: int
@@ -497,6 +498,7 @@ class Frame(_message.Message):
   token_ids: bytes
   hidden: Tensor
   compute_ms: _containers.RepeatedScalarFieldContainer[float]
+  run: int
 
   def __init__(
       self,
@@ -508,7 +510,8 @@ class Frame(_message.Message):
       entries: _Optional[_Iterable[_Union[Entry, _Mapping]]] = ...,
       token_ids: _Optional[bytes] = ...,
       hidden: _Optional[_Union[Tensor, _Mapping]] = ...,
-      compute_ms: _Optional[_Iterable[float]] = ...
+      compute_ms: _Optional[_Iterable[float]] = ...,
+      run: _Optional[int] = ...
   ) -> None:
     ...
 
