@@ -3,7 +3,7 @@
 Inputs: `x` (B, S, hidden), `seqlens_k` (B,) int32 with each row's total length less one, `total` (1,) int32 the longest
 total length, on the last stage `rows` (R,) int64 choosing tokens of the flattened batch, and per layer `past_k.i`,
 `past_v.i` (B, KV heads, room, head dim), which the operator updates in place. Output, named by `output`: hidden states
-(B, S, hidden) or logits (R, vocabulary).
+(B, S, hidden) or logits (R, 1, vocabulary).
 """
 
 from __future__ import annotations
@@ -176,12 +176,12 @@ class DecoderGraph:
     g, config = self.graph, self._config
     normed, _ = self._add_and_norm(residual, added, "model.norm.weight")
     g.input("rows", "int64", ["R"])
-    flat = g.node("Reshape", [normed, g.weight(np.array([-1, config.hidden_size], np.int64))])
+    flat = g.node("Reshape", [normed, g.weight(np.array([-1, 1, config.hidden_size], np.int64))])
     chosen = g.node("Gather", [flat, "rows"], axis=0)
     head = self._tensor(HEAD if self._checkpoint.has(HEAD) else EMBEDDING)
     logits = self._linear.add(chosen, [head])
     if config.final_softcap:
       cap = g.weight(np.array([config.final_softcap], np.float32))
       logits = g.node("Mul", [g.node("Tanh", [g.node("Div", [logits, cap])]), cap])
-    g.output(logits, "float32", ["R", config.vocab_size])
+    g.output(logits, "float32", ["R", 1, config.vocab_size])
     self.output = logits

@@ -47,7 +47,7 @@ class _Binding:
     inputs: list[tuple[str, npt.NDArray[Any]]] = [("x", self.x), ("seqlens_k", self.seqlens), ("total", self.total)]
     if stage.shard.is_last:
       inputs.append(("rows", self.rows))
-      self.y = np.zeros((n_rows, stage.vocab_size), np.float32)
+      self.y = np.zeros((n_rows, 1, stage.vocab_size), np.float32)
     else:
       self.y = np.zeros((batch, length, stage.hidden_size), np.float32)
     for name, array in inputs:
@@ -163,14 +163,14 @@ class OnnxStage(StageModel):
       binding.x[0] = x
       binding.seqlens[0], binding.total[0] = entries[0].position, entries[0].position + 1
       y = binding.run()
-      return (y if entries[0].logit_rows else y[:0]) if self.shard.is_last else y[0].copy()
+      return y[:entries[0].logit_rows, 0] if self.shard.is_last else y[0].copy()
     row_of = [self.arena.row(entry.sequence) - start for entry in entries]
     binding.x[row_of, 0] = x
     binding.seqlens[row_of] = [entry.position for entry in entries]
     binding.total[0] = max(entry.position for entry in entries) + 1
     y = binding.run()
     if self.shard.is_last:
-      return y[[row for entry, row in zip(entries, row_of, strict=True) if entry.logit_rows]]
+      return y[[row for entry, row in zip(entries, row_of, strict=True) if entry.logit_rows], 0]
     return y[row_of, 0]
 
   def _binding(self, start: int, batch: int) -> _Binding:
@@ -190,7 +190,8 @@ class OnnxStage(StageModel):
     binding.total[0] = entry.position + entry.n_tokens
     binding.rows[:] = gather_logit_rows((entry, ))
     y = binding.run()
-    return y if self.shard.is_last else y[0]
+    out: Floats = y[:, 0] if self.shard.is_last else y[0]
+    return out
 
   def drop(self, sequence: int) -> None:
     self.arena.drop(sequence)
