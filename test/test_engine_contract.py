@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,51 +12,15 @@ import pytest
 
 from exo.errors import EngineError
 from exo.inference.dummy.checkpoint import DummyCheckpoint
-from exo.inference.engine import Batch, BatchEntry, LoadOptions, LogitsOf, StageModel
-from exo.inference.engines import load_engine, probe_engine
-from exo.inference.shard import Shard
+from exo.inference.engine import LogitsOf
+from exo.inference.engines import probe_engine
 from exo.inference.weights.checkpoint import Checkpoint, open_checkpoint
+from test.support.stages import Stages
 
 # an engine, and after a colon how it holds the weights
 ENGINES = ["dummy", "onnx", "onnx:4", "onnx:none"]
 ARCHITECTURES = ["llama", "llama3_rope", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3"]
 EXACT = {"dummy", "onnx", "onnx:4", "onnx:none"}
-
-
-class Stages:
-  """A model cut into stages, driven as a ring would."""
-  def __init__(
-      self, engine: str, checkpoint: Checkpoint, cuts: Sequence[int] = (), quantize: str | None = None
-  ) -> None:
-    n = checkpoint.config.n_layers
-    bounds = [0, *cuts, n]
-    name, _, held = engine.partition(":")
-    instance, quantize = load_engine(name), quantize or held or None
-    options = LoadOptions(2**33, 1, max_sequences=8, max_context=512, quantize=quantize)
-    self.models: list[StageModel] = [
-        instance.load(Shard("m", a, b - 1, n), checkpoint, options, lambda _: None)
-        for a, b in itertools.pairwise(bounds)
-    ]
-
-  def step(self,
-           entries: Sequence[tuple[int, int, Sequence[int]]],
-           logits: LogitsOf = LogitsOf.ALL) -> npt.NDArray[Any]:
-    """Entries are (sequence, position, tokens)."""
-    batch_entries = tuple(BatchEntry(s, p, len(t), logits) for s, p, t in entries)
-    ids = np.concatenate([np.asarray(t, np.int32) for _, _, t in entries])
-    hidden = None
-    for model in self.models:
-      hidden = model.step(Batch(batch_entries, ids, hidden))
-    assert hidden is not None
-    return hidden
-
-  def each(self, method: str, *arguments: int) -> None:
-    for model in self.models:
-      getattr(model, method)(*arguments)
-
-  def close(self) -> None:
-    for model in self.models:
-      model.close()
 
 
 @pytest.fixture(scope="module", params=ENGINES)

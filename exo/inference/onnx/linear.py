@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from exo.inference.onnx.graph import MICROSOFT, GraphBuilder
-from exo.inference.weights.tensor import StoredTensor
+from exo.inference.weights.tensor import AffineGroups, StoredTensor
 
 Codes = npt.NDArray[Any]  # uint8
 Floats = npt.NDArray[Any]  # float32
@@ -161,8 +161,19 @@ def _quantize(values: Floats, bits: int) -> Quantized:
   return Quantized(4, codes.astype(np.uint8), scales, low)
 
 
+def _affine(stored: StoredTensor, groups: AffineGroups) -> Quantized:
+  """MLX's groups as they are at 4 and 8 bits; other widths on eight."""
+  codes, scales, biases = groups.unpack(stored)
+  if groups.bits in (4, 8):
+    return Quantized(groups.bits, codes, scales, biases)
+  spare = 8 - groups.bits
+  return Quantized(8, codes << np.uint8(spare), scales / (1 << spare), biases)
+
+
 def read_quantized(stored: StoredTensor, bits: int | None) -> Quantized | None:
   """The matrix as blocks of whole numbers; None for plain floats when `bits` is None (they stay floats)."""
+  if stored.groups is not None:
+    return _affine(stored, stored.groups)
   if stored.encoding in _READERS:
     size, reader = _READERS[stored.encoding]
     raw = np.ascontiguousarray(stored.data)

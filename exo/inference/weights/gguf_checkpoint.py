@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,17 @@ def _hf_name(name: str, architecture: str) -> str | None:
   return f"model.layers.{layer}.{_LAYER[part]}.{kind}" if part in _LAYER else None
 
 
+def _experts(name: str, stack: GgufTensor) -> dict[str, GgufTensor]:
+  """GGUF stacks a layer's experts; Hugging Face names each."""
+  count, size = stack.shape[0], stack.n_bytes // stack.shape[0]
+  return {
+      name.replace(".experts.", f".experts.{i}."): replace(
+          stack, shape=stack.shape[1:], start=stack.start + i * size, n_bytes=size
+      )
+      for i in range(count)
+  }
+
+
 class GgufCheckpoint(Checkpoint):
   def __init__(self, path: Path) -> None:
     self.path = path
@@ -90,7 +102,7 @@ class GgufCheckpoint(Checkpoint):
     for tensor in self._header.tensors.values():
       name = _hf_name(tensor.name, self._architecture)
       if name is not None:
-        self._tensors[name] = tensor
+        self._tensors |= _experts(name, tensor) if ".experts." in name else {name: tensor}
 
   @property
   def header(self) -> GgufHeader:

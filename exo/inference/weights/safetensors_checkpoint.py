@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,14 @@ import numpy.typing as npt
 
 from exo.errors import ModelFilesError
 from exo.inference.weights.checkpoint import Checkpoint
-from exo.inference.weights.tensor import StoredTensor
+from exo.inference.weights.tensor import AffineGroups, StoredTensor
 
 if TYPE_CHECKING:
   from exo.inference.tokenizer import Tokenizer
 
 MAX_HEADER_BYTES = 100 * 2**20
 _MAX_JSON_BYTES = 64 * 2**20
+_EXPERT = re.compile(r"(.+\.mlp)\.experts\.(\d+)\.((?:gate|up|down)_proj\.weight)")
 _ITEM_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2,
     "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1
@@ -115,6 +117,13 @@ class SafetensorsCheckpoint(Checkpoint):
         if name in self._entries:
           raise ModelFilesError(f"{file.name} and {self._entries[name][0].name} both hold tensor {name!r}")
         self._entries[name] = (file, entry)
+    self._packed = {name: name.removesuffix(".weight") for name in self._entries if self._is_packed(name)}
+    self._hidden = {f"{module}.{part}" for module in self._packed.values() for part in ("scales", "biases")}
+
+  def _is_packed(self, name: str) -> bool:
+    """Whether a weight is one of MLX's: words of codes, with scales and biases beside them."""
+    module = name.removesuffix(".weight")
+    return module != name and self._entries[name][1].dtype == "U32" and f"{module}.scales" in self._entries
 
   def _files(self) -> list[Path]:
     index = read_json(self.path / "model.safetensors.index.json").get("weight_map")
@@ -146,7 +155,10 @@ class SafetensorsCheckpoint(Checkpoint):
     return config
 
   def names(self) -> Iterable[str]:
-    return self._entries.keys()
+    return self._entries.keys() - self._hidden if self._hidden else self._entries.keys()
+
+  def has(self, name: str) -> bool:
+    return name in self._entries or self._stacked(name) is not None
 
   def _entry(self, name: str) -> tuple[Path, SafetensorsEntry]:
     try:
@@ -155,14 +167,60 @@ class SafetensorsCheckpoint(Checkpoint):
       raise ModelFilesError(f"{self.path.name} has no tensor {name}") from None
 
   def tensor_bytes(self, name: str) -> int:
-    return self._entry(name)[1].n_bytes
+    own = self._entry(name)[1].n_bytes
+    if name not in self._packed:
+      return own
+    module = self._packed[name]
+    return own + self._entry(f"{module}.scales")[1].n_bytes + self._entry(f"{module}.biases")[1].n_bytes
 
   def tensor(self, name: str) -> StoredTensor:
+    if name in self._packed:
+      return self._tensor_of_groups(name, self._packed[name])
+    if name not in self._entries and (found := self._stacked(name)):
+      stack, expert = found
+      return self.tensor(stack).part(expert)
+    return self._raw(name)
+
+  def _raw(self, name: str) -> StoredTensor:
     file, entry = self._entry(name)
     raw = self._maps[file][entry.start:entry.start + entry.n_bytes]
     rows = entry.shape[:-1] if entry.shape else ()
     shape = entry.shape or (1, )
     return StoredTensor(name, shape, entry.dtype, raw.reshape(*rows, raw.size // max(1, math.prod(rows))))
+
+  def _stacked(self, name: str) -> tuple[str, int] | None:
+    """MLX stacks a layer's experts: (the stack's name, which of it) for Hugging Face's name of one expert."""
+    match = _EXPERT.fullmatch(name)
+    if match is None:
+      return None
+    stack = f"{match[1]}.switch_mlp.{match[3]}"
+    return (stack, int(match[2])) if stack in self._entries else None
+
+  def _tensor_of_groups(self, name: str, module: str) -> StoredTensor:
+    codes, scales, biases = (self._raw(f"{module}.{part}") for part in ("weight", "scales", "biases"))
+    groups, columns = self._groups(module, codes.shape[-1], scales)
+    if biases.encoding != scales.encoding or codes.shape[:-1] != scales.shape[:-1] or biases.shape != scales.shape:
+      raise ModelFilesError(f"{self.path.name}: codes, scales and biases of {module} do not belong together")
+    data = np.concatenate([codes.data, scales.data, biases.data], axis=-1)
+    return StoredTensor(name, (*codes.shape[:-1], columns), "MLX", data, groups=groups)
+
+  def _groups(self, module: str, words: int, scales: StoredTensor) -> tuple[AffineGroups, int]:
+    """How a module is packed, and how many weights a row has; a module may differ from the rest."""
+    settings = self._config.get("quantization") or self._config.get("quantization_config") or {}
+    if not isinstance(settings, dict):
+      raise ModelFilesError(f"{self.path.name}: config.json's quantization is not an object")
+    own = settings.get(module)
+    chosen = {**settings, **own} if isinstance(own, dict) else settings
+    bits, size, mode = chosen.get("bits", 4), chosen.get("group_size", 64), chosen.get("mode", "affine")
+    if mode != "affine" or bits not in (2, 3, 4, 5, 6, 8) or size not in (32, 64, 128):
+      raise ModelFilesError(
+          f"{self.path.name}: {module} is packed as {mode!r}, {bits} bits, groups of {size}; of MLX's packings exo reads "
+          "affine groups of 32, 64 or 128 with 2 to 8 bits"
+      )
+    columns = words * 32 // bits
+    if scales.encoding not in ("F16", "BF16", "F32") or columns != scales.shape[-1] * size:
+      raise ModelFilesError(f"{self.path.name}: the packing of {module} does not fit config.json's quantization")
+    return AffineGroups(bits, size, scales.encoding), columns
 
   def tokenizer(self) -> Tokenizer:
     from exo.inference.hf_tokenizer import hf_tokenizer

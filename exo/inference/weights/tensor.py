@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from exo.errors import ModelFilesError
+
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
@@ -27,6 +29,41 @@ BLOCKS: dict[str, tuple[int, int]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class AffineGroups:
+  """MLX's packing of one row: all its codes, then a scale and then a bias for each group of `group_size` weights.
+
+  w = scale · code + bias; codes are `bits` wide, laid end to end from the lowest bit of the first byte. In the file the
+  three are tensors of their own; `StoredTensor.data` holds them side by side, so that rows can be taken.
+  """
+  bits: int
+  group_size: int
+  scale_encoding: str
+
+  def row_parts(self, columns: int) -> tuple[int, int]:
+    """(bytes of the codes, bytes of the scales, which the biases have too)."""
+    return columns * self.bits // 8, columns // self.group_size * BLOCKS[self.scale_encoding][1]
+
+  def unpack(self, stored: StoredTensor) -> tuple[Bytes, Floats, Floats]:
+    """(codes of shape (…, groups, group size), scales (…, groups), biases (…, groups))."""
+    codes, size = self.row_parts(stored.shape[-1])
+    data, groups = stored.data, stored.shape[-1] // self.group_size
+    scales, biases = (
+        StoredTensor(stored.name, (*stored.shape[:-1], groups), self.scale_encoding, part).to_float32()
+        for part in (data[..., codes:codes + size], data[..., codes + size:])
+    )
+    return self._codes(data[..., :codes]).reshape(*stored.shape[:-1], groups, self.group_size), scales, biases
+
+  def _codes(self, raw: Bytes) -> Bytes:
+    if self.bits == 8:
+      return raw
+    if self.bits == 4:
+      return np.stack([raw & 15, raw >> 4], axis=-1)
+    bits = np.unpackbits(np.ascontiguousarray(raw), axis=-1, bitorder="little")
+    wide = bits.reshape(*raw.shape[:-1], -1, self.bits)
+    return np.packbits(wide, axis=-1, bitorder="little")
+
+
 def row_bytes(encoding: str, columns: int) -> int:
   """Bytes of one row of `columns` weights. Raises ValueError when they do not fill whole blocks."""
   block, size = BLOCKS[encoding]
@@ -39,13 +76,15 @@ def row_bytes(encoding: str, columns: int) -> int:
 class StoredTensor:
   """`shape` is the logical one, (out, in) for matrices; `data` is uint8 of shape (*shape[:-1], bytes per row).
 
-  `offset` is added to every weight on reading: GGUF stores Gemma's norms with their 1 already added.
+  `offset` is added to every weight on reading: GGUF stores Gemma's norms with their 1 already added. `groups` describes
+  the rows of encoding "MLX".
   """
   name: str
   shape: tuple[int, ...]
   encoding: str
   data: Bytes
   offset: float = 0.0
+  groups: AffineGroups | None = None
 
   @property
   def n_bytes(self) -> int:
@@ -54,10 +93,19 @@ class StoredTensor:
   def rows(self, index: npt.NDArray[Any] | slice) -> StoredTensor:
     """The same tensor with its first axis indexed."""
     data = self.data[index]
-    return StoredTensor(self.name, (*data.shape[:-1], self.shape[-1]), self.encoding, data, self.offset)
+    return StoredTensor(self.name, (*data.shape[:-1], self.shape[-1]), self.encoding, data, self.offset, self.groups)
+
+  def part(self, index: int) -> StoredTensor:
+    """One of the tensors that are stacked along the first axis."""
+    if not 0 <= index < self.shape[0]:
+      raise ModelFilesError(f"tensor {self.name} holds {self.shape[0]} parts, there is no number {index}")
+    return StoredTensor(self.name, self.shape[1:], self.encoding, self.data[index], self.offset, self.groups)
 
   def to_float32(self) -> Floats:
     """A new float32 array of `shape`."""
+    if self.groups is not None:
+      codes, scales, biases = self.groups.unpack(self)
+      return (codes * scales[..., None] + biases[..., None]).reshape(self.shape)
     raw = np.ascontiguousarray(self.data)
     if self.encoding == "F32":
       out = raw.view("<f4").astype(np.float32, copy=True)
