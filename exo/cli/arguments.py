@@ -54,6 +54,11 @@ def build_parser() -> argparse.ArgumentParser:
       "--node-port", type=int, metavar="PORT", help="port on which other nodes reach it (default: a free one)"
   )
   node.add_argument("--inference-engine", metavar="NAME", help="auto, onnx, mlx, tinygrad or dummy (default auto)")
+  node.add_argument(
+      "--quantize",
+      choices=["none", "8", "4"],
+      help="bits in which to hold weights that are floats in their files (default: 8 with onnx, none elsewhere)"
+  )
   node.add_argument("--max-memory", type=int, metavar="MB", help="memory to offer to the ring (default: all)")
   node.add_argument(
       "--wait-for-peers", type=int, metavar="N", help="serve only once N other nodes are there (default 0)"

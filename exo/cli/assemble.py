@@ -14,7 +14,7 @@ from exo.api.chatgpt_api import ChatGPTAPI
 from exo.config import Config
 from exo.download.model_store import ModelStore
 from exo.errors import ConfigError
-from exo.inference.engines import EngineChoice, choose_engine
+from exo.inference.engines import EngineChoice, choose_engine, weight_memory
 from exo.networking.discovery import Discovery, NoDiscovery
 from exo.networking.grpc.grpc_mesh import GrpcMesh
 from exo.networking.messages import Hello
@@ -59,6 +59,7 @@ def _make_node(config: Config, node_id: str, engine: EngineChoice, device: Devic
       device=engine.device,
       version=exo.__version__,
       local_models=tuple(store.local_models()),
+      weight_memory=weight_memory(engine.name, config.quantize),
   )
   mesh = GrpcMesh(hello, config.node_host, config.discovery_timeout)
   return Node(

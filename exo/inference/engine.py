@@ -137,11 +137,6 @@ class InferenceEngine(ABC):
     Raises `UnsupportedModelError` for an architecture the engine cannot run, `ModelFilesError` for damaged weights.
     """
 
-  @staticmethod
-  def memory_scale(checkpoint: Checkpoint) -> float:
-    """Bytes in memory per byte of this checkpoint's weights, for planning."""
-    return 1.0
-
 
 def gather_logit_rows(entries: tuple[BatchEntry, ...]) -> npt.NDArray[np.int64]:
   """Which of the batch's tokens the last stage needs logits for, as indices into the tokens laid end to end."""

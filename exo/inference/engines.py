@@ -1,7 +1,7 @@
 """Which engines there are and which one this machine should use, found out without importing any of them.
 
-An engine is a folder beside this file with `probe.py` (cheap: looks for packages and devices) and `engine.py` (heavy:
-imported only when the engine is chosen).
+An engine is a folder beside this file with `probe.py` (cheap: looks for packages and devices, says what weights take in
+memory) and `engine.py` (heavy: imported only when the engine is chosen).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import exo.inference
 from exo.errors import ConfigError, EngineUnavailableError
 from exo.inference.engine import InferenceEngine
+from exo.topology.ring_plan import WeightMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,12 @@ def probe_engine(name: str) -> EngineProbe:
     raise ConfigError(f"there is no engine {name!r}: choose auto, {', '.join(engine_names())}")
   probe: EngineProbe = importlib.import_module(f"exo.inference.{name}.probe").probe()
   return probe
+
+
+def weight_memory(name: str, quantize: str | None) -> WeightMemory:
+  """What a weight takes in this engine's memory, for planning; its probe says so."""
+  held: WeightMemory = importlib.import_module(f"exo.inference.{name}.probe").weight_memory(quantize)
+  return held
 
 
 def choose_engine(wanted: str) -> EngineChoice:

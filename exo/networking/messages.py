@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from exo.inference.engine import BatchEntry, TokenIds
 from exo.inference.sampling import SamplingParams, TokenLogprob
 from exo.inference.shard import Shard
 from exo.topology.device_capabilities import DeviceCapabilities
-from exo.topology.ring_plan import RingPlan
+from exo.topology.ring_plan import RingPlan, WeightMemory
 
 PROTOCOL_VERSION = 1
 
@@ -28,6 +28,7 @@ class Hello:
   device: str
   version: str
   local_models: tuple[str, ...] = ()
+  weight_memory: WeightMemory = field(default_factory=WeightMemory)
 
 
 @dataclass(frozen=True, slots=True)

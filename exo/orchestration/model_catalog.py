@@ -34,11 +34,12 @@ class ModelInfo:
 
 
 def model_size(checkpoint: Checkpoint) -> ModelSize:
-  """Bytes by part, as they are in the file."""
+  """Bytes by part and the number of weights, as they are in the files."""
   config = checkpoint.config
   layers = [0] * config.n_layers
-  embedding = head = 0
+  embedding = head = weights = 0
   for name in checkpoint.names():
+    weights += checkpoint.tensor_weights(name)
     size, parts = checkpoint.tensor_bytes(name), name.split(".")
     if "layers" in parts and parts[parts.index("layers") + 1].isdigit():
       layer = int(parts[parts.index("layers") + 1])
@@ -50,7 +51,8 @@ def model_size(checkpoint: Checkpoint) -> ModelSize:
       head += size
   tied = not checkpoint.has(HEAD)
   return ModelSize(
-      tuple(layers), embedding, embedding if tied else head, config.kv_elements_per_token * _KV_ELEMENT_BYTES, tied
+      tuple(layers), embedding, embedding if tied else head, config.kv_elements_per_token * _KV_ELEMENT_BYTES, tied,
+      weights
   )
 
 

@@ -53,7 +53,7 @@ class Node:
     self._draining = False
     self._joined = asyncio.Event()
     self._free_bytes, self._free_asked_at = 0, float("-inf")
-    loader = ShardLoader(catalog, self._device, engine)
+    loader = ShardLoader(catalog, self._device, engine, config.quantize)
     offered = hello.capabilities.memory * _MB
     self.plans = PlanHost(hello.node_id, loader, self._device, offered, usable_threads(), self.send, self.call)
     self.desk = EntryDesk(hello.node_id, self.send, self.call)
@@ -126,7 +126,8 @@ class Node:
       if peer.heartbeat is not None and node_id in capacity:
         capacity[node_id] = min(capacity[node_id], peer.heartbeat.free_memory_mb * _MB)
     capacity[self.node_id] = min(capacity[self.node_id], self._usable_mb() * _MB)
-    return make_plan(model.id, model.n_layers, view, self._strategy, epoch, model.size, capacity)
+    scale = {h.node_id: h.weight_memory.scale(model.size) for h in hellos}
+    return make_plan(model.id, model.n_layers, view, self._strategy, epoch, model.size, capacity, scale)
 
   def _usable_mb(self) -> int:
     """Memory that the engine could use: what is free (asked of the system every few seconds) and what it holds already."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import time
+from dataclasses import replace
 
 from exo.errors import ModelFilesError
 from exo.inference.device_thread import DeviceThread
 from exo.inference.engine import InferenceEngine, LoadOptions, StageModel
-from exo.inference.engines import EngineChoice, load_engine
+from exo.inference.engines import EngineChoice, load_engine, weight_memory
 from exo.inference.shard import Shard
 from exo.log import log
 from exo.orchestration.model_catalog import ModelCatalog, model_size
@@ -17,14 +18,18 @@ from exo.topology.ring_plan import MIN_KV_TOKENS
 
 class ShardLoader:
   """The engine is imported when the first shard is asked for, on the device thread like all that it does."""
-  def __init__(self, catalog: ModelCatalog, device: DeviceThread, choice: EngineChoice) -> None:
-    self._catalog, self._device, self._choice = catalog, device, choice
+  def __init__(
+      self, catalog: ModelCatalog, device: DeviceThread, choice: EngineChoice, quantize: str | None = None
+  ) -> None:
+    self._catalog, self._device, self._choice, self._quantize = catalog, device, choice, quantize
     self._engine: InferenceEngine | None = None
 
   async def needed_bytes(self, shard: Shard) -> int:
     """An estimate of the shard's weights in memory, with room for a small KV cache."""
     size = model_size(await self._catalog.checkpoint(shard.model_id))
-    return size.stage_bytes(shard.start_layer, shard.end_layer + 1, MIN_KV_TOKENS)
+    scale = weight_memory(self._choice.name, self._quantize).scale(size)
+    cache = shard.layer_count * size.kv_bytes_per_token * MIN_KV_TOKENS
+    return int(size.stage_bytes(shard.start_layer, shard.end_layer + 1) * scale) + cache
 
   async def load(self, shard: Shard, fingerprint: str, options: LoadOptions) -> StageModel:
     """Raises `DownloadError`, `ModelFilesError`, `UnsupportedModelError`, `EngineError`."""
@@ -38,7 +43,8 @@ class ShardLoader:
       if self._engine is None:
         self._engine = load_engine(self._choice.name)
       return self._engine.load(
-          shard, checkpoint, options, lambda fraction: log(3, "%s: %.0f %%", shard, fraction * 100)
+          shard, checkpoint, replace(options, quantize=self._quantize),
+          lambda fraction: log(3, "%s: %.0f %%", shard, fraction * 100)
       )
 
     started = time.monotonic()

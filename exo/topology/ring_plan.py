@@ -19,12 +19,13 @@ _MB = 2**20
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
-  """Bytes of memory that a model needs, by part. `kv_bytes_per_token` is one layer's."""
+  """Bytes that a model's parts have in its files, and how many numbers those are; `kv_bytes_per_token` is one layer's."""
   layer_bytes: tuple[int, ...]
   embedding_bytes: int
   head_bytes: int
   kv_bytes_per_token: int
   tied: bool = False
+  n_weights: int = 0
 
   @property
   def n_layers(self) -> int:
@@ -39,6 +40,24 @@ class ModelSize:
     if last and not (first and self.tied):
       total += self.head_bytes
     return total
+
+
+@dataclass(frozen=True, slots=True)
+class WeightMemory:
+  """Bytes of memory in which an engine holds one weight: `plain` those that are floats in the file, `packed` those that
+  are quantized there. 0: as many as in the file.
+  """
+  plain: float = 0.0
+  packed: float = 0.0
+
+  def scale(self, size: ModelSize) -> float:
+    """Bytes in memory per byte of the model's files."""
+    in_files = size.stage_bytes(0, size.n_layers)
+    if not size.n_weights or not in_files:
+      return 1.0
+    # the narrowest floats have two bytes; a few float norms among packed matrices change nothing
+    held = self.plain if in_files / size.n_weights > 1.9 else self.packed
+    return held * size.n_weights / in_files if held else 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,10 @@ class Checkpoint(ABC):
     """The tensor's size in the file."""
 
   @abstractmethod
+  def tensor_weights(self, name: str) -> int:
+    """How many numbers the tensor has."""
+
+  @abstractmethod
   def tensor(self, name: str) -> StoredTensor:
     """The tensor, memory-mapped. Raises `ModelFilesError` when it is not there."""
 

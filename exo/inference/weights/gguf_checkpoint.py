@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import replace
@@ -203,6 +204,9 @@ class GgufCheckpoint(Checkpoint):
 
   def tensor_bytes(self, name: str) -> int:
     return self._info(name).n_bytes
+
+  def tensor_weights(self, name: str) -> int:
+    return math.prod(self._info(name).shape)
 
   def _info(self, name: str) -> GgufTensor:
     try:

@@ -173,6 +173,13 @@ class SafetensorsCheckpoint(Checkpoint):
     module = self._packed[name]
     return own + self._entry(f"{module}.scales")[1].n_bytes + self._entry(f"{module}.biases")[1].n_bytes
 
+  def tensor_weights(self, name: str) -> int:
+    count = math.prod(self._entry(name)[1].shape)
+    if name not in self._packed:
+      return count
+    module = self._packed[name]
+    return count * 32 // self._settings(module)[0]
+
   def tensor(self, name: str) -> StoredTensor:
     if name in self._packed:
       return self._tensor_of_groups(name, self._packed[name])
@@ -206,6 +213,14 @@ class SafetensorsCheckpoint(Checkpoint):
 
   def _groups(self, module: str, words: int, scales: StoredTensor) -> tuple[AffineGroups, int]:
     """How a module is packed, and how many weights a row has; a module may differ from the rest."""
+    bits, size = self._settings(module)
+    columns = words * 32 // bits
+    if scales.encoding not in ("F16", "BF16", "F32") or columns != scales.shape[-1] * size:
+      raise ModelFilesError(f"{self.path.name}: the packing of {module} does not fit config.json's quantization")
+    return AffineGroups(bits, size, scales.encoding), columns
+
+  def _settings(self, module: str) -> tuple[int, int]:
+    """(bits, group size) of a packed module."""
     settings = self._config.get("quantization") or self._config.get("quantization_config") or {}
     if not isinstance(settings, dict):
       raise ModelFilesError(f"{self.path.name}: config.json's quantization is not an object")
@@ -217,10 +232,7 @@ class SafetensorsCheckpoint(Checkpoint):
           f"{self.path.name}: {module} is packed as {mode!r}, {bits} bits, groups of {size}; of MLX's packings exo reads "
           "affine groups of 32, 64 or 128 with 2 to 8 bits"
       )
-    columns = words * 32 // bits
-    if scales.encoding not in ("F16", "BF16", "F32") or columns != scales.shape[-1] * size:
-      raise ModelFilesError(f"{self.path.name}: the packing of {module} does not fit config.json's quantization")
-    return AffineGroups(bits, size, scales.encoding), columns
+    return bits, size
 
   def tokenizer(self) -> Tokenizer:
     from exo.inference.hf_tokenizer import hf_tokenizer

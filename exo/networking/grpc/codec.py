@@ -20,7 +20,7 @@ from exo.inference.shard import Shard
 from exo.networking import messages as m
 from exo.networking.grpc import node_service_pb2 as pb
 from exo.topology.device_capabilities import DeviceCapabilities, DeviceFlops
-from exo.topology.ring_plan import RingPlan, Stage
+from exo.topology.ring_plan import RingPlan, Stage, WeightMemory
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
@@ -74,6 +74,10 @@ def _capabilities_in(c: pb.DeviceCapabilities) -> DeviceCapabilities:
   return DeviceCapabilities(c.model[:200], c.chip[:200], max(0, c.memory), DeviceFlops(c.fp32, c.fp16, c.int8))
 
 
+def _bounded(weight_bytes: float) -> float:
+  return weight_bytes if 0 <= weight_bytes <= 16 else 0.0  # also not a number
+
+
 def hello_out(hello: m.Hello, stream: str) -> pb.Item:
   body = pb.Hello(
       node_id=hello.node_id,
@@ -85,7 +89,9 @@ def hello_out(hello: m.Hello, stream: str) -> pb.Item:
       device=hello.device,
       version=hello.version,
       local_models=hello.local_models,
-      protocol=m.PROTOCOL_VERSION
+      protocol=m.PROTOCOL_VERSION,
+      plain_weight_bytes=hello.weight_memory.plain,
+      packed_weight_bytes=hello.weight_memory.packed
   )
   return pb.Item(hello=body)
 
@@ -101,7 +107,7 @@ def hello_in(item: pb.Item) -> tuple[m.Hello, str]:
     raise ProtocolError("a stream began with a malformed greeting")
   hello = m.Hello(
       h.node_id, h.incarnation, h.port, _capabilities_in(h.capabilities), h.engine[:40], h.device[:200], h.version[:40],
-      tuple(h.local_models)
+      tuple(h.local_models), WeightMemory(_bounded(h.plain_weight_bytes), _bounded(h.packed_weight_bytes))
   )
   return hello, h.stream
 

@@ -106,7 +106,7 @@ class DeviceCapabilities(_message.Message):
 class Hello(_message.Message):
   __slots__ = (
       "node_id", "incarnation", "stream", "port", "capabilities", "engine", "device", "version", "local_models",
-      "protocol"
+      "protocol", "plain_weight_bytes", "packed_weight_bytes"
   )
   NODE_ID_FIELD_NUMBER: _ClassVar[int]
   INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -118,6 +118,8 @@ class Hello(_message.Message):
   VERSION_FIELD_NUMBER: _ClassVar[int]
   LOCAL_MODELS_FIELD_NUMBER: _ClassVar[int]
   PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+  PLAIN_WEIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
+  PACKED_WEIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
   node_id: str
   incarnation: int
   stream: str
@@ -128,6 +130,8 @@ class Hello(_message.Message):
   version: str
   local_models: _containers.RepeatedScalarFieldContainer[str]
   protocol: int
+  plain_weight_bytes: float
+  packed_weight_bytes: float
 
   def __init__(
       self,
@@ -140,7 +144,9 @@ class Hello(_message.Message):
       device: _Optional[str] = ...,
       version: _Optional[str] = ...,
       local_models: _Optional[_Iterable[str]] = ...,
-      protocol: _Optional[int] = ...
+      protocol: _Optional[int] = ...,
+      plain_weight_bytes: _Optional[float] = ...,
+      packed_weight_bytes: _Optional[float] = ...
   ) -> None:
     ...
 
