@@ -49,6 +49,7 @@ class Config:
   max_parallel_downloads: int = 8
   # environment
   exo_home: Path = Path("~/.cache/exo/downloads")
+  log_format: str = "text"
   debug: int = 0
   debug_discovery: int = 0
 

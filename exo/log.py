@@ -1,17 +1,24 @@
 """Logging by levels 0..9 (`DEBUG`): 0 quiet, 1 membership, plans and requests, 2 hops, 3 frames and shapes, more for less.
 
 `log(1, "node %s joined", node_id)` costs one comparison when the level is off. Output goes to stderr through one sink,
-which the terminal view replaces while it owns the screen.
+which the terminal view replaces while it owns the screen. Lines that belong to a request bear its id.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
+
+request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 _level = 0
+_json = False
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), 0x7f, *range(0x80, 0xa0)) if code not in (0x09, 0x0a)}
+
+_JSON_CONTROL = {code: f"\\u{code:04x}" for code in range(0x7f, 0xa0)}  # those below are escaped by JSON itself
 
 
 def _to_stderr(line: str) -> None:
@@ -25,6 +32,12 @@ _sink: Callable[[str], None] = _to_stderr
 def set_level(level: int) -> None:
   global _level
   _level = level
+
+
+def set_format(name: str) -> None:
+  """`text` for people, or `json`: one object a line with `time`, `level`, `message` and, where there is one, `request_id`."""
+  global _json
+  _json = name == "json"
 
 
 def set_sink(sink: Callable[[str], None] | None) -> None:
@@ -42,13 +55,26 @@ def escape(text: str) -> str:
   return text.translate(_CONTROL)
 
 
-def log(level: int, message: str, *args: object) -> None:
-  """Write `message % args` when `DEBUG` is at least `level`."""
+def log(level: int, message: str, *args: object, request: str = "") -> None:
+  """Write `message % args` when `DEBUG` is at least `level`; `request` where the context does not know the request's id."""
   if _level >= level:
-    stamp = time.strftime("%H:%M:%S", time.localtime())
-    _sink(f"{stamp} [{level}] {escape(message % args if args else message)}")
+    _write(level, message % args if args else message, request or request_id.get())
 
 
 def say(message: str) -> None:
   """A line for the person who started the process, whatever the level."""
-  _sink(escape(message))
+  if _json and _sink is _to_stderr:
+    _write(0, message, "")
+  else:
+    _sink(escape(message))
+
+
+def _write(level: int, text: str, request: str) -> None:
+  now = time.time()
+  if _json and _sink is _to_stderr:
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03d}Z"
+    line = {"time": stamp, "level": level, "message": text} | ({"request_id": request} if request else {})
+    _sink(json.dumps(line, ensure_ascii=False).translate(_JSON_CONTROL))
+    return
+  stamp = time.strftime("%H:%M:%S", time.localtime(now))
+  _sink(f"{stamp} [{level}] {escape(f'{request}: {text}' if request else text)}")

@@ -17,6 +17,7 @@ def run() -> None:
   try:
     config = config_from({**vars(arguments), "model_dirs": tuple(arguments.model_dirs or ()) or None})
     log.set_level(config.debug)
+    log.set_format(config.log_format)
     if arguments.command == "run":
       from exo.cli.run_command import run_command
       status = run_command(config, arguments)

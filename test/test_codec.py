@@ -36,7 +36,7 @@ FRAME = m.Frame(
     np.arange(12, dtype=np.float32).reshape(3, 4), (m.SequenceOpen(2, REQUEST, 3), ), (8, 9), (1.5, )
 )
 MESSAGES = [
-    m.Heartbeat(3, True, 1000, True, (Shard("m", 0, 3, 8), )),
+    m.Heartbeat(3, True, 1000, True, (Shard("m", 0, 3, 8), ), 300, 0.25, 17, (m.PeerLink("other", 0.5, "eth0"), )),
     m.OpenPlan(PLAN, "abc", (("b", "10.0.0.2:50"), )),
     m.PlanOpened("p", 10**9, 64, 8192),
     m.ClosePlan("p", m.Failure("peer_lost", "gone", "{}")),

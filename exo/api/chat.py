@@ -8,7 +8,7 @@ from typing import Any
 from aiohttp import web
 
 from exo.api.errors import json_response
-from exo.api.schema import ChatCompletionRequest, TokenEncodeRequest, read_body
+from exo.api.schema import ChatCompletionRequest, ChatMessage, TokenEncodeRequest, read_body
 from exo.api.sse import event_stream
 from exo.api.text_run import TextRun, fingerprint, text_run, token_json
 from exo.errors import InvalidRequestError
@@ -26,10 +26,18 @@ async def chat_completions(request: web.Request, node: Node) -> web.StreamRespon
   prompt = await asyncio.to_thread(_prompt, node, model, body.messages)
   max_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
   top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
-  async with text_run(node, model, body, prompt, max_tokens, prefix="chatcmpl-", top_logprobs=top_logprobs) as run:
+  async with text_run(
+      node, model, body, prompt, max_tokens, prefix="chatcmpl-", top_logprobs=top_logprobs, title=_title(body.messages)
+  ) as run:
     if body.stream:
       return await _streamed(request, run, top_logprobs is not None, include_usage)
     return await _whole(run, top_logprobs is not None)
+
+
+def _title(messages: list[ChatMessage]) -> str:
+  """What was asked last, for the node's own screen."""
+  content = next((m.content for m in reversed(messages) if m.role == "user"), None)
+  return content if isinstance(content, str) else " ".join(part.text or "" for part in content or ())
 
 
 def _prompt(node: Node, model: ModelInfo, messages: Any) -> list[int]:

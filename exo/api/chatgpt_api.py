@@ -6,28 +6,19 @@ import asyncio
 import errno
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
-import exo
-from exo.api import chat, completions
+from exo.api import chat, completions, metrics, page, ring_stream
 from exo.api.errors import error_middleware, json_response
+from exo.api.request_id import add_request_id, count_requests, request_id_middleware
 from exo.config import DEFAULT_API_PORT
 from exo.errors import ConfigError, ModelNotFoundError
 from exo.orchestration.node import Node
 from exo.topology.device_capabilities import DeviceCapabilities
 
 MAX_BODY_BYTES = 16 * 2**20
-_WEB_ROOT = Path(exo.__file__).parent / "web" / "static"
-_PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
-_PAGE_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 
 NodeHandler = Callable[[web.Request, Node], Awaitable[web.StreamResponse]]
 
@@ -38,7 +29,9 @@ class ChatGPTAPI:
     self._node, self._stop_node = node, stop_node
     self._runner: web.AppRunner | None = None
     self.port = 0
-    self.app = web.Application(middlewares=[error_middleware], client_max_size=MAX_BODY_BYTES)
+    middlewares = [request_id_middleware, count_requests(node.meter), error_middleware]
+    self.app = web.Application(middlewares=middlewares, client_max_size=MAX_BODY_BYTES)
+    self.app.on_response_prepare.append(add_request_id)
     self._add_routes()
 
   def _add_routes(self) -> None:
@@ -53,8 +46,10 @@ class ChatGPTAPI:
     router.add_get("/v1/download/progress", self._downloads)
     router.add_get("/healthcheck", self._health)
     router.add_get("/health", self._health)
-    router.add_get("/", self._page)
-    router.add_get("/static/{name}", self._page)
+    router.add_get("/v1/topology/stream", self._with_node(ring_stream.ring_stream))
+    router.add_get("/metrics", self._with_node(metrics.metrics))
+    router.add_get("/", page.page)
+    router.add_get("/static/{name}", page.page)
 
   def _with_node(self, handler: NodeHandler) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def handle(request: web.Request) -> web.StreamResponse:
@@ -147,16 +142,6 @@ class ChatGPTAPI:
     if (reason := self._node.unhealthy) is not None:
       return json_response({"status": "unavailable", "reason": reason}, 503)
     return json_response({"status": "ok"})
-
-  # the page
-
-  async def _page(self, request: web.Request) -> web.StreamResponse:
-    name = request.match_info.get("name", "index.html")
-    path = _WEB_ROOT / name
-    if path.parent != _WEB_ROOT or path.suffix not in _PAGE_TYPES or not path.is_file():
-      raise web.HTTPNotFound
-    content = await asyncio.to_thread(path.read_bytes)
-    return web.Response(body=content, content_type=_PAGE_TYPES[path.suffix], charset="utf-8", headers=_PAGE_HEADERS)
 
 
 def _capabilities(capabilities: DeviceCapabilities) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from exo.api.schema import SamplingFields
-from exo.errors import InvalidRequestError
+from exo.errors import ExoError, InvalidRequestError
 from exo.inference.sampling import TokenLogprob
 from exo.networking.messages import TokenDelivery
+from exo.orchestration.activity import WatchedRequest
 from exo.orchestration.entry_desk import Generation, GenerationSpec
 from exo.orchestration.model_catalog import ModelInfo
 from exo.orchestration.node import Node
@@ -28,6 +29,7 @@ class TextRun:
   model: ModelInfo
   generation: Generation
   choices: list[ChoiceText]
+  watched: WatchedRequest
   prompt_logprobs: tuple[TokenLogprob, ...] = ()
   finish_reasons: dict[int, str] = field(default_factory=dict)
 
@@ -35,10 +37,15 @@ class TextRun:
     return self
 
   async def __anext__(self) -> TextDelta:
-    delivery: TokenDelivery = await self.generation.__anext__()
+    try:
+      delivery: TokenDelivery = await self.generation.__anext__()
+    except ExoError:
+      self.watched.failed = True
+      raise
     if delivery.prompt_logprobs:
       self.prompt_logprobs = delivery.prompt_logprobs
     delta = self.choices[delivery.choice].push(delivery)
+    self.watched.said(delta.choice, delta.text, len(delta.tokens), bool(delta.finish_reason))
     if delta.finish_reason:
       self.finish_reasons[delta.choice] = delta.finish_reason
       self.generation.end_choice(delta.choice)
@@ -72,8 +79,12 @@ async def text_run(
     prefix: str,
     top_logprobs: int | None = None,
     prompt_logprobs: int | None = None,
+    title: str = "",
 ) -> AsyncIterator[TextRun]:
-  """Submit the prompt; leaving the block ends the request everywhere. Raises `InvalidRequestError` for what cannot be."""
+  """Submit the prompt, which screens show as `title`; leaving the block ends the request everywhere.
+
+  Raises `InvalidRequestError` for what cannot be.
+  """
   room = model.max_context - len(prompt_ids)
   if room < 0 or (room == 0 and max_tokens != 0):
     raise InvalidRequestError(
@@ -86,9 +97,10 @@ async def text_run(
   spec = GenerationSpec(
       f"{prefix}{uuid.uuid4().hex}", tuple(prompt_ids), wanted, model.tokenizer.eos_ids, sampling, n, prompt_logprobs
   )
-  async with node.generation(spec, model) as generation:
-    choices = [ChoiceText(model.tokenizer, choice, stops) for choice in range(n)]
-    yield TextRun(spec.request_id, int(time.time()), model, generation, choices)
+  with node.activity.request(spec.request_id, model.id, title, len(prompt_ids), n) as watched:
+    async with node.generation(spec, model) as generation:
+      choices = [ChoiceText(model.tokenizer, choice, stops) for choice in range(n)]
+      yield TextRun(spec.request_id, int(time.time()), model, generation, choices, watched)
 
 
 def token_json(model: ModelInfo, token_id: int, logprob: float) -> dict[str, Any]:

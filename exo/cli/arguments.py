@@ -64,6 +64,9 @@ def build_parser() -> argparse.ArgumentParser:
       "--wait-for-peers", type=int, metavar="N", help="serve only once N other nodes are there (default 0)"
   )
   node.add_argument("--disable-tui", action="store_true", default=None, help="plain lines instead of the terminal view")
+  node.add_argument(
+      "--log-format", choices=["text", "json"], help="json: one object a line, for log collectors (default text)"
+  )
 
   models = parser.add_argument_group("models")
   models.add_argument("--default-model", metavar="MODEL", help="where a request names none (default smollm2-135m)")

@@ -32,13 +32,28 @@ class Hello:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerLink:
+  """A link that a node has, as it tells the others. `rtt_ms` 0 until measured."""
+  node_id: str
+  rtt_ms: float
+  interface: str
+
+
+@dataclass(frozen=True, slots=True)
 class Heartbeat:
-  """Sent on a connection of its own; an answer bears the number of what it answers."""
+  """Sent on a connection of its own; an answer bears the number of what it answers.
+
+  `load` is the part of the last seconds, 0..1, in which the device computed; `frames` counts what it has computed in all.
+  """
   number: int
   is_answer: bool = False
   free_memory_mb: int = 0
   active: bool = False
   loaded: tuple[Shard, ...] = ()
+  used_memory_mb: int = 0
+  load: float = 0.0
+  frames: int = 0
+  links: tuple[PeerLink, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

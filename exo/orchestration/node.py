@@ -22,11 +22,14 @@ from exo.networking.messages import (
     Hello,
     Message,
     OpenPlan,
+    PeerLink,
     RequestFailed,
     Submit,
     TokenDelivery,
 )
+from exo.orchestration.activity import Activity
 from exo.orchestration.entry_desk import EntryDesk, Generation, GenerationSpec
+from exo.orchestration.meter import Meter
 from exo.orchestration.model_catalog import ModelCatalog, ModelInfo
 from exo.orchestration.plan_host import PlanHost
 from exo.orchestration.shard_loader import ShardLoader
@@ -53,9 +56,13 @@ class Node:
     self._draining = False
     self._joined = asyncio.Event()
     self._free_bytes, self._free_asked_at = 0, float("-inf")
+    self.meter = Meter()
+    self.activity = Activity(self.meter)
     loader = ShardLoader(catalog, self._device, engine, config.quantize)
     offered = hello.capabilities.memory * _MB
-    self.plans = PlanHost(hello.node_id, loader, self._device, offered, usable_threads(), self.send, self.call)
+    self.plans = PlanHost(
+        hello.node_id, loader, self._device, offered, usable_threads(), self.send, self.call, self.meter
+    )
     self.desk = EntryDesk(hello.node_id, self.send, self.call)
 
   @property
@@ -186,9 +193,11 @@ class Node:
 
   def peer_joined(self, peer: Hello) -> None:
     self._joined.set()
+    self.meter.peer_events["joined"] += 1
     log(1, "%s joined: %s, engine %s", peer.node_id, peer.capabilities, peer.engine)
 
   def peer_left(self, node_id: str, reason: str) -> None:
+    self.meter.peer_events["left"] += 1
     log(1, "%s left: %s", node_id, reason)
     self.plans.peer_left(node_id, reason)
     self.desk.peer_left(node_id, reason)
@@ -207,4 +216,8 @@ class Node:
 
   def heartbeat(self) -> Heartbeat:
     shards = tuple(stage.shard for plan in self.plans.plans for stage in plan.stages if stage.node_id == self.node_id)
-    return Heartbeat(0, False, self._usable_mb(), self.plans.busy, shards)
+    links = tuple(PeerLink(n, p.rtt_ms, p.interface) for n, p in self._mesh.peers().items())
+    return Heartbeat(
+        0, False, self._usable_mb(), self.plans.busy, shards, self.plans.loaded_bytes // _MB, self.meter.load,
+        self.meter.frames, links
+    )

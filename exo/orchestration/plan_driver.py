@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from exo.errors import ExoError, PeerUnreachableError, from_wire, to_wire
 from exo.log import log
 from exo.networking.messages import Failure, Frame, Message, Request, RequestFailed, StepFailed, StepResult
+from exo.orchestration.meter import Meter
 from exo.orchestration.scheduler import Scheduler
 from exo.topology.ring_plan import RingPlan
 
@@ -16,10 +18,12 @@ _QUICK_STEP_MS = 12.0
 class PlanDriver:
   """Purely driven by events: no task of its own, nothing waits."""
   def __init__(
-      self, plan: RingPlan, scheduler: Scheduler, feed: Callable[[Frame], None], send: Callable[[str, Message], None]
+      self, plan: RingPlan, scheduler: Scheduler, feed: Callable[[Frame], None], send: Callable[[str, Message], None],
+      meter: Meter
   ) -> None:
     self.plan, self.scheduler = plan, scheduler
-    self._feed, self._send = feed, send
+    self._feed, self._send, self._meter = feed, send, meter
+    self._let_out: dict[int, float] = {}
     self._closed = False
     self._run = 1
 
@@ -34,7 +38,7 @@ class PlanDriver:
 
   def cancel(self, request_id: str) -> None:
     if self.scheduler.cancel(request_id):
-      log(1, "request %s is cancelled", request_id)
+      log(1, "the request is cancelled", request=request_id)
       self._pump()
 
   def cancel_entry(self, entry_node: str) -> None:
@@ -45,6 +49,8 @@ class PlanDriver:
     self._pump()
 
   def on_result(self, result: StepResult) -> None:
+    if (let_out := self._let_out.pop(result.step, None)) is not None:
+      self._meter.step_returned(self.plan.model_id, time.monotonic() - let_out, result.compute_ms)
     self.scheduler.on_result(result.step, result.tokens)
     # waking for a token costs more than handling it: where tokens come fast, the stage computes two before it reports
     sequences = len({token.sequence for token in result.tokens})
@@ -56,6 +62,7 @@ class PlanDriver:
   def on_failure(self, failed: StepFailed) -> None:
     error = from_wire(failed.failure.kind, failed.failure.message, failed.failure.details_json)
     log(1, "step %d of %s failed: %s", failed.step, self.plan.plan_id, error)
+    self._let_out.pop(failed.step, None)
     for request in self.scheduler.on_failure(failed.step):
       self._tell(request, error)
     self._pump()
@@ -70,10 +77,12 @@ class PlanDriver:
     try:
       self._send(request.entry_node, RequestFailed(self.plan.plan_id, request.request_id, Failure(*to_wire(error))))
     except PeerUnreachableError:
-      log(1, "the entry node %s of request %s is gone", request.entry_node, request.request_id)
+      log(1, "the entry node %s is gone", request.entry_node, request=request.request_id)
 
   def _pump(self) -> None:
     while not self._closed and (step := self.scheduler.next_step(self._run)) is not None:
+      if step.entries:
+        self._let_out[step.number] = time.monotonic()
       self._feed(
           Frame(
               self.plan.plan_id,

@@ -33,6 +33,7 @@ from exo.networking.messages import (
     StepResult,
     Submit,
 )
+from exo.orchestration.meter import Meter
 from exo.orchestration.plan_driver import PlanDriver
 from exo.orchestration.scheduler import Limits, Scheduler
 from exo.orchestration.shard_loader import ShardLoader
@@ -67,11 +68,11 @@ class PlanHost:
   """Opens, serves and closes plans. `offered_bytes` is the memory that this node gives to weights and caches."""
   def __init__(
       self, node_id: str, loader: ShardLoader, device: DeviceThread, offered_bytes: int, threads: int, send: Send,
-      call: Call
+      call: Call, meter: Meter
   ) -> None:
     self._node_id, self._loader, self._device = node_id, loader, device
     self._offered_bytes, self._threads = offered_bytes, threads
-    self._send, self._call = send, call
+    self._send, self._call, self._meter = send, call, meter
     self._open: dict[str, _Open] = {}
     self._opening: dict[str, asyncio.Task[PlanOpened]] = {}
     self._starting: dict[str, _Starting] = {}
@@ -85,6 +86,11 @@ class PlanHost:
   @property
   def busy(self) -> bool:
     return bool(self._starting) or any(o.driver is not None and not o.driver.idle for o in self._open.values())
+
+  @property
+  def drivers(self) -> list[PlanDriver]:
+    """Of the plans whose first stage is here."""
+    return [o.driver for o in self._open.values() if o.driver is not None]
 
   @property
   def loaded_bytes(self) -> int:
@@ -121,7 +127,7 @@ class PlanHost:
       if model.memory.max_kv_tokens < 2:
         await self._device.run(model.close)
         raise ModelTooLargeError(f"{shard} leaves no memory for its KV cache on {self._node_id}", missing_mb=1)
-      runner = StageRunner(plan, self._node_id, model, self._device, self._send)
+      runner = StageRunner(plan, self._node_id, model, self._device, self._send, self._meter)
       self._open[plan.plan_id] = _Open(plan, runner)
     log(1, "plan %s is open here: %s", plan.plan_id, plan)
     return self._opened(self._open[plan.plan_id])
@@ -172,7 +178,7 @@ class PlanHost:
       here = self._open.get(plan.plan_id)
       if here is None:
         raise PlanClosedError(f"plan {plan.plan_id} was closed while it opened")
-      here.driver = PlanDriver(plan, Scheduler(limits), here.runner.feed, self._send)
+      here.driver = PlanDriver(plan, Scheduler(limits), here.runner.feed, self._send, self._meter)
     except ExoError as error:
       for request in self._starting.pop(plan.plan_id).requests:
         self._refuse(plan, request, error)

@@ -22,6 +22,7 @@ from exo.networking.messages import (
     StepResult,
     TokenDelivery,
 )
+from exo.orchestration.meter import Meter
 from exo.orchestration.token_head import TokenHead
 from exo.topology.ring_plan import RingPlan
 
@@ -34,13 +35,16 @@ class _Outcome:
   frame: Frame | None
   result: StepResult | None
   deliveries: tuple[tuple[str, TokenDelivery], ...]
+  compute_ms: float
 
 
 class StageRunner:
   """`feed` never waits; at most as many frames are on their way as the first stage lets out."""
-  def __init__(self, plan: RingPlan, node_id: str, model: StageModel, device: DeviceThread, send: Send) -> None:
+  def __init__(
+      self, plan: RingPlan, node_id: str, model: StageModel, device: DeviceThread, send: Send, meter: Meter
+  ) -> None:
     self.plan, self.model = plan, model
-    self._device, self._send = device, send
+    self._device, self._send, self._meter = device, send, meter
     self._next = plan.next_of(node_id)
     self._head = TokenHead(plan.plan_id)
     self._known: set[int] = set()
@@ -69,6 +73,7 @@ class StageRunner:
       return
     try:
       if error is None:
+        self._meter.stage_computed(self.plan.model_id, len(frame.entries), len(frame.token_ids), outcome.compute_ms)
         self._pass_on(outcome)
         return
     except PeerUnreachableError as unreachable:
@@ -103,7 +108,7 @@ class StageRunner:
       self._go_on(frame, tokens, deliveries)
     ms = self._note_time(frame, started)
     return _Outcome(
-        None, StepResult(frame.plan_id, frame.step, tuple(tokens), (*frame.compute_ms, ms)), tuple(deliveries)
+        None, StepResult(frame.plan_id, frame.step, tuple(tokens), (*frame.compute_ms, ms)), tuple(deliveries), ms
     )
 
   def _go_on(self, frame: Frame, tokens: list[SequenceToken], deliveries: list[tuple[str, TokenDelivery]]) -> None:
@@ -122,7 +127,7 @@ class StageRunner:
 
   def _outcome(self, frame: Frame, started: float) -> _Outcome:
     ms = self._note_time(frame, started)
-    return _Outcome(replace(frame, compute_ms=(*frame.compute_ms, ms)) if self._next else None, None, ())
+    return _Outcome(replace(frame, compute_ms=(*frame.compute_ms, ms)) if self._next else None, None, (), ms)
 
   def _note_time(self, frame: Frame, started: float) -> float:
     self.compute_ms = (time.perf_counter() - started) * 1e3
@@ -142,7 +147,7 @@ class StageRunner:
       try:
         self._send(entry_node, delivery)
       except PeerUnreachableError:
-        log(1, "the entry node %s of request %s is gone", entry_node, delivery.request_id)
+        log(1, "the entry node %s is gone", entry_node, request=delivery.request_id)
 
   def _fail(self, frame: Frame, error: BaseException) -> None:
     try:

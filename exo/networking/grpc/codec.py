@@ -29,6 +29,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "int32": np.dtype("<i4"),
 }
 _MAX_RANK = 4
+_MAX_LINKS = 256
 
 
 def encode_tensor(array: npt.NDArray[Any]) -> pb.Tensor:
@@ -119,13 +120,21 @@ def _heartbeat_out(message: m.Heartbeat) -> dict[str, Any]:
           is_answer=message.is_answer,
           active=message.active,
           free_memory_mb=message.free_memory_mb,
-          loaded=[_shard_out(s) for s in message.loaded]
+          loaded=[_shard_out(s) for s in message.loaded],
+          used_memory_mb=message.used_memory_mb,
+          load=message.load,
+          frames=message.frames,
+          links=[pb.PeerLink(node_id=p.node_id, rtt_ms=p.rtt_ms, interface=p.interface) for p in message.links]
       )
   }
 
 
 def _heartbeat_in(h: pb.Heartbeat) -> m.Heartbeat:
-  return m.Heartbeat(h.number, h.is_answer, h.free_memory_mb, h.active, tuple(_shard_in(s) for s in h.loaded))
+  return m.Heartbeat(
+      h.number, h.is_answer, h.free_memory_mb, h.active, tuple(_shard_in(s) for s in h.loaded), h.used_memory_mb,
+      min(1.0, max(0.0, h.load)), h.frames,
+      tuple(m.PeerLink(p.node_id[:128], p.rtt_ms, p.interface[:40]) for p in h.links[:_MAX_LINKS])
+  )
 
 
 def _plan_out(plan: RingPlan, addresses: dict[str, str]) -> pb.Plan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
 from exo.errors import DeadlineError, ExoError, PeerLostError, ProtocolError, from_wire, to_wire
 from exo.log import log
@@ -131,7 +132,7 @@ class Link:
       self._sent_at[number] = before
       self._sent_at.pop(number - 20, None)
       mine = self._handler.heartbeat()
-      beat = Heartbeat(number, False, mine.free_memory_mb, mine.active, mine.loaded)
+      beat = replace(mine, number=number)
       self._post("heartbeat", encode(beat))
       number += 1
       await asyncio.sleep(HEARTBEAT_S)

@@ -1,0 +1,80 @@
+"""GET /v1/topology/stream: the ring as server-sent events, one whenever something in it has changed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from aiohttp import web
+
+from exo.api.sse import event_stream
+from exo.inference.shard import Shard
+from exo.orchestration.node import Node
+from exo.orchestration.ring_view import NodeView, RingView, ring_view
+
+_TICK_S = 0.2
+
+
+async def ring_stream(request: web.Request, node: Node) -> web.StreamResponse:
+  """Each event is the whole picture, so that a reader may come and go. Never carries a prompt or an answer."""
+  async with event_stream(request) as (stream, response):
+    last: dict[str, Any] | None = None
+    while True:
+      value = ring_json(node)
+      if value != last:
+        await stream.send(value | {"time": time.time()})
+        last = value
+      await asyncio.sleep(_TICK_S)
+  return response
+
+
+def ring_json(node: Node) -> dict[str, Any]:
+  """What the page and `exo status --json` show."""
+  view = ring_view(node)
+  return {
+      "node_id": node.node_id,
+      "active_node_id": view.active_node_id,
+      "default_model": node.config.default_model,
+      "nodes": {n.node_id: _node_json(n)
+                for n in view.nodes},
+      "links": [{"nodes": list(link.node_ids), "rtt_ms": round(link.rtt_ms, 2), "interface": link.interface}
+                for link in view.links],
+      "rings": [{
+          "model": chain.model_id,
+          "stages": [_shard_json(shard) | {"node_id": node_id} for node_id, shard in chain.stages]
+      } for chain in view.chains],
+      "requests": _requests_json(view),
+      "total": {"memory": view.memory_mb, "tflops": round(view.tflops, 2)},
+  }
+
+
+def _node_json(view: NodeView) -> dict[str, Any]:
+  flops = view.capabilities.flops
+  return {
+      "model": view.capabilities.model,
+      "chip": view.capabilities.chip,
+      "memory": view.memory_mb,
+      "used_memory": view.used_mb,
+      "free_memory": view.free_mb,
+      "flops": {"fp32": flops.fp32, "fp16": flops.fp16, "int8": flops.int8},
+      "engine": view.engine,
+      "device": view.device,
+      "version": view.version,
+      "address": view.address,
+      "load": round(view.load, 2),
+      "frames": view.frames,
+      "layers": [_shard_json(shard) | {"model": shard.model_id} for shard in view.shards],
+  }
+
+
+def _shard_json(shard: Shard) -> dict[str, Any]:
+  return {"start_layer": shard.start_layer, "end_layer": shard.end_layer, "n_layers": shard.n_layers}
+
+
+def _requests_json(view: RingView) -> dict[str, Any]:
+  counts = view.requests
+  return {
+      "own": counts.own, "running": counts.running, "waiting": counts.waiting,
+      "tokens_per_s": round(counts.tokens_per_s, 1)
+  }

@@ -1,0 +1,157 @@
+"""The ring as this node sees it at one moment: what every screen shows, made from what nodes tell of themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from exo.inference.shard import Shard
+from exo.orchestration.node import Node
+from exo.topology.device_capabilities import DeviceCapabilities
+
+_MB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+  """Memory in MB: offered to the ring, taken by loaded weights, and free. `load` is the part of time spent computing."""
+  node_id: str
+  capabilities: DeviceCapabilities
+  engine: str
+  device: str
+  version: str
+  address: str
+  used_mb: int
+  free_mb: int
+  load: float
+  frames: int
+  shards: tuple[Shard, ...]
+  is_here: bool
+
+  @property
+  def memory_mb(self) -> int:
+    return self.capabilities.memory
+
+
+@dataclass(frozen=True, slots=True)
+class LinkView:
+  """A link in ring terms: undirected, `rtt_ms` 0 until measured."""
+  node_ids: tuple[str, str]
+  rtt_ms: float
+  interface: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+  """A model's stages in ring order, as the nodes hold them: (node id, shard)."""
+  model_id: str
+  stages: tuple[tuple[str, Shard], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestCounts:
+  """`running` and `waiting` at the first stages here; `own` are those of this node's clients, with their speed."""
+  own: int
+  running: int
+  waiting: int
+  tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RingView:
+  """Nodes by id, this one first."""
+  nodes: tuple[NodeView, ...]
+  links: tuple[LinkView, ...]
+  chains: tuple[Chain, ...]
+  requests: RequestCounts
+  active_node_id: str | None
+
+  @property
+  def memory_mb(self) -> int:
+    return sum(node.memory_mb for node in self.nodes)
+
+  @property
+  def tflops(self) -> float:
+    return sum(node.capabilities.flops.fp16 for node in self.nodes)
+
+
+def ring_view(node: Node) -> RingView:
+  """Of what is known now; asks nobody."""
+  nodes = (_here(node), *_peers(node))
+  return RingView(nodes, _links(node), _chains(nodes), _requests(node), node.topology().active_node_id)
+
+
+def _here(node: Node) -> NodeView:
+  hello, beat = node.hello, node.heartbeat()
+  used = beat.used_memory_mb
+  return NodeView(
+      node.node_id, hello.capabilities, hello.engine, hello.device, hello.version, f"port {hello.port}", used,
+      _free(hello.capabilities.memory, beat.free_memory_mb, used), beat.load, beat.frames, beat.loaded, True
+  )
+
+
+def _peers(node: Node) -> list[NodeView]:
+  views = []
+  for node_id, peer in sorted(node.mesh.peers().items()):
+    hello, beat = peer.hello, peer.heartbeat
+    memory = hello.capabilities.memory
+    free = _free(memory, beat.free_memory_mb, beat.used_memory_mb) if beat else memory
+    views.append(
+        NodeView(
+            node_id, hello.capabilities, hello.engine, hello.device, hello.version, peer.address,
+            beat.used_memory_mb if beat else 0, free, beat.load if beat else 0.0, beat.frames if beat else 0,
+            beat.loaded if beat else (), False
+        )
+    )
+  return views
+
+
+def _free(offered_mb: int, usable_mb: int, used_mb: int) -> int:
+  """What is left of the offer, and no more than the machine has: `usable_mb` counts what the engine holds already."""
+  return max(0, min(offered_mb, usable_mb) - used_mb)
+
+
+def _links(node: Node) -> tuple[LinkView, ...]:
+  """Each pair once, measured by this node where it is one of the two; the interface by whichever side knows it."""
+  peers = node.mesh.peers()
+  found: dict[tuple[str, str], LinkView] = {}
+
+  def note(one: str, other: str, rtt_ms: float, interface: str) -> None:
+    pair = (min(one, other), max(one, other))
+    known = found.get(pair)
+    if known is None:
+      found[pair] = LinkView(pair, rtt_ms, interface)
+    elif not known.interface or not known.rtt_ms:
+      found[pair] = LinkView(pair, known.rtt_ms or rtt_ms, known.interface or interface)
+
+  for node_id, peer in peers.items():
+    note(node.node_id, node_id, peer.rtt_ms, peer.interface)
+  for node_id, peer in peers.items():
+    for link in peer.heartbeat.links if peer.heartbeat else ():
+      if link.node_id in peers or link.node_id == node.node_id:
+        note(node_id, link.node_id, link.rtt_ms, link.interface)
+  return tuple(found[pair] for pair in sorted(found))
+
+
+def _chains(nodes: tuple[NodeView, ...]) -> tuple[Chain, ...]:
+  """The models that are whole: stages joined end to end, from what each node says that it holds."""
+  held: dict[tuple[str, int], dict[int, tuple[str, Shard]]] = {}
+  for view in nodes:
+    for shard in view.shards:
+      held.setdefault((shard.model_id, shard.n_layers), {})[shard.start_layer] = (view.node_id, shard)
+  chains = []
+  for (model_id, n_layers), by_start in sorted(held.items()):
+    stages, start = [], 0
+    while start in by_start:
+      stages.append(by_start[start])
+      start = by_start[start][1].end_layer + 1
+    if start == n_layers:
+      chains.append(Chain(model_id, tuple(stages)))
+  return tuple(chains)
+
+
+def _requests(node: Node) -> RequestCounts:
+  own = node.activity.running
+  counts = [driver.scheduler.counts for driver in node.plans.drivers]
+  return RequestCounts(
+      len(own), sum(c.running for c in counts), sum(c.waiting for c in counts), sum(r.tokens_per_s for r in own)
+  )
