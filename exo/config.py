@@ -25,6 +25,9 @@ class Config:
   inference_engine: str = "auto"
   quantize: str | None = None
   max_memory: int | None = None
+  kv_cache_memory: int | None = None
+  speculation: str = "off"
+  wire_dtype: str = "native"
   disable_tui: bool = False
   wait_for_peers: int = 0
   # discovery
@@ -89,9 +92,10 @@ def _check(config: Config) -> None:
     if port is not None and not 0 <= port <= 65535:
       raise ConfigError(f"{flag} must be from 0 (any free one) to 65535, not {port}")
   for flag, number, least in (("--wait-for-peers", config.wait_for_peers, 0), ("--max-memory", config.max_memory, 1),
-                              ("--max-generate-tokens", config.max_generate_tokens,
-                               1), ("--discovery-timeout", config.discovery_timeout,
-                                    0.1), ("--max-parallel-downloads", config.max_parallel_downloads, 1),
+                              ("--kv-cache-memory", config.kv_cache_memory,
+                               1), ("--max-generate-tokens", config.max_generate_tokens,
+                                    1), ("--discovery-timeout", config.discovery_timeout,
+                                         0.1), ("--max-parallel-downloads", config.max_parallel_downloads, 1),
                               ("--chatgpt-api-response-timeout", config.chatgpt_api_response_timeout, 1)):
     if number is not None and number < least:
       raise ConfigError(f"{flag} must be at least {least}, not {number}")

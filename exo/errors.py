@@ -71,6 +71,11 @@ class EngineError(ExoError):
   kind = "engine_error"
 
 
+class CacheReuseError(EngineError):
+  """A kept KV cache cannot be cut or copied to the length that is wanted; computing it anew always works."""
+  kind = "cache_reuse_error"
+
+
 class PeerUnreachableError(ExoError):
   """There is no link to that node."""
   kind = "peer_unreachable"

@@ -77,9 +77,11 @@ async def settled(nodes: list[Node]) -> None:
   for node in nodes:
     assert len(node.desk) == 0
     for opened in node.plans._open.values():
-      assert opened.runner.idle and not opened.runner.model._cache  # type: ignore[attr-defined]
+      assert opened.runner.idle
+      assert set(opened.runner.model._cache) == opened.runner.kept  # type: ignore[attr-defined]
       if opened.driver is not None:
         assert opened.driver.scheduler.counts.reserved_kv_tokens == 0
+        assert opened.driver.scheduler.counts.kept == len(opened.runner.kept)
 
 
 def test_rings_of_one_to_five_nodes_answer_alike(tmp_path: Path) -> None:

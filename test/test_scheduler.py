@@ -19,60 +19,93 @@ def request(name: str, prompt: int, max_tokens: int, **fields) -> Request:
 
 
 class FakeRing:
-  """Computes steps the way stages do: keeps each sequence's tokens and answers with position-dependent tokens."""
-  def __init__(self, scheduler: Scheduler) -> None:
-    self.scheduler = scheduler
+  """Computes steps the way stages do: keeps each sequence's tokens and answers with position-dependent tokens.
+
+  With a `period` the answers repeat themselves, so that drafts are right most of the time.
+  """
+  def __init__(self, scheduler: Scheduler, period: int = 10**6) -> None:
+    self.scheduler, self.period = scheduler, period
     self.caches: dict[int, list[int]] = {}
     self.specs: dict[int, Request] = {}
     self.prompts: dict[int, int] = {}
     self.output: dict[str, list[int]] = {}
     self.in_flight: list[Step] = []
-    self.steps = 0
+    self.steps = self.reused = self.drafted = 0
     self.run = 1
 
+  def answer(self, length: int) -> int:
+    """What follows so many tokens."""
+    return 1000 + length % self.period
+
+  def expected(self, prompt: int, count: int) -> list[int]:
+    return [self.answer(prompt + k) for k in range(count)]
+
   def let_out(self) -> None:
-    while (step := self.scheduler.next_step(self.run)) is not None:
+    while (step := self.scheduler.next_step(self.run, 8)) is not None:
       self.in_flight.append(step)
-      assert sum(bool(s.entries) for s in self.in_flight) <= self.scheduler.limits.stages
+      assert sum(bool(s.entries) for s in self.in_flight) <= self.scheduler.limits.stages + 1
+
+  def change_caches(self, step: Step) -> None:
+    for gone in step.drops:
+      self.caches.pop(gone, None)
+      self.specs.pop(gone, None)
+    for ended in step.ends:
+      assert ended in self.caches
+      del self.specs[ended]
+    for number, length in step.truncates:
+      assert length < len(self.caches[number])
+      del self.caches[number][length:]
+    for opened in step.opens:
+      assert (opened.sequence in self.caches) == (opened.source == opened.sequence)
+      assert opened.reused <= max(0, opened.prompt_tokens - 2)
+      cache = self.caches[opened.source][:opened.reused] if opened.reused else []
+      assert cache == list(range(10, 10 + opened.reused)), "another prompt's cache"
+      self.reused += opened.reused
+      self.caches[opened.sequence], self.specs[opened.sequence] = list(cache), opened.request
+      self.prompts[opened.sequence] = opened.prompt_tokens
+    assert len(self.caches) <= self.scheduler.limits.max_sequences
 
   def apply(self, step: Step) -> tuple[SequenceToken, ...]:
     self.steps += 1
-    for gone in step.drops:
-      self.caches.pop(gone, None)
-    for opened in step.opens:
-      assert opened.sequence not in self.caches
-      self.caches[opened.sequence], self.specs[opened.sequence] = [], opened.request
-      self.prompts[opened.sequence] = opened.prompt_tokens
+    self.change_caches(step)
     assert len(step.token_ids) == sum(e.n_tokens for e in step.entries) <= self.scheduler.limits.step_tokens
     assert len({e.sequence for e in step.entries}) == len(step.entries)
     out, start = [], 0
     for entry in step.entries:
-      cache = self.caches[entry.sequence]
-      assert entry.position == len(cache)
-      cache.extend(int(t) for t in step.token_ids[start:start + entry.n_tokens])
+      cache, prompt = self.caches[entry.sequence], self.prompts[entry.sequence]
+      ids = [int(t) for t in step.token_ids[start:start + entry.n_tokens]]
       start += entry.n_tokens
-      prompt = self.prompts[entry.sequence]
+      assert entry.position == len(cache)
+      cache.extend(ids)
       if entry.position < prompt:
         assert entry.n_tokens > 1 or prompt == 1, "a prompt token was computed alone"
         assert entry.position + entry.n_tokens <= prompt
-      if entry.logits and len(cache) >= prompt:
-        spec = self.specs[entry.sequence]
-        generated = len(cache) - prompt + 1
-        self.output.setdefault(spec.request_id, []).append(1000 + len(cache))
-        out.append(SequenceToken(entry.sequence, 1000 + len(cache), "length" if generated >= spec.max_tokens else ""))
+        if entry.logits and len(cache) >= prompt:
+          out.append(self.token(entry.sequence, len(cache)))
+        continue
+      for k, following in enumerate([*ids[1:], None]):  # drafts, as long as they are right
+        self.drafted += following is not None
+        out.append(self.token(entry.sequence, entry.position + k + 1))
+        if out[-1].finish_reason or out[-1].token_id != following:
+          break
+    assert sum(map(len, self.caches.values())) <= self.scheduler.limits.max_kv_tokens
     fresh = out
     for _ in range(1, step.run):  # the only stage goes on by itself
       assert self.scheduler.limits.stages == 1
       going, fresh = [token for token in fresh if not token.finish_reason], []
       for token in going:
-        cache, spec = self.caches[token.sequence], self.specs[token.sequence]
+        cache = self.caches[token.sequence]
         cache.append(token.token_id)
         assert len(cache) <= self.scheduler.limits.max_context
-        generated = len(cache) - self.prompts[token.sequence] + 1
-        self.output[spec.request_id].append(1000 + len(cache))
-        fresh.append(SequenceToken(token.sequence, 1000 + len(cache), "length" if generated >= spec.max_tokens else ""))
+        fresh.append(self.token(token.sequence, len(cache)))
       out = out + fresh
     return tuple(out)
+
+  def token(self, sequence: int, length: int) -> SequenceToken:
+    spec = self.specs[sequence]
+    generated = length - self.prompts[sequence] + 1
+    self.output.setdefault(spec.request_id, []).append(self.answer(length))
+    return SequenceToken(sequence, self.answer(length), "length" if generated >= spec.max_tokens else "")
 
   def turn(self) -> bool:
     self.let_out()
@@ -84,49 +117,52 @@ class FakeRing:
       self.scheduler.on_result(step.number, tokens)
     return True
 
+  def finish(self) -> None:
+    """Run to the end; nothing but kept caches is left."""
+    while self.turn():
+      pass
+    counts = self.scheduler.counts
+    assert (counts.running, counts.waiting, counts.steps_in_flight, counts.reserved_kv_tokens) == (0, 0, 0, 0)
+    assert not self.specs and len(self.caches) == counts.kept
+    assert counts.kept_kv_tokens <= sum(map(len, self.caches.values()))
+
 
 @settings(max_examples=150, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 100), st.integers(1, 20)), min_size=1, max_size=12), st.integers(1, 4),
-    st.integers(4, 64), st.integers(1, 3)
+    st.integers(4, 64), st.integers(1, 3), st.booleans(), st.sampled_from([3, 5, 10**6]), st.integers(0, 2)
 )
-def test_every_request_gets_its_tokens_and_everything_is_freed(sizes, stages: int, budget: int, run: int) -> None:
-  scheduler = Scheduler(Limits(3, 300, 128, stages, budget, 100))
-  ring = FakeRing(scheduler)
+def test_every_request_gets_its_tokens_and_everything_is_freed(
+    sizes, stages: int, budget: int, run: int, keep: bool, period: int, drafting: int
+) -> None:
+  scheduler = Scheduler(Limits(3, 300, 128, stages, budget, 100, keep, drafting))
+  ring = FakeRing(scheduler, period)
   ring.run = run
   for i, (prompt, count) in enumerate(sizes):
     scheduler.add(request(f"r{i}", prompt, count))
-  while ring.turn():
-    pass
+  ring.finish()
   for i, (prompt, count) in enumerate(sizes):
-    assert ring.output[f"r{i}"] == [1000 + prompt + k for k in range(count)]
-  while ring.turn():
-    pass
-  assert not ring.caches
-  counts = scheduler.counts
-  assert (counts.running, counts.waiting, counts.steps_in_flight, counts.reserved_kv_tokens) == (0, 0, 0, 0)
+    assert ring.output[f"r{i}"] == ring.expected(prompt, count)
 
 
 @settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 60), st.integers(1, 20)), min_size=1, max_size=8), st.integers(1, 3),
-    st.lists(st.integers(0, 7), max_size=6), st.randoms()
+    st.lists(st.integers(0, 7), max_size=6), st.sampled_from([3, 10**6]), st.randoms()
 )
-def test_cancelling_at_any_moment_frees_everything(sizes, stages: int, cancelled, random) -> None:
-  scheduler = Scheduler(Limits(3, 300, 128, stages, 16, 100))
-  ring = FakeRing(scheduler)
+def test_cancelling_at_any_moment_frees_everything(sizes, stages: int, cancelled, period: int, random) -> None:
+  scheduler = Scheduler(Limits(3, 300, 128, stages, 16, 100, max_drafting=2))
+  ring = FakeRing(scheduler, period)
   for i, (prompt, count) in enumerate(sizes):
     scheduler.add(request(f"r{i}", prompt, count))
   pending = [f"r{i}" for i in cancelled]
   while ring.turn():
     if pending and random.random() < 0.3:
       scheduler.cancel(pending.pop())
+  ring.finish()
   for i, (prompt, count) in enumerate(sizes):
     if i not in cancelled:
-      assert ring.output[f"r{i}"] == [1000 + prompt + k for k in range(count)]
-  while ring.turn():
-    pass
-  assert not ring.caches and scheduler.counts.reserved_kv_tokens == 0
+      assert ring.output[f"r{i}"] == ring.expected(prompt, count)
 
 
 def test_decodes_join_and_a_prompt_is_cut_so_that_they_go_on() -> None:
@@ -193,6 +229,90 @@ def test_a_failed_step_returns_its_requests() -> None:
   following = scheduler.next_step()
   assert following is not None and not following.entries and len(following.drops) == 2
   assert scheduler.counts.reserved_kv_tokens == 0
+
+
+def test_prefixes_are_reused_to_the_token() -> None:
+  scheduler = Scheduler(Limits(max_sequences=4, max_kv_tokens=4000, max_context=512, step_tokens=64))
+  ring = FakeRing(scheduler)
+  scheduler.add(request("first", 100, 5))
+  ring.finish()
+  scheduler.add(request("same", 100, 5))
+  ring.finish()
+  assert ring.reused == 98, "all of the prompt but the two tokens that are always computed"
+  scheduler.add(request("shorter", 61, 5))
+  ring.finish()
+  assert ring.reused == 98 + 59
+  scheduler.add(request("scored", 80, 0, prompt_logprobs=0))
+  ring.finish()
+  assert ring.reused == 98 + 59, "scoring computes every token"
+  assert scheduler.counts.kept <= 3
+
+
+def test_a_prompt_that_is_being_computed_is_shared() -> None:
+  scheduler = Scheduler(Limits(max_sequences=8, max_kv_tokens=4000, max_context=512, stages=2, step_tokens=64))
+  ring = FakeRing(scheduler)
+  for i in range(6):
+    scheduler.add(request(f"r{i}", 200, 5))
+  ring.finish()
+  assert ring.reused >= 5 * (198 - 16)
+
+
+def test_the_least_recently_used_cache_goes_first() -> None:
+  scheduler = Scheduler(Limits(max_sequences=8, max_kv_tokens=300, max_context=512, step_tokens=64))
+
+  def ask(name: str, start: int) -> int:
+    prompt = tuple(range(start, start + 90))
+    scheduler.add(Request(name, "entry", prompt, 1, frozenset(), SamplingParams()))
+    reused = 0
+    while (step := scheduler.next_step()) is not None:
+      reused += sum(opened.reused for opened in step.opens)
+      ended = [SequenceToken(e.sequence, 1, "length") for e in step.entries if e.logits]
+      scheduler.on_result(step.number, tuple(ended))
+    return reused
+
+  assert [ask("a", 100), ask("b", 1000), ask("a2", 100)] == [0, 0, 88]
+  ask("c", 2000)
+  ask("d", 3000)
+  assert ask("a3", 100) == 88 and ask("b2", 1000) == 0
+
+
+def test_a_stage_that_cannot_reuse_has_the_prompt_computed() -> None:
+  scheduler = Scheduler(Limits(max_sequences=4, max_kv_tokens=4000, max_context=512, step_tokens=64))
+  ring = FakeRing(scheduler)
+  scheduler.add(request("first", 50, 5))
+  ring.finish()
+  scheduler.add(request("second", 200, 5))
+  step = scheduler.next_step()
+  assert step is not None and step.opens[0].reused == 50
+  ring.change_caches(step)
+  scheduler.on_result(step.number, (), refused=(step.opens[0].sequence, ))
+  ring.finish()
+  assert ring.output["second"] == ring.expected(200, 5) and ring.reused == 50
+
+
+def test_results_of_a_sequence_s_earlier_owner_are_ignored() -> None:
+  scheduler = Scheduler(Limits(max_sequences=4, max_kv_tokens=4000, max_context=512, stages=2, step_tokens=64))
+  ring = FakeRing(scheduler)
+  scheduler.add(request("first", 40, 50))
+  for _ in range(4):
+    ring.turn()
+  ring.let_out()
+  scheduler.cancel("first")
+  scheduler.add(request("second", 60, 5))
+  ring.finish()
+  assert ring.reused == 40 and ring.output["second"] == ring.expected(60, 5)
+
+
+def test_repeating_text_is_drafted_and_other_text_is_not() -> None:
+  limits = Limits(max_sequences=4, max_kv_tokens=4000, max_context=1024, step_tokens=64, max_drafting=1)
+  steps = {}
+  for period in (6, 10**6):
+    ring = FakeRing(Scheduler(limits), period)
+    ring.scheduler.add(request("r", 200, 300))
+    ring.finish()
+    assert ring.output["r"] == ring.expected(200, 300)
+    steps[period] = ring.steps
+  assert steps[6] < 120 and steps[10**6] > 300
 
 
 def test_scoring_wants_every_row() -> None:

@@ -15,6 +15,7 @@ from exo.api.errors import error_middleware, json_response
 from exo.api.request_id import add_request_id, count_requests, request_id_middleware
 from exo.config import DEFAULT_API_PORT
 from exo.errors import ConfigError, ModelNotFoundError
+from exo.networking.messages import PlanPace
 from exo.orchestration.node import Node
 from exo.topology.device_capabilities import DeviceCapabilities
 
@@ -111,16 +112,24 @@ class ChatGPTAPI:
   # the ring
 
   async def _topology(self, request: web.Request) -> web.Response:
-    """`nodes`, `peer_graph` and `active_node_id` as ever, with engines, addresses, plans and layers beside them."""
+    """`nodes`, `peer_graph` and `active_node_id` as ever, with engines, addresses, plans, layers and times beside them."""
     node, view = self._node, self._node.topology()
     peers = node.mesh.peers()
+    mine = node.heartbeat()
     nodes: dict[str, Any] = {}
+    paces = {pace.plan_id: pace for pace in mine.paces}
     for node_id, capabilities in view.all_nodes():
       peer = peers.get(node_id)
       hello = peer.hello if peer else node.hello
       nodes[node_id] = _capabilities(capabilities) | {
           "engine": hello.engine, "device": hello.device, "version": hello.version
       }
+      beat = mine if node_id == node.node_id else peer.heartbeat if peer else None
+      if beat is not None:
+        nodes[node_id] |= {"cpu_s": round(beat.cpu_s, 2), "rss_mb": beat.rss_mb}
+        paces |= {pace.plan_id: pace for pace in beat.paces}
+      if peer is not None:
+        nodes[node_id]["rtt_ms"] = round(peer.rtt_ms, 3)
     graph: dict[str, list[dict[str, str]]] = {node_id: [] for node_id in view.nodes}
     for edge in sorted(view.connections, key=lambda e: (e.from_id, e.to_id)):
       graph[edge.from_id].append({"from_id": edge.from_id, "to_id": edge.to_id, "description": edge.description})
@@ -131,7 +140,7 @@ class ChatGPTAPI:
             "node_id": s.node_id, "start_layer": s.shard.start_layer, "end_layer": s.shard.end_layer,
             "n_layers": s.shard.n_layers
         } for s in plan.stages],
-    } for plan in node.plans.plans]
+    } | _times(paces.get(plan.plan_id)) for plan in node.plans.plans]
     engine = {"name": node.engine.name, "device": node.engine.device, "reason": node.engine.reason}
     return json_response({
         "nodes": nodes, "peer_graph": graph, "active_node_id": view.active_node_id, "node_id": node.node_id,
@@ -149,4 +158,16 @@ def _capabilities(capabilities: DeviceCapabilities) -> dict[str, Any]:
   return {
       "model": capabilities.model, "chip": capabilities.chip, "memory": capabilities.memory,
       "flops": {"fp32": flops.fp32, "fp16": flops.fp16, "int8": flops.int8}
+  }
+
+
+def _times(pace: PlanPace | None) -> dict[str, Any]:
+  """Of recent steps of decodes, once there are some; see `PlanPace`."""
+  if pace is None:
+    return {}
+  return {
+      "times": {
+          "lap_ms": pace.lap_ms, "compute_ms": pace.compute_ms, "wait_ms": pace.wait_ms, "hop_ms": pace.hop_ms,
+          "hop_p99_ms": pace.hop_p99_ms, "transport_ms": pace.transport_ms, "laps": pace.laps
+      }
   }

@@ -121,8 +121,7 @@ async def _whole(job: _Job, prompts: list[list[int]]) -> web.Response:
       choices.append({
           "index": len(choices), "text": text, "logprobs": logprobs, "finish_reason": run.finish_reasons.get(i, "stop")
       })
-  usages = [run.usage for run, _, _ in runs]
-  usage = {key: sum(u[key] for u in usages) for key in ("prompt_tokens", "completion_tokens", "total_tokens")}
+  usage = sum_usage([run.usage for run, _, _ in runs])
   return json_response(_envelope(runs[0][0]) | {"choices": choices, "usage": usage})
 
 
@@ -139,6 +138,16 @@ async def _one(job: _Job, prompt: list[int]) -> tuple[TextRun, list[str], list[l
     return run, texts, tokens
 
 
+def sum_usage(usages: list[dict[str, Any]]) -> dict[str, Any]:
+  """The usage of several prompts together."""
+  total: dict[str, Any] = {
+      key: sum(u[key] for u in usages)
+      for key in ("prompt_tokens", "completion_tokens", "total_tokens")
+  }
+  cached = sum(u["prompt_tokens_details"]["cached_tokens"] for u in usages)
+  return total | {"prompt_tokens_details": {"cached_tokens": cached}}
+
+
 def _envelope(run: TextRun) -> dict[str, Any]:
   return {
       "id": run.id, "object": "text_completion", "created": run.created, "model": run.model.id,
@@ -151,7 +160,7 @@ async def _streamed(
 ) -> web.StreamResponse:
   """Several prompts follow one another; their choices are told apart by index."""
   n = job.body.n or 1
-  total: dict[str, int] = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+  total = sum_usage([])
   async with AsyncExitStack() as running:
     run: TextRun = await running.enter_async_context(job.run(prompts[0]))  # refused before the response begins
     envelope = _envelope(run)
@@ -161,7 +170,7 @@ async def _streamed(
           await running.aclose()
           run = await running.enter_async_context(job.run(prompt))
         await _stream_one(stream, envelope, job, prompt, run, p * n, include_usage)
-        total = {key: total[key] + run.usage[key] for key in total}
+        total = sum_usage([total, run.usage])
       if include_usage:
         await stream.send(envelope | {"choices": [], "usage": total})
   return response

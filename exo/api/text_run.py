@@ -32,6 +32,7 @@ class TextRun:
   watched: WatchedRequest
   prompt_logprobs: tuple[TokenLogprob, ...] = ()
   finish_reasons: dict[int, str] = field(default_factory=dict)
+  cached_tokens: int = 0  # of the prompt, found in a kept cache
 
   def __aiter__(self) -> AsyncIterator[TextDelta]:
     return self
@@ -42,6 +43,8 @@ class TextRun:
     except ExoError:
       self.watched.failed = True
       raise
+    if delivery.choice == 0 and delivery.index == 0:
+      self.cached_tokens = delivery.cached_tokens
     if delivery.prompt_logprobs:
       self.prompt_logprobs = delivery.prompt_logprobs
     delta = self.choices[delivery.choice].push(delivery)
@@ -64,7 +67,7 @@ class TextRun:
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
     }
 
 

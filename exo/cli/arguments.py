@@ -61,6 +61,22 @@ def build_parser() -> argparse.ArgumentParser:
   )
   node.add_argument("--max-memory", type=int, metavar="MB", help="memory to offer to the ring (default: all)")
   node.add_argument(
+      "--kv-cache-memory",
+      type=int,
+      metavar="MB",
+      help="memory for a model's KV cache, kept prefixes included (default: what --max-memory leaves)"
+  )
+  node.add_argument(
+      "--speculation",
+      choices=["auto", "off"],
+      help="draft tokens from text that repeats itself and verify several at once (default off)"
+  )
+  node.add_argument(
+      "--wire-dtype",
+      choices=["native", "16", "8"],
+      help="bits of an activation's numbers between nodes, for slow links (default: as the engine computes)"
+  )
+  node.add_argument(
       "--wait-for-peers", type=int, metavar="N", help="serve only once N other nodes are there (default 0)"
   )
   node.add_argument("--disable-tui", action="store_true", default=None, help="plain lines instead of the terminal view")

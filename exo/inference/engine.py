@@ -66,12 +66,17 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class StageMemory:
-  """What a loaded shard occupies and how much more it can keep."""
+  """What a loaded shard occupies and how much more it can keep.
+
+  `max_drafting` is how many sequences of one step may have drafts verified: 1 where an entry of several tokens is a run
+  of its own, more where such entries are computed together, 0 where caches cannot always be shortened afterwards.
+  """
   weight_bytes: int
   kv_bytes_per_token: int
   max_kv_tokens: int
   max_sequences: int
   max_context: int
+  max_drafting: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +114,18 @@ class StageModel(ABC):
 
   @abstractmethod
   def truncate(self, sequence: int, length: int) -> None:
-    """Forget what the cache holds beyond `length` tokens. Never lengthens."""
+    """Forget what the cache holds beyond `length` tokens. Never lengthens.
+
+    Raises `CacheReuseError` where this cache cannot be shortened so far; it is then unchanged. Not shortening at all
+    always works.
+    """
 
   @abstractmethod
   def copy(self, source: int, target: int, length: int) -> None:
-    """Let `target`, a new sequence, begin with the first `length` tokens of `source`'s cache; they share nothing after."""
+    """Let `target`, a new sequence, begin with the first `length` tokens of `source`'s cache; they share nothing after.
+
+    Raises `CacheReuseError` as `truncate` does; `target` is then unknown.
+    """
 
   @abstractmethod
   def close(self) -> None:

@@ -40,10 +40,29 @@ class PeerLink:
 
 
 @dataclass(frozen=True, slots=True)
+class PlanPace:
+  """What recent steps of decodes took on a plan whose first stage is the sender; medians in ms where not said.
+
+  `compute_ms` and `wait_ms` have one entry a stage: its engine's time, and what a frame waited there beside. `hop_ms` is
+  a lap's time less all compute, divided by the hops, of the `laps` that had the ring to themselves; `transport_ms` that
+  of all laps less all that the stages spent, which leaves codec, gRPC and the wire.
+  """
+  plan_id: str
+  lap_ms: float
+  compute_ms: tuple[float, ...]
+  wait_ms: tuple[float, ...]
+  hop_ms: float
+  hop_p99_ms: float
+  transport_ms: float
+  laps: int
+
+
+@dataclass(frozen=True, slots=True)
 class Heartbeat:
   """Sent on a connection of its own; an answer bears the number of what it answers.
 
   `load` is the part of the last seconds, 0..1, in which the device computed; `frames` counts what it has computed in all.
+  `cpu_s` is the processor time that the process has used so far, `rss_mb` the memory that it occupies.
   """
   number: int
   is_answer: bool = False
@@ -54,6 +73,9 @@ class Heartbeat:
   load: float = 0.0
   frames: int = 0
   links: tuple[PeerLink, ...] = ()
+  cpu_s: float = 0.0
+  rss_mb: int = 0
+  paces: tuple[PlanPace, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +101,12 @@ class OpenPlan:
 
 @dataclass(frozen=True, slots=True)
 class PlanOpened:
-  """The stage is ready; what it can keep."""
+  """The stage is ready; what it can keep. `max_drafting` is as in `StageMemory`."""
   plan_id: str
   max_kv_tokens: int
   max_sequences: int
   max_context: int
+  max_drafting: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,19 +151,30 @@ class RequestFailed:
 
 @dataclass(frozen=True, slots=True)
 class SequenceOpen:
-  """A new sequence and its request; `request.prompt_ids` is empty unless the sampler looks at them."""
+  """A new sequence and its request; `request.prompt_ids` is empty unless the sampler looks at them.
+
+  With `reused` above 0 it begins with so many tokens of `source`'s cache: a copy, or where `source` is the sequence
+  itself, kept from an earlier request, that cache cut to the length.
+  """
   sequence: int
   request: Request
   prompt_tokens: int
+  source: int = 0
+  reused: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
   """One step on its way around the ring: what begins, what ends, what is computed, and the hidden states so far.
 
+  Caches change in this order: `drops` are forgotten, `ends` are over but their caches stay, `truncates` are pairs of
+  sequence and length, `opens` begin, then the entries are computed. `refused` are sequences that an earlier stage could
+  not begin with another's cache; their entries are gone from the frame.
+
   `token_ids` has shape (tokens,); `hidden` is (tokens, hidden size) or None on the way to the first stage.
-  `compute_ms` holds one entry for each stage that has done its part. `run` above 1 lets the only stage of a plan go on by
-  itself for so many tokens of each sequence.
+  `compute_ms` and `spent_ms` hold one entry for each stage that has done its part: its engine's time, and all from the
+  frame's arrival to its leaving. `run` above 1 lets the only stage of a plan go on by itself for so many tokens of each
+  sequence.
   """
   plan_id: str
   epoch: str
@@ -152,6 +186,10 @@ class Frame:
   drops: tuple[int, ...] = ()
   compute_ms: tuple[float, ...] = ()
   run: int = 1
+  ends: tuple[int, ...] = ()
+  truncates: tuple[tuple[int, int], ...] = ()
+  refused: tuple[int, ...] = ()
+  spent_ms: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,11 +202,16 @@ class SequenceToken:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-  """From the last stage to the first: the step is through, and these tokens came of it."""
+  """From the last stage to the first: the step is through, and these tokens came of it.
+
+  The rest is as in `Frame`, with the last stage's own figures.
+  """
   plan_id: str
   step: int
   tokens: tuple[SequenceToken, ...]
   compute_ms: tuple[float, ...] = ()
+  refused: tuple[int, ...] = ()
+  spent_ms: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +224,14 @@ class StepFailed:
 
 @dataclass(frozen=True, slots=True)
 class TokenDelivery:
-  """From the last stage to the entry node: tokens `index`, `index` + 1, … of one choice. Indices have no gaps."""
+  """From the last stage to the entry node: tokens `index`, `index` + 1, … of one choice. Indices have no gaps.
+
+  `width` is the number of tokens of this sequence that the step computed together: above 1 the first token of the
+  delivery followed from the token before it as in any decode, the others from drafts that turned out right. Computing
+  the same inputs again in steps of one token, or of several, gives the same cache, bit for bit, as long as each
+  token's step had one token or more than one, as `width` says. `cached_tokens`, with the first token: how much of the
+  prompt was not computed but found in a kept cache.
+  """
   plan_id: str
   request_id: str
   choice: int
@@ -189,6 +239,8 @@ class TokenDelivery:
   tokens: tuple[TokenLogprob, ...]
   finish_reason: str = ""
   prompt_logprobs: tuple[TokenLogprob, ...] = ()
+  width: int = 1
+  cached_tokens: int = 0
 
 
 Message = (

@@ -53,6 +53,7 @@ class Node:
     self._mesh, self._discovery, self._strategy = mesh, discovery, strategy
     self._device = DeviceThread()
     self._tasks = TaskOwner("node")
+    self._process = psutil.Process()
     self._draining = False
     self._joined = asyncio.Event()
     self._free_bytes, self._free_asked_at = 0, float("-inf")
@@ -60,8 +61,10 @@ class Node:
     self.activity = Activity(self.meter)
     loader = ShardLoader(catalog, self._device, engine, config.quantize)
     offered = hello.capabilities.memory * _MB
+    kv_bytes = None if config.kv_cache_memory is None else config.kv_cache_memory * _MB
     self.plans = PlanHost(
-        hello.node_id, loader, self._device, offered, usable_threads(), self.send, self.call, self.meter
+        hello.node_id, loader, self._device, offered, usable_threads(), self.send, self.call, self.meter, kv_bytes,
+        config.speculation == "auto"
     )
     self.desk = EntryDesk(hello.node_id, self.send, self.call)
 
@@ -217,7 +220,9 @@ class Node:
   def heartbeat(self) -> Heartbeat:
     shards = tuple(stage.shard for plan in self.plans.plans for stage in plan.stages if stage.node_id == self.node_id)
     links = tuple(PeerLink(n, p.rtt_ms, p.interface) for n, p in self._mesh.peers().items())
+    used = self._process.cpu_times()
     return Heartbeat(
         0, False, self._usable_mb(), self.plans.busy, shards, self.plans.loaded_bytes // _MB, self.meter.load,
-        self.meter.frames, links
+        self.meter.frames, links, used.user + used.system,
+        self._process.memory_info().rss // _MB, self.plans.paces
     )

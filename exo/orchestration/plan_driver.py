@@ -9,6 +9,7 @@ from exo.errors import ExoError, PeerUnreachableError, from_wire, to_wire
 from exo.log import log
 from exo.networking.messages import Failure, Frame, Message, Request, RequestFailed, StepFailed, StepResult
 from exo.orchestration.meter import Meter
+from exo.orchestration.pace import Pace
 from exo.orchestration.scheduler import Scheduler
 from exo.topology.ring_plan import RingPlan
 
@@ -23,9 +24,9 @@ class PlanDriver:
   ) -> None:
     self.plan, self.scheduler = plan, scheduler
     self._feed, self._send, self._meter = feed, send, meter
-    self._let_out: dict[int, float] = {}
     self._closed = False
     self._run = 1
+    self.pace = Pace(scheduler.limits.stages, scheduler.limits.step_tokens)
 
   @property
   def idle(self) -> bool:
@@ -49,20 +50,21 @@ class PlanDriver:
     self._pump()
 
   def on_result(self, result: StepResult) -> None:
-    if (let_out := self._let_out.pop(result.step, None)) is not None:
-      self._meter.step_returned(self.plan.model_id, time.monotonic() - let_out, result.compute_ms)
-    self.scheduler.on_result(result.step, result.tokens)
+    lap_ms = self.pace.returned(result, time.perf_counter())
+    self.scheduler.on_result(result.step, result.tokens, result.refused, sum(result.compute_ms))
     # waking for a token costs more than handling it: where tokens come fast, the stage computes two before it reports
     sequences = len({token.sequence for token in result.tokens})
     if sequences:
       step_ms = sum(result.compute_ms) * sequences / len(result.tokens)
       self._run = 2 if step_ms < _QUICK_STEP_MS and not self.scheduler.counts.waiting else 1
     self._pump()
+    if lap_ms is not None:
+      self._meter.step_returned(self.plan.model_id, lap_ms / 1e3, result.compute_ms)
 
   def on_failure(self, failed: StepFailed) -> None:
+    self.pace.lost(failed.step)
     error = from_wire(failed.failure.kind, failed.failure.message, failed.failure.details_json)
     log(1, "step %d of %s failed: %s", failed.step, self.plan.plan_id, error)
-    self._let_out.pop(failed.step, None)
     for request in self.scheduler.on_failure(failed.step):
       self._tell(request, error)
     self._pump()
@@ -80,9 +82,8 @@ class PlanDriver:
       log(1, "the entry node %s is gone", request.entry_node, request=request.request_id)
 
   def _pump(self) -> None:
-    while not self._closed and (step := self.scheduler.next_step(self._run)) is not None:
-      if step.entries:
-        self._let_out[step.number] = time.monotonic()
+    while not self._closed and (step := self.scheduler.next_step(self._run, self.pace.chunk_tokens)) is not None:
+      self.pace.sent(step, time.perf_counter())
       self._feed(
           Frame(
               self.plan.plan_id,
@@ -93,6 +94,8 @@ class PlanDriver:
               None,
               step.opens,
               step.drops,
-              run=step.run
+              run=step.run,
+              ends=step.ends,
+              truncates=step.truncates
           )
       )

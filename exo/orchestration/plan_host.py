@@ -27,6 +27,7 @@ from exo.networking.messages import (
     Message,
     OpenPlan,
     PlanOpened,
+    PlanPace,
     Request,
     RequestFailed,
     StepFailed,
@@ -67,12 +68,22 @@ class _Starting:
 class PlanHost:
   """Opens, serves and closes plans. `offered_bytes` is the memory that this node gives to weights and caches."""
   def __init__(
-      self, node_id: str, loader: ShardLoader, device: DeviceThread, offered_bytes: int, threads: int, send: Send,
-      call: Call, meter: Meter
+      self,
+      node_id: str,
+      loader: ShardLoader,
+      device: DeviceThread,
+      offered_bytes: int,
+      threads: int,
+      send: Send,
+      call: Call,
+      meter: Meter,
+      kv_memory_bytes: int | None = None,
+      speculate: bool = False
   ) -> None:
     self._node_id, self._loader, self._device = node_id, loader, device
     self._offered_bytes, self._threads = offered_bytes, threads
     self._send, self._call, self._meter = send, call, meter
+    self._kv_memory_bytes, self._speculate = kv_memory_bytes, speculate
     self._open: dict[str, _Open] = {}
     self._opening: dict[str, asyncio.Task[PlanOpened]] = {}
     self._starting: dict[str, _Starting] = {}
@@ -82,6 +93,11 @@ class PlanHost:
   @property
   def plans(self) -> list[RingPlan]:
     return [o.plan for o in self._open.values()]
+
+  @property
+  def paces(self) -> tuple[PlanPace, ...]:
+    """Of the plans that begin here."""
+    return tuple(o.driver.pace.summary(plan_id) for plan_id, o in self._open.items() if o.driver is not None)
 
   @property
   def busy(self) -> bool:
@@ -122,7 +138,7 @@ class PlanHost:
     shard = plan.stages[index].shard
     async with self._memory_lock:
       await self._make_room(plan)
-      options = LoadOptions(self._offered_bytes - self.loaded_bytes, self._threads)
+      options = LoadOptions(self._offered_bytes - self.loaded_bytes, self._threads, self._kv_memory_bytes)
       model = await self._loader.load(shard, message.fingerprint, options)
       if model.memory.max_kv_tokens < 2:
         await self._device.run(model.close)
@@ -134,7 +150,9 @@ class PlanHost:
 
   def _opened(self, opened: _Open) -> PlanOpened:
     memory = opened.runner.model.memory
-    return PlanOpened(opened.plan.plan_id, memory.max_kv_tokens, memory.max_sequences, memory.max_context)
+    return PlanOpened(
+        opened.plan.plan_id, memory.max_kv_tokens, memory.max_sequences, memory.max_context, memory.max_drafting
+    )
 
   async def _make_room(self, plan: RingPlan) -> None:
     """Close what nobody uses: older plans of this model, then others while the new stage would not fit beside them."""
@@ -174,6 +192,7 @@ class PlanHost:
           max_kv_tokens=min(o.max_kv_tokens for o in opened),
           max_context=min(o.max_context for o in opened),
           stages=len(plan.stages),
+          max_drafting=min(o.max_drafting for o in opened) if self._speculate else 0,
       )
       here = self._open.get(plan.plan_id)
       if here is None:

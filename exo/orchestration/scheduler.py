@@ -1,12 +1,14 @@
 """What a plan's first stage computes next: the policy of continuous batching, without any waiting or sending.
 
-Decodes of all running sequences join into one step; what is left of the step's token budget goes to prompts, in the order
-in which they came, cut into chunks. A sequence that waits for its next token is in no step.
+Decodes of all running sequences join into steps, as many at once as there are stages; prompts are cut into chunks that
+leave the decodes their pace. A sequence that waits for its next token is in no step. Caches of finished requests are kept
+until their room is needed, and a new prompt begins with what of it one of them holds.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,47 +16,40 @@ import numpy as np
 from exo.errors import InvalidRequestError, QueueFullError
 from exo.inference.engine import BatchEntry, LogitsOf, TokenIds
 from exo.networking.messages import EMPTY_TOKEN_IDS, Request, SequenceOpen, SequenceToken
+from exo.orchestration.drafter import Drafter
+from exo.orchestration.prefix_cache import MIN_REUSED, Match, PrefixCache, common_prefix
+from exo.orchestration.sequence import RunningSequence
+
+_SHORT_TAIL = 32  # tokens of a kept cache that are given up rather than copying all before them
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-  """The least of what the plan's stages can do, and the bounds of one step. Counts of tokens unless said."""
+  """The least of what the plan's stages can do, and the bounds of one step. Counts of tokens unless said.
+
+  `max_drafting` is the number of sequences of one step that may have drafts verified, 0 for no speculation.
+  """
   max_sequences: int
   max_kv_tokens: int
   max_context: int
   stages: int = 1
   step_tokens: int = 256
   max_waiting: int = 256  # requests
+  keep_caches: bool = True
+  max_drafting: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-  """One frame's worth of work; `run` is how many tokens of each sequence the only stage may compute in one go."""
+  """One frame's worth of work; fields are as in `Frame`."""
   number: int
   entries: tuple[BatchEntry, ...]
   token_ids: TokenIds
   opens: tuple[SequenceOpen, ...]
   drops: tuple[int, ...]
   run: int = 1
-
-
-@dataclass(slots=True)
-class _Sequence:
-  """A running sequence. `computed` tokens are in the caches or on their way there."""
-  number: int
-  request: Request
-  reserved: int
-  tokens: list[int]
-  computed: int = 0
-  generated: int = 0
-
-  @property
-  def prompt_left(self) -> int:
-    return max(0, len(self.request.prompt_ids) - self.computed)
-
-  @property
-  def ready_to_decode(self) -> bool:
-    return self.prompt_left == 0 and self.computed < len(self.tokens)
+  ends: tuple[int, ...] = ()
+  truncates: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,23 +59,52 @@ class Counts:
   waiting: int
   steps_in_flight: int
   reserved_kv_tokens: int
+  kept: int = 0
+  kept_kv_tokens: int = 0
+
+
+@dataclass(slots=True)
+class _Draft:
+  """A step while it is put together.
+
+  `settled` is what each running sequence had computed in earlier steps, `sources` are kept caches that it copies.
+  """
+  settled: dict[int, int]
+  entries: list[BatchEntry] = field(default_factory=list)
+  tokens: list[int] = field(default_factory=list)
+  opens: list[SequenceOpen] = field(default_factory=list)
+  truncates: list[tuple[int, int]] = field(default_factory=list)
+  sources: set[int] = field(default_factory=set)
+
+  def add(self, sequence: RunningSequence, token_ids: list[int], logits: LogitsOf) -> None:
+    if sequence.cut:
+      self.truncates.append((sequence.number, sequence.computed))
+      sequence.cut = False
+    self.entries.append(BatchEntry(sequence.number, sequence.computed, len(token_ids), logits))
+    self.tokens.extend(token_ids)
 
 
 @dataclass
 class Scheduler:
   """Not thread-safe; every method returns at once."""
   limits: Limits
+  drafter: Drafter = field(default_factory=Drafter)
   _waiting: deque[Request] = field(default_factory=deque)
-  _running: dict[int, _Sequence] = field(default_factory=dict)
+  _running: dict[int, RunningSequence] = field(default_factory=dict)
+  _kept: PrefixCache = field(default_factory=PrefixCache)
+  _computed_anew: set[str] = field(default_factory=set)  # ids of requests that no cache may help
   _drops: list[int] = field(default_factory=list)
-  _in_flight: dict[int, tuple[int, ...]] = field(default_factory=dict)
+  _ends: list[int] = field(default_factory=list)
+  _in_flight: dict[int, tuple[BatchEntry, ...]] = field(default_factory=dict)
   _next_sequence: int = 1
   _next_step: int = 1
   _reserved: int = 0
 
   @property
   def counts(self) -> Counts:
-    return Counts(len(self._running), len(self._waiting), len(self._in_flight), self._reserved)
+    return Counts(
+        len(self._running), len(self._waiting), len(self._in_flight), self._reserved, len(self._kept), self._kept.tokens
+    )
 
   def needed(self, request: Request) -> int:
     """KV tokens that the request may come to need."""
@@ -120,47 +144,94 @@ class Scheduler:
 
   def requests_in(self, step: int) -> list[Request]:
     """The requests that a step in flight computes for."""
-    return [self._running[n].request for n in self._in_flight.get(step, ()) if n in self._running]
+    return [s.request for s in self._sequences_in(step)]
 
-  def next_step(self, run: int = 1) -> Step | None:
+  def _sequences_in(self, step: int) -> list[RunningSequence]:
+    found = (self._running.get(entry.sequence) for entry in self._in_flight.get(step, ()))
+    return [sequence for sequence in found if sequence is not None and sequence.first_step <= step]
+
+  # the next step
+
+  def next_step(self, run: int = 1, chunk_tokens: int | None = None) -> Step | None:
     """The next step, or None when nothing can be done until a result comes. Freed sequences alone make a step too.
 
-    A step of decodes alone may be a `run`, on a plan of one stage.
+    A step of decodes alone may be a `run`, on a plan of one stage. While sequences decode, at most `chunk_tokens` of
+    prompts are in a step.
     """
-    if len(self._in_flight) >= self.limits.stages:
+    limits = self.limits
+    decoding = any(s.decoding for s in self._running.values())
+    # where only prompts are computed, one frame more lies ready, so that no stage waits for the others' pace
+    if len(self._in_flight) >= limits.stages + (limits.stages > 1 and not decoding):
       return None
-    entries, tokens, opens = self._decodes()
-    budget = self.limits.step_tokens - len(tokens)
-    for sequence in [s for s in self._running.values() if s.prompt_left]:
-      budget -= self._chunk(sequence, budget, entries, tokens)
-    while budget >= 2 and (admitted := self._admit()) is not None:
-      opens.append(self._open(admitted))
-      budget -= self._chunk(admitted, budget, entries, tokens)
-    if not entries and not self._drops:
-      return None
-    step, self._next_step = self._next_step, self._next_step + 1
-    drops, self._drops = tuple(self._drops), []
-    if entries:
-      self._in_flight[step] = tuple(entry.sequence for entry in entries)
-    ids = np.asarray(tokens, np.int32) if tokens else EMPTY_TOKEN_IDS
-    room = all(s.computed + run <= self.limits.max_context for s in self._running.values())
-    alone = self.limits.stages == 1 and bool(entries) and all(e.n_tokens == 1 and e.logits for e in entries)
-    return Step(step, tuple(entries), ids, tuple(opens), drops, run if alone and room else 1)
+    self._make_room(0)
+    draft = _Draft({s.number: s.computed for s in self._running.values()} if self._waiting else {})
+    prompts = any(s.prompt_left for s in self._running.values()) or self._fits()
+    self._add_decodes(draft, prompts)
+    if not draft.entries or limits.stages == 1:  # on a ring, prompts go in frames of their own
+      budget = limits.step_tokens - len(draft.tokens)
+      if decoding and chunk_tokens is not None:
+        budget = min(budget, max(2, chunk_tokens))
+      if limits.stages == 1 or not decoding or self._prompt_steps < limits.stages - 1:
+        self._add_prompts(draft, budget)
+    return self._let_out(draft, run)
 
-  def _decodes(self) -> tuple[list[BatchEntry], list[int], list[SequenceOpen]]:
+  def _let_out(self, draft: _Draft, run: int) -> Step | None:
+    if not (draft.entries or draft.opens or self._drops or self._ends):
+      return None
+    number, self._next_step = self._next_step, self._next_step + 1
+    drops, self._drops = tuple(self._drops), []
+    ends, self._ends = tuple(self._ends), []
+    if draft.entries:
+      self._in_flight[number] = tuple(draft.entries)
+    ids = np.asarray(draft.tokens, np.int32) if draft.tokens else EMPTY_TOKEN_IDS
+    room = all(s.computed + run <= self.limits.max_context for s in self._running.values())
+    alone = self.limits.stages == 1 and bool(draft.entries) and all(e.n_tokens == 1 and e.logits for e in draft.entries)
+    return Step(
+        number, tuple(draft.entries), ids, tuple(draft.opens), drops, run if alone and room else 1, ends,
+        tuple(draft.truncates)
+    )
+
+  @property
+  def _prompt_steps(self) -> int:
+    """Steps in flight that compute prompts alone."""
+    return sum(1 for entries in self._in_flight.values() if not any(self._decodes(e) for e in entries))
+
+  def _decodes(self, entry: BatchEntry) -> bool:
+    sequence = self._running.get(entry.sequence)
+    return sequence is None or entry.position >= sequence.prompt_tokens
+
+  def _add_decodes(self, draft: _Draft, prompts: bool) -> None:
+    limits = self.limits
     ready = [s for s in self._running.values() if s.ready_to_decode]
-    if self.limits.stages > 1:
+    if limits.stages > 1 and prompts:
+      # all decodes share a frame, so that the frames between them can be prompts
+      if len(self._in_flight) > self._prompt_steps:
+        return
+    elif limits.stages > 1:
       # leave some for the other frames, so that every stage has work at once
       decoding = sum(1 for s in self._running.values() if not s.prompt_left)
-      ready = ready[:-(-decoding // self.limits.stages)]
-    entries, tokens = [], []
-    for sequence in ready[:self.limits.step_tokens]:
-      entries.append(BatchEntry(sequence.number, sequence.computed, 1, LogitsOf.LAST))
-      tokens.append(sequence.tokens[sequence.computed])
+      ready = ready[:-(-decoding // limits.stages)]
+    ready = ready[:limits.step_tokens]
+    may_draft = 0 < len(ready) <= limits.max_drafting and not prompts
+    room = limits.step_tokens - len(ready)
+    for sequence in ready:
+      drafts: list[int] = []
+      if may_draft:
+        left = min(self.needed(sequence.request) - len(sequence.tokens) - 1, room)
+        drafts = self.drafter.propose(sequence, left)
+        room -= len(drafts)
+      token_ids = [sequence.tokens[sequence.computed], *drafts]
+      draft.add(sequence, token_ids, LogitsOf.ALL if drafts else LogitsOf.LAST)
       sequence.computed += 1
-    return entries, tokens, []
 
-  def _chunk(self, sequence: _Sequence, budget: int, entries: list[BatchEntry], tokens: list[int]) -> int:
+  def _add_prompts(self, draft: _Draft, budget: int) -> None:
+    for sequence in [s for s in self._running.values() if s.prompt_left]:
+      budget -= self._chunk(sequence, budget, draft)
+    while budget >= 2 and (admitted := self._admit(draft)) is not None:
+      budget -= self._chunk(admitted, budget, draft)
+
+  @staticmethod
+  def _chunk(sequence: RunningSequence, budget: int, draft: _Draft) -> int:
     """Put the next part of a prompt into the step; returns the tokens that it took.
 
     No part is of one token (unless the whole prompt is): one token alone takes other kernels, whose results differ in
@@ -174,61 +245,180 @@ class Scheduler:
       return 0
     last = count == left
     wanted = LogitsOf.ALL if sequence.request.prompt_logprobs is not None else LogitsOf.LAST if last else LogitsOf.NONE
-    entries.append(BatchEntry(sequence.number, sequence.computed, count, wanted))
-    tokens.extend(sequence.tokens[sequence.computed:sequence.computed + count])
+    draft.add(sequence, sequence.tokens[sequence.computed:sequence.computed + count], wanted)
     sequence.computed += count
     return count
 
-  def _admit(self) -> _Sequence | None:
-    """The next waiting request as a sequence, if there is a row and memory for it."""
+  # admission and memory
+
+  def _fits(self) -> bool:
+    """Whether the next waiting request can be admitted."""
     if not self._waiting or len(self._running) >= self.limits.max_sequences:
-      return None
+      return False
     needed = min(self.needed(self._waiting[0]), self.limits.max_kv_tokens)
-    if self._reserved + needed > self.limits.max_kv_tokens:
+    return self._reserved + needed <= self.limits.max_kv_tokens
+
+  def _admit(self, draft: _Draft) -> RunningSequence | None:
+    """The next waiting request as a sequence, if there is a row and memory for it."""
+    if not self._fits():
       return None
-    request = self._waiting.popleft()
-    number, self._next_sequence = self._next_sequence, self._next_sequence + 1
-    sequence = self._running[number] = _Sequence(number, request, needed, list(request.prompt_ids))
+    request = self._waiting[0]
+    match, soon = self._find_prefix(request, draft)
+    if soon:  # a step later, more of its prompt will be there to copy
+      return None
+    needed = min(self.needed(request), self.limits.max_kv_tokens)
+    place = self._place(match, needed, draft)
+    if place is None:
+      return None
+    number, length = place
+    self._waiting.popleft()
+    prompt = len(request.prompt_ids)
+    sequence = RunningSequence(number, request, needed, list(request.prompt_ids), self._next_step, length)
+    self._running[number] = sequence
     self._reserved += needed
+    told = replace(
+        request,
+        prompt_ids=request.prompt_ids if request.sampling.needs_prompt else (),
+        max_tokens=min(request.max_tokens, max(1, needed - prompt))
+    )
+    draft.opens.append(SequenceOpen(number, told, prompt, match.sequence if match else 0, length))
     return sequence
 
-  @staticmethod
-  def _open(sequence: _Sequence) -> SequenceOpen:
-    request = sequence.request
-    prompt = len(request.prompt_ids)
-    if not request.sampling.needs_prompt:
-      request = replace(request, prompt_ids=())
-    return SequenceOpen(sequence.number, request, prompt)
+  def _find_prefix(self, request: Request, draft: _Draft) -> tuple[Match | None, bool]:
+    """(what the prompt can begin with, whether waiting a step would give more). Two tokens at least stay to compute."""
+    if request.prompt_logprobs is not None or request.request_id in self._computed_anew or not self.limits.keep_caches:
+      return None, False
+    prompt = np.asarray(request.prompt_ids[:-2], np.int32)
+    best, soon = self._kept.match(prompt), 0
+    for sequence in self._running.values():
+      common = common_prefix(prompt, np.asarray(sequence.request.prompt_ids, np.int32))
+      ready = min(common, draft.settled.get(sequence.number, 0))
+      if ready >= MIN_REUSED and (best is None or ready > best.length):
+        best = Match(sequence.number, ready)
+      soon = max(soon, common)
+    return best, soon >= MIN_REUSED + (best.length if best else 0)
 
-  def on_result(self, step: int, tokens: tuple[SequenceToken, ...]) -> None:
-    """A step came back, of a run with several tokens a sequence. Those of sequences cancelled meanwhile are ignored."""
-    self._in_flight.pop(step, None)
-    seen: set[int] = set()
+  def _place(self, match: Match | None, needed: int, draft: _Draft) -> tuple[int, int] | None:
+    """(the number of a new sequence, how much of a cache it begins with), with room made for it; None while there is none.
+
+    A kept cache that ends soon after what is wanted goes on as the new sequence, others are copied.
+    """
+    source, length = (match.sequence, match.length) if match else (0, 0)
+    kept = source in self._kept
+    tokens = length + min(needed - length, self.limits.step_tokens)
+    if kept and self._kept.length(source) - length <= _SHORT_TAIL and not draft.sources:
+      return self._take_over(source, length, tokens)
+    needed_now = {source, *draft.sources}
+    self._make_room(tokens, needed_now)
+    rows = self.limits.max_sequences - len(self._running)
+    while len(self._kept) >= rows and (oldest := self._kept.oldest(needed_now)) is not None:
+      self._evict(oldest)
+    if self._kept and (len(self._kept) >= rows or self._use + tokens > self.limits.max_kv_tokens):
+      return self._take_over(source, length, tokens) if kept and not draft.sources else None
+    if kept:
+      self._kept.touch(source)
+      draft.sources.add(source)
+    number, self._next_sequence = self._next_sequence, self._next_sequence + 1
+    return number, length
+
+  def _take_over(self, source: int, length: int, tokens: int) -> tuple[int, int]:
+    self._kept.remove(source)
+    if source in self._ends:  # it has not ended for anybody yet, and does not now
+      self._ends.remove(source)
+    self._make_room(tokens)
+    return source, length
+
+  @property
+  def _use(self) -> int:
+    """KV tokens that the caches hold, and that one more step may add."""
+    running = sum(s.computed for s in self._running.values())
+    growth = sum(s.reserved - s.computed for s in self._running.values())
+    return running + min(growth, self.limits.step_tokens) + self._kept.tokens
+
+  def _make_room(self, tokens: int, but: Collection[int] = ()) -> None:
+    """Forget kept caches, the least recently used first, until so many more tokens would fit."""
+    while self._use + tokens > self.limits.max_kv_tokens and (oldest := self._kept.oldest(but)) is not None:
+      self._evict(oldest)
+
+  def _evict(self, sequence: int) -> None:
+    self._kept.remove(sequence)
+    if sequence in self._ends:
+      self._ends.remove(sequence)
+    self._drops.append(sequence)
+
+  # results
+
+  def on_result(
+      self,
+      step: int,
+      tokens: tuple[SequenceToken, ...],
+      refused: tuple[int, ...] = (),
+      compute_ms: float = 0.0,
+  ) -> None:
+    """A step came back, with several tokens of a sequence after a run or right drafts.
+
+    Those of sequences cancelled meanwhile are ignored. `refused` sequences begin again without help.
+    """
+    entries = self._in_flight.pop(step, ())
+    counts: dict[int, int] = {}
     for token in tokens:
       sequence = self._running.get(token.sequence)
-      if sequence is None:
+      if sequence is None or step < sequence.first_step:
         continue
-      if token.sequence in seen:  # the stage went on by itself and holds the token before this one too
+      if token.sequence in counts:  # the caches hold the token before this one too
         sequence.computed += 1
-      seen.add(token.sequence)
-      if token.finish_reason:
+      counts[token.sequence] = counts.get(token.sequence, 0) + 1
+      if not token.finish_reason:
+        sequence.tokens.append(token.token_id)
+      if token.finish_reason or len(sequence.tokens) > self.limits.max_context:
         self._finish(token.sequence)
-        continue
-      sequence.tokens.append(token.token_id)
-      sequence.generated += 1
-      if len(sequence.tokens) > self.limits.max_context:
-        self._finish(token.sequence)
+    self._learn(step, entries, counts, compute_ms)
+    for number in refused:
+      self._begin_again(number, step)
+
+  def _learn(self, step: int, entries: tuple[BatchEntry, ...], counts: dict[int, int], compute_ms: float) -> None:
+    """What drafts of a step of decodes were worth, and which caches they left too long."""
+    if not self.limits.max_drafting:
+      return
+    right = 0
+    for entry in entries:
+      if entry.n_tokens > 1 and entry.sequence in counts and self._decodes(entry):
+        accepted = counts[entry.sequence] - 1
+        right += accepted
+        self.drafter.learn(entry.sequence, entry.n_tokens - 1, accepted)
+        sequence = self._running.get(entry.sequence)
+        if sequence is not None:
+          sequence.cut = accepted < entry.n_tokens - 1
+    if counts and all(entry.logits and self._decodes(entry) for entry in entries):
+      widths = [entry.n_tokens for entry in entries]
+      self.drafter.observe(widths, right, compute_ms, max(counts.values()) if max(widths) == 1 else 1)
+
+  def _begin_again(self, number: int, step: int) -> None:
+    sequence = self._running.get(number)
+    if sequence is not None and sequence.first_step <= step:
+      self._computed_anew.add(sequence.request.request_id)
+      self._waiting.appendleft(sequence.request)
+      self._finish(number, keep=False, again=True)
 
   def on_failure(self, step: int) -> list[Request]:
     """A step was lost; its requests are forgotten and returned."""
-    failed = self.requests_in(step)
-    for number in self._in_flight.pop(step, ()):
-      self._finish(number)
-    return failed
+    failed = self._sequences_in(step)
+    self._in_flight.pop(step, None)
+    for sequence in failed:
+      self._finish(sequence.number, keep=False)
+    return [sequence.request for sequence in failed]
 
-  def _finish(self, number: int) -> None:
+  def _finish(self, number: int, keep: bool = True, again: bool = False) -> None:
     sequence = self._running.pop(number, None)
-    if sequence is not None:
-      self._reserved -= sequence.reserved
-      if sequence.computed:
-        self._drops.append(number)
+    if sequence is None:
+      return
+    self._reserved -= sequence.reserved
+    self.drafter.forget(number)
+    if not again:
+      self._computed_anew.discard(sequence.request.request_id)
+    if keep and self.limits.keep_caches:
+      gone = self._kept.keep(number, sequence.tokens[:sequence.computed])
+      self._ends = [n for n in (*self._ends, number) if n not in gone]
+      self._drops.extend(gone)
+    else:
+      self._drops.append(number)

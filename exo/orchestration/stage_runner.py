@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from exo.errors import ExoError, PeerUnreachableError, PlanClosedError, ProtocolError, to_wire
+from exo.errors import CacheReuseError, ExoError, PeerUnreachableError, PlanClosedError, ProtocolError, to_wire
 from exo.inference.device_thread import DeviceThread
 from exo.inference.engine import Batch, BatchEntry, LogitsOf, StageModel
 from exo.log import enabled, log
@@ -17,6 +17,7 @@ from exo.networking.messages import (
     Failure,
     Frame,
     Message,
+    SequenceOpen,
     SequenceToken,
     StepFailed,
     StepResult,
@@ -33,9 +34,9 @@ Send = Callable[[str, Message], None]
 class _Outcome:
   """What a frame became: the next frame, or the tokens of the last stage."""
   frame: Frame | None
-  result: StepResult | None
-  deliveries: tuple[tuple[str, TokenDelivery], ...]
-  compute_ms: float
+  result: StepResult | None = None
+  deliveries: tuple[tuple[str, TokenDelivery], ...] = ()
+  compute_ms: float = 0.0
 
 
 class StageRunner:
@@ -48,33 +49,36 @@ class StageRunner:
     self._next = plan.next_of(node_id)
     self._head = TokenHead(plan.plan_id)
     self._known: set[int] = set()
+    self._refused: set[int] = set()
+    self.kept: set[int] = set()  # sequences that are over and whose caches are here for others to begin with
     self._waiting = 0
     self._closed = False
     self.compute_ms = 0.0
 
   @property
   def idle(self) -> bool:
-    """No sequence is open and no frame is on its way."""
+    """No sequence is open, kept caches aside, and no frame is on its way."""
     return not self._known and not self._waiting
 
   def feed(self, frame: Frame) -> None:
     """Compute a frame after those before it, and pass on what comes of it."""
     self._waiting += 1
-    self._device.submit(lambda: self._compute(frame), lambda outcome, error: self._done(frame, outcome, error))
+    arrived = time.perf_counter()
+    self._device.submit(lambda: self._compute(frame), lambda outcome, error: self._done(frame, arrived, outcome, error))
 
   async def close(self) -> None:
     """Let nothing more out and give the model's memory back, after the frames that wait."""
     self._closed = True
     await self._device.run(self.model.close)
 
-  def _done(self, frame: Frame, outcome: _Outcome, error: BaseException | None) -> None:
+  def _done(self, frame: Frame, arrived: float, outcome: _Outcome, error: BaseException | None) -> None:
     self._waiting -= 1
     if self._closed:
       return
     try:
       if error is None:
+        self._pass_on(outcome, (time.perf_counter() - arrived) * 1e3)
         self._meter.stage_computed(self.plan.model_id, len(frame.entries), len(frame.token_ids), outcome.compute_ms)
-        self._pass_on(outcome)
         return
     except PeerUnreachableError as unreachable:
       error = unreachable
@@ -87,14 +91,8 @@ class StageRunner:
     if self._closed:
       raise PlanClosedError(f"plan {frame.plan_id} is closed")
     started = time.perf_counter()
-    for sequence in frame.drops:
-      self.model.drop(sequence)
-      self._head.drop(sequence)
-      self._known.discard(sequence)
-    for opened in frame.opens:
-      self._known.add(opened.sequence)
-      if self._next is None:
-        self._head.open(opened)
+    self._change_caches(frame)
+    frame = self._without_refused(frame)
     if not frame.entries:
       return self._outcome(frame, started)
     unknown = next((e.sequence for e in frame.entries if e.sequence not in self._known), None)
@@ -106,9 +104,48 @@ class StageRunner:
     tokens, deliveries = self._head.take(frame.entries, frame.token_ids, output)
     if frame.run > 1:
       self._go_on(frame, tokens, deliveries)
-    ms = self._note_time(frame, started)
-    return _Outcome(
-        None, StepResult(frame.plan_id, frame.step, tuple(tokens), (*frame.compute_ms, ms)), tuple(deliveries), ms
+    return self._outcome(frame, started, tokens, deliveries)
+
+  def _change_caches(self, frame: Frame) -> None:
+    """Everything that a frame says about sequences, before it is computed."""
+    for sequence in frame.drops:
+      self.model.drop(sequence)
+      self._refused.discard(sequence)
+    for sequence in (*frame.drops, *frame.ends):
+      self._head.drop(sequence)
+      self._known.discard(sequence)
+    self.kept = (self.kept | set(frame.ends)) - set(frame.drops) - {opened.sequence for opened in frame.opens}
+    for sequence, length in frame.truncates:
+      self.model.truncate(sequence, length)
+    for opened in frame.opens:
+      self._known.add(opened.sequence)
+      if opened.reused:
+        self._begin_with_cache(opened)
+      if self._next is None:
+        self._head.open(opened)
+
+  def _begin_with_cache(self, opened: SequenceOpen) -> None:
+    try:
+      if opened.source == opened.sequence:
+        self.model.truncate(opened.sequence, opened.reused)
+      else:
+        self.model.copy(opened.source, opened.sequence, opened.reused)
+    except CacheReuseError as error:
+      log(2, "sequence %d is computed anew: %s", opened.sequence, error)
+      self._refused.add(opened.sequence)
+
+  def _without_refused(self, frame: Frame) -> Frame:
+    """The frame without entries of sequences that this stage could not begin."""
+    refused = {entry.sequence for entry in frame.entries} & self._refused
+    if not refused:
+      return frame
+    wanted = np.repeat([e.sequence not in refused for e in frame.entries], [e.n_tokens for e in frame.entries])
+    return replace(
+        frame,
+        entries=tuple(e for e in frame.entries if e.sequence not in refused),
+        token_ids=frame.token_ids[wanted],
+        hidden=None if frame.hidden is None else frame.hidden[wanted],
+        refused=(*frame.refused, *sorted(refused))
     )
 
   def _go_on(self, frame: Frame, tokens: list[SequenceToken], deliveries: list[tuple[str, TokenDelivery]]) -> None:
@@ -125,9 +162,21 @@ class StageRunner:
       tokens.extend(fresh)
       deliveries.extend(more)
 
-  def _outcome(self, frame: Frame, started: float) -> _Outcome:
+  def _outcome(
+      self,
+      frame: Frame,
+      started: float,
+      tokens: Sequence[SequenceToken] = (),
+      deliveries: Sequence[tuple[str, TokenDelivery]] = ()
+  ) -> _Outcome:
     ms = self._note_time(frame, started)
-    return _Outcome(replace(frame, compute_ms=(*frame.compute_ms, ms)) if self._next else None, None, (), ms)
+    times = (*frame.compute_ms, ms)
+    if self._next is not None:
+      return _Outcome(replace(frame, compute_ms=times), compute_ms=ms)
+    if not frame.entries and not frame.refused:
+      return _Outcome(None, compute_ms=ms)
+    result = StepResult(frame.plan_id, frame.step, tuple(tokens), times, frame.refused, frame.spent_ms)
+    return _Outcome(None, result, tuple(deliveries), ms)
 
   def _note_time(self, frame: Frame, started: float) -> float:
     self.compute_ms = (time.perf_counter() - started) * 1e3
@@ -138,11 +187,12 @@ class StageRunner:
       )
     return self.compute_ms
 
-  def _pass_on(self, outcome: _Outcome) -> None:
+  def _pass_on(self, outcome: _Outcome, spent_ms: float) -> None:
     if outcome.frame is not None and self._next is not None:
-      self._send(self._next.node_id, outcome.frame)
-    if outcome.result is not None:
-      self._send(self.plan.first.node_id, outcome.result)  # first, so that the ring goes on while clients are served
+      self._send(self._next.node_id, replace(outcome.frame, spent_ms=(*outcome.frame.spent_ms, spent_ms)))
+    if outcome.result is not None:  # first, so that the ring goes on while clients are served
+      result = replace(outcome.result, spent_ms=(*outcome.result.spent_ms, spent_ms))
+      self._send(self.plan.first.node_id, result)
     for entry_node, delivery in outcome.deliveries:
       try:
         self._send(entry_node, delivery)

@@ -17,6 +17,7 @@ class _State:
   request: Request
   prompt_tokens: int
   sampler: Sampler
+  cached_tokens: int
   generated: int = 0
   prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
   last_row: Logits | None = None  # of the chunk before, which scores the first token of the next
@@ -31,7 +32,7 @@ class TokenHead:
   def open(self, opened: SequenceOpen) -> None:
     sampler = Sampler(opened.request.sampling, opened.request.choice)
     sampler.note_prompt(opened.request.prompt_ids)
-    self._open[opened.sequence] = _State(opened.request, opened.prompt_tokens, sampler)
+    self._open[opened.sequence] = _State(opened.request, opened.prompt_tokens, sampler, opened.reused)
 
   def drop(self, sequence: int) -> None:
     self._open.pop(sequence, None)
@@ -51,10 +52,13 @@ class TokenHead:
       row, start = row + entry.logit_rows, start + entry.n_tokens
       if state.request.prompt_logprobs is not None and entry.position < state.prompt_tokens:
         self._score_prompt(state, ids, rows)
-      if entry.logit_rows and entry.position + entry.n_tokens >= state.prompt_tokens:
-        token, delivery = self._next(entry, state, rows[-1])
-        tokens.append(token)
-        deliveries.append((state.request.entry_node, delivery))
+      if entry.position < state.prompt_tokens:
+        if not entry.logit_rows or entry.position + entry.n_tokens < state.prompt_tokens:
+          continue
+        rows, ids = rows[-1:], ids[-1:]
+      fresh, delivery = self._next(entry, state, ids, rows)
+      tokens.extend(fresh)
+      deliveries.append((state.request.entry_node, delivery))
     return tokens, deliveries
 
   def _score_prompt(self, state: _State, ids: TokenIds, rows: Logits) -> None:
@@ -66,18 +70,36 @@ class TokenHead:
         state.prompt_logprobs.append(describe(scores, int(token_id), top))
     state.last_row = np.array(rows[-1])
 
-  def _next(self, entry: BatchEntry, state: _State, row: Logits) -> tuple[SequenceToken, TokenDelivery]:
+  def _next(self, entry: BatchEntry, state: _State, ids: TokenIds,
+            rows: Logits) -> tuple[list[SequenceToken], TokenDelivery]:
+    """The token that follows the first of `ids`, and as long as each is the draft that comes next, those after it."""
     request, index = state.request, state.generated
-    chosen: tuple[TokenLogprob, ...] = ()
-    finish, token_id = "length", 0
-    if request.max_tokens > 0:
-      token = state.sampler.sample(row, entry.position + entry.n_tokens)
-      token_id = token.token_id
-      if token_id in request.eos_ids:
-        finish = "stop"
-      else:
-        chosen, state.generated = (token, ), index + 1
-        finish = "length" if state.generated >= request.max_tokens else ""
+    chosen: list[TokenLogprob] = []
+    tokens: list[SequenceToken] = []
+    finish = ""
+    end = entry.position + entry.n_tokens
+    for k, row in enumerate(rows):
+      token, finish = self._sample(state, row, end - len(rows) + k + 1)
+      tokens.append(SequenceToken(entry.sequence, token.token_id, finish))
+      if finish != "stop" and request.max_tokens > 0:
+        chosen.append(token)
+      if finish or k + 1 == len(rows) or token.token_id != ids[k + 1]:
+        break
     scored, state.prompt_logprobs, state.last_row = tuple(state.prompt_logprobs), [], None
-    delivery = TokenDelivery(self._plan_id, request.request_id, request.choice, index, chosen, finish, scored)
-    return SequenceToken(entry.sequence, token_id, finish), delivery
+    delivery = TokenDelivery(
+        self._plan_id, request.request_id, request.choice, index, tuple(chosen), finish, scored, entry.n_tokens,
+        0 if index else state.cached_tokens
+    )
+    return tokens, delivery
+
+  @staticmethod
+  def _sample(state: _State, row: Logits, position: int) -> tuple[TokenLogprob, str]:
+    """(the token at `position`, why it is the last or "")."""
+    request = state.request
+    if request.max_tokens == 0:
+      return TokenLogprob(0, 0.0), "length"
+    token = state.sampler.sample(row, position)
+    if token.token_id in request.eos_ids:
+      return token, "stop"
+    state.generated += 1
+    return token, "length" if state.generated >= request.max_tokens else ""

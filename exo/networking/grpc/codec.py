@@ -30,6 +30,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 _MAX_RANK = 4
 _MAX_LINKS = 256
+_MAX_PACES = 64
 
 
 def encode_tensor(array: npt.NDArray[Any]) -> pb.Tensor:
@@ -124,7 +125,10 @@ def _heartbeat_out(message: m.Heartbeat) -> dict[str, Any]:
           used_memory_mb=message.used_memory_mb,
           load=message.load,
           frames=message.frames,
-          links=[pb.PeerLink(node_id=p.node_id, rtt_ms=p.rtt_ms, interface=p.interface) for p in message.links]
+          links=[pb.PeerLink(node_id=p.node_id, rtt_ms=p.rtt_ms, interface=p.interface) for p in message.links],
+          cpu_s=message.cpu_s,
+          rss_mb=message.rss_mb,
+          paces=[_pace_out(p) for p in message.paces]
       )
   }
 
@@ -133,7 +137,27 @@ def _heartbeat_in(h: pb.Heartbeat) -> m.Heartbeat:
   return m.Heartbeat(
       h.number, h.is_answer, h.free_memory_mb, h.active, tuple(_shard_in(s) for s in h.loaded), h.used_memory_mb,
       min(1.0, max(0.0, h.load)), h.frames,
-      tuple(m.PeerLink(p.node_id[:128], p.rtt_ms, p.interface[:40]) for p in h.links[:_MAX_LINKS])
+      tuple(m.PeerLink(p.node_id[:128], p.rtt_ms, p.interface[:40]) for p in h.links[:_MAX_LINKS]), h.cpu_s, h.rss_mb,
+      tuple(_pace_in(p) for p in h.paces[:_MAX_PACES])
+  )
+
+
+def _pace_out(p: m.PlanPace) -> pb.PlanPace:
+  return pb.PlanPace(
+      plan_id=p.plan_id,
+      lap_ms=p.lap_ms,
+      compute_ms=p.compute_ms,
+      wait_ms=p.wait_ms,
+      hop_ms=p.hop_ms,
+      hop_p99_ms=p.hop_p99_ms,
+      transport_ms=p.transport_ms,
+      laps=p.laps
+  )
+
+
+def _pace_in(p: pb.PlanPace) -> m.PlanPace:
+  return m.PlanPace(
+      p.plan_id, p.lap_ms, tuple(p.compute_ms), tuple(p.wait_ms), p.hop_ms, p.hop_p99_ms, p.transport_ms, p.laps
   )
 
 
@@ -161,7 +185,7 @@ def _open_in(o: pb.OpenPlan) -> m.OpenPlan:
 
 
 def _opened_in(o: pb.PlanOpened) -> m.PlanOpened:
-  return m.PlanOpened(o.plan_id, o.max_kv_tokens, o.max_sequences, o.max_context)
+  return m.PlanOpened(o.plan_id, o.max_kv_tokens, o.max_sequences, o.max_context, o.max_drafting)
 
 
 def _opened_out(message: m.PlanOpened) -> dict[str, Any]:
@@ -170,7 +194,8 @@ def _opened_out(message: m.PlanOpened) -> dict[str, Any]:
           plan_id=message.plan_id,
           max_kv_tokens=message.max_kv_tokens,
           max_sequences=message.max_sequences,
-          max_context=message.max_context
+          max_context=message.max_context,
+          max_drafting=message.max_drafting
       )
   }
 
@@ -259,9 +284,18 @@ def _frame_out(f: m.Frame) -> dict[str, Any]:
           pb.Entry(sequence=e.sequence, position=e.position, n_tokens=e.n_tokens, logits=e.logits) for e in f.entries
       ],
       opens=[
-          pb.SequenceOpen(sequence=o.sequence, request=_request_out(o.request), prompt_tokens=o.prompt_tokens)
-          for o in f.opens
-      ]
+          pb.SequenceOpen(
+              sequence=o.sequence,
+              request=_request_out(o.request),
+              prompt_tokens=o.prompt_tokens,
+              source=o.source,
+              reused=o.reused
+          ) for o in f.opens
+      ],
+      ends=f.ends,
+      truncates=[number for pair in f.truncates for number in pair],
+      refused=f.refused,
+      spent_ms=f.spent_ms
   )
   if f.hidden is not None:
     body.hidden.CopyFrom(encode_tensor(f.hidden))
@@ -279,21 +313,29 @@ def _frame_in(f: pb.Frame) -> m.Frame:
   hidden = decode_tensor(f.hidden) if f.HasField("hidden") else None
   if hidden is not None and (hidden.ndim != 2 or hidden.shape[0] != tokens):
     raise ProtocolError(f"a frame of {tokens} tokens came with hidden states of shape {hidden.shape}")
-  opens = tuple(m.SequenceOpen(o.sequence, _request_in(o.request), o.prompt_tokens) for o in f.opens)
+  opens = tuple(
+      m.SequenceOpen(o.sequence, _request_in(o.request), o.prompt_tokens, o.source, o.reused) for o in f.opens
+  )
+  if len(f.truncates) % 2:
+    raise ProtocolError("a frame's truncations are not pairs")
   return m.Frame(
       f.plan_id, f.epoch, f.step, entries, np.frombuffer(f.token_ids, "<i4"), hidden, opens, tuple(f.drops),
-      tuple(f.compute_ms), max(1, f.run)
+      tuple(f.compute_ms), max(1, f.run), tuple(f.ends), tuple(zip(f.truncates[::2], f.truncates[1::2], strict=True)),
+      tuple(f.refused), tuple(f.spent_ms)
   )
 
 
 def _result_out(r: m.StepResult) -> dict[str, Any]:
   tokens = [pb.SequenceToken(sequence=t.sequence, token_id=t.token_id, finish_reason=t.finish_reason) for t in r.tokens]
-  return {"step_result": pb.StepResult(plan_id=r.plan_id, step=r.step, tokens=tokens, compute_ms=r.compute_ms)}
+  body = pb.StepResult(
+      plan_id=r.plan_id, step=r.step, tokens=tokens, compute_ms=r.compute_ms, refused=r.refused, spent_ms=r.spent_ms
+  )
+  return {"step_result": body}
 
 
 def _result_in(r: pb.StepResult) -> m.StepResult:
   tokens = tuple(m.SequenceToken(t.sequence, t.token_id, t.finish_reason) for t in r.tokens)
-  return m.StepResult(r.plan_id, r.step, tokens, tuple(r.compute_ms))
+  return m.StepResult(r.plan_id, r.step, tokens, tuple(r.compute_ms), tuple(r.refused), tuple(r.spent_ms))
 
 
 def _logprob_out(entry: TokenLogprob) -> pb.LogprobEntry:
@@ -318,7 +360,9 @@ def _delivery_out(d: m.TokenDelivery) -> dict[str, Any]:
           index=d.index,
           finish_reason=d.finish_reason,
           tokens=[_logprob_out(t) for t in d.tokens],
-          prompt_logprobs=[_logprob_out(t) for t in d.prompt_logprobs]
+          prompt_logprobs=[_logprob_out(t) for t in d.prompt_logprobs],
+          width=d.width,
+          cached_tokens=d.cached_tokens
       )
   }
 
@@ -326,7 +370,7 @@ def _delivery_out(d: m.TokenDelivery) -> dict[str, Any]:
 def _delivery_in(d: pb.TokenDelivery) -> m.TokenDelivery:
   return m.TokenDelivery(
       d.plan_id, d.request_id, d.choice, d.index, tuple(_logprob_in(t) for t in d.tokens), d.finish_reason,
-      tuple(_logprob_in(t) for t in d.prompt_logprobs)
+      tuple(_logprob_in(t) for t in d.prompt_logprobs), max(1, d.width), d.cached_tokens
   )
 
 

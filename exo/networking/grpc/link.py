@@ -132,8 +132,7 @@ class Link:
       self._sent_at[number] = before
       self._sent_at.pop(number - 20, None)
       mine = self._handler.heartbeat()
-      beat = replace(mine, number=number)
-      self._post("heartbeat", encode(beat))
+      self._post("heartbeat", encode(replace(mine, number=number)))
       number += 1
       await asyncio.sleep(HEARTBEAT_S)
       late_s = time.monotonic() - before - HEARTBEAT_S

@@ -1,0 +1,44 @@
+"""A running sequence, as the first stage of its plan knows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from exo.networking.messages import Request
+
+
+@dataclass(slots=True)
+class RunningSequence:
+  """`computed` of its `tokens` are in the caches or on their way there; a result may say that more are.
+
+  `number` may have belonged to another request before; what comes of steps before `first_step` is that one's.
+  `cut` means that the caches may hold more than `computed` tokens. `reserved` is the KV that it may come to need.
+  """
+  number: int
+  request: Request
+  reserved: int
+  tokens: list[int]
+  first_step: int
+  computed: int = 0
+  cut: bool = False
+
+  @property
+  def prompt_tokens(self) -> int:
+    return len(self.request.prompt_ids)
+
+  @property
+  def prompt_left(self) -> int:
+    return max(0, self.prompt_tokens - self.computed)
+
+  @property
+  def generated(self) -> int:
+    return len(self.tokens) - self.prompt_tokens
+
+  @property
+  def decoding(self) -> bool:
+    """Its first token is there."""
+    return len(self.tokens) > len(self.request.prompt_ids)
+
+  @property
+  def ready_to_decode(self) -> bool:
+    return self.prompt_left == 0 and self.computed < len(self.tokens)
