@@ -12,9 +12,10 @@ import pytest
 
 from exo.errors import EngineError
 from exo.inference.dummy.checkpoint import DummyCheckpoint
-from exo.inference.engine import LogitsOf
-from exo.inference.engines import probe_engine, weight_memory
-from exo.inference.weights.checkpoint import Checkpoint, open_checkpoint
+from exo.inference.engine import LoadOptions, LogitsOf
+from exo.inference.engines import load_engine, probe_engine, weight_memory
+from exo.inference.shard import Shard
+from exo.inference.weights.checkpoint import EMBEDDING, Checkpoint, open_checkpoint
 from exo.orchestration.model_catalog import model_size
 from exo.topology.ring_plan import WeightMemory
 from test.support.stages import Stages
@@ -177,6 +178,23 @@ def test_planning_knows_what_weights_take(engine: str, goldens: Path) -> None:
   stages, size = Stages(engine, opened), model_size(opened)
   expected = weight_memory(name, held or None).scale(size) * size.stage_bytes(0, size.n_layers)
   assert 0.7 < stages.models[0].memory.weight_bytes / expected < 1.5
+
+
+def test_a_stage_reads_its_own_tensors_only(engine: str, goldens: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  if engine == "dummy":
+    pytest.skip("the dummy engine has no weights")
+  opened, read = open_checkpoint(goldens / "gemma3_text"), []
+  original = opened.tensor
+  monkeypatch.setattr(opened, "tensor", lambda name: read.append(name) or original(name))
+  for first, last in ((0, 1), (2, 3), (4, 5)):
+    read.clear()
+    load_engine(engine.partition(":")[0]
+                ).load(Shard("m", first, last, 6), opened, LoadOptions(2**33, 1, max_context=512), lambda _: None)
+    layers = {int(name.split(".")[2]) for name in read if ".layers." in name}
+    others = {name for name in read if ".layers." not in name}
+    assert layers == {first, last}
+    # embedding and head are one tensor here
+    assert others == {0: {EMBEDDING}, 2: set(), 4: {EMBEDDING, "model.norm.weight"}}[first]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
