@@ -1,7 +1,14 @@
 #!/usr/bin/env bash
-# What some tests want from the system: a browser, a C compiler for tinygrad's CPU device, and an optimized BLAS for MLX.
+# What some tests want from outside: axe-core (by npm) and, from the system, a browser, a C compiler for tinygrad's CPU device, and an optimized BLAS for MLX.
 # Tests whose tools are missing are skipped and say so; this installs the tools where apt-get and the rights for it are.
 set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# axe-core checks the page's accessibility; it is never shipped
+if [ ! -e .test-tools/node_modules/axe-core/axe.min.js ] && command -v npm >/dev/null; then
+  npm install --silent --no-save --no-audit --no-fund --prefix .test-tools axe-core@4 >/dev/null ||
+    echo "test-deps: could not install axe-core; the accessibility tests will be skipped" >&2
+fi
 
 wanted=()
 command -v chromium >/dev/null && command -v chromedriver >/dev/null || wanted+=(chromium chromium-driver)

@@ -1,0 +1,39 @@
+// The only place where elements are made: text is always text, never markup.
+
+/** An element with attributes (`class`, `aria-…`, `on…` as listeners) and children (nodes or strings). */
+export function h(name, attributes = {}, ...children) {
+  return fill(document.createElement(name), attributes, children);
+}
+
+const SVG = "http://www.w3.org/2000/svg";
+const MATHML = "http://www.w3.org/1998/Math/MathML";
+
+export const svg = (name, attributes = {}, ...children) => fill(document.createElementNS(SVG, name), attributes, children);
+export const mathml = (name, attributes = {}, ...children) =>
+  fill(document.createElementNS(MATHML, name), attributes, children);
+
+function fill(element, attributes, children) {
+  for (const [key, value] of Object.entries(attributes)) {
+    if (value === false || value === null || value === undefined) continue;
+    if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
+    else element.setAttribute(key, value === true ? "" : String(value));
+  }
+  element.append(...children.filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+export const $ = (id) => document.getElementById(id);
+
+const UNITS = ["B", "kB", "MB", "GB", "TB"];
+
+/** Bytes as people read them: 98.4 MB. */
+export function bytes(count) {
+  let unit = 0;
+  while (count >= 1000 && unit < UNITS.length - 1) [count, unit] = [count / 1000, unit + 1];
+  return `${count >= 100 || unit === 0 ? Math.round(count) : count.toFixed(1)} ${UNITS[unit]}`;
+}
+
+/** Memory given in MB. */
+export const gigabytes = (mb) => (mb < 1024 ? `${mb} MB` : `${(mb / 1024).toFixed(mb < 102400 ? 1 : 0)} GB`);
+
+export const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;

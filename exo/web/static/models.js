@@ -1,0 +1,133 @@
+// The models that this ring knows: which are here, which it can hold, and how downloads go.
+
+import { ApiError, events, json, request } from "./api.js";
+import { $, bytes, h } from "./element.js";
+
+const CHOSEN = "exo.model", POLL_MS = 1_000, IDLE_POLL_MS = 10_000;
+
+export class Models {
+  constructor(ring, confirm) {
+    Object.assign(this, { ring, confirm, list: [], wanted: "", polling: false });
+    $("model").addEventListener("change", () => this.choose($("model").value));
+    $("model-search").addEventListener("input", () => this.draw());
+    $("models-section").addEventListener("toggle", () => this.refresh());
+    this.refresh();
+  }
+
+  /** The model of the next request, "" for the node's default. */
+  get chosen() { return localStorage.getItem(CHOSEN) ?? ""; }
+
+  choose(id) {
+    localStorage.setItem(CHOSEN, id);
+    this.options();
+    this.draw();
+  }
+
+  async refresh() {
+    clearTimeout(this.timer);
+    if (this.polling) return;
+    if (document.hidden) {
+      this.timer = setTimeout(() => this.refresh(), POLL_MS);
+      return;
+    }
+    this.polling = true;
+    try {
+      this.list = await pool();
+      $("models-note").textContent = "";
+    } catch (error) {
+      $("models-note").textContent = error.message;
+    } finally {
+      this.polling = false;
+    }
+    this.options();
+    this.draw();
+    const busy = this.list.some((m) => m.fetching);
+    this.timer = setTimeout(() => this.refresh(), busy ? POLL_MS : IDLE_POLL_MS);
+  }
+
+  options() {
+    const here = this.list.filter((m) => m.here || m.id === this.chosen);
+    const key = here.map((m) => m.id).join("\n") + this.chosen;
+    if (key === this.optionsKey) return;
+    this.optionsKey = key;
+    $("model").replaceChildren(new Option("Default model", ""), ...here.map((m) => new Option(m.name, m.id)));
+    if (this.chosen && !here.some((m) => m.id === this.chosen)) $("model").append(new Option(this.chosen, this.chosen));
+    $("model").value = this.chosen;
+  }
+
+  draw() {
+    const wanted = $("model-search").value.trim().toLowerCase();
+    const shown = this.list.filter((m) => m.id.toLowerCase().includes(wanted) || m.name.toLowerCase().includes(wanted));
+    const repository = /^[\w.-]+\/[\w.-]+$/.test($("model-search").value.trim()) && !shown.length;
+    const key = JSON.stringify([shown, this.chosen, repository && wanted]);
+    if (key === this.drawnKey) return;
+    this.drawnKey = key;
+    const focused = document.activeElement?.dataset?.action;
+    const rows = shown.map((m) => this.row(m));
+    if (repository) rows.push(this.row({ id: $("model-search").value.trim(), name: $("model-search").value.trim(), note: "a repository on the Hugging Face hub" }));
+    if (!rows.length) rows.push(h("li", {}, h("p", { class: "note" }, "No known model has this name. A Hugging Face id (organisation/name) works too.")));
+    $("models").replaceChildren(...rows);
+    if (focused) $("models").querySelector(`[data-action="${CSS.escape(focused)}"]`)?.focus();
+  }
+
+  row(m) {
+    const buttons = [];
+    const button = (label, act, extra = {}) => buttons.push(h("button", { type: "button", "data-action": `${label} ${m.id}`, "aria-label": `${label} ${m.name}`, onclick: act, ...extra }, label));
+    if (m.here && m.id !== this.chosen) button("Use", () => this.choose(m.id));
+    if (m.fetching) button("Cancel", () => this.cancel(m));
+    else if (!m.here) button("Download", () => this.download(m));
+    if (m.here && m.deletable) button("Delete", () => this.remove(m), { class: "danger" });
+    const facts = [m.size ? bytes(m.size) : "", m.fits === false ? "too large for this ring" : m.fits ? "fits this ring" : "",
+      m.fetching ? "" : m.here ? "here" : m.have ? `${Math.round(100 * m.have / m.size)} % here` : "", m.note].filter(Boolean);
+    const bar = m.fetching ? h("progress", { max: "100", value: m.percent, "aria-label": `Download of ${m.name}` }) : null;
+    const progress = m.fetching ? h("span", { class: "note" }, `${bytes(m.have)}${m.size ? ` of ${bytes(m.size)}` : ""}, ${Math.round(m.percent)} %${m.speed ? `, ${bytes(m.speed)}/s` : ""}`) : null;
+    return h("li", { class: m.id === this.chosen ? "chosen" : null, "data-model": m.id },
+      h("div", { class: "model-name" }, h("strong", {}, m.name), m.id === this.chosen ? " in use" : null),
+      h("p", { class: `note${m.fits === false ? " bad" : ""}` }, facts.join(" · ")), bar, progress,
+      m.error ? h("p", { class: "error" }, m.error) : null, h("div", { class: "row" }, ...buttons));
+  }
+
+  async act(path, options, m) {
+    try {
+      await request(path, options);
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error;
+      $("models-note").textContent = `${m.name}: ${error.message}`;
+      return;
+    }
+    await this.refresh();
+  }
+
+  download(m) { return this.act("/download", { method: "POST", body: { model: m.id } }, m); }
+
+  cancel(m) { return this.act(`/download/${m.id}`, { method: "DELETE" }, m); }
+
+  async remove(m) {
+    if (await this.confirm(`Delete ${m.name} from this node? ${m.size ? `${bytes(m.size)} become free. ` : ""}It can be downloaded again.`, "Delete")) {
+      if (this.chosen === m.id) this.choose("");
+      await this.act(`/models/${m.id}`, { method: "DELETE" }, m);
+    }
+  }
+}
+
+/** Every model, from `/modelpool` and the known names. */
+async function pool() {
+  const found = new Map();
+  for (const { id } of (await json("/v1/models")).data) found.set(id, { id, name: id, here: true });
+  try {
+    for await (const event of events("/modelpool")) {
+      for (const [id, m] of Object.entries(event)) found.set(id, described(id, m));
+    }
+  } catch (error) {
+    if (!(error instanceof ApiError) || error.status !== 404) throw error;
+  }
+  return [...found.values()].sort((a, b) => Number(b.here) - Number(a.here) || a.name.localeCompare(b.name));
+}
+
+function described(id, m) {
+  return {
+    id, name: m.name ?? id, here: Boolean(m.downloaded), percent: m.download_percentage ?? 0, size: m.total_size ?? 0,
+    have: m.total_downloaded ?? 0, fetching: Boolean(m.downloading ?? m.loading), deletable: m.deletable ?? true, fits: m.fits,
+    speed: m.speed, error: m.error,
+  };
+}
