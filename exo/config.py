@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class Config:
   broadcast_port: int = DEFAULT_DISCOVERY_PORT
   discovery_timeout: float = 30.0
   discovery_config_path: Path | None = None
+  peers: tuple[str, ...] = ()
   node_id_filter: tuple[str, ...] = ()
   interface_type_filter: tuple[str, ...] = ()
   # API
@@ -46,6 +48,12 @@ class Config:
   default_model: str = DEFAULT_MODEL
   default_temp: float = 0.0
   system_prompt: str | None = None
+  # security
+  cluster_key: str | None = field(default=None, repr=False)
+  cluster_key_file: Path | None = None
+  api_key: str | None = field(default=None, repr=False)
+  api_allowed_hosts: tuple[str, ...] = ()
+  cors_origins: tuple[str, ...] = ()
   # models
   model_dirs: tuple[Path, ...] = ()
   models: tuple[Path, ...] = ()
@@ -75,15 +83,27 @@ def config_from(arguments: Mapping[str, Any], environment: Mapping[str, str] | N
   Raises `ConfigError` that names the flag or variable.
   """
   environment = os.environ if environment is None else environment
-  names = {field.name for field in fields(Config)}
+  names = {f.name for f in fields(Config)}
   values = {key: value for key, value in arguments.items() if key in names and value is not None}
   home = environment.get("EXO_HOME") or "~/.cache/exo/downloads"
   values["exo_home"] = Path(home).expanduser().absolute()
+  if "cluster_key" not in values and "cluster_key_file" not in values:
+    values["cluster_key"] = environment.get("EXO_CLUSTER_KEY") or None
+  values.setdefault("api_key", environment.get("EXO_API_KEY") or None)
   values["debug"] = _integer(environment, "DEBUG", 0, 9)
   values["debug_discovery"] = _integer(environment, "DEBUG_DISCOVERY", 0, 9)
   config = Config(**values)
   _check(config)
   return config
+
+
+def quiet_libraries(debug: int) -> None:
+  """Keep gRPC from writing a line to stderr for every stranger it refuses; exo's own log says it once, in words.
+
+  Call before gRPC is imported; what the user has set stays.
+  """
+  if debug < 5:
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 def _check(config: Config) -> None:
@@ -103,6 +123,13 @@ def _check(config: Config) -> None:
     raise ConfigError(f"--default-temp must be from 0 to 2, not {config.default_temp}")
   if config.discovery_module == "manual" and config.discovery_config_path is None:
     raise ConfigError("--discovery-module manual needs --discovery-config-path FILE, a JSON file that names the peers")
+  if config.api_key is not None and not (
+      config.api_key.isascii() and config.api_key.isprintable() and config.api_key.strip()
+  ):
+    raise ConfigError("--api-key must be printable ASCII characters, since it travels in a header")
+  for origin in config.cors_origins:
+    if not re.fullmatch(r"https?://[^\s/?#@]+", origin):
+      raise ConfigError(f"--cors-origin {origin!r} must be like https://example.org, with scheme, without a path")
   for folder in config.model_dirs:
     if not folder.is_dir():
       raise ConfigError(f"--model-dir {folder} is not a folder")

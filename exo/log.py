@@ -17,8 +17,10 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 _level = 0
 _json = False
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), 0x7f, *range(0x80, 0xa0)) if code not in (0x09, 0x0a)}
-
-_JSON_CONTROL = {code: f"\\u{code:04x}" for code in range(0x7f, 0xa0)}  # those below are escaped by JSON itself
+# what turns or breaks lines without being seen: separators, directional marks and overrides
+_UNSEEN = {code: f"\\u{code:04x}" for code in (0x061c, 0x200e, 0x200f, *range(0x2028, 0x202f), *range(0x2066, 0x206a))}
+_CONTROL |= _UNSEEN
+_JSON_CONTROL = {code: f"\\u{code:04x}" for code in range(0x7f, 0xa0)} | _UNSEEN  # JSON itself escapes those below
 
 
 def _to_stderr(line: str) -> None:
@@ -77,4 +79,7 @@ def _write(level: int, text: str, request: str) -> None:
     _sink(json.dumps(line, ensure_ascii=False).translate(_JSON_CONTROL))
     return
   stamp = time.strftime("%H:%M:%S", time.localtime(now))
-  _sink(f"{stamp} [{level}] {escape(f'{request}: {text}' if request else text)}")
+  line = escape(f"{request}: {text}" if request else text).replace(
+      "\n", "\\n"
+  )  # one entry is one line, whoever wrote it
+  _sink(f"{stamp} [{level}] {line}")

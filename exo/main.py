@@ -7,21 +7,29 @@ import sys
 
 from exo import log
 from exo.cli.arguments import build_parser
-from exo.config import config_from
+from exo.config import config_from, quiet_libraries
 from exo.errors import ExoError
 
 
 def run() -> None:
   """Parse the command line and do what it says; the process ends with its exit status."""
-  arguments = build_parser().parse_args()
   try:
-    config = config_from({**vars(arguments), "model_dirs": tuple(arguments.model_dirs or ()) or None})
+    if sys.argv[1:2] == ["key"]:
+      from exo.cli.key_command import key_command
+      sys.exit(key_command(sys.argv[2:]))
+    arguments = build_parser().parse_args()
+    repeated = ("model_dirs", "api_allowed_hosts", "cors_origins")
+    config = config_from(vars(arguments) | {name: tuple(getattr(arguments, name) or ()) or None for name in repeated})
     log.set_level(config.debug)
     log.set_format(config.log_format)
+    quiet_libraries(config.debug)
     if arguments.command == "run":
       from exo.cli.run_command import run_command
       status = run_command(config, arguments)
     else:
+      if arguments.command == "join":
+        from exo.cli.key_command import join
+        config = join(config, arguments.model_name)
       from exo.cli.serve import serve
       status = asyncio.run(serve(config))
   except ExoError as error:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
 
+from exo.private_files import write_private
+
 
 @dataclass(frozen=True, slots=True)
 class RuntimeInfo:
-  """A running node. `started` is its process's start, which tells it from another process with a reused pid."""
+  """A running node. `started` is its process's start, which tells it from another process with a reused pid.
+
+  `token` stands for any API key on this machine: who can read the file is the user who started the node. `cluster` is the name of its cluster key.
+  """
   pid: int
   started: float
   node_id: str
   api_host: str
   api_port: int
   grpc_port: int
+  token: str = field(default="", repr=False)
+  cluster: str = ""
 
   @property
   def api_url(self) -> str:
@@ -32,14 +38,8 @@ def _folder(state_dir: Path) -> Path:
 
 def write_runtime_file(state_dir: Path, info: RuntimeInfo) -> Path:
   """With mode 0600, complete from the moment it has its name."""
-  folder = _folder(state_dir)
-  folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-  path = folder / f"{info.pid}.json"
-  part = path.with_suffix(".part")
-  descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-  with os.fdopen(descriptor, "w") as file:
-    json.dump(asdict(info), file)
-  part.replace(path)
+  path = _folder(state_dir) / f"{info.pid}.json"
+  write_private(path, json.dumps(asdict(info)))
   return path
 
 

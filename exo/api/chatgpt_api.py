@@ -11,7 +11,10 @@ from typing import Any
 from aiohttp import web
 
 from exo.api import chat, completions, metrics, page, ring_stream
+from exo.api.connections import ConnectionTable
 from exo.api.errors import error_middleware, json_response
+from exo.api.guard import Guard
+from exo.api.keys import ApiKeys, ApiKeyStore
 from exo.api.request_id import add_request_id, count_requests, request_id_middleware
 from exo.config import DEFAULT_API_PORT
 from exo.errors import ConfigError, ModelNotFoundError
@@ -20,19 +23,25 @@ from exo.orchestration.node import Node
 from exo.topology.device_capabilities import DeviceCapabilities
 
 MAX_BODY_BYTES = 16 * 2**20
+# from the connection, or the answer before, until the next request's headers are complete
+HEADER_TIMEOUT_S = 30.0
 
 NodeHandler = Callable[[web.Request, Node], Awaitable[web.StreamResponse]]
 
 
 class ChatGPTAPI:
   """Serves one node. `start` binds, `stop` closes; requests under way are cancelled with their connections."""
-  def __init__(self, node: Node, stop_node: Callable[[], None]) -> None:
+  def __init__(self, node: Node, stop_node: Callable[[], None], local_token: str = "") -> None:
     self._node, self._stop_node = node, stop_node
     self._runner: web.AppRunner | None = None
+    self._server: asyncio.Server | None = None
     self.port = 0
-    middlewares = [request_id_middleware, count_requests(node.meter), error_middleware]
+    self._guard = Guard(node.config, ApiKeys(node.config.api_key, ApiKeyStore(node.config.state_dir)), local_token)
+    self.connections = ConnectionTable()
+    middlewares = [request_id_middleware, count_requests(node.meter), error_middleware, self._guard.middleware]
     self.app = web.Application(middlewares=middlewares, client_max_size=MAX_BODY_BYTES)
     self.app.on_response_prepare.append(add_request_id)
+    self.app.on_response_prepare.append(self._guard.add_cors_headers)
     self._add_routes()
 
   def _add_routes(self) -> None:
@@ -52,6 +61,11 @@ class ChatGPTAPI:
     router.add_get("/", page.page)
     router.add_get("/static/{name}", page.page)
 
+  @property
+  def keyed(self) -> bool:
+    """Clients need a key."""
+    return self._guard.keys.required
+
   def _with_node(self, handler: NodeHandler) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def handle(request: web.Request) -> web.StreamResponse:
       return await handler(request, self._node)
@@ -60,24 +74,34 @@ class ChatGPTAPI:
 
   async def start(self) -> None:
     """Raises `ConfigError` when a port that was asked for is taken; where none was, any free one will do."""
-    self._runner = web.AppRunner(self.app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
+    self._runner = web.AppRunner(
+        self.app,
+        access_log=None,
+        handler_cancellation=True,
+        shutdown_timeout=1.0,
+        keepalive_timeout=HEADER_TIMEOUT_S,
+        auto_decompress=False
+    )
     await self._runner.setup()
     config = self._node.config
     host, wanted = config.chatgpt_api_host, config.chatgpt_api_port
     for port in (DEFAULT_API_PORT, 0) if wanted is None else (wanted, ):
-      site = web.TCPSite(self._runner, host, port, reuse_address=True)
+      factory = self.connections.factory(self._runner.server)  # type: ignore[arg-type]
       try:
-        await site.start()
+        self._server = await asyncio.get_running_loop().create_server(factory, host, port, reuse_address=True)
       except OSError as error:
         if error.errno == errno.EADDRINUSE and wanted is None and port:
           continue
         raise ConfigError(
             f"the API cannot listen on {host}:{port} ({error.strerror}): choose another --chatgpt-api-port, or leave it out"
         ) from error
-      self.port = self._runner.addresses[0][1]
+      self.port = self._server.sockets[0].getsockname()[1]
       return
 
   async def stop(self) -> None:
+    if self._server is not None:
+      self._server.close()
+      self._server = None
     if self._runner is not None:
       await self._runner.cleanup()
       self._runner = None

@@ -15,6 +15,7 @@ _EPILOG = """\
 environment:
   EXO_HOME      where models are kept (default ~/.cache/exo/downloads)
   HF_ENDPOINT   a mirror of the Hugging Face hub;  HF_TOKEN  your token there
+  EXO_CLUSTER_KEY, EXO_API_KEY   as --cluster-key and --api-key
   DEBUG=0..9    0 quiet, 1 membership, plans and requests, 2 hops, 3 frames and shapes, more for less
   DEBUG_DISCOVERY=1   every beacon;  TINYGRAD_DEBUG=1..6   tinygrad's own
 
@@ -23,6 +24,7 @@ examples:
   exo run --prompt "What is 2 + 2?"           answer with the default model
   exo run llama-3.2-3b                        chat
   exo run ./model.gguf --prompt "Hello"       a file or folder of your own
+  exo key new                                 keep strangers out of the ring
   exo --discovery-module manual --discovery-config-path config.json
 """
 
@@ -32,7 +34,11 @@ def build_parser() -> argparse.ArgumentParser:
       prog="exo", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument(
-      "command", nargs="?", choices=["run"], help="run: answer one prompt, or chat; without it: start a node"
+      "command",
+      nargs="?",
+      choices=["run", "join", "key"],
+      help="run: answer one prompt, or chat; join TOKEN: become part of a ring with a cluster key; key: make and "
+      "manage keys (`exo key --help`); without it: start a node"
   )
   parser.add_argument(
       "model_name",
@@ -112,6 +118,9 @@ def build_parser() -> argparse.ArgumentParser:
       help="seconds after which an address that nobody announces is forgotten (default 30)"
   )
   discovery.add_argument("--discovery-config-path", type=Path, metavar="FILE", help="the JSON file of manual discovery")
+  discovery.add_argument(
+      "--peers", type=_names, metavar="HOST:PORT,…", help="nodes to join by address alone, beside those that are found"
+  )
   discovery.add_argument("--node-id-filter", type=_names, metavar="ID,…", help="only these nodes")
   discovery.add_argument(
       "--interface-type-filter",
@@ -132,6 +141,29 @@ def build_parser() -> argparse.ArgumentParser:
   api.add_argument("--max-generate-tokens", type=int, metavar="N", help="where a request sets no limit (default 10000)")
   api.add_argument("--default-temp", type=float, metavar="T", help="temperature where a request sets none (default 0)")
   api.add_argument("--system-prompt", metavar="TEXT", help="put before chats that have no system message")
+
+  security = parser.add_argument_group("security")
+  security.add_argument(
+      "--cluster-key-file", type=Path, metavar="FILE", help="only nodes with the same key can join (`exo key new`)"
+  )
+  security.add_argument(
+      "--cluster-key", metavar="KEY", help="the key itself, 32 or more characters; other users may see it in `ps`"
+  )
+  security.add_argument("--api-key", metavar="KEY", help="what clients of the API must send (more: `exo key api`)")
+  security.add_argument(
+      "--api-allowed-host",
+      dest="api_allowed_hosts",
+      action="append",
+      metavar="NAME",
+      help="a further name under which the API may be asked for; repeatable"
+  )
+  security.add_argument(
+      "--cors-origin",
+      dest="cors_origins",
+      action="append",
+      metavar="ORIGIN",
+      help="a web site whose pages may use the API, as https://example.org; repeatable"
+  )
   return parser
 
 

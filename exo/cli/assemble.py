@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -15,12 +16,16 @@ from exo.config import Config
 from exo.download.model_store import ModelStore
 from exo.errors import ConfigError
 from exo.inference.engines import EngineChoice, choose_engine, weight_memory
+from exo.networking.address_rule import AddressRule
+from exo.networking.cluster_key import ClusterKeyring, open_keyring
 from exo.networking.discovery import Discovery, NoDiscovery
 from exo.networking.grpc.grpc_mesh import GrpcMesh
 from exo.networking.messages import Hello
+from exo.networking.seeds import SeededDiscovery, read_seeds
 from exo.orchestration.identity import claim_identity
 from exo.orchestration.model_catalog import ModelCatalog
 from exo.orchestration.node import Node
+from exo.private_files import private_folder
 from exo.runtime_file import RuntimeInfo, this_process_started, write_runtime_file
 from exo.topology.device_capabilities import DeviceCapabilities, offer, probe_device
 from exo.topology.ring_memory_weighted_partitioning_strategy import RingMemoryWeightedPartitioningStrategy
@@ -32,23 +37,29 @@ class RunningNode:
   node: Node
   api: ChatGPTAPI
   info: RuntimeInfo
+  keyring: ClusterKeyring | None
 
 
-def make_discovery(config: Config) -> Discovery:
+def make_discovery(config: Config, keyring: ClusterKeyring | None) -> Discovery:
   if config.discovery_module == "manual":
     from exo.networking.manual.manual_discovery import ManualDiscovery
     assert config.discovery_config_path is not None
     return ManualDiscovery(config.discovery_config_path, config.node_id_filter)
   if config.discovery_module == "none":
     return NoDiscovery()
+  from exo.networking.udp.guard import DatagramGuard
+  from exo.networking.udp.seal import DatagramSeal
   from exo.networking.udp.udp_discovery import UdpDiscovery
+  guard = DatagramGuard(None if keyring is None else DatagramSeal(keyring), AddressRule(restricted=keyring is None))
   return UdpDiscovery(
       config.listen_port, config.broadcast_port, config.node_id_filter, config.interface_type_filter,
-      config.debug_discovery
+      config.debug_discovery, guard
   )
 
 
-def _make_node(config: Config, node_id: str, engine: EngineChoice, device: DeviceCapabilities) -> Node:
+def _make_node(
+    config: Config, node_id: str, engine: EngineChoice, device: DeviceCapabilities, keyring: ClusterKeyring | None
+) -> Node:
   store = ModelStore(config.exo_home, config.model_dirs, config.models, config.max_parallel_downloads)
   hello = Hello(
       node_id=node_id,
@@ -61,10 +72,20 @@ def _make_node(config: Config, node_id: str, engine: EngineChoice, device: Devic
       local_models=tuple(store.local_models()),
       weight_memory=weight_memory(engine.name, config.quantize),
   )
-  mesh = GrpcMesh(hello, config.node_host, config.discovery_timeout)
-  return Node(
-      config, hello, mesh, make_discovery(config), ModelCatalog(store), engine, RingMemoryWeightedPartitioningStrategy()
-  )
+  mesh = GrpcMesh(hello, config.node_host, config.discovery_timeout, keyring)
+  discovery = make_discovery(config, keyring)
+  seeds = (*config.peers, *(read_seeds(config.state_dir) if keyring is not None else ()))
+  if seeds:
+    discovery = SeededDiscovery(discovery, seeds)
+  return Node(config, hello, mesh, discovery, ModelCatalog(store), engine, RingMemoryWeightedPartitioningStrategy())
+
+
+def _make_state_dir(config: Config) -> None:
+  """For this user alone, whoever made it."""
+  try:
+    private_folder(config.state_dir).chmod(0o700)
+  except OSError as error:
+    raise ConfigError(f"{config.state_dir} cannot be written ({error.strerror}): point EXO_HOME elsewhere") from error
 
 
 @asynccontextmanager
@@ -76,9 +97,12 @@ async def running_node(config: Config, stop: Callable[[], None]) -> AsyncIterato
   engine, device = await asyncio.gather(
       asyncio.to_thread(choose_engine, config.inference_engine), asyncio.to_thread(probe_device)
   )
+  _make_state_dir(config)
+  keyring = await asyncio.to_thread(open_keyring, config)
   identity = claim_identity(config.state_dir, config.node_id)
-  node = _make_node(config, identity.node_id, engine, device)
-  api = ChatGPTAPI(node, stop)
+  node = _make_node(config, identity.node_id, engine, device, keyring)
+  token = secrets.token_urlsafe(32)
+  api = ChatGPTAPI(node, stop, token)
   runtime_file = None
   try:
     await api.start()
@@ -89,13 +113,15 @@ async def running_node(config: Config, stop: Callable[[], None]) -> AsyncIterato
         node_id=node.node_id,
         api_host=config.chatgpt_api_host,
         api_port=api.port,
-        grpc_port=node.hello.port
+        grpc_port=node.hello.port,
+        token=token,
+        cluster="" if keyring is None else keyring.current.name
     )
     try:
       runtime_file = write_runtime_file(config.state_dir, info)
     except OSError as error:
       raise ConfigError(f"{config.state_dir} cannot be written ({error.strerror}): point EXO_HOME elsewhere") from error
-    yield RunningNode(node, api, info)
+    yield RunningNode(node, api, info, keyring)
   finally:
     if runtime_file is not None:
       runtime_file.unlink(missing_ok=True)

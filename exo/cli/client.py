@@ -25,11 +25,13 @@ class Delta:
 
 class ApiClient:
   """Use as an async context manager. Errors of the API are raised as `ExoError` with the server's message."""
-  def __init__(self, base_url: str) -> None:
-    self._base_url = base_url
+  def __init__(self, info: RuntimeInfo) -> None:
+    self._info = info
 
   async def __aenter__(self) -> ApiClient:
-    self._session = aiohttp.ClientSession(self._base_url, timeout=aiohttp.ClientTimeout(total=None, sock_connect=5))
+    headers = {"Authorization": f"Bearer {self._info.token}"} if self._info.token else {}
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
+    self._session = aiohttp.ClientSession(self._info.api_url, headers=headers, timeout=timeout)
     return self
 
   async def __aexit__(self, *_: object) -> None:

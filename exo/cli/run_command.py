@@ -22,6 +22,7 @@ from exo.cli.load_progress import LoadProgress
 from exo.config import Config
 from exo.download.model_store import model_name
 from exo.errors import ConfigError, ExoError
+from exo.log import escape
 from exo.runtime_file import running_nodes
 
 _PEERS_S = 1.0  # a node of this machine or network answers a first beacon well within this
@@ -93,14 +94,14 @@ class _Session:
     """A running node of this machine that knows the model, else a new one that leaves with us."""
     for info in running_nodes(config.state_dir):
       if await answers(info):
-        async with ApiClient(info.api_url) as api:
+        async with ApiClient(info) as api:
           if not config.models or model in {entry["id"] for entry in (await api.get("/v1/models"))["data"]}:
             yield api
             return
     async with running_node(config, lambda: None) as running:
       peers = max(1, config.wait_for_peers)
       await running.node.wait_for_peers(peers, config.discovery_timeout if config.wait_for_peers else _PEERS_S)
-      async with ApiClient(running.info.api_url) as api:
+      async with ApiClient(running.info) as api:
         yield api
 
   async def ask(self, question: str) -> None:
@@ -118,7 +119,8 @@ class _Session:
         if delta.usage:
           tokens = delta.usage["completion_tokens"]
         said.append(delta.text)
-        sys.stdout.write(delta.text)
+        # a model may have been taught to drive a terminal
+        sys.stdout.write(escape(delta.text) if sys.stdout.isatty() else delta.text)
         sys.stdout.flush()
     finally:
       await _end(watching)

@@ -8,7 +8,8 @@ import sys
 
 import exo
 from exo.cli.assemble import RunningNode, running_node
-from exo.config import DEFAULT_API_PORT, Config
+from exo.cli.introduction import Listeners, listener_lines
+from exo.config import Config
 from exo.log import say
 
 
@@ -43,26 +44,12 @@ async def _until(stopping: asyncio.Event, config: Config, running: RunningNode) 
 
 def _introduce(config: Config, running: RunningNode) -> None:
   node, info = running.node, running.info
-  where = "this machine only" if config.chatgpt_api_host in (
-      "127.0.0.1", "localhost", "::1"
-  ) else "whoever can reach it"
   say(f"exo {exo.__version__}, node {node.node_id}: {node.hello.capabilities}")
   say(f"  engine  {node.engine.name} on {node.engine.device}, because {node.engine.reason}")
-  say(f"  ring    {config.node_host}:{info.grpc_port} for other nodes, found by {_how_found(config)}")
-  say("          no cluster key: anyone on this network can join")
-  say(f"  API     {info.api_url} for {where}, model {config.default_model} where none is named")
-  if config.chatgpt_api_port is None and info.api_port != DEFAULT_API_PORT:
-    say(f"          (port {DEFAULT_API_PORT} is taken, so a free one was)")
-
-
-def _how_found(config: Config) -> str:
-  match config.discovery_module:
-    case "manual":
-      return f"the file {config.discovery_config_path}"
-    case "none":
-      return "nobody"
-    case _:
-      return f"UDP beacons on port {config.listen_port}"
+  cluster = None if running.keyring is None else running.keyring.current.name
+  at = Listeners(info.grpc_port, info.api_url, info.api_port, running.api.keyed, cluster)
+  for line in listener_lines(config, at):
+    say(line)
 
 
 async def _wait_for_peers(config: Config, running: RunningNode, stopping: asyncio.Event) -> None:

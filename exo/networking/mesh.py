@@ -12,12 +12,16 @@ from exo.networking.messages import Heartbeat, Hello, Message
 
 @dataclass(frozen=True, slots=True)
 class PeerCandidate:
-  """Where a node may be reached. `node_id` "" for an address whose node is not known yet; higher priority is better."""
+  """Where a node may be reached. `node_id` "" for an address whose node is not known yet; higher priority is better.
+
+  `configured`: a person named this address, so it may be anywhere, also without a cluster key.
+  """
   node_id: str
   host: str
   port: int
   priority: int = 0
   interface: str = ""
+  configured: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import time
 import uuid
 from collections.abc import Mapping
@@ -13,9 +15,12 @@ import grpc.aio
 
 from exo.errors import ConfigError, PeerUnreachableError, ProtocolError
 from exo.log import log
+from exo.networking.address_rule import AddressRule
+from exo.networking.cluster_key import ClusterKeyring
 from exo.networking.grpc.codec import hello_in, hello_out
 from exo.networking.grpc.link import STREAM_KINDS, Link
-from exo.networking.grpc.stream import CHANNEL_OPTIONS, METHOD, SERVER_OPTIONS, EnvelopeStream
+from exo.networking.grpc.stream import CHANNEL_OPTIONS, MAX_STREAMS, METHOD, SERVER_OPTIONS, EnvelopeStream
+from exo.networking.grpc.tls import SERVER_NAME, TlsCredentials, explain_refusal
 from exo.networking.mesh import Mesh, MeshHandler, PeerCandidate, PeerStatus
 from exo.networking.messages import Hello, Message
 from exo.tasks import TaskOwner
@@ -25,6 +30,8 @@ _GREETING_TIMEOUT_S = 5.0
 _POLITE_S = 0.7
 _RETRY_S, _MAX_RETRY_S = 0.5, 5.0
 _LINK_KEY = "exo-link"
+# bounds on what beacons and strangers can make this node remember
+_MAX_KNOWN, _MAX_ADDRESSES, _MAX_PENDING, _MAX_REFUSALS = 256, 16, 64, 1024
 
 
 @dataclass
@@ -35,9 +42,13 @@ class _Known:
 
 
 class GrpcMesh(Mesh):
-  """`hello.port` 0 takes a free port; `port` tells which after `start`."""
-  def __init__(self, hello: Hello, host: str, candidate_timeout_s: float) -> None:
+  """`hello.port` 0 takes a free port; `port` tells which after `start`. With a keyring, links are mutual TLS."""
+  def __init__(
+      self, hello: Hello, host: str, candidate_timeout_s: float, keyring: ClusterKeyring | None = None
+  ) -> None:
     self._hello, self._host, self._candidate_timeout_s = hello, host, candidate_timeout_s
+    self._tls = None if keyring is None else TlsCredentials(keyring)
+    self._rule = AddressRule(restricted=keyring is None)
     self._links: dict[str, list[Link]] = {}
     self._pending: dict[str, Link] = {}
     self._known: dict[str, _Known] = {}
@@ -54,11 +65,17 @@ class GrpcMesh(Mesh):
 
   async def start(self, handler: MeshHandler) -> None:
     self._handler = handler
-    self._server = grpc.aio.server(options=SERVER_OPTIONS)
+    self._server = grpc.aio.server(
+        options=SERVER_OPTIONS, maximum_concurrent_rpcs=MAX_STREAMS, compression=grpc.Compression.NoCompression
+    )
     rpc = grpc.stream_stream_rpc_method_handler(self._accept)
     self._server.add_generic_rpc_handlers((_OneMethod(rpc), ))
     try:
-      port = self._server.add_insecure_port(f"{self._host}:{self._hello.port}")
+      address = f"{self._host}:{self._hello.port}"
+      if self._tls is None:
+        port = self._server.add_insecure_port(address)
+      else:
+        port = self._server.add_secure_port(address, await asyncio.to_thread(self._tls.server))
     except RuntimeError:
       port = 0
     if port == 0:
@@ -82,12 +99,35 @@ class GrpcMesh(Mesh):
   def offer(self, candidate: PeerCandidate) -> None:
     if candidate.node_id == self._hello.node_id or self._stopping:
       return
+    if candidate.configured:
+      self._rule.configure(candidate.host)
+    elif not self._rule.allows(candidate.host):
+      self._say_once(
+          f"{candidate.node_id} at {candidate.host} is not of this network: without a cluster key it is not dialed"
+      )
+      return
     key = candidate.node_id or f"{candidate.host}:{candidate.port}"
-    known = self._known.setdefault(key, _Known())
+    known = self._remember(key)
+    if known is None or (
+        len(known.candidates) >= _MAX_ADDRESSES and (candidate.host, candidate.port) not in known.candidates
+    ):
+      return
     known.candidates[candidate.host, candidate.port] = (candidate, time.monotonic())
     if not known.dialing and candidate.node_id not in self._links:
       known.dialing = True
       self._tasks.spawn(self._keep_dialing(key, known), f"dial {key}")
+
+  def _remember(self, key: str) -> _Known | None:
+    """What is known of a node; None when the table is full of others that are still being announced."""
+    if key not in self._known and len(self._known) >= _MAX_KNOWN:
+      oldest = time.monotonic() - self._candidate_timeout_s
+      for other, known in list(self._known.items()):
+        if not known.dialing and other not in self._links and all(at < oldest for _, at in known.candidates.values()):
+          del self._known[other]
+      if len(self._known) >= _MAX_KNOWN:
+        self._say_once(f"{_MAX_KNOWN} nodes are being announced: more are not listened to")
+        return None
+    return self._known.setdefault(key, _Known())
 
   def peers(self) -> Mapping[str, PeerStatus]:
     return {
@@ -132,8 +172,9 @@ class GrpcMesh(Mesh):
   async def _dial(self, candidate: PeerCandidate) -> bool:
     """Open the three streams; heartbeats get a connection of their own, so that no tensor delays them."""
     address = f"[{candidate.host}]:{candidate.port}" if ":" in candidate.host else f"{candidate.host}:{candidate.port}"
-    own_pool = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
-    channels = [grpc.aio.insecure_channel(address, options=own_pool) for _ in range(2)]
+    if candidate.configured:
+      await self._configure_name(candidate.host)
+    channels = await self._open_channels(address)
     self._channels.update(channels)
     link_id, link = uuid.uuid4().hex, None
     try:
@@ -161,10 +202,31 @@ class GrpcMesh(Mesh):
     self._tasks.spawn(self._run_link(link, channels), f"link {link.peer.node_id}")
     return True
 
+  async def _open_channels(self, address: str) -> list[grpc.aio.Channel]:
+    """One for data and calls, one for heartbeats, each with a connection of its own."""
+    options: list[tuple[str, int | str]] = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
+    if self._tls is None:
+      return [grpc.aio.insecure_channel(address, options=options) for _ in range(2)]
+    options.append(("grpc.ssl_target_name_override", SERVER_NAME))
+    credentials = await asyncio.to_thread(self._tls.channel)
+    return [grpc.aio.secure_channel(address, credentials, options=options) for _ in range(2)]
+
+  async def _configure_name(self, host: str) -> None:
+    """Let the addresses of a host name that a person gave connect to this node too."""
+    with contextlib.suppress(OSError, UnicodeError):
+      for info in await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM):
+        self._rule.configure(str(info[4][0]))
+
   def _note_refusal(self, address: str, error: BaseException) -> None:
-    why = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error) or type(error).__name__
-    text = f"no link to {address}: {why}"
-    if text not in self._refused:  # said once, not at every retry
+    if isinstance(error, grpc.aio.AioRpcError):
+      why = explain_refusal(error.details() or error.code().name, self._tls is not None)
+    else:
+      why = str(error) or type(error).__name__
+    self._say_once(f"no link to {address}: {why}")
+
+  def _say_once(self, text: str) -> None:
+    """Not at every retry; and no stranger fills the log or the memory."""
+    if text not in self._refused and len(self._refused) < _MAX_REFUSALS:
       self._refused.add(text)
       log(1, "%s", text)
 
@@ -191,6 +253,11 @@ class GrpcMesh(Mesh):
   async def _accept(self, _: object, context: grpc.aio.ServicerContext) -> None:
     """Serve one incoming stream: greet, join it to its link, and stay until the link ends."""
     address = _peer_address(context.peer())
+    if not self._rule.allows(address.rpartition(":")[0]):
+      self._say_once(
+          f"refused {address.rpartition(':')[0]}: without a cluster key only machines of this network may link"
+      )
+      await context.abort(grpc.StatusCode.PERMISSION_DENIED, "not of this network")
     key = next((value for name, value in context.invocation_metadata() or () if name == _LINK_KEY), "")
     try:
       async with asyncio.timeout(_GREETING_TIMEOUT_S):
@@ -215,6 +282,8 @@ class GrpcMesh(Mesh):
     assert self._handler is not None
     link = self._pending.get(key)
     if link is None:
+      if len(self._pending) >= _MAX_PENDING:
+        raise ProtocolError("too many links are being opened")
       link = self._pending[key] = Link(peer, address, False, self._handler)
       self._tasks.spawn(self._forget_pending(key, link), f"pending {peer.node_id}")
     if link.attach(stream):

@@ -41,7 +41,7 @@ class ManualDiscovery(Discovery):
     while True:
       for peer in peers:
         if peer.node_id != local_id and (not self._node_ids or peer.node_id in self._node_ids):
-          offer(PeerCandidate(peer.node_id, peer.address, peer.port, interface="manual"))
+          offer(PeerCandidate(peer.node_id, peer.address, peer.port, interface="manual", configured=True))
       await asyncio.sleep(_OFFER_S)
       if loop.time() - read_at >= REREAD_S:
         read_at = loop.time()

@@ -11,6 +11,7 @@ from exo.errors import ProtocolError
 from exo.networking.messages import Hello
 
 MAX_BYTES = 1400
+MAX_BODY_BYTES = MAX_BYTES - 64  # a cluster key adds its seal
 
 
 class _Flops(msgspec.Struct, frozen=True):
@@ -60,7 +61,11 @@ def encode_beacon(hello: Hello, *, interface_name: str, interface_type: str, pri
       "interface_type": interface_type,
       "reply": reply,
   }
-  return json.dumps(body, separators=(",", ":")).encode()
+  data = json.dumps(body, separators=(",", ":")).encode()
+  if len(data) > MAX_BODY_BYTES:  # names in other scripts take six bytes a character
+    body["device_capabilities"] |= {"model": "", "chip": ""}
+    data = json.dumps(body, separators=(",", ":")).encode()
+  return data
 
 
 def decode_beacon(data: bytes) -> Beacon:

@@ -15,11 +15,14 @@ from typing import Any
 
 from exo.errors import ConfigError, ProtocolError
 from exo.log import log
+from exo.networking.address_rule import AddressRule
 from exo.networking.discovery import Discovery
 from exo.networking.mesh import PeerCandidate
 from exo.networking.messages import Hello
 from exo.networking.udp.beacon import Beacon, decode_beacon, encode_beacon
+from exo.networking.udp.guard import DatagramGuard
 from exo.networking.udp.interfaces import Interface, list_interfaces
+from exo.networking.udp.seal import ReplayedDatagramError
 from exo.tasks import TaskOwner
 
 BEACON_S = 2.5
@@ -37,10 +40,12 @@ class UdpDiscovery(Discovery):
       broadcast_port: int,
       node_ids: tuple[str, ...] = (),
       interface_types: tuple[str, ...] = (),
-      debug: int = 0
+      debug: int = 0,
+      guard: DatagramGuard | None = None
   ) -> None:
     self._listen_port, self._broadcast_port = listen_port, broadcast_port
     self._node_ids, self._interface_types, self._debug = node_ids, interface_types, debug
+    self._guard = guard or DatagramGuard(None, AddressRule(restricted=True))
     self._tasks = TaskOwner("udp discovery")
     self._senders: dict[Interface, asyncio.DatagramTransport] = {}
     self._listener: asyncio.DatagramTransport | None = None
@@ -100,12 +105,14 @@ class UdpDiscovery(Discovery):
         self._senders[interface] = transport
 
   def _beacon(self, interface: Interface, *, reply: bool) -> bytes:
-    return encode_beacon(
-        self._local,
-        interface_name=interface.name,
-        interface_type=interface.kind,
-        priority=interface.priority,
-        reply=reply
+    return self._guard.seal(
+        encode_beacon(
+            self._local,
+            interface_name=interface.name,
+            interface_type=interface.kind,
+            priority=interface.priority,
+            reply=reply
+        )
     )
 
   def _broadcast(self, *, reply: bool) -> None:
@@ -120,7 +127,12 @@ class UdpDiscovery(Discovery):
 
   def _received(self, transport: asyncio.DatagramTransport, data: bytes, source: tuple[Any, ...]) -> None:
     try:
-      beacon = decode_beacon(data)
+      body = self._guard.open(data, str(source[0]))
+      if body is None:
+        return
+      beacon = decode_beacon(body)
+    except ReplayedDatagramError:
+      return
     except ProtocolError as error:
       self._say_once(f"ignored a datagram from {source[0]}: {error}")
       return

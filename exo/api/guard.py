@@ -1,0 +1,178 @@
+"""What a request must pass before a handler sees it: name asked for, origin, key, content type, body in time and bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+from exo.api.errors import body, json_response
+from exo.api.json_depth import deeper_than
+from exo.api.keys import ApiKeys
+from exo.config import Config
+from exo.log import log
+from exo.networking.address_rule import IPAddress, own_addresses, parse_address
+
+MAX_JSON_DEPTH = 64
+BODY_TIMEOUT_S = 20.0
+MIN_BODY_RATE = 64 * 1024  # bytes a second, beyond the first 20 s
+_ASIDE_BYTES = 256 * 1024  # bodies from this size on are looked through on another thread
+_OPEN_PATHS = ("/health", "/healthcheck", "/", "/favicon.ico")
+_OPEN_PREFIXES = ("/static/", )
+_LOCAL_PATHS = ("/quit", "/download")
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+_REFRESH_S = 10.0
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class _Refused(Exception):
+  def __init__(self, status: int, message: str, code: str, headers: dict[str, str] | None = None) -> None:
+    super().__init__(message)
+    self.status, self.message, self.code, self.headers = status, message, code, headers
+
+
+class Guard:
+  """One node's rules. `local_token` is the secret of its runtime file, which stands for any key on this machine."""
+  def __init__(self, config: Config, keys: ApiKeys, local_token: str) -> None:
+    self.keys = keys
+    self._local_token = local_token
+    self._origins = frozenset(origin.lower() for origin in config.cors_origins)
+    names = {"localhost", socket.gethostname().lower(), config.chatgpt_api_host.lower(), *config.api_allowed_hosts}
+    names |= {f"{socket.gethostname().partition('.')[0].lower()}.local"}
+    self._names = frozenset(name.lower().strip("[]").rstrip(".") for name in names if name)
+    self._own: frozenset[IPAddress] = frozenset()
+    self._looked_at = float("-inf")
+
+  @web.middleware
+  async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+      self._check_host(request)
+      if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+        return self._preflight(request)
+      self._check_origin(request)
+      self._check_key(request)
+      if request.method not in _SAFE_METHODS:
+        await self._check_body(request)
+    except _Refused as refused:
+      log(1, "%s %s of %s: %d, %s", request.method, request.path, request.remote, refused.status, refused)
+      kind = "authentication_error" if refused.status == 401 else "invalid_request_error"
+      return json_response(body(refused.message, kind, None, refused.code), refused.status, refused.headers)
+    return await handler(request)
+
+  async def add_cors_headers(self, request: web.Request, response: web.StreamResponse) -> None:
+    """For `on_response_prepare`: an origin that was allowed may read the answer, nobody else."""
+    origin = request.headers.get("Origin", "").lower()
+    if origin in self._origins:
+      response.headers["Access-Control-Allow-Origin"] = request.headers["Origin"]
+      response.headers.add("Vary", "Origin")
+      response.headers["Access-Control-Expose-Headers"] = "x-request-id, retry-after"
+
+  # where it was asked for
+
+  def _is_own(self, address: IPAddress) -> bool:
+    if address.is_loopback or address in self._own:
+      return True
+    now = time.monotonic()
+    if now - self._looked_at > _REFRESH_S:
+      self._looked_at, self._own = now, own_addresses()
+    return address in self._own
+
+  def _check_host(self, request: web.Request) -> None:
+    """A page whose name was made to point here (DNS rebinding) still asks under its own name."""
+    host = _host_of(request.headers.get("Host", ""))
+    address = parse_address(host)
+    if host in self._names or host.endswith(".localhost") or (address is not None and self._is_own(address)):
+      return
+    raise _Refused(
+        403, f"this node does not answer to the name {host[:100]!r}: start it with --api-allowed-host NAME to allow it",
+        "host_not_allowed"
+    )
+
+  # who asks
+
+  def _preflight(self, request: web.Request) -> web.Response:
+    if request.headers.get("Origin", "").lower() not in self._origins:
+      raise _Refused(403, "pages of this origin may not use the API (--cors-origin allows one)", "origin_not_allowed")
+    headers = {
+        "Access-Control-Allow-Methods": "GET, POST, DELETE",
+        "Access-Control-Allow-Headers": request.headers.get("Access-Control-Request-Headers", "")[:1000],
+        "Access-Control-Max-Age": "600",
+    }
+    if "Access-Control-Request-Private-Network" in request.headers:
+      headers["Access-Control-Allow-Private-Network"] = "true"
+    return web.Response(status=204, headers=headers)
+
+  def _check_origin(self, request: web.Request) -> None:
+    """What changes something is for this node's own page and for origins that were allowed."""
+    origin = request.headers.get("Origin")
+    if request.method in _SAFE_METHODS or origin is None or origin.lower() in self._origins:
+      return
+    try:
+      parts = urlsplit(origin)
+      same = parts.scheme in ("http", "https") and parts.netloc.lower() == request.headers.get("Host", "").lower()
+    except ValueError:
+      same = False
+    if not same:
+      raise _Refused(403, "pages of this origin may not use the API (--cors-origin allows one)", "origin_not_allowed")
+
+  def _check_key(self, request: web.Request) -> None:
+    path = request.path
+    if path in _OPEN_PATHS or path.startswith(_OPEN_PREFIXES):
+      return
+    local = self._is_local(request)
+    given = _key_of(request)
+    if given and local and self._local_token and hmac.compare_digest(given.encode(), self._local_token.encode()):
+      return
+    if self.keys.required:
+      if given is None or self.keys.name_of(given) is None:
+        message = "this node wants an API key: Authorization: Bearer KEY" if given is None else "this is no API key of this node"
+        raise _Refused(401, message, "invalid_api_key", {"WWW-Authenticate": 'Bearer realm="exo"'})
+    elif not local and (request.method == "DELETE" or path in _LOCAL_PATHS):
+      raise _Refused(403, f"without an API key, {path} is for the same machine only (`exo key api new`)", "local_only")
+
+  def _is_local(self, request: web.Request) -> bool:
+    """From this machine itself, and not handed on by a proxy that runs here."""
+    address = parse_address(request.remote or "")
+    forwarded = any(name in request.headers for name in ("X-Forwarded-For", "Forwarded", "X-Real-IP", "Via"))
+    return address is not None and not forwarded and self._is_own(address)
+
+  # what is sent
+
+  async def _check_body(self, request: web.Request) -> None:
+    if request.method != "DELETE" and request.content_type != "application/json":
+      raise _Refused(415, "the body must be JSON: Content-Type: application/json", "content_type")
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+      raise _Refused(415, "compressed bodies are not read", "content_encoding")
+    length = request.content_length or request.client_max_size
+    if length > request.client_max_size:
+      raise web.HTTPRequestEntityTooLarge(request.client_max_size, length)
+    try:
+      async with asyncio.timeout(BODY_TIMEOUT_S + length / MIN_BODY_RATE):
+        data = await request.read()
+    except TimeoutError:
+      raise _Refused(408, "the body came too slowly", "body_timeout", {"Connection": "close"}) from None
+    deep = await asyncio.to_thread(deeper_than, data,
+                                   MAX_JSON_DEPTH) if len(data) > _ASIDE_BYTES else deeper_than(data, MAX_JSON_DEPTH)
+    if deep:
+      raise _Refused(400, f"the body nests deeper than {MAX_JSON_DEPTH} levels", "json_depth")
+
+
+def _host_of(header: str) -> str:
+  """"[::1]:80" as "::1", "Name.:80" as "name"."""
+  header = header.strip().lower()
+  if header.startswith("["):
+    return header[1:].partition("]")[0]
+  return header.rpartition(":")[0].rstrip(".") if header.count(":") == 1 else header.rstrip(".")
+
+
+def _key_of(request: web.Request) -> str | None:
+  scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+  if scheme.lower() == "bearer" and key.strip():
+    return key.strip()
+  return request.headers.get("x-api-key") or None

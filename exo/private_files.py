@@ -1,0 +1,25 @@
+"""Files and folders for this user alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def private_folder(path: Path) -> Path:
+  """Make `path` and whatever is missing above it, each with mode 0700; what is there stays as it is."""
+  missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+  for folder in reversed(missing):
+    folder.mkdir(mode=0o700, exist_ok=True)
+  return path
+
+
+def write_private(path: Path, text: str) -> None:
+  """With mode 0600, and complete from the moment it has its name."""
+  private_folder(path.parent)
+  part = path.with_suffix(".part")
+  part.unlink(missing_ok=True)  # whoever put it there must not keep it open
+  descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+  with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+    file.write(text)
+  part.replace(path)
