@@ -79,7 +79,7 @@ def _write(level: int, text: str, request: str) -> None:
     _sink(json.dumps(line, ensure_ascii=False).translate(_JSON_CONTROL))
     return
   stamp = time.strftime("%H:%M:%S", time.localtime(now))
-  line = escape(f"{request}: {text}" if request else text).replace(
+  shown = escape(f"{request}: {text}" if request else text).replace(
       "\n", "\\n"
   )  # one entry is one line, whoever wrote it
-  _sink(f"{stamp} [{level}] {line}")
+  _sink(f"{stamp} [{level}] {shown}")
