@@ -8,11 +8,11 @@ from exo.config import DEFAULT_API_PORT, Config
 from exo.networking.address_rule import parse_address
 
 OPEN_RING = (
-    "WARNING: no cluster key. Anyone on this network can join the ring, see what is asked and use this machine. "
+    "WARNING: no cluster key: anyone on this network can join the ring, see what is asked and use this machine. "
     "`exo key new` makes a key."
 )
 OPEN_API = (
-    "WARNING: the API listens beyond this machine without a key. Anyone who reaches it can use it. "
+    "WARNING: the API listens beyond this machine without a key: anyone who reaches it can use it. "
     "`exo key api new NAME` makes a key, --api-key gives one."
 )
 
