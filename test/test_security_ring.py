@@ -29,7 +29,7 @@ from exo.networking.udp.guard import MAX_SOURCES, SOURCE_BURST, DatagramGuard
 from exo.networking.udp.seal import FRESH_S, OVERHEAD_BYTES, DatagramSeal, ReplayedDatagramError
 from exo.networking.udp.udp_discovery import UdpDiscovery
 from test.support.clusters import KEY, OTHER_KEY, greet, hello, keyring, self_signed
-from test.support.nodes import NodeProcess, free_port, ring, wait_until
+from test.support.nodes import NodeProcess, free_port, ring
 from test.test_mesh import Recorder
 
 

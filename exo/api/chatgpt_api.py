@@ -80,6 +80,7 @@ class ChatGPTAPI:
         handler_cancellation=True,
         shutdown_timeout=1.0,
         keepalive_timeout=HEADER_TIMEOUT_S,
+        lingering_time=2.0,
         auto_decompress=False
     )
     await self._runner.setup()

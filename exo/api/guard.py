@@ -43,7 +43,10 @@ class Guard:
     self.keys = keys
     self._local_token = local_token
     self._origins = frozenset(origin.lower() for origin in config.cors_origins)
-    names = {"localhost", socket.gethostname().lower(), config.chatgpt_api_host.lower(), *config.api_allowed_hosts}
+    names = {"localhost", socket.gethostname(), *config.api_allowed_hosts}
+    bound = parse_address(config.chatgpt_api_host)
+    if bound is None or not bound.is_unspecified:  # browsers let pages ask 0.0.0.0
+      names.add(config.chatgpt_api_host)
     names |= {f"{socket.gethostname().partition('.')[0].lower()}.local"}
     self._names = frozenset(name.lower().strip("[]").rstrip(".") for name in names if name)
     self._own: frozenset[IPAddress] = frozenset()
@@ -127,7 +130,9 @@ class Guard:
       return
     local = self._is_local(request)
     given = _key_of(request)
-    if given and local and self._local_token and hmac.compare_digest(given.encode(), self._local_token.encode()):
+    if given and local and self._local_token and hmac.compare_digest(
+        given.encode("utf-8", "replace"), self._local_token.encode()
+    ):
       return
     if self.keys.required:
       if given is None or self.keys.name_of(given) is None:
