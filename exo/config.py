@@ -31,6 +31,7 @@ class Config:
   wire_dtype: str = "native"
   disable_tui: bool = False
   wait_for_peers: int = 0
+  grace_period: float = 30.0
   # discovery
   discovery_module: str = "udp"
   listen_port: int = DEFAULT_DISCOVERY_PORT
@@ -115,7 +116,8 @@ def _check(config: Config) -> None:
                               ("--kv-cache-memory", config.kv_cache_memory,
                                1), ("--max-generate-tokens", config.max_generate_tokens,
                                     1), ("--discovery-timeout", config.discovery_timeout,
-                                         0.1), ("--max-parallel-downloads", config.max_parallel_downloads, 1),
+                                         0.1), ("--max-parallel-downloads", config.max_parallel_downloads,
+                                                1), ("--grace-period", config.grace_period, 0),
                               ("--chatgpt-api-response-timeout", config.chatgpt_api_response_timeout, 1)):
     if number is not None and number < least:
       raise ConfigError(f"{flag} must be at least {least}, not {number}")

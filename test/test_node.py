@@ -12,7 +12,7 @@ import pytest
 
 from exo.config import Config
 from exo.download.model_store import ModelStore
-from exo.errors import EngineError, InvalidRequestError, ModelNotFoundError, ModelTooLargeError, PeerLostError
+from exo.errors import EngineError, InvalidRequestError, ModelNotFoundError, ModelTooLargeError
 from exo.inference.engines import EngineChoice
 from exo.inference.sampling import SamplingParams
 from exo.networking.discovery import NoDiscovery
@@ -21,10 +21,20 @@ from exo.networking.messages import Hello, TokenDelivery
 from exo.orchestration.entry_desk import GenerationSpec
 from exo.orchestration.model_catalog import ModelCatalog
 from exo.orchestration.node import Node
+from exo.orchestration.plan_host import PlanHost
+from exo.orchestration.shard_loader import ShardLoader
 from exo.topology.device_capabilities import DeviceCapabilities
 from exo.topology.ring_memory_weighted_partitioning_strategy import RingMemoryWeightedPartitioningStrategy
 
 CONFIG = Config(default_model="dummy", chatgpt_api_response_timeout=20)
+
+
+def make_node(tmp_path: Path, network: LocalNetwork, node_id: str, memory: int) -> Node:
+  hello = Hello(node_id, 1, 50000, DeviceCapabilities(memory=memory), "dummy", "none", "1")
+  return Node(
+      CONFIG, hello, LocalMesh(hello, network), NoDiscovery(), ModelCatalog(ModelStore(tmp_path)),
+      EngineChoice("dummy", "none", "test"), RingMemoryWeightedPartitioningStrategy()
+  )
 
 
 @asynccontextmanager
@@ -32,11 +42,7 @@ async def local_ring(tmp_path: Path, *memories: int) -> AsyncIterator[tuple[list
   """Nodes n0, n1, … that offer these MB."""
   network, nodes = LocalNetwork(), []
   for i, memory in enumerate(memories):
-    hello = Hello(f"n{i}", 1, 50000 + i, DeviceCapabilities(memory=memory), "dummy", "none", "1")
-    node = Node(
-        CONFIG, hello, LocalMesh(hello, network), NoDiscovery(), ModelCatalog(ModelStore(tmp_path)),
-        EngineChoice("dummy", "none", "test"), RingMemoryWeightedPartitioningStrategy()
-    )
+    node = make_node(tmp_path, network, f"n{i}", memory)
     await node.start()
     nodes.append(node)
   try:
@@ -139,19 +145,136 @@ def test_leaving_a_generation_frees_it_everywhere(tmp_path: Path) -> None:
   run(scenario)
 
 
-def test_a_lost_stage_fails_its_requests_at_once_and_the_next_ones_work(tmp_path: Path) -> None:
+def test_a_joining_node_serves_new_requests_once_its_shard_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  """Fault 10: what runs stays where it is, and capacity never drops to zero."""
   async def scenario() -> None:
-    async with local_ring(tmp_path, 10, 10, 10) as (nodes, network):
-      expected = await text_of(nodes[0], spec("hello", 30))
+    async with local_ring(tmp_path, 10, 10) as (nodes, network):
+      expected = await text_of(nodes[0], spec("hello", 300))
+      loaded, load = asyncio.Event(), ShardLoader.load
+
+      async def slowly(self, *args):
+        await loaded.wait()
+        return await load(self, *args)
+
+      monkeypatch.setattr(ShardLoader, "load", slowly)
+      newcomer = make_node(tmp_path, network, "n9", 10)
       model = await nodes[0].model("dummy")
-      with pytest.raises(PeerLostError, match="n2 left the ring"):
+      async with nodes[0].generation(spec("hello", 300), model) as running:
+        first = [await running.__anext__()]
+        await newcomer.start()
+        async with nodes[0].generation(spec("hello", 300), model) as other:  # nothing waits for the newcomer
+          assert other.plan.index_of("n9") is None
+          text = [delivery async for delivery in other]
+        assert b"".join(bytes(t.token_id for t in d.tokens) for d in text).decode() == expected[0]
+        loaded.set()
+        rest = [delivery async for delivery in running]
+        assert running.plan.index_of("n9") is None and not running.resumptions
+        assert b"".join(bytes(t.token_id for t in d.tokens) for d in first + rest).decode() == expected[0]
+      for _ in range(200):
+        async with nodes[0].generation(spec("hello", 30), model) as later:
+          [_ async for _ in later]
+        if later.plan.index_of("n9") is not None:
+          break
+        await asyncio.sleep(0.01)
+      assert later.plan.index_of("n9") is not None
+      assert await text_of(newcomer, spec("hello", 300)) == expected
+      await newcomer.stop()
+
+  run(scenario)
+
+
+def test_where_two_plans_do_not_fit_the_old_one_drains_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  async def scenario() -> None:
+    async with local_ring(tmp_path, 10, 10) as (nodes, network):
+      expected = await text_of(nodes[0], spec("hello", 300))
+      # as if every stage needed more than half of the memory that is offered
+      monkeypatch.setattr(PlanHost, "loaded_bytes", property(lambda self: len(self._open) * 6 * 2**20))
+
+      async def needed(*_: object) -> int:
+        return 6 * 2**20
+
+      monkeypatch.setattr(ShardLoader, "needed_bytes", needed)
+      newcomer = make_node(tmp_path, network, "n9", 10)
+      model = await nodes[0].model("dummy")
+      async with nodes[0].generation(spec("hello", 8000, temperature=1.0, logit_bias={256: -100}), model) as running:
+        await running.__anext__()
+        await newcomer.start()
+        assert await text_of(nodes[0], spec("hello", 300)) == expected  # beside the one that runs, on the old plan
+        waiting = asyncio.create_task(text_of(nodes[0], spec("hello", 300)))
+        await asyncio.sleep(0.2)
+        assert not running.resumptions
+      assert await waiting == expected
+      assert await text_of(nodes[0], spec("hello", 300)) == expected
+      assert {plan.node_ids for plan in nodes[0].plans.plans} == {("n9", "n1", "n0")}
+      await newcomer.stop()
+
+  run(scenario)
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "seed": 3, "frequency_penalty": 0.5}])
+def test_a_request_that_loses_a_stage_goes_on_exactly(tmp_path: Path, sampling: dict[str, float]) -> None:
+  """Faults 1 and 2, at every moment: before the first token, and after k of them."""
+  async def scenario() -> None:
+    async with local_ring(tmp_path, 10) as (nodes, _):
+      unbroken = await text_of(nodes[0], spec("hello", 60, n=2, **sampling))
+    for victim in ("n1", "n2"):  # a stage in the middle or first, and the last
+      for k in (0, 1, 7, 40):
+        async with local_ring(tmp_path, 10, 10, 10) as (nodes, network):
+          model = await nodes[0].model("dummy")
+          out, notices, taken = [b"", b""], [], 0
+          async with nodes[0].generation(spec("hello", 60, n=2, **sampling), model) as generation:
+            if k == 0:
+              await network.kill(victim)
+            async for delivery in generation:
+              out[delivery.choice] += bytes(token.token_id for token in delivery.tokens)
+              notices += [str(resumption) for resumption in generation.resumptions]
+              generation.resumptions.clear()
+              taken += 1
+              if taken == k:
+                await network.kill(victim)
+          assert [text.decode() for text in out] == unbroken
+          assert len(notices) == 1 and notices[0].startswith("resumed on 2 nodes after"), notices
+          await settled([node for node in nodes if node.node_id != victim])
+
+  run(scenario)
+
+
+def test_many_requests_fail_over_together_and_again(tmp_path: Path) -> None:
+  async def scenario() -> None:
+    wanted = [spec(f"prompt {i} " * (1 + i % 5), 40 + i, temperature=float(i % 2), seed=i) for i in range(20)]
+    async with local_ring(tmp_path, 10) as (nodes, _):
+      alone = [await text_of(nodes[0], w) for w in wanted]
+    async with local_ring(tmp_path, 10, 10, 10, 10) as (nodes, network):
+      running = [asyncio.create_task(text_of(nodes[i % 2], w)) for i, w in enumerate(wanted)]
+      for victim in ("n3", "n2"):
+        await asyncio.sleep(0.05)
+        assert not all(task.done() for task in running)
+        await network.kill(victim)
+      assert await asyncio.gather(*running) == alone
+      await settled(nodes[:2])
+
+  run(scenario)
+
+
+def test_survivors_that_cannot_hold_the_model_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  async def scenario() -> None:
+    async with local_ring(tmp_path, 10, 10) as (nodes, network):
+      model = await nodes[0].model("dummy")
+      monkeypatch.setattr(
+          Node, "plan", lambda self, *_, plan=Node.plan: plan(self, *_) if self.mesh.peers() else too_large()
+      )
+      with pytest.raises(ModelTooLargeError, match="45 MB are missing"):
         async with nodes[0].generation(spec("hello", 5000, temperature=1.0), model) as generation:
           await generation.__anext__()
-          await network.kill("n2")
-          while True:
-            await generation.__anext__()
-      assert await text_of(nodes[0], spec("hello", 30)) == expected
-      assert nodes[0].plans.plans[0].node_ids == ("n1", "n0")
+          await network.kill("n1")
+          async for _ in generation:
+            pass
+      await settled(nodes[:1])
+
+  def too_large() -> None:
+    raise ModelTooLargeError("45 MB are missing", missing_mb=45)
 
   run(scenario)
 

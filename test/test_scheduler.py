@@ -83,6 +83,9 @@ class FakeRing:
         if entry.logits and len(cache) >= prompt:
           out.append(self.token(entry.sequence, len(cache)))
         continue
+      if len(cache) < prompt + len(self.specs[entry.sequence].replay_ids):
+        assert not entry.logits and entry.n_tokens == 1, "what the client has is not sampled"
+        continue
       for k, following in enumerate([*ids[1:], None]):  # drafts, as long as they are right
         self.drafted += following is not None
         out.append(self.token(entry.sequence, entry.position + k + 1))
@@ -143,6 +146,43 @@ def test_every_request_gets_its_tokens_and_everything_is_freed(
   ring.finish()
   for i, (prompt, count) in enumerate(sizes):
     assert ring.output[f"r{i}"] == ring.expected(prompt, count)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 60), st.integers(1, 30), st.integers(0, 29)), min_size=1, max_size=8),
+    st.integers(1, 4)
+)
+def test_replayed_tokens_go_through_singly_and_the_rest_follows(sizes, stages: int) -> None:
+  scheduler = Scheduler(Limits(3, 300, 128, stages, 16, 100))
+  ring = FakeRing(scheduler)
+  for i, (prompt, count, had) in enumerate(sizes):
+    had = min(had, count - 1)
+    scheduler.add(request(f"r{i}", prompt, count, replay_ids=tuple(1000 + prompt + k for k in range(had))))
+  while ring.turn():
+    pass
+  for i, (prompt, count, had) in enumerate(sizes):
+    assert ring.output[f"r{i}"] == [1000 + prompt + k for k in range(min(had, count - 1), count)]
+  assert scheduler.counts.running == scheduler.counts.reserved_kv_tokens == 0
+
+
+def test_replays_fill_every_frame_and_share_them() -> None:
+  scheduler = Scheduler(Limits(8, 3000, 512, 3, 256, 100))
+  for i in range(4):
+    scheduler.add(request(f"r{i}", 8, 100, replay_ids=tuple(range(50))))
+  ring = FakeRing(scheduler)
+  while not ring.output:
+    assert ring.turn()
+  assert ring.steps <= 1 + 50 + 2  # the four together, one token a step, three steps under way
+
+
+def test_requests_that_lost_their_ring_go_first() -> None:
+  scheduler = Scheduler(Limits(1, 300, 128, 1, 32, 2))
+  for name in ("a", "b"):
+    scheduler.add(request(name, 4, 4))
+  for name in ("moved", "moved too"):
+    scheduler.add(request(name, 4, 4, replay_ids=(1004, )))
+  assert [r.request_id for r in scheduler.requests()] == ["moved", "moved too", "a", "b"]
 
 
 @settings(max_examples=100, deadline=None)

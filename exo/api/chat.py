@@ -92,6 +92,8 @@ async def _streamed(request: web.Request, run: TextRun, logprobs: bool, include_
     for i in range(len(run.choices)):
       await stream.send(chunk(i, {"role": "assistant", "content": ""}))
     async for delta in run:
+      for notice in run.notices():
+        await stream.comment(notice)
       probs = _logprobs(run.model, delta.tokens) if logprobs and delta.tokens else None
       if delta.text or probs:
         await stream.send(chunk(delta.choice, {"content": delta.text}, None, probs), more=run.more)

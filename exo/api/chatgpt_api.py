@@ -161,6 +161,7 @@ class ChatGPTAPI:
     plans = [{
         "plan_id": plan.plan_id,
         "model": plan.model_id,
+        "sequences": node.plans.sequences(plan.plan_id),
         "stages": [{
             "node_id": s.node_id, "start_layer": s.shard.start_layer, "end_layer": s.shard.end_layer,
             "n_layers": s.shard.n_layers

@@ -183,6 +183,8 @@ async def _stream_one(
   builders = [_Logprobs(job.model) for _ in run.choices]
   echoed = [not job.body.echo for _ in run.choices]
   async for delta in run:
+    for notice in run.notices():
+      await stream.comment(notice)
     text, tokens = delta.text, list[TokenLogprob | int](delta.tokens)
     if not echoed[delta.choice]:
       echoed[delta.choice] = True

@@ -54,6 +54,12 @@ class TextRun:
       self.generation.end_choice(delta.choice)
     return delta
 
+  def notices(self) -> list[str]:
+    """What a streaming client should be told beside the text, once each."""
+    told = [str(resumption) for resumption in self.generation.resumptions]
+    self.generation.resumptions.clear()
+    return told
+
   @property
   def more(self) -> bool:
     """The next text will come without waiting."""

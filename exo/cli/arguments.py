@@ -85,6 +85,12 @@ def build_parser() -> argparse.ArgumentParser:
   node.add_argument(
       "--wait-for-peers", type=int, metavar="N", help="serve only once N other nodes are there (default 0)"
   )
+  node.add_argument(
+      "--grace-period",
+      type=float,
+      metavar="S",
+      help="seconds that requests under way get when the node is told to stop (default 30)"
+  )
   node.add_argument("--disable-tui", action="store_true", default=None, help="plain lines instead of the terminal view")
   node.add_argument(
       "--log-format", choices=["text", "json"], help="json: one object a line, for log collectors (default text)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 
@@ -12,20 +13,46 @@ from exo.cli.introduction import Listeners, listener_lines
 from exo.config import Config
 from exo.log import say
 
+_QUIET_S = 0.3
+_LAST_RESORT_S = 3.0
+
 
 async def serve(config: Config) -> int:
-  """Start, say what is there, and run until SIGINT, SIGTERM or `POST /quit`. Returns the exit status."""
-  stopping = asyncio.Event()
+  """Start, say what is there, and run until SIGINT, SIGTERM or `POST /quit`. Returns the exit status.
+
+  Then requests under way may finish within the grace period; a second signal ends that at once.
+  """
+  stopping, at_once = asyncio.Event(), asyncio.Event()
   loop = asyncio.get_running_loop()
+
+  def on_signal() -> None:
+    if stopping.is_set():
+      at_once.set()
+      loop.call_later(_LAST_RESORT_S, os._exit, 1)  # whatever hangs then
+    stopping.set()
+
   for number in (signal.SIGINT, signal.SIGTERM):
-    loop.add_signal_handler(number, stopping.set)
+    loop.add_signal_handler(number, on_signal)
   async with running_node(config, stopping.set) as running:
     _introduce(config, running)
     if config.wait_for_peers:
       await _wait_for_peers(config, running, stopping)
     await _until(stopping, config, running)
+    await _drain(config, running, at_once)
     say("stopping")
   return 0
+
+
+async def _drain(config: Config, running: RunningNode, at_once: asyncio.Event) -> None:
+  draining = asyncio.create_task(running.node.drain(config.grace_period), name="drain")
+  ended = asyncio.create_task(at_once.wait(), name="second signal")
+  await asyncio.wait({draining, ended}, timeout=_QUIET_S, return_when=asyncio.FIRST_COMPLETED)
+  if not draining.done() and not ended.done():
+    say(f"finishing what runs here, for at most {config.grace_period:g} s; once more ends it at once")
+    await asyncio.wait({draining, ended}, return_when=asyncio.FIRST_COMPLETED)
+  for task in (draining, ended):
+    task.cancel()
+  await asyncio.gather(draining, ended, return_exceptions=True)
 
 
 async def _until(stopping: asyncio.Event, config: Config, running: RunningNode) -> None:

@@ -25,7 +25,7 @@ class DeviceThread:
 
   def submit(self, function: Callable[[], Any], done: Done) -> None:
     """Call `function()` there and then `done(result, None)` or `done(None, error)` on the calling event loop."""
-    if self._thread is None:
+    if self._thread is None or not self._thread.is_alive():
       self._thread = threading.Thread(target=self._work, name="exo-device", daemon=True)
       self._thread.start()
     self._jobs.put((function, done, asyncio.get_running_loop()))

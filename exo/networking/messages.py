@@ -63,6 +63,7 @@ class Heartbeat:
 
   `load` is the part of the last seconds, 0..1, in which the device computed; `frames` counts what it has computed in all.
   `cpu_s` is the processor time that the process has used so far, `rss_mb` the memory that it occupies.
+  `leaving`: no new plans for this node, it shuts down or its engine is broken.
   """
   number: int
   is_answer: bool = False
@@ -76,11 +77,16 @@ class Heartbeat:
   cpu_s: float = 0.0
   rss_mb: int = 0
   paces: tuple[PlanPace, ...] = ()
+  leaving: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-  """One choice of one client's request. `prompt_logprobs` None: not wanted; k: each prompt token's with k others."""
+  """One choice of one client's request. `prompt_logprobs` None: not wanted; k: each prompt token's with k others.
+
+  `replay_ids` are tokens that its client has already, from a ring that lost a node: they are computed again, one a step
+  as they were made, and nothing is sampled until they are through.
+  """
   request_id: str
   entry_node: str
   prompt_ids: tuple[int, ...]
@@ -89,14 +95,19 @@ class Request:
   sampling: SamplingParams
   choice: int = 0
   prompt_logprobs: int | None = None
+  replay_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class OpenPlan:
-  """Load your stage of this plan. `addresses` ("host:port") are where the stages' nodes were last reached."""
+  """Load your stage of this plan. `addresses` ("host:port") are where the stages' nodes were last reached.
+
+  `beside`: only if there is room for it beside what is open already.
+  """
   plan: RingPlan
   fingerprint: str
   addresses: tuple[tuple[str, str], ...] = ()
+  beside: bool = False
 
 
 @dataclass(frozen=True, slots=True)

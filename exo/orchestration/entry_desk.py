@@ -1,4 +1,8 @@
-"""The entry node's part: its clients' requests, from the submission to the last token."""
+"""The entry node's part: its clients' requests, from the submission to the last token.
+
+A request outlives its plan: when a node of it is lost, what the client has of every unfinished choice is handed to a new
+plan, which computes it again and goes on from there.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,36 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from exo.errors import DeadlineError, ExoError, PeerLostError, PeerUnreachableError, ProtocolError, from_wire
+from exo.errors import (
+    DeadlineError,
+    DrainingError,
+    EngineUnavailableError,
+    ExoError,
+    ModelTooLargeError,
+    PeerLostError,
+    PeerUnreachableError,
+    PlanClosedError,
+    ProtocolError,
+    QueueFullError,
+    from_wire,
+)
 from exo.inference.sampling import SamplingParams
 from exo.log import log
 from exo.networking.messages import Cancel, Message, OpenPlan, Request, RequestFailed, Submit, TokenDelivery
 from exo.topology.ring_plan import RingPlan
 
 _SUBMIT_TIMEOUT_S = 30.0
+_RECOVERY_S = 30.0  # after which a request that finds no ring fails
+_RETRY_S = 0.2
+# a node that another one lost is left out for a while, also where this node still hears it
+_SHUN_S = 10.0
 
 Send = Callable[[str, Message], None]
 Call = Callable[[str, Message, float], Awaitable[Message]]
+Replan = Callable[[frozenset[str]], OpenPlan]
+_RECOVERABLE = (PeerLostError, PeerUnreachableError, PlanClosedError, DrainingError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +54,37 @@ class GenerationSpec:
   prompt_logprobs: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Resumption:
+  """A request went on elsewhere; `after_s` is how long its client waited for the next token."""
+  n_nodes: int
+  after_s: float
+
+  def __str__(self) -> str:
+    return f"resumed on {self.n_nodes} node{'' if self.n_nodes == 1 else 's'} after {self.after_s:.1f} s"
+
+
 class Generation:
-  """A running request. Iterate it for deliveries; it ends when every choice has its finish reason."""
-  def __init__(self, spec: GenerationSpec, plan: RingPlan, timeout_s: float) -> None:
-    self.spec, self.plan, self._timeout_s = spec, plan, timeout_s
-    self._events: deque[TokenDelivery | ExoError] = deque()
-    self._next_index = [0] * spec.n
+  """A running request. Iterate it for deliveries; it ends when every choice has its finish reason.
+
+  `plan` is the one that it runs on now, `ring_id` the name that the ring has for it there: each plan gets another, so
+  that nothing late from the plan before is taken for its own. `resumptions` fills as deliveries are read.
+  """
+  plan: RingPlan
+
+  def __init__(self, spec: GenerationSpec, timeout_s: float) -> None:
+    self.spec, self._timeout_s = spec, timeout_s
+    self.ring_id = ""
+    self.resumptions: list[Resumption] = []
+    self._attempts = 0
+    self._events: deque[TokenDelivery | ExoError | Resumption] = deque()
+    self._emitted: list[list[int]] = [[] for _ in range(spec.n)]
     self._wanted, self._computing = set(range(spec.n)), set(range(spec.n))
     self._loop = asyncio.get_running_loop()
     self._heard_at = self._loop.time()
+    self._lost_at: float | None = None
     self._reader: asyncio.Future[None] | None = None
+    self.trouble: asyncio.Future[ExoError] = self._loop.create_future()
 
   @property
   def computing(self) -> bool:
@@ -57,21 +100,53 @@ class Generation:
     """The client has all it wants of this choice (a stop string); what still comes of it is dropped."""
     self._wanted.discard(choice)
 
+  def begin(self, plan: RingPlan, entry_node: str) -> list[Request]:
+    """Turn to a plan; returns what it must be asked for. Of plans before this one nothing counts any more."""
+    spec, self.plan = self.spec, plan
+    self.ring_id = spec.request_id if self._attempts == 0 else f"{spec.request_id}~{self._attempts}"
+    self._attempts += 1
+    self.trouble = self._loop.create_future()
+    self._computing &= self._wanted
+    return [
+        Request(
+            self.ring_id,
+            entry_node,
+            spec.prompt_ids,
+            spec.max_tokens,
+            spec.eos_ids,
+            spec.sampling,
+            choice,
+            prompt_logprobs=None if self._emitted[choice] else spec.prompt_logprobs,
+            replay_ids=tuple(self._emitted[choice])
+        ) for choice in sorted(self._computing)
+    ]
+
   def take(self, sender: str, delivery: TokenDelivery) -> None:
     """Accept a delivery from the plan's last stage. Raises `ProtocolError` for others, gaps and duplicates."""
     choice = delivery.choice
     if sender != self.plan.last.node_id or not 0 <= choice < self.spec.n:
       raise ProtocolError(f"tokens of request {self.spec.request_id} came from {sender}, which is not its last stage")
-    if delivery.index != self._next_index[choice]:
-      raise ProtocolError(
-          f"token {delivery.index} of request {self.spec.request_id} came where {self._next_index[choice]} was due"
-      )
-    self._next_index[choice] += len(delivery.tokens)
+    emitted = self._emitted[choice]
+    if delivery.index != len(emitted):
+      raise ProtocolError(f"token {delivery.index} of request {self.spec.request_id} came where {len(emitted)} was due")
+    emitted.extend(token.token_id for token in delivery.tokens)
     if delivery.finish_reason:
       self._computing.discard(choice)
     self._heard_at = self._loop.time()
+    if self._lost_at is not None:
+      resumption = Resumption(len(self.plan.stages), self._heard_at - self._lost_at)
+      self._lost_at = None
+      self._events.append(resumption)
+      log(1, "request %s %s", self.spec.request_id, resumption)
     self._events.append(delivery)
     self._wake()
+
+  def lose(self, error: ExoError) -> None:
+    """The plan does not serve this request any more."""
+    if self.computing and not self.trouble.done():
+      if self._lost_at is None:
+        self._lost_at = self._loop.time()
+      self.trouble.set_result(error)
 
   def fail(self, error: ExoError) -> None:
     self._events.append(error)
@@ -100,6 +175,9 @@ class Generation:
       event = self._events.popleft()
       if isinstance(event, ExoError):
         raise event
+      if isinstance(event, Resumption):
+        self.resumptions.append(event)
+        continue
       if event.choice not in self._wanted:
         continue
       if event.finish_reason:
@@ -113,49 +191,97 @@ class EntryDesk:
   def __init__(self, node_id: str, send: Send, call: Call) -> None:
     self._node_id, self._send, self._call = node_id, send, call
     self._running: dict[str, Generation] = {}
+    self._shunned: dict[str, float] = {}
 
   def __len__(self) -> int:
     return len(self._running)
 
   @asynccontextmanager
-  async def generation(self, spec: GenerationSpec, open_plan: OpenPlan, timeout_s: float) -> AsyncIterator[Generation]:
-    """Run a request on a plan. However the block is left, nothing of it goes on running afterwards.
+  async def generation(self, spec: GenerationSpec, replan: Replan, timeout_s: float) -> AsyncIterator[Generation]:
+    """Run a request on the plans that `replan`, given nodes to leave out, makes of the ring as it is at that moment.
 
-    Raises what the first stage refuses it with (`QueueFullError`, `InvalidRequestError`, …).
+    However the block is left, nothing of it goes on running afterwards. Raises what planning raises and what the first
+    stage refuses it with (`QueueFullError`, `InvalidRequestError`, …).
     """
-    plan = open_plan.plan
-    generation = self._running[spec.request_id] = Generation(spec, plan, timeout_s)
-    log(1, "request %s: %d prompt tokens on %s", spec.request_id, len(spec.prompt_ids), plan)
-    watching = asyncio.create_task(generation.watch(), name=f"watch {spec.request_id}")
+    generation = Generation(spec, timeout_s)
+    tasks = [asyncio.create_task(generation.watch(), name=f"watch {spec.request_id}")]
     try:
-      request = Request(
-          spec.request_id,
-          self._node_id,
-          spec.prompt_ids,
-          spec.max_tokens,
-          spec.eos_ids,
-          spec.sampling,
-          prompt_logprobs=spec.prompt_logprobs
-      )
-      for choice in range(spec.n):
-        await self._call(plan.first.node_id, Submit(open_plan, replace(request, choice=choice)), _SUBMIT_TIMEOUT_S)
+      await self._place(generation, replan, patient=False)
+      tasks.append(asyncio.create_task(self._keep(generation, replan), name=f"keep {spec.request_id}"))
       yield generation
     finally:
-      watching.cancel()
-      del self._running[spec.request_id]
-      if generation.computing:
+      for task in tasks:
+        task.cancel()
+      self._running.pop(generation.ring_id, None)
+      if generation.computing and generation.ring_id:
         self._cancel(generation)
+
+  async def _place(self, generation: Generation, replan: Replan, patient: bool) -> None:
+    """Submit what is unfinished, and again where a node is lost meanwhile; a patient one also waits for a full queue."""
+    loop = asyncio.get_running_loop()
+    give_up = loop.time() + _RECOVERY_S
+    while True:
+      avoid = frozenset(n for n, until in self._shunned.items() if until > loop.time())
+      try:
+        try:
+          message = replan(avoid)
+        except (ModelTooLargeError, PeerUnreachableError, EngineUnavailableError):
+          if not avoid:
+            raise
+          message = replan(frozenset())
+        await self._submit(generation, message)
+        return
+      except (*_RECOVERABLE, QueueFullError) as error:
+        if loop.time() > give_up or (isinstance(error, QueueFullError) and not patient):
+          raise
+        self._shun(error)
+        log(1, "request %s: %s; trying again", generation.spec.request_id, error)
+      await asyncio.sleep(_RETRY_S)
+
+  async def _submit(self, generation: Generation, message: OpenPlan) -> None:
+    self._running.pop(generation.ring_id, None)
+    requests = generation.begin(message.plan, self._node_id)
+    self._running[generation.ring_id] = generation
+    log(1, "request %s: %d prompt tokens on %s", generation.ring_id, len(generation.spec.prompt_ids), message.plan)
+    first = message.plan.first.node_id
+    for request in requests:
+      try:
+        await self._call(first, Submit(message, request), _SUBMIT_TIMEOUT_S)
+      except DeadlineError as error:
+        raise PeerLostError(error.message, node=first) from error
+
+  def _shun(self, error: ExoError) -> None:
+    node = error.details.get("node")
+    if isinstance(node, str) and node != self._node_id:
+      self._shunned[node] = asyncio.get_running_loop().time() + _SHUN_S
+
+  async def _keep(self, generation: Generation, replan: Replan) -> None:
+    """Move the request whenever it loses its plan; runs until cancelled or until there is no ring for it."""
+    try:
+      while True:
+        error = await generation.trouble
+        if not isinstance(error, _RECOVERABLE):  # of an engine that raised, too: it may have been for this very request
+          raise error
+        log(1, "request %s lost its ring: %s", generation.spec.request_id, error)
+        self._shun(error)
+        self._cancel(generation)
+        await self._place(generation, replan, patient=True)
+    except ExoError as error:
+      generation.fail(error)
+    except Exception as error:  # noqa: BLE001 - its client must hear of it, not wait
+      log(0, "recovery of request %s failed: %s: %s", generation.spec.request_id, type(error).__name__, error)
+      generation.fail(ExoError(f"the request could not be moved to another ring: {error}"))
 
   def _cancel(self, generation: Generation) -> None:
     try:
-      self._send(generation.plan.first.node_id, Cancel(generation.plan.plan_id, generation.spec.request_id))
+      self._send(generation.plan.first.node_id, Cancel(generation.plan.plan_id, generation.ring_id))
     except PeerUnreachableError:
-      log(1, "request %s cannot be cancelled: its first stage is gone", generation.spec.request_id)
+      log(1, "request %s cannot be cancelled: its first stage is gone", generation.ring_id)
 
   def on_delivery(self, sender: str, delivery: TokenDelivery) -> None:
     generation = self._running.get(delivery.request_id)
     if generation is None or generation.plan.plan_id != delivery.plan_id:
-      return  # cancelled meanwhile
+      return  # cancelled meanwhile, or moved
     try:
       generation.take(sender, delivery)
     except ProtocolError as error:
@@ -166,9 +292,13 @@ class EntryDesk:
     generation = self._running.get(message.request_id)
     if generation is not None and generation.plan.plan_id == message.plan_id and sender in generation.plan.node_ids:
       failure = message.failure
-      generation.fail(from_wire(failure.kind, failure.message, failure.details_json))
+      generation.lose(from_wire(failure.kind, failure.message, failure.details_json))
+
+  def peer_joined(self, node_id: str) -> None:
+    """It is back, and may take part again."""
+    self._shunned.pop(node_id, None)
 
   def peer_left(self, node_id: str, reason: str) -> None:
     for generation in self._running.values():
       if generation.plan.index_of(node_id) is not None:
-        generation.fail(PeerLostError(f"{node_id} left the ring ({reason})", node=node_id))
+        generation.lose(PeerLostError(f"{node_id} left the ring ({reason})", node=node_id))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,7 +11,7 @@ from contextlib import asynccontextmanager
 import psutil
 
 from exo.config import Config
-from exo.errors import DrainingError, ExoError, ModelNotFoundError
+from exo.errors import DrainingError, EngineUnavailableError, ExoError, ModelNotFoundError
 from exo.inference.device_thread import DeviceThread
 from exo.inference.engines import EngineChoice
 from exo.log import log
@@ -31,6 +32,7 @@ from exo.orchestration.activity import Activity
 from exo.orchestration.entry_desk import EntryDesk, Generation, GenerationSpec
 from exo.orchestration.meter import Meter
 from exo.orchestration.model_catalog import ModelCatalog, ModelInfo
+from exo.orchestration.plan_book import PlanBook
 from exo.orchestration.plan_host import PlanHost
 from exo.orchestration.shard_loader import ShardLoader
 from exo.orchestration.threads import usable_threads
@@ -41,6 +43,8 @@ from exo.topology.topology import PeerConnection, Topology
 
 _MB = 2**20
 _FREE_MEMORY_EVERY_S = 2.0
+_DRAIN_POLL_S = 0.05
+_PREPARE_TIMEOUT_S = 3600.0  # a download may be part of it
 
 
 class Node:
@@ -66,6 +70,7 @@ class Node:
         hello.node_id, loader, self._device, offered, usable_threads(), self.send, self.call, self.meter, kv_bytes,
         config.speculation == "auto"
     )
+    self._book = PlanBook(self._open_stages)
     self.desk = EntryDesk(hello.node_id, self.send, self.call)
 
   @property
@@ -75,7 +80,12 @@ class Node:
   @property
   def unhealthy(self) -> str | None:
     """Why this node cannot serve now; None while it can."""
-    return "this node is shutting down" if self._draining else None
+    return "this node is shutting down" if self._draining else self.plans.engine.problem
+
+  @property
+  def leaving(self) -> bool:
+    """Other nodes make no new plans with this one."""
+    return self._draining or self.plans.engine.broken
 
   # life
 
@@ -85,10 +95,24 @@ class Node:
     self.hello = getattr(self._mesh, "hello", self.hello)
     await self._discovery.start(self.hello, self._mesh.offer)
 
+  async def drain(self, grace_s: float) -> bool:
+    """Take nothing new and let what runs here finish; False when some of it did not within `grace_s`.
+
+    What is left then goes on elsewhere where it can: its entry nodes see this one leave.
+    """
+    self._draining = True
+    deadline = time.monotonic() + grace_s
+    while time.monotonic() < deadline:
+      if not len(self.desk) and self.plans.idle:
+        return True
+      await asyncio.sleep(_DRAIN_POLL_S)
+    return False
+
   async def stop(self) -> None:
     """Leave the ring. Idempotent; no task, thread or socket is left."""
     self._draining = True
     await self._discovery.stop()
+    await self._book.close()
     await self.plans.close()
     await self._mesh.stop()
     await self._tasks.close()
@@ -124,18 +148,22 @@ class Node:
   def mesh(self) -> Mesh:
     return self._mesh
 
-  def plan(self, model: ModelInfo) -> RingPlan:
-    """The ring for a model as it would be now. Raises `ModelTooLargeError`."""
-    peers, view = self._mesh.peers(), self.topology()
+  def plan(self, model: ModelInfo, avoid: frozenset[str] = frozenset()) -> RingPlan:
+    """The ring for a model as it would be now, without some nodes. Raises `ModelTooLargeError`."""
+    peers = self._mesh.peers()
+    view = self.topology().without(avoid | self._leaving_nodes())
+    if not view.nodes and self.plans.engine.broken:
+      raise EngineUnavailableError(f"{self.plans.engine.problem}, and there is no other node")
     if model.is_local:  # only those that hold it too can take part
       view = view.only([self.node_id, *(n for n, p in peers.items() if model.id in p.hello.local_models)])
-    hellos = [self.hello, *(p.hello for n, p in peers.items() if n in view.nodes)]
+    hellos = [h for h in (self.hello, *(p.hello for p in peers.values())) if h.node_id in view.nodes]
     epoch = membership_epoch((h.node_id, h.incarnation, h.capabilities.memory) for h in hellos)
     capacity = {h.node_id: h.capabilities.memory * _MB for h in hellos}
     for node_id, peer in peers.items():
       if peer.heartbeat is not None and node_id in capacity:
         capacity[node_id] = min(capacity[node_id], peer.heartbeat.free_memory_mb * _MB)
-    capacity[self.node_id] = min(capacity[self.node_id], self._usable_mb() * _MB)
+    if self.node_id in capacity:
+      capacity[self.node_id] = min(capacity[self.node_id], self._usable_mb() * _MB)
     scale = {h.node_id: h.weight_memory.scale(model.size) for h in hellos}
     return make_plan(model.id, model.n_layers, view, self._strategy, epoch, model.size, capacity, scale)
 
@@ -163,13 +191,30 @@ class Node:
     """Run a request on the ring as it is now; see `EntryDesk.generation`. Raises `DrainingError` while stopping."""
     if self._draining:
       raise DrainingError("this node is shutting down: ask another node of the ring")
-    plan = self.plan(model)
+    replan = functools.partial(self._open_plan, model)
+    async with self.desk.generation(spec, replan, self.config.chatgpt_api_response_timeout) as generation:
+      yield generation
+
+  def _open_plan(self, model: ModelInfo, avoid: frozenset[str]) -> OpenPlan:
+    plan = self.plan(model, avoid)
     peers = self._mesh.peers()
     addresses = tuple((n, f"{peers[n].address.rpartition(':')[0]}:{peers[n].hello.port}") for n in plan.node_ids
                       if n in peers)
-    message = OpenPlan(plan, model.fingerprint, addresses)
-    async with self.desk.generation(spec, message, self.config.chatgpt_api_response_timeout) as generation:
-      yield generation
+    best = OpenPlan(plan, model.fingerprint, addresses)
+
+    def usable(used: OpenPlan) -> bool:
+      out, there = avoid | self._leaving_nodes(), {self.node_id, *peers}
+      return used.fingerprint == best.fingerprint and set(used.plan.node_ids) <= there - out
+
+    return self._book.choose(best, usable)
+
+  async def _open_stages(self, message: OpenPlan) -> None:
+    await asyncio.gather(*(self.call(n, message, _PREPARE_TIMEOUT_S) for n in message.plan.node_ids))
+
+  def _leaving_nodes(self) -> frozenset[str]:
+    """Those that new plans must do without."""
+    gone = {n for n, p in self._mesh.peers().items() if p.heartbeat is not None and p.heartbeat.leaving}
+    return frozenset(gone | {self.node_id} if self.plans.engine.broken else gone)
 
   # messages
 
@@ -196,12 +241,14 @@ class Node:
 
   def peer_joined(self, peer: Hello) -> None:
     self._joined.set()
+    self.desk.peer_joined(peer.node_id)
     self.meter.peer_events["joined"] += 1
     log(1, "%s joined: %s, engine %s", peer.node_id, peer.capabilities, peer.engine)
 
   def peer_left(self, node_id: str, reason: str) -> None:
     self.meter.peer_events["left"] += 1
     log(1, "%s left: %s", node_id, reason)
+    self._book.peer_left(node_id)
     self.plans.peer_left(node_id, reason)
     self.desk.peer_left(node_id, reason)
 
@@ -210,8 +257,8 @@ class Node:
       case OpenPlan():
         return await self.plans.open(message)
       case Submit():
-        if self._draining:
-          raise DrainingError(f"{self.node_id} is shutting down")
+        if self._draining and sender != self.node_id:
+          raise DrainingError(f"{self.node_id} is shutting down", node=self.node_id)
         await self.plans.submit(message)
         return Done()
       case _:
@@ -224,5 +271,5 @@ class Node:
     return Heartbeat(
         0, False, self._usable_mb(), self.plans.busy, shards, self.plans.loaded_bytes // _MB, self.meter.load,
         self.meter.frames, links, used.user + used.system,
-        self._process.memory_info().rss // _MB, self.plans.paces
+        self._process.memory_info().rss // _MB, self.plans.paces, self.leaving
     )

@@ -46,6 +46,7 @@ class PlanDriver:
     """Free everything that a node, now gone, had asked for."""
     for request in self.scheduler.requests():
       if request.entry_node == entry_node:
+        log(1, "freed request %s of %s, which is gone", request.request_id, entry_node)
         self.scheduler.cancel(request.request_id)
     self._pump()
 

@@ -11,9 +11,11 @@ from exo.errors import (
     ExoError,
     ModelTooLargeError,
     PeerLostError,
+    PeerUnreachableError,
     PlanClosedError,
     ProtocolError,
     QueueFullError,
+    from_wire,
     to_wire,
 )
 from exo.inference.device_thread import DeviceThread
@@ -34,16 +36,20 @@ from exo.networking.messages import (
     StepResult,
     Submit,
 )
+from exo.orchestration.engine_health import EngineHealth
 from exo.orchestration.meter import Meter
 from exo.orchestration.plan_driver import PlanDriver
 from exo.orchestration.scheduler import Limits, Scheduler
 from exo.orchestration.shard_loader import ShardLoader
-from exo.orchestration.stage_runner import StageRunner
+from exo.orchestration.stage_runner import StageRunner, check_step
 from exo.tasks import TaskOwner
 from exo.topology.ring_plan import RingPlan
 
 _OPEN_TIMEOUT_S = 3600.0  # a download may be part of it; a dead node is noticed by its link, not by this
 _MAX_OPENING_REQUESTS = 256
+_SPARE = 1.5
+_RETIRE_S = 10.0
+_DRAIN_POLL_S = 0.05
 
 Send = Callable[[str, Message], None]
 Call = Callable[[str, Message, float], Awaitable[Message]]
@@ -54,8 +60,16 @@ class _Open:
   """A plan of which this node has a stage."""
   plan: RingPlan
   runner: StageRunner
+  fingerprint: str
   driver: PlanDriver | None = None
   used_at: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True)
+class _Opening:
+  """A plan whose stage here is being loaded."""
+  plan: RingPlan
+  task: asyncio.Task[PlanOpened]
 
 
 @dataclass
@@ -85,14 +99,20 @@ class PlanHost:
     self._send, self._call, self._meter = send, call, meter
     self._kv_memory_bytes, self._speculate = kv_memory_bytes, speculate
     self._open: dict[str, _Open] = {}
-    self._opening: dict[str, asyncio.Task[PlanOpened]] = {}
+    self._opening: dict[str, _Opening] = {}
     self._starting: dict[str, _Starting] = {}
+    self._lost: dict[str, ExoError] = {}  # plans that lost a node while they opened here
     self._tasks = TaskOwner("plans")
     self._memory_lock = asyncio.Lock()
+    self.engine = EngineHealth(node_id)
 
   @property
   def plans(self) -> list[RingPlan]:
     return [o.plan for o in self._open.values()]
+
+  def sequences(self, plan_id: str) -> int:
+    """How many sequences have something in this node's cache."""
+    return self._open[plan_id].runner.sequences if plan_id in self._open else 0
 
   @property
   def paces(self) -> tuple[PlanPace, ...]:
@@ -107,6 +127,11 @@ class PlanHost:
   def drivers(self) -> list[PlanDriver]:
     """Of the plans whose first stage is here."""
     return [o.driver for o in self._open.values() if o.driver is not None]
+
+  @property
+  def idle(self) -> bool:
+    """No request has anything here, wherever it began."""
+    return not self.busy and not self._opening and all(o.runner.idle for o in self._open.values())
 
   @property
   def loaded_bytes(self) -> int:
@@ -126,9 +151,13 @@ class PlanHost:
       return self._opened(self._open[plan_id])
     if plan_id not in self._opening:
       task = self._tasks.spawn(self._load(message), f"open {plan_id}")
-      self._opening[plan_id] = task
-      task.add_done_callback(lambda _: self._opening.pop(plan_id, None))
-    return await asyncio.shield(self._opening[plan_id])
+      self._opening[plan_id] = _Opening(message.plan, task)
+      task.add_done_callback(lambda _: self._opened_or_not(plan_id))
+    return await asyncio.shield(self._opening[plan_id].task)
+
+  def _opened_or_not(self, plan_id: str) -> None:
+    self._opening.pop(plan_id, None)
+    self._lost.pop(plan_id, None)
 
   async def _load(self, message: OpenPlan) -> PlanOpened:
     plan = message.plan
@@ -137,15 +166,20 @@ class PlanHost:
       raise ProtocolError(f"{self._node_id} has no stage in plan {plan.plan_id}")
     shard = plan.stages[index].shard
     async with self._memory_lock:
-      await self._make_room(plan)
+      await self._make_room(plan, message.beside)
       options = LoadOptions(self._offered_bytes - self.loaded_bytes, self._threads, self._kv_memory_bytes)
       model = await self._loader.load(shard, message.fingerprint, options)
       if model.memory.max_kv_tokens < 2:
         await self._device.run(model.close)
         raise ModelTooLargeError(f"{shard} leaves no memory for its KV cache on {self._node_id}", missing_mb=1)
-      runner = StageRunner(plan, self._node_id, model, self._device, self._send, self._meter)
-      self._open[plan.plan_id] = _Open(plan, runner)
+      if (lost := self._lost.get(plan.plan_id)) is not None:
+        await self._device.run(model.close)
+        raise lost
+      runner = StageRunner(plan, self._node_id, model, self._device, self._send, self._meter, self._engine_failed)
+      self._open[plan.plan_id] = _Open(plan, runner, message.fingerprint)
     log(1, "plan %s is open here: %s", plan.plan_id, plan)
+    if any(o.plan.model_id == plan.model_id for o in self._open.values() if o.plan.plan_id != plan.plan_id):
+      self._tasks.spawn(self._retire(plan.model_id), f"retire plans of {plan.model_id}")
     return self._opened(self._open[plan.plan_id])
 
   def _opened(self, opened: _Open) -> PlanOpened:
@@ -154,14 +188,38 @@ class PlanHost:
         opened.plan.plan_id, memory.max_kv_tokens, memory.max_sequences, memory.max_context, memory.max_drafting
     )
 
-  async def _make_room(self, plan: RingPlan) -> None:
-    """Close what nobody uses: older plans of this model, then others while the new stage would not fit beside them."""
+  async def _make_room(self, plan: RingPlan, beside: bool) -> None:
+    """Close what nobody uses while the new stage would not fit; if that is not enough, wait until what is used drains.
+
+    Raises `ModelTooLargeError` for a plan that should stand beside another of its model and cannot.
+    """
     index = plan.index_of(self._node_id)
     assert index is not None
     needed = await self._loader.needed_bytes(plan.stages[index].shard)
-    for opened in sorted((o for o in self._open.values() if o.runner.idle), key=lambda o: o.used_at):
-      if opened.plan.model_id == plan.model_id or self._offered_bytes - self.loaded_bytes < needed:
-        await self._close_everywhere(opened, PlanClosedError(f"its memory was needed for {plan}"))
+    if beside:  # with room to spare, since what is left after the weights is all that its cache will ever get
+      needed = int(needed * _SPARE)
+    while self._offered_bytes - self.loaded_bytes < needed and plan.plan_id not in self._lost:
+      others = [o for o in self._open.values() if not (beside and o.plan.model_id == plan.model_id)]
+      idle = sorted((o for o in others if o.runner.idle), key=lambda o: o.used_at)
+      if idle:
+        await self._close_everywhere(idle[0], PlanClosedError(f"its memory was needed for {plan}"))
+      elif beside:
+        raise ModelTooLargeError(f"{self._node_id} has no room for {plan} beside what it runs", missing_mb=1)
+      elif not others:
+        return  # the engine itself says what is missing
+      else:
+        await asyncio.sleep(_DRAIN_POLL_S)
+
+  async def _retire(self, model_id: str) -> None:
+    """Close all plans of a model but the one used last, once each has been idle for a while."""
+    while True:
+      await asyncio.sleep(_RETIRE_S / 4)
+      plans = sorted((o for o in self._open.values() if o.plan.model_id == model_id), key=lambda o: o.used_at)
+      for opened in plans[:-1]:
+        if opened.runner.idle and time.monotonic() - opened.used_at > _RETIRE_S:
+          await self._close_everywhere(opened, PlanClosedError("another plan has taken its place"))
+      if len(plans) < 2:
+        return
 
   # the first stage's part
 
@@ -220,7 +278,47 @@ class PlanHost:
     return reply
 
   def _refuse(self, plan: RingPlan, request: Request, error: ExoError) -> None:
-    self._send(request.entry_node, RequestFailed(plan.plan_id, request.request_id, Failure(*to_wire(error))))
+    try:
+      self._send(request.entry_node, RequestFailed(plan.plan_id, request.request_id, Failure(*to_wire(error))))
+    except PeerUnreachableError:
+      log(1, "the entry node %s of request %s is gone", request.entry_node, request.request_id)
+
+  # the engine
+
+  def _engine_failed(self, runner: StageRunner, frame: Frame, error: ExoError) -> ExoError:
+    """Begin to find out whether the engine is broken; returns what the step's requests are told.
+
+    Those of the first step that fails get its error, which may be their own doing. What fails after it may go on
+    elsewhere.
+    """
+    if self.engine.problem is not None:
+      return PeerLostError(f"the engine of {self._node_id} failed", node=self._node_id)
+    opened = self._open.get(runner.plan.plan_id)
+    if opened is not None:
+      self.engine.problem = str(error)
+      self._tasks.spawn(self._mend(opened, frame), "mend the engine")
+    return error
+
+  async def _mend(self, failed: _Open, frame: Frame) -> None:
+    """Try the engine; if it fails again, leave the ring and try with a new one, ever more rarely, until it works."""
+    stage = failed.plan.stages[failed.plan.index_of(self._node_id) or 0]
+
+    async def renew() -> None:
+      model = await self._loader.load_anew(
+          stage.shard, failed.fingerprint, LoadOptions(self._offered_bytes, self._threads)
+      )
+      try:
+        await self._device.run(check_step, model, frame)
+      finally:
+        await self._device.run(model.close)
+
+    async def leave() -> None:
+      for opened in list(self._open.values()):
+        await self._close_everywhere(
+            opened, PeerLostError(f"the engine of {self._node_id} is broken", node=self._node_id)
+        )
+
+    await self.engine.mend(lambda: failed.runner.check(frame), leave, renew)
 
   # messages
 
@@ -254,7 +352,8 @@ class PlanHost:
   def _on_frame(self, sender: str, frame: Frame) -> None:
     opened = self._open.get(frame.plan_id)
     if opened is None or opened.plan.epoch != frame.epoch:
-      log(2, "ignored a frame of plan %s from %s: it is not open here", frame.plan_id, sender)
+      log(2, "refused a frame of plan %s from %s: it is not open here", frame.plan_id, sender)
+      self._tell_closed(sender, frame.plan_id, PlanClosedError(f"the plan is not open on {self._node_id}"))
       return
     previous = opened.plan.previous_of(self._node_id)
     if previous is None or previous.node_id != sender:
@@ -274,25 +373,37 @@ class PlanHost:
   def _on_close(self, sender: str, message: ClosePlan) -> None:
     opened = self._open.get(message.plan_id)
     if opened is not None and opened.plan.index_of(sender) is not None:
-      self._tasks.spawn(self._close_here(message.plan_id, PlanClosedError(f"{sender} closed the plan")), "close")
+      error: ExoError = PlanClosedError(f"{sender} closed the plan")
+      if message.reason is not None:  # names the node that was lost, if one was
+        error = from_wire(message.reason.kind, message.reason.message, message.reason.details_json)
+      self._tasks.spawn(self._close_here(message.plan_id, error), "close")
 
   def peer_left(self, node_id: str, reason: str) -> None:
     """Close the plans that the node was part of, and free what it had asked for as an entry node."""
+    error = PeerLostError(f"{node_id} left the ring ({reason})", node=node_id)
     for opened in list(self._open.values()):
       if opened.plan.index_of(node_id) is not None:
-        error = PeerLostError(f"{node_id} left the ring ({reason})", node=node_id)
-        self._tasks.spawn(self._close_here(opened.plan.plan_id, error), f"close {opened.plan.plan_id}")
+        # the others may hear that node still: who does not close would wait for it
+        self._tasks.spawn(self._close_everywhere(opened, error), f"close {opened.plan.plan_id}")
       elif opened.driver is not None:
         opened.driver.cancel_entry(node_id)
+    for plan_id, opening in self._opening.items():
+      if opening.plan.index_of(node_id) is not None:
+        self._lost[plan_id] = error
+    for starting in self._starting.values():
+      starting.requests = [r for r in starting.requests if r.entry_node != node_id]
 
   async def _close_everywhere(self, opened: _Open, error: ExoError) -> None:
     for node_id in opened.plan.node_ids:
       if node_id != self._node_id:
-        try:
-          self._send(node_id, ClosePlan(opened.plan.plan_id, Failure(*to_wire(error))))
-        except ExoError as unreachable:
-          log(2, "%s need not be told: %s", node_id, unreachable)
+        self._tell_closed(node_id, opened.plan.plan_id, error)
     await self._close_here(opened.plan.plan_id, error)
+
+  def _tell_closed(self, node_id: str, plan_id: str, error: ExoError) -> None:
+    try:
+      self._send(node_id, ClosePlan(plan_id, Failure(*to_wire(error))))
+    except ExoError as unreachable:
+      log(2, "%s need not be told: %s", node_id, unreachable)
 
   async def _close_here(self, plan_id: str, error: ExoError) -> None:
     opened = self._open.pop(plan_id, None)

@@ -3,6 +3,10 @@
 Decodes of all running sequences join into steps, as many at once as there are stages; prompts are cut into chunks that
 leave the decodes their pace. A sequence that waits for its next token is in no step. Caches of finished requests are kept
 until their room is needed, and a new prompt begins with what of it one of them holds.
+
+A request that lost its ring brings the tokens that its client has (`Request.replay_ids`). They are fed as single-token
+steps, the shape in which they were first computed, since other shapes differ in the last bits; as all of them are known,
+one sequence may be in every step in flight.
 """
 
 from __future__ import annotations
@@ -125,6 +129,9 @@ class Scheduler:
           f"the prompt has {prompt} tokens, the memory for this model's KV cache holds {self.limits.max_kv_tokens}",
           "messages", "context_length_exceeded"
       )
+    if request.replay_ids:  # its client is in the middle of an answer
+      self._waiting.insert(sum(1 for r in self._waiting if r.replay_ids), request)
+      return
     if len(self._waiting) >= self.limits.max_waiting:
       raise QueueFullError(f"{len(self._waiting)} requests are waiting already", retry_after_s=5)
     self._waiting.append(request)
@@ -202,17 +209,18 @@ class Scheduler:
 
   def _add_decodes(self, draft: _Draft, prompts: bool) -> None:
     limits = self.limits
-    ready = [s for s in self._running.values() if s.ready_to_decode]
+    replaying = [s for s in self._running.values() if s.replaying]
+    ready = [s for s in self._running.values() if s.ready_to_decode and not s.replaying]
     if limits.stages > 1 and prompts:
       # all decodes share a frame, so that the frames between them can be prompts
       if len(self._in_flight) > self._prompt_steps:
         return
     elif limits.stages > 1:
       # leave some for the other frames, so that every stage has work at once
-      decoding = sum(1 for s in self._running.values() if not s.prompt_left)
+      decoding = sum(1 for s in self._running.values() if not s.prompt_left and not s.replaying)
       ready = ready[:-(-decoding // limits.stages)]
     ready = ready[:limits.step_tokens]
-    may_draft = 0 < len(ready) <= limits.max_drafting and not prompts
+    may_draft = 0 < len(ready) <= limits.max_drafting and not prompts and not replaying
     room = limits.step_tokens - len(ready)
     for sequence in ready:
       drafts: list[int] = []
@@ -222,6 +230,9 @@ class Scheduler:
         room -= len(drafts)
       token_ids = [sequence.tokens[sequence.computed], *drafts]
       draft.add(sequence, token_ids, LogitsOf.ALL if drafts else LogitsOf.LAST)
+      sequence.computed += 1
+    for sequence in replaying[:room]:
+      draft.add(sequence, [sequence.tokens[sequence.computed]], LogitsOf.NONE)
       sequence.computed += 1
 
   def _add_prompts(self, draft: _Draft, budget: int) -> None:
@@ -243,7 +254,7 @@ class Scheduler:
       count = count - 1 if count > 2 else 0
     if count < min(2, left):
       return 0
-    last = count == left
+    last = count == left and not sequence.request.replay_ids
     wanted = LogitsOf.ALL if sequence.request.prompt_logprobs is not None else LogitsOf.LAST if last else LogitsOf.NONE
     draft.add(sequence, sequence.tokens[sequence.computed:sequence.computed + count], wanted)
     sequence.computed += count
@@ -273,7 +284,9 @@ class Scheduler:
     number, length = place
     self._waiting.popleft()
     prompt = len(request.prompt_ids)
-    sequence = RunningSequence(number, request, needed, list(request.prompt_ids), self._next_step, length)
+    sequence = RunningSequence(
+        number, request, needed, [*request.prompt_ids, *request.replay_ids], self._next_step, length
+    )
     self._running[number] = sequence
     self._reserved += needed
     told = replace(

@@ -37,8 +37,13 @@ class RunningSequence:
   @property
   def decoding(self) -> bool:
     """Its first token is there."""
-    return len(self.tokens) > len(self.request.prompt_ids)
+    return self.prompt_left == 0 and len(self.tokens) > len(self.request.prompt_ids)
 
   @property
   def ready_to_decode(self) -> bool:
     return self.prompt_left == 0 and self.computed < len(self.tokens)
+
+  @property
+  def replaying(self) -> bool:
+    """The token after the next one is known too."""
+    return self.prompt_left == 0 and self.computed + 1 < len(self.tokens)

@@ -31,6 +31,11 @@ class ShardLoader:
     cache = shard.layer_count * size.kv_bytes_per_token * MIN_KV_TOKENS
     return int(size.stage_bytes(shard.start_layer, shard.end_layer + 1) * scale) + cache
 
+  async def load_anew(self, shard: Shard, fingerprint: str, options: LoadOptions) -> StageModel:
+    """As `load`, with a new instance of the engine from now on."""
+    self._engine = None
+    return await self.load(shard, fingerprint, options)
+
   async def load(self, shard: Shard, fingerprint: str, options: LoadOptions) -> StageModel:
     """Raises `DownloadError`, `ModelFilesError`, `UnsupportedModelError`, `EngineError`."""
     checkpoint = await self._catalog.checkpoint(shard.model_id)

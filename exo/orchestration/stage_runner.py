@@ -8,7 +8,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from exo.errors import CacheReuseError, ExoError, PeerUnreachableError, PlanClosedError, ProtocolError, to_wire
+from exo.errors import (
+    CacheReuseError,
+    EngineError,
+    ExoError,
+    PeerUnreachableError,
+    PlanClosedError,
+    ProtocolError,
+    to_wire,
+)
 from exo.inference.device_thread import DeviceThread
 from exo.inference.engine import Batch, BatchEntry, LogitsOf, StageModel
 from exo.log import enabled, log
@@ -27,6 +35,7 @@ from exo.orchestration.meter import Meter
 from exo.orchestration.token_head import TokenHead
 from exo.topology.ring_plan import RingPlan
 
+CHECK_SEQUENCE = 0  # schedulers count from 1
 Send = Callable[[str, Message], None]
 
 
@@ -42,9 +51,11 @@ class _Outcome:
 class StageRunner:
   """`feed` never waits; at most as many frames are on their way as the first stage lets out."""
   def __init__(
-      self, plan: RingPlan, node_id: str, model: StageModel, device: DeviceThread, send: Send, meter: Meter
+      self, plan: RingPlan, node_id: str, model: StageModel, device: DeviceThread, send: Send, meter: Meter,
+      engine_failed: Callable[[StageRunner, Frame, ExoError], ExoError]
   ) -> None:
     self.plan, self.model = plan, model
+    self._node_id, self._engine_failed = node_id, engine_failed
     self._device, self._send, self._meter = device, send, meter
     self._next = plan.next_of(node_id)
     self._head = TokenHead(plan.plan_id)
@@ -54,6 +65,10 @@ class StageRunner:
     self._waiting = 0
     self._closed = False
     self.compute_ms = 0.0
+
+  @property
+  def sequences(self) -> int:
+    return len(self._known)
 
   @property
   def idle(self) -> bool:
@@ -71,6 +86,10 @@ class StageRunner:
     self._closed = True
     await self._device.run(self.model.close)
 
+  async def check(self, like: Frame) -> None:
+    """Compute a small step of no sequence's, shaped as that frame was. Raises whatever the engine raises."""
+    await self._device.run(check_step, self.model, like)
+
   def _done(self, frame: Frame, arrived: float, outcome: _Outcome, error: BaseException | None) -> None:
     self._waiting -= 1
     if self._closed:
@@ -83,7 +102,10 @@ class StageRunner:
     except PeerUnreachableError as unreachable:
       error = unreachable
     if not isinstance(error, ExoError):  # an engine may raise anything, and the client must hear of it
-      log(0, "the engine failed in step %d of %s: %s: %s", frame.step, self.plan.plan_id, type(error).__name__, error)
+      error = EngineError(f"{type(error).__name__}: {error}")
+    if isinstance(error, EngineError):
+      log(0, "the engine failed in step %d of %s: %s", frame.step, self.plan.plan_id, error)
+      error = self._engine_failed(self, frame, error)
     self._fail(frame, error)
 
   def _compute(self, frame: Frame) -> _Outcome:
@@ -206,3 +228,12 @@ class StageRunner:
       self._send(self.plan.first.node_id, StepFailed(frame.plan_id, frame.step, Failure(*to_wire(error))))
     except PeerUnreachableError:
       log(1, "step %d of %s failed and its first stage is gone: %s", frame.step, frame.plan_id, error)
+
+
+def check_step(model: StageModel, like: Frame) -> None:
+  """Two tokens of a sequence that no request has, computed and forgotten. On the device thread."""
+  hidden = None if like.hidden is None else np.zeros((2, like.hidden.shape[1]), like.hidden.dtype)
+  try:
+    model.step(Batch((BatchEntry(CHECK_SEQUENCE, 0, 2, LogitsOf.LAST), ), np.zeros(2, np.int32), hidden))
+  finally:
+    model.drop(CHECK_SEQUENCE)

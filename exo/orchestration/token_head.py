@@ -32,7 +32,10 @@ class TokenHead:
   def open(self, opened: SequenceOpen) -> None:
     sampler = Sampler(opened.request.sampling, opened.request.choice)
     sampler.note_prompt(opened.request.prompt_ids)
-    self._open[opened.sequence] = _State(opened.request, opened.prompt_tokens, sampler, opened.reused)
+    for token_id in opened.request.replay_ids:
+      sampler.note_generated(token_id)
+    had = len(opened.request.replay_ids)
+    self._open[opened.sequence] = _State(opened.request, opened.prompt_tokens, sampler, opened.reused, had)
 
   def drop(self, sequence: int) -> None:
     self._open.pop(sequence, None)
@@ -56,6 +59,8 @@ class TokenHead:
         if not entry.logit_rows or entry.position + entry.n_tokens < state.prompt_tokens:
           continue
         rows, ids = rows[-1:], ids[-1:]
+      if not entry.logit_rows:  # a token that its client has already
+        continue
       fresh, delivery = self._next(entry, state, ids, rows)
       tokens.extend(fresh)
       deliveries.append((state.request.entry_node, delivery))

@@ -46,7 +46,7 @@ class NodeProcess:
       env: dict[str, str] | None = None,
       prefix: tuple[str, ...] = ()
   ) -> None:
-    self.node_id, self.home = node_id, home
+    self.node_id, self.home, self.arguments = node_id, home, arguments
     home.mkdir(parents=True, exist_ok=True)
     self.log_path = home / f"{node_id}-{time.monotonic_ns()}.log"
     command = [*prefix, sys.executable, "-m", "exo", "--node-id", node_id, "--disable-tui", *arguments]
@@ -104,6 +104,7 @@ class NodeProcess:
     """As a power cut would."""
     self.process.kill()
     self.process.wait()
+    self._log.close()
 
   def stop(self) -> int:
     """SIGTERM, and the exit status."""

@@ -3,6 +3,8 @@
 A hidden state is a vector of whole numbers that depends on every token before it, through the cache of each layer, so
 that a lost, doubled or mixed-up cache entry changes the text. All arithmetic is exact in float32, hence any split, batch
 or chunking gives the same bits.
+
+Some tokens of a prompt make it fail (`FAULTS`) or take its time (`SLOW`), so that tests can do so from outside.
 """
 
 from __future__ import annotations
@@ -25,13 +27,17 @@ if TYPE_CHECKING:
 _PRIME = 4093  # products of two residues stay below 2**24, the largest range of exact integers in float32
 _HIDDEN = 8
 _KV_BYTES = 8
+# by token: 1 raises on the first stage, 2 on the last; 3 breaks the last one's engine until it is made anew; 4 ends its thread
+RAISE_FIRST, RAISE_LAST, BREAK_LAST, END_THREAD = FAULTS = (1, 2, 3, 4)
+SLOW, _SLOW_S = 5, 0.004  # one step, on the last stage
 
 
 class DummyStage(StageModel):
-  def __init__(self, shard: Shard, vocab_size: int, options: LoadOptions, step_s: float) -> None:
-    self.shard = shard
+  def __init__(self, shard: Shard, vocab_size: int, options: LoadOptions, step_s: float, faulty: set[int]) -> None:
+    self.shard, self._faulty = shard, faulty
     self._vocab_size = vocab_size
     self._step_s = step_s
+    self._slow: set[int] = set()
     self._cache: dict[int, npt.NDArray[np.int64]] = {}  # sequence: (tokens, layers), what each layer remembers
     budget = options.kv_memory_bytes or options.memory_bytes
     self._memory = StageMemory(
@@ -44,6 +50,10 @@ class DummyStage(StageModel):
     return self._memory
 
   def step(self, batch: Batch) -> npt.NDArray[Any]:
+    self._fail_if_asked(batch)
+    self._slow |= {e.sequence for e in batch.entries} if SLOW in batch.token_ids else set()
+    if self.shard.is_last and self._slow & {e.sequence for e in batch.entries}:
+      time.sleep(_SLOW_S)
     if self._step_s:
       time.sleep(self._step_s)
     if batch.hidden is None:
@@ -65,6 +75,17 @@ class DummyStage(StageModel):
       logits[:, [*range(32), *range(127, EOS), BOS]] -= 1000
     return logits.astype(np.float32)
 
+  def _fail_if_asked(self, batch: Batch) -> None:
+    asked = {int(token) for token in batch.token_ids} & set(FAULTS)
+    if (asked & {RAISE_FIRST} and self.shard.is_first) or (asked & {RAISE_LAST} and self.shard.is_last):
+      raise EngineError("a token of this prompt makes the dummy engine fail")
+    if asked & {END_THREAD} and self.shard.is_last:
+      raise SystemExit
+    if asked & {BREAK_LAST} and self.shard.is_last:
+      self._faulty.add(BREAK_LAST)
+    if self._faulty:
+      raise EngineError("the dummy engine is broken")
+
   def _layers(self, sequence: int, position: int, hidden: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     cache = self._cache.get(sequence, np.zeros((0, self.shard.layer_count), np.int64))
     if position != len(cache):
@@ -81,6 +102,7 @@ class DummyStage(StageModel):
 
   def drop(self, sequence: int) -> None:
     self._cache.pop(sequence, None)
+    self._slow.discard(sequence)
 
   def truncate(self, sequence: int, length: int) -> None:
     if sequence in self._cache:
@@ -98,6 +120,7 @@ class DummyEngine(InferenceEngine):
 
   def __init__(self, step_s: float = 0.0) -> None:
     self._step_s = step_s
+    self._faulty: set[int] = set()
 
   def load(
       self,
@@ -107,7 +130,7 @@ class DummyEngine(InferenceEngine):
       progress: Callable[[float], None],
   ) -> StageModel:
     progress(1.0)
-    return DummyStage(shard, checkpoint.config.vocab_size, options, self._step_s)
+    return DummyStage(shard, checkpoint.config.vocab_size, options, self._step_s, self._faulty)
 
 
 def create() -> InferenceEngine:

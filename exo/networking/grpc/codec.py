@@ -128,7 +128,8 @@ def _heartbeat_out(message: m.Heartbeat) -> dict[str, Any]:
           links=[pb.PeerLink(node_id=p.node_id, rtt_ms=p.rtt_ms, interface=p.interface) for p in message.links],
           cpu_s=message.cpu_s,
           rss_mb=message.rss_mb,
-          paces=[_pace_out(p) for p in message.paces]
+          paces=[_pace_out(p) for p in message.paces],
+          leaving=message.leaving
       )
   }
 
@@ -138,7 +139,7 @@ def _heartbeat_in(h: pb.Heartbeat) -> m.Heartbeat:
       h.number, h.is_answer, h.free_memory_mb, h.active, tuple(_shard_in(s) for s in h.loaded), h.used_memory_mb,
       min(1.0, max(0.0, h.load)), h.frames,
       tuple(m.PeerLink(p.node_id[:128], p.rtt_ms, p.interface[:40]) for p in h.links[:_MAX_LINKS]), h.cpu_s, h.rss_mb,
-      tuple(_pace_in(p) for p in h.paces[:_MAX_PACES])
+      tuple(_pace_in(p) for p in h.paces[:_MAX_PACES]), h.leaving
   )
 
 
@@ -176,12 +177,14 @@ def _plan_in(plan: pb.Plan) -> RingPlan:
 
 
 def _open_out(message: m.OpenPlan) -> pb.OpenPlan:
-  return pb.OpenPlan(plan=_plan_out(message.plan, dict(message.addresses)), fingerprint=message.fingerprint)
+  return pb.OpenPlan(
+      plan=_plan_out(message.plan, dict(message.addresses)), fingerprint=message.fingerprint, beside=message.beside
+  )
 
 
 def _open_in(o: pb.OpenPlan) -> m.OpenPlan:
   addresses = tuple((s.node_id, s.address) for s in o.plan.stages if s.address)
-  return m.OpenPlan(_plan_in(o.plan), o.fingerprint, addresses)
+  return m.OpenPlan(_plan_in(o.plan), o.fingerprint, addresses, o.beside)
 
 
 def _opened_in(o: pb.PlanOpened) -> m.PlanOpened:
@@ -251,7 +254,8 @@ def _request_out(r: m.Request) -> pb.Request:
       prompt_ids=r.prompt_ids,
       max_tokens=r.max_tokens,
       eos_ids=sorted(r.eos_ids),
-      sampling=_sampling_out(r.sampling)
+      sampling=_sampling_out(r.sampling),
+      replay_ids=r.replay_ids
   )
   if r.prompt_logprobs is not None:
     body.prompt_logprobs = r.prompt_logprobs
@@ -263,7 +267,7 @@ def _request_in(r: pb.Request) -> m.Request:
     raise ProtocolError("a request without a proper id")
   return m.Request(
       r.request_id, r.entry_node, tuple(r.prompt_ids), r.max_tokens, frozenset(r.eos_ids), _sampling_in(r.sampling),
-      r.choice, r.prompt_logprobs if r.HasField("prompt_logprobs") else None
+      r.choice, r.prompt_logprobs if r.HasField("prompt_logprobs") else None, tuple(r.replay_ids)
   )
 
 

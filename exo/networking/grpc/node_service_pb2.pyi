@@ -153,14 +153,15 @@ class Hello(_message.Message):
 
 class Heartbeat(_message.Message):
   __slots__ = (
-      "number", "is_answer", "free_memory_mb", "active", "loaded", "used_memory_mb", "load", "frames", "links", "cpu_s",
-      "rss_mb", "paces"
+      "number", "is_answer", "free_memory_mb", "active", "loaded", "leaving", "used_memory_mb", "load", "frames",
+      "links", "cpu_s", "rss_mb", "paces"
   )
   NUMBER_FIELD_NUMBER: _ClassVar[int]
   IS_ANSWER_FIELD_NUMBER: _ClassVar[int]
   FREE_MEMORY_MB_FIELD_NUMBER: _ClassVar[int]
   ACTIVE_FIELD_NUMBER: _ClassVar[int]
   LOADED_FIELD_NUMBER: _ClassVar[int]
+  LEAVING_FIELD_NUMBER: _ClassVar[int]
   USED_MEMORY_MB_FIELD_NUMBER: _ClassVar[int]
   LOAD_FIELD_NUMBER: _ClassVar[int]
   FRAMES_FIELD_NUMBER: _ClassVar[int]
@@ -173,6 +174,7 @@ class Heartbeat(_message.Message):
   free_memory_mb: int
   active: bool
   loaded: _containers.RepeatedCompositeFieldContainer[Shard]
+  leaving: bool
   used_memory_mb: int
   load: float
   frames: int
@@ -188,6 +190,7 @@ class Heartbeat(_message.Message):
       free_memory_mb: _Optional[int] = ...,
       active: _Optional[bool] = ...,
       loaded: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ...,
+      leaving: _Optional[bool] = ...,
       used_memory_mb: _Optional[int] = ...,
       load: _Optional[float] = ...,
       frames: _Optional[int] = ...,
@@ -327,13 +330,20 @@ class Plan(_message.Message):
 
 
 class OpenPlan(_message.Message):
-  __slots__ = ("plan", "fingerprint")
+  __slots__ = ("plan", "fingerprint", "beside")
   PLAN_FIELD_NUMBER: _ClassVar[int]
   FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+  BESIDE_FIELD_NUMBER: _ClassVar[int]
   plan: Plan
   fingerprint: str
+  beside: bool
 
-  def __init__(self, plan: _Optional[_Union[Plan, _Mapping]] = ..., fingerprint: _Optional[str] = ...) -> None:
+  def __init__(
+      self,
+      plan: _Optional[_Union[Plan, _Mapping]] = ...,
+      fingerprint: _Optional[str] = ...,
+      beside: _Optional[bool] = ...
+  ) -> None:
     ...
 
 
@@ -427,7 +437,8 @@ class Sampling(_message.Message):
 
 class Request(_message.Message):
   __slots__ = (
-      "request_id", "entry_node", "choice", "prompt_ids", "max_tokens", "eos_ids", "sampling", "prompt_logprobs"
+      "request_id", "entry_node", "choice", "prompt_ids", "max_tokens", "eos_ids", "sampling", "prompt_logprobs",
+      "replay_ids"
   )
   REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
   ENTRY_NODE_FIELD_NUMBER: _ClassVar[int]
@@ -437,6 +448,7 @@ class Request(_message.Message):
   EOS_IDS_FIELD_NUMBER: _ClassVar[int]
   SAMPLING_FIELD_NUMBER: _ClassVar[int]
   PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+  REPLAY_IDS_FIELD_NUMBER: _ClassVar[int]
   request_id: str
   entry_node: str
   choice: int
@@ -445,6 +457,7 @@ class Request(_message.Message):
   eos_ids: _containers.RepeatedScalarFieldContainer[int]
   sampling: Sampling
   prompt_logprobs: int
+  replay_ids: _containers.RepeatedScalarFieldContainer[int]
 
   def __init__(
       self,
@@ -455,7 +468,8 @@ class Request(_message.Message):
       max_tokens: _Optional[int] = ...,
       eos_ids: _Optional[_Iterable[int]] = ...,
       sampling: _Optional[_Union[Sampling, _Mapping]] = ...,
-      prompt_logprobs: _Optional[int] = ...
+      prompt_logprobs: _Optional[int] = ...,
+      replay_ids: _Optional[_Iterable[int]] = ...
   ) -> None:
     ...
 

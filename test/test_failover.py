@@ -1,0 +1,64 @@
+"""Real rings that lose nodes in the middle of a stream. The numbers are those of the fault matrix."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from test.support.nodes import NodeProcess, ring, wait_until
+from test.support.streams import stream
+
+QUESTION = "Write one sentence about the sea."
+SAMPLED = {"temperature": 1.0, "seed": 11}
+LONG = "Summarize this. " + "The sea was calm and the wind came from the west. " * 60
+
+
+@pytest.fixture(scope="module")
+def unbroken(model_home: Path) -> dict[str, str]:
+  """What a ring that loses nobody says."""
+  with ring(model_home, 1) as (node, ):
+    return {
+        "greedy": stream(node, QUESTION, max_tokens=60).text,
+        "sampled": stream(node, QUESTION, max_tokens=60, **SAMPLED).text, "long": stream(node, LONG, max_tokens=12).text
+    }
+
+
+def stages(node: NodeProcess) -> list[str]:
+  plans = node.get("/v1/topology")[1]["plans"]
+  return [stage["node_id"] for stage in plans[-1]["stages"]] if plans else []
+
+
+@pytest.mark.parametrize(("how", "fields"), [("greedy", {}), ("sampled", SAMPLED)])
+@pytest.mark.parametrize("place", [0, 1])
+def test_fault_2_a_stage_killed_in_decode(
+    model_home: Path, unbroken: dict[str, str], how: str, fields: dict[str, float], place: int
+) -> None:
+  """kill -9 of the first or the last stage: the stream goes on with the same tokens, and says so."""
+  with ring(model_home, 3) as nodes:
+    by_id = {node.node_id: node for node in nodes}
+    assert nodes[0].chat("hello", max_tokens=1)[0] == 200
+    places = stages(nodes[0])
+    victim = by_id[places[-1 if place else 0]]
+    entry = by_id[places[1]]
+    streamed = stream(entry, QUESTION, lambda count: victim.kill() if count == 20 else None, max_tokens=60, **fields)
+    assert streamed.error is None and streamed.done and streamed.finish in ("stop", "length")
+    assert streamed.text == unbroken[how]
+    assert len(streamed.resumptions) == 1 and streamed.resumptions[0].startswith("resumed on 2 nodes after "), streamed
+    assert "resumed on 2 nodes" in entry.log
+
+
+def test_fault_1_a_stage_killed_in_prefill(model_home: Path, unbroken: dict[str, str]) -> None:
+  with ring(model_home, 2, env={"DEBUG": "3"}) as nodes:
+    assert nodes[0].chat("hello", max_tokens=1)[0] == 200
+    entry, victim = nodes if stages(nodes[0])[0] == nodes[1].node_id else nodes[::-1]
+    before = victim.log.count("256 tokens")
+    with ThreadPoolExecutor(1) as pool:
+      streaming = pool.submit(stream, entry, LONG, max_tokens=12)
+      wait_until(lambda: victim.log.count("256 tokens") > before, 10, "the first part of the prompt")
+      victim.kill()
+      streamed = streaming.result(60)
+    assert streamed.text == unbroken["long"] and streamed.done and streamed.error is None
+    assert streamed.resumptions, "the kill came too late to be in the prefill"
+    assert "resumed on 1 node after" in streamed.resumptions[0]
