@@ -116,16 +116,16 @@ def test_fault_8_a_restart_with_the_same_id(tmp_path: Path, long_text: str) -> N
 def test_fault_8_two_nodes_with_one_id(tmp_path: Path) -> None:
   """The one that is here stays, the other is refused, both addresses are in the log."""
   with dummies(tmp_path, 2) as nodes:
-    peers = nodes[0].get("/v1/topology")[1]
     double = NodeProcess(tmp_path, *nodes[1].arguments, node_id="node1")
     try:
       double.wait_ready()
       wait_until(
-          lambda: any("node1" in line and "refused" in line for node in nodes for line in node.log.splitlines()), 15,
+          lambda: "two nodes call themselves node1: 1" in nodes[0].log and "is refused" in nodes[0].log, 15,
           "the refusal in the log"
       )
       assert complete(nodes[0])[0] == 200 and nodes[1].process.poll() is None
-      assert nodes[0].get("/v1/topology")[1]["nodes"] == peers["nodes"]
+      assert "node1 left" not in nodes[0].log and nodes[1].peers() == {"node0", "node1"}
+      assert double.peers() == {"node1"}
     finally:
       double.stop()
 

@@ -157,17 +157,32 @@ def test_a_lost_node_is_noticed_at_once_and_found_again() -> None:
   run(scenario)
 
 
-def test_a_restart_replaces_and_a_stale_double_is_refused() -> None:
+def test_the_incumbent_of_an_id_stays_and_a_restart_replaces_it() -> None:
   async def scenario() -> None:
-    async with mesh("a") as (a, a_heard), mesh("b", 5) as (b, _), mesh("b", 9) as (newer, _), mesh("b",
-                                                                                                   3) as (stale, _):
+    async with mesh("a") as (a, a_heard), mesh("b", 9) as (newer, _), mesh("b", 3) as (stale, _):
+      async with mesh("b", 5) as (b, _):
+        a.offer(candidate(b))
+        await a_heard.until(lambda: a_heard.events == ["+b"])
+        newer.offer(candidate(a))
+        stale.offer(candidate(a))
+        await asyncio.sleep(2.5)
+        assert a.peers()["b"].hello.incarnation == 5 and not newer.peers() and not stale.peers()
+      await a_heard.until(lambda: a_heard.events == ["+b", "-b", "+b"])
+      await asyncio.sleep(1)
+      assert a.peers()["b"].hello.incarnation in (3, 9)
+
+  run(scenario)
+
+
+def test_a_restart_replaces_a_link_that_has_fallen_silent() -> None:
+  """A node that lost its power and is back before its silence was noticed."""
+  async def scenario() -> None:
+    async with mesh("a") as (a, a_heard), mesh("b", 5) as (b, _), mesh("b", 9) as (newer, _):
       a.offer(candidate(b))
       await a_heard.until(lambda: a_heard.events == ["+b"])
+      a._links["b"][0]._on_heartbeat = lambda _: None  # type: ignore[method-assign]
       newer.offer(candidate(a))
       await a_heard.until(lambda: a.peers().get("b") is not None and a.peers()["b"].hello.incarnation == 9)
-      stale.offer(candidate(a))
-      await asyncio.sleep(1)
-      assert a.peers()["b"].hello.incarnation == 9 and not stale.peers()
 
   run(scenario)
 

@@ -18,7 +18,7 @@ from exo.log import log
 from exo.networking.address_rule import AddressRule
 from exo.networking.cluster_key import ClusterKeyring
 from exo.networking.grpc.codec import hello_in, hello_out
-from exo.networking.grpc.link import STREAM_KINDS, Link
+from exo.networking.grpc.link import HEARTBEAT_S, STREAM_KINDS, Link
 from exo.networking.grpc.stream import CHANNEL_OPTIONS, MAX_STREAMS, METHOD, SERVER_OPTIONS, EnvelopeStream
 from exo.networking.grpc.tls import SERVER_NAME, TlsCredentials, explain_refusal
 from exo.networking.mesh import Mesh, MeshHandler, PeerCandidate, PeerStatus
@@ -32,6 +32,7 @@ _RETRY_S, _MAX_RETRY_S = 0.5, 5.0
 _LINK_KEY = "exo-link"
 # bounds on what beacons and strangers can make this node remember
 _MAX_KNOWN, _MAX_ADDRESSES, _MAX_PENDING, _MAX_REFUSALS = 256, 16, 64, 1024
+_SILENCE_S = 3 * HEARTBEAT_S
 
 
 @dataclass
@@ -189,7 +190,7 @@ class GrpcMesh(Mesh):
           raise ProtocolError("it closed the stream without a greeting")
         peer, _ = hello_in(items[0])
         if link is None:
-          self._check_identity(peer, address, candidate.node_id)
+          await self._check_identity(peer, address, candidate.node_id)
           assert self._handler is not None
           link = Link(peer, address, True, self._handler)
           link.interface = candidate.interface
@@ -235,8 +236,12 @@ class GrpcMesh(Mesh):
       self._channels.discard(channel)
       await channel.close()
 
-  def _check_identity(self, peer: Hello, address: str, expected: str) -> None:
-    """Raises `ProtocolError` for this node itself, for another than was looked for, and for a stale or doubled id."""
+  async def _check_identity(self, peer: Hello, address: str, expected: str) -> None:
+    """Raises `ProtocolError` for this node itself, for another than was looked for, and for a stale or doubled id.
+
+    Who has the id of a linked node may be that node after a restart that its old link does not know of yet: it is, if
+    that link is silent from now on.
+    """
     if peer.node_id == self._hello.node_id:
       if peer.incarnation != self._hello.incarnation:
         log(0, "another node at %s has this node's id %s: give one of them another --node-id", address, peer.node_id)
@@ -244,9 +249,13 @@ class GrpcMesh(Mesh):
     if expected and peer.node_id != expected:
       raise ProtocolError(f"there is {peer.node_id}, not {expected}")
     links = self._links.get(peer.node_id)
-    if links and links[0].peer.incarnation > peer.incarnation:
+    if not links or links[0].peer.incarnation == peer.incarnation:
+      return
+    if links[0].peer.incarnation > peer.incarnation or await links[0].alive(_SILENCE_S):
       log(0, "two nodes call themselves %s: %s stays, %s is refused", peer.node_id, links[0].address, address)
-      raise ProtocolError(f"{peer.node_id} is already here from {links[0].address}")
+      raise ProtocolError(
+          f"{peer.node_id} is already here from {links[0].address}: give one of the two another --node-id"
+      )
 
   # accepting
 
@@ -266,7 +275,7 @@ class GrpcMesh(Mesh):
         if not items or not 8 <= len(str(key)) <= 64:
           raise ProtocolError("a stream without a greeting")
         peer, kind = hello_in(items[0])
-        self._check_identity(peer, address, "")
+        await self._check_identity(peer, address, "")
         stream = EnvelopeStream(kind, _reader(context), context.write)
         await stream.write_items([hello_out(self._hello, kind)])
         link = self._join(f"{peer.node_id} {key}", peer, address, stream)

@@ -67,6 +67,15 @@ class Link:
     self._calls.clear()
     await self._tasks.close()
 
+  async def alive(self, within_s: float) -> bool:
+    """Whether the other side is heard again within that time."""
+    heard, deadline = self._heard_at, time.monotonic() + within_s
+    while not self.closed.done() and time.monotonic() < deadline:
+      if self._heard_at != heard:
+        return True
+      await asyncio.sleep(HEARTBEAT_S / 10)
+    return False
+
   def post(self, message: Message) -> None:
     self._post("data", encode(message))
 
