@@ -275,7 +275,8 @@ class GrpcMesh(Mesh):
         if not items or not 8 <= len(str(key)) <= 64:
           raise ProtocolError("a stream without a greeting")
         peer, kind = hello_in(items[0])
-        await self._check_identity(peer, address, "")
+        if f"{peer.node_id} {key}" not in self._pending:
+          await self._check_identity(peer, address, "")
         stream = EnvelopeStream(kind, _reader(context), context.write)
         await stream.write_items([hello_out(self._hello, kind)])
         link = self._join(f"{peer.node_id} {key}", peer, address, stream)
