@@ -47,9 +47,6 @@ class DummyCheckpoint(Checkpoint):
   def tensor_bytes(self, name: str) -> int:
     raise ModelFilesError("the dummy model has no tensors")
 
-  def tensor_weights(self, name: str) -> int:
-    return self.tensor_bytes(name)
-
   def tensor(self, name: str) -> StoredTensor:
     raise ModelFilesError("the dummy model has no tensors")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from functools import cached_property
@@ -40,6 +41,18 @@ class Checkpoint(ABC):
   @abstractmethod
   def tensor_bytes(self, name: str) -> int:
     """The tensor's size in the file."""
+
+  def tensor_shape(self, name: str) -> tuple[int, ...]:
+    """The tensor's logical shape, without touching its bytes where the reader can."""
+    return self.tensor(name).shape
+
+  def tensor_weights(self, name: str) -> int:
+    """How many numbers the tensor has."""
+    return math.prod(self.tensor_shape(name))
+
+  def tensor_shape(self, name: str) -> tuple[int, ...]:
+    """The tensor's logical shape, without touching its bytes where the reader can."""
+    return self.tensor(name).shape
 
   @abstractmethod
   def tensor_weights(self, name: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import replace
@@ -205,8 +204,8 @@ class GgufCheckpoint(Checkpoint):
   def tensor_bytes(self, name: str) -> int:
     return self._info(name).n_bytes
 
-  def tensor_weights(self, name: str) -> int:
-    return math.prod(self._info(name).shape)
+  def tensor_shape(self, name: str) -> tuple[int, ...]:
+    return self._info(name).shape
 
   def _info(self, name: str) -> GgufTensor:
     try:

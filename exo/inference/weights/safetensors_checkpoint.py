@@ -173,12 +173,9 @@ class SafetensorsCheckpoint(Checkpoint):
     module = self._packed[name]
     return own + self._entry(f"{module}.scales")[1].n_bytes + self._entry(f"{module}.biases")[1].n_bytes
 
-  def tensor_weights(self, name: str) -> int:
-    count = math.prod(self._entry(name)[1].shape)
-    if name not in self._packed:
-      return count
-    module = self._packed[name]
-    return count * 32 // self._settings(module)[0]
+  def tensor_shape(self, name: str) -> tuple[int, ...]:
+    shape = self._entry(name)[1].shape or (1, )
+    return (*shape[:-1], shape[-1] * 32 // self._settings(self._packed[name])[0]) if name in self._packed else shape
 
   def tensor(self, name: str) -> StoredTensor:
     if name in self._packed:

@@ -1,0 +1,56 @@
+"""Whether MLX can run here, found out without importing it. On Apple Silicon it is the engine to use."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import re
+import sys
+from pathlib import Path
+
+from exo.inference.engines import EngineProbe
+
+# optimized BLAS libraries with the C interface, best first, by the name that the system's linker knows
+BLAS_LIBRARIES = ("libopenblas.so.0", "libopenblasp.so.0", "libmkl_rt.so.2", "libblis.so.4", "libopenblas.so")
+BLAS_ADVICE = "install libopenblas0-pthread (Debian, Ubuntu) or openblas (Fedora, Arch)"
+_LINKER_CACHE = Path("/etc/ld.so.cache")
+_LIBRARY_FOLDERS = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib")
+
+
+def find_blas() -> str | None:
+  """The name under which an optimized BLAS can be loaded. The linker's cache is read, nothing is loaded."""
+  try:
+    known = _LINKER_CACHE.read_bytes()
+  except OSError:  # musl has none
+    known = b""
+  for name in BLAS_LIBRARIES:
+    if re.search(rb"[\0/]" + re.escape(name.encode()) + rb"\0", known) or any((Path(folder) / name).exists() for folder in _LIBRARY_FOLDERS):
+      return name
+  return None
+
+
+def on_apple_silicon() -> bool:
+  return sys.platform == "darwin" and platform.machine() == "arm64"
+
+
+def _has_backend() -> bool:
+  """The package `mlx` is an empty shell on Linux until one of its backends is installed beside it."""
+  spec = importlib.util.find_spec("mlx")
+  folders = [] if spec is None else list(spec.submodule_search_locations or ())
+  return any(Path(folder, "lib").is_dir() and any(Path(folder, "lib").glob("libmlx.*")) for folder in folders)
+
+
+def probe() -> EngineProbe:
+  apple = on_apple_silicon()
+  device = "Apple GPU (Metal)" if apple else "CPU"
+  missing = [name for name in ("mlx", "mlx_lm") if importlib.util.find_spec(name) is None]
+  if missing or not _has_backend():
+    wanted = "mlx mlx-lm" if apple else "'mlx[cpu]' mlx-lm"
+    return EngineProbe(False, device, f"MLX is not installed (pip install {wanted})")
+  if apple:
+    return EngineProbe(True, device, "this is Apple Silicon, whose GPU MLX drives", preference=3)
+  if find_blas() is None:
+    return EngineProbe(
+        True, device, f"MLX runs on this CPU, but without an optimized BLAS it is many times slower: {BLAS_ADVICE}"
+    )
+  return EngineProbe(True, device, "MLX runs on this CPU, with an optimized BLAS")

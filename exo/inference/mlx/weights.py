@@ -1,0 +1,242 @@
+"""From a checkpoint's tensors to the parameters of an mlx-lm model, reading only those that a stage needs.
+
+Models rename, stack and split tensors in `sanitize`, which wants to see all of them. Those that a stage does not hold
+are there as NaN that is never computed: should a model need them after all, its results say so (`stage.py` looks).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+
+from exo.errors import ModelFilesError
+from exo.inference.shard import Shard
+from exo.inference.weights.blocks import Quantized, read_blocks
+from exo.inference.weights.checkpoint import Checkpoint
+from exo.inference.weights.tensor import StoredTensor
+
+Arrays = dict[str, Any]
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+_EMBEDDING = re.compile(r"emb|wte|wpe|tok")
+_HEAD = re.compile(r"head|output|embed_out")
+_FLOATS = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
+_GROUP_SIZE = 32
+_ROUTER = re.compile(r"\.(?:mlp|block_sparse_moe|feed_forward)\.(?:gate|router)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+  """How weights are held: floats in `dtype`; what is quantized in the file stays so if `packed`."""
+  dtype: Any
+  packed: bool
+
+
+def holding(checkpoint: Checkpoint, on_gpu: bool) -> Holding:
+  """On a CPU everything in float32, for MLX's other kernels there are far slower; on a GPU as in the file."""
+  if not on_gpu:
+    return Holding(mx.float32, False)
+  encodings = {checkpoint.tensor(name).encoding for name in _matrices_of_one_layer(checkpoint)}
+  plain = encodings & _FLOATS.keys()
+  if encodings == plain:
+    return Holding(_FLOATS[min(plain)] if plain else mx.float16, True)
+  groups = next((t.groups for n in _matrices_of_one_layer(checkpoint) if (t := checkpoint.tensor(n)).groups), None)
+  if groups is not None:
+    return Holding(_FLOATS[groups.scale_encoding], True)
+  # Gemma's activations exceed what float16 can hold
+  return Holding(mx.bfloat16 if checkpoint.config.model_type.startswith("gemma") else mx.float16, True)
+
+
+def _matrices_of_one_layer(checkpoint: Checkpoint) -> list[str]:
+  first = [name for name in checkpoint.names() if layer_of(name) == 0]
+  return [name for name in first if len(checkpoint.tensor_shape(name)) > 1]
+
+
+def layer_of(name: str) -> int | None:
+  """The layer that a tensor belongs to; None for embeddings, final norm and head."""
+  match = _LAYER.search(name)
+  return int(match[1]) if match else None
+
+
+def needed_names(names: Collection[str], shard: Shard, every_other: bool) -> set[str]:
+  """The tensors of a stage: its layers', embeddings on the first, norm and head (or what it is tied to) on the last.
+
+  `every_other`: all tensors outside the layers, for models that use them elsewhere.
+  """
+  outside = {name for name in names if layer_of(name) is None}
+  embeddings = {name for name in outside if _EMBEDDING.search(name) and not _HEAD.search(name)}
+  own = {name for name in names if layer_of(name) in shard.layers}
+  if every_other:
+    return own | outside
+  if shard.is_first:
+    own |= embeddings
+  if shard.is_last:
+    tied = not any(_HEAD.search(name) for name in outside)
+    own |= outside - embeddings | (embeddings if tied else set())
+  return own
+
+
+def load_weights(
+    make_model: Callable[[], Any], checkpoint: Checkpoint, shard: Shard, held: Holding, every_other: bool,
+    progress: Callable[[float], None]
+) -> Any:
+  """A model whose parameters of this stage are there. Raises `ModelFilesError` when some are missing or misshapen."""
+  names = list(checkpoint.names())
+  needed = needed_names(names, shard, every_other)
+  plain: Arrays = {}
+  scales: Arrays = {}
+  biases: Arrays = {}
+  for done, name in enumerate(names):
+    if name in needed:
+      stored = checkpoint.tensor(name)
+      if held.packed and (groups := _affine(stored)):
+        plain[name], scales[name], biases[name] = groups
+      else:
+        plain[name] = _floats(stored, held.dtype)
+      mx.eval(plain[name])
+      progress(done / len(names))
+    else:
+      plain[name] = mx.broadcast_to(mx.array(float("nan"), held.dtype), checkpoint.tensor_shape(name))
+  model = make_model()
+  weights = _sanitized(model, plain)
+  if scales:
+    packed = [name for name, array in weights.items() if array.dtype == mx.uint32]
+    for suffix, parts in (("scales", scales), ("biases", biases)):
+      # a model of its own, since the first one has already been shaped by the tensors that it saw
+      found = _sanitized(make_model(), plain | parts)
+      weights |= {f"{name.removesuffix('weight')}{suffix}": found[name].astype(held.dtype) for name in packed}
+    _make_quantized(model, weights)
+  _set(model, weights, shard, every_other, checkpoint)
+  return model
+
+
+def _sanitized(model: Any, weights: Arrays) -> Arrays:
+  try:
+    return dict(model.sanitize(dict(weights))) if hasattr(model, "sanitize") else weights
+  except (KeyError, ValueError, IndexError) as error:
+    raise ModelFilesError(f"this checkpoint's tensors do not fit its architecture: {error}") from error
+
+
+def _set(model: Any, weights: Arrays, shard: Shard, every_other: bool, checkpoint: Checkpoint) -> None:
+  wanted = {name: value.shape for name, value in tree_flatten(model.parameters())}
+  missing = sorted(needed_names(wanted, shard, every_other) & (wanted.keys() - weights.keys()))
+  if missing:
+    raise ModelFilesError(f"{checkpoint.path.name} lacks {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}")
+  try:
+    model.load_weights([(name, array) for name, array in weights.items() if name in wanted], strict=False)
+  except ValueError as error:
+    raise ModelFilesError(f"{checkpoint.path.name}: a tensor has another shape than its model wants: {error}") from error
+  model.eval()
+
+
+def _floats(stored: StoredTensor, dtype: Any) -> Any:
+  if stored.encoding in ("F16", "BF16") and dtype == _FLOATS[stored.encoding] and not stored.offset:
+    raw = mx.array(np.ascontiguousarray(stored.data).view("<u2"))
+    return raw.view(dtype).reshape(stored.shape)
+  return mx.array(stored.to_float32()).astype(dtype)
+
+
+def _affine(stored: StoredTensor) -> tuple[Any, Any, Any] | None:
+  """(codes, scales, biases) as MLX wants them, equal to what is stored; None for floats.
+
+  Blocks of 16, which MLX has not (Q6_K), become eight bits in groups of 32: 1/4 of a Q6_K step at most.
+  """
+  blocks = read_blocks(stored) if len(stored.shape) > 1 else None
+  if blocks is None:
+    return None
+  if blocks.block < 32:
+    return _rounded(mx.array(stored.to_float32()), 8)
+  rows = stored.shape[:-1]
+  biases = -(1 << (blocks.bits - 1)) * blocks.scales if blocks.minimum is None else blocks.minimum
+  return (
+      mx.array(_words(blocks)).reshape(*rows, -1), mx.array(blocks.scales).reshape(*rows, -1),
+      mx.array(biases.astype(np.float32)).reshape(*rows, -1)
+  )
+
+
+def _words(blocks: Quantized) -> Any:
+  """Codes laid end to end from the lowest bit of the first word."""
+  codes = blocks.codes.reshape(-1, blocks.block)
+  if blocks.bits == 8:
+    return np.ascontiguousarray(codes).view("<u4")
+  if blocks.bits == 4:
+    return np.ascontiguousarray(codes[:, 0::2] | (codes[:, 1::2] << 4)).view("<u4")
+  bits = codes[..., None] >> np.arange(blocks.bits, dtype=np.uint8) & 1
+  return np.packbits(bits.reshape(len(codes), -1), axis=-1, bitorder="little").view("<u4")
+
+
+def _make_quantized(model: Any, weights: Arrays) -> None:
+  """Swap in quantized layers where the weights are."""
+  def settings(path: str, module: Any) -> Any:
+    if f"{path}.scales" not in weights or not hasattr(module, "to_quantized"):
+      return False
+    columns = module.weight.shape[-1]
+    return {
+        "group_size": columns // weights[f"{path}.scales"].shape[-1],
+        "bits": weights[f"{path}.weight"].shape[-1] * 32 // columns
+    }
+
+  nn.quantize(model, class_predicate=settings)
+
+
+def _rounded(values: Any, bits: int) -> tuple[Any, Any, Any]:
+  """(codes, scales, biases) of groups that reach from their least to their greatest value.
+
+  `mx.quantize` shifts groups so that zero is among the values, at the cost of the others: 5 to 15 % more error at 8 bits.
+  """
+  groups = values.astype(mx.float32).reshape(*values.shape[:-1], -1, _GROUP_SIZE)
+  low = groups.min(axis=-1, keepdims=True)
+  scales = (groups.max(axis=-1, keepdims=True) - low) / ((1 << bits) - 1)
+  codes = mx.round((groups - low) / mx.where(scales == 0, 1, scales)).astype(mx.uint8).reshape(values.shape)
+  if bits == 4:
+    codes = codes[..., 0::2] | (codes[..., 1::2] << 4)
+  return codes.view(mx.uint32), scales.squeeze(-1).astype(values.dtype), low.squeeze(-1).astype(values.dtype)
+
+
+def quantize(model: Any, shard: Shard, bits: int, every_other: bool, packed: bool) -> None:
+  """Round the stage's matrices to affine groups, and hold them so if `packed`; routers of experts stay as they are.
+
+  Not packed, they are expanded again: slower kernels are avoided and the numbers are the same.
+  """
+  wanted = stage_parameters(model, shard, every_other)
+  chosen = {
+      path: module
+      for path, module in _quantizable(model)
+      if f"{path}.weight" in wanted and module.weight.shape[-1] % _GROUP_SIZE == 0 and not _ROUTER.search(path)
+  }
+  rounded: Arrays = {}
+  for path, module in chosen.items():
+    parts = _rounded(module.weight, bits)
+    if packed:
+      rounded |= zip((f"{path}.weight", f"{path}.scales", f"{path}.biases"), parts, strict=True)
+      mx.eval(parts)
+    else:
+      module.weight = mx.dequantize(*parts, group_size=_GROUP_SIZE, bits=bits)
+      mx.eval(module.weight)
+  if packed:
+    nn.quantize(model, _GROUP_SIZE, bits, class_predicate=lambda path, _: path in chosen)
+    model.load_weights(list(rounded.items()), strict=False)
+
+
+def _quantizable(model: Any) -> Iterator[tuple[str, Any]]:
+  """Matrices that are floats so far."""
+  for path, module in tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module):
+    if hasattr(module, "to_quantized") and "weight" in module:
+      yield path, module
+
+
+def is_quantized(checkpoint: Checkpoint) -> bool:
+  """Whether the matrices in the files are quantized already."""
+  return any(checkpoint.tensor(name).encoding not in _FLOATS for name in _matrices_of_one_layer(checkpoint))
+
+
+def stage_parameters(model: Any, shard: Shard, every_other: bool) -> Arrays:
+  """The parameters that the stage holds, by name."""
+  parameters: Arrays = dict(tree_flatten(model.parameters()))
+  return {name: parameters[name] for name in needed_names(parameters, shard, every_other)}
