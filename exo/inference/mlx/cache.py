@@ -26,8 +26,10 @@ class KvCache(_base.KVCache):  # type: ignore[misc]
   not with mlx-lm's rotating caches, and a copy shares its arrays until one side writes.
   """
   def __init__(self, window: int | None = None) -> None:
-    super().__init__()
     self.window = window
+    self.keys: Any = None
+    self.values: Any = None
+    self.offset = 0
 
   def update_and_fetch(self, keys: Any, values: Any) -> tuple[Any, Any]:
     begin, end = self.offset, self.offset + keys.shape[2]
@@ -114,9 +116,8 @@ class LayerBatch(_base.KVCache):  # type: ignore[misc]
   """One layer of a `DecodeBatch`."""
   def __init__(self, batch: DecodeBatch, members: Sequence[KvCache], columns: int) -> None:
     self._batch, self.window = batch, members[0].window
-    self.keys, self.values = (
-        _padded([(getattr(member, part), member.offset) for member in members], columns) for part in ("keys", "values")
-    )
+    self.keys: Any = _padded([(member.keys, member.offset) for member in members], columns)
+    self.values: Any = _padded([(member.values, member.offset) for member in members], columns)
 
   @property
   def offset(self) -> Any:
@@ -139,9 +140,7 @@ class LayerBatch(_base.KVCache):  # type: ignore[misc]
 
   def extract(self, row: int, padding: int, columns: int) -> KvCache:
     own = KvCache(self.window)
-    own.keys, own.values = (
-        mx.contiguous(part[row:row + 1, :, padding:columns]) for part in (self.keys, self.values)
-    )
+    own.keys, own.values = (mx.contiguous(part[row:row + 1, :, padding:columns]) for part in (self.keys, self.values))
     own.offset = columns - padding
     return own
 

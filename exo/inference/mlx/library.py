@@ -66,7 +66,8 @@ def _package() -> Path:
 def _aliases(package: Path) -> dict[str, str]:
   """Model types that share another's file: mlx-lm's own table, read from the source that is not to be run."""
   for node in ast.parse((package / "utils.py").read_text("utf-8")).body:
-    if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "MODEL_REMAPPING" for t in node.targets):
+    if isinstance(node,
+                  ast.Assign) and any(isinstance(t, ast.Name) and t.id == "MODEL_REMAPPING" for t in node.targets):
       return {str(key): str(value) for key, value in ast.literal_eval(node.value).items()}
   return {}
 

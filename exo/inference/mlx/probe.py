@@ -24,7 +24,8 @@ def find_blas() -> str | None:
   except OSError:  # musl has none
     known = b""
   for name in BLAS_LIBRARIES:
-    if re.search(rb"[\0/]" + re.escape(name.encode()) + rb"\0", known) or any((Path(folder) / name).exists() for folder in _LIBRARY_FOLDERS):
+    if re.search(rb"[\0/]" + re.escape(name.encode()) + rb"\0", known) or any((Path(folder) / name).exists()
+                                                                              for folder in _LIBRARY_FOLDERS):
       return name
   return None
 

@@ -44,7 +44,7 @@ class SlicedModel:
 
   def _has_kv(self, layer: int) -> bool:
     prototype, base = self._prototypes[layer], cache_module()
-    return type(prototype) is base.KVCache or type(prototype) is base.RotatingKVCache and prototype.keep == 0
+    return type(prototype) is base.KVCache or (type(prototype) is base.RotatingKVCache and prototype.keep == 0)
 
   @property
   def is_plain(self) -> bool:
@@ -67,8 +67,7 @@ class SlicedModel:
     self._hidden, self._rows = hidden, rows
     try:
       out = self._model(
-          token_ids,
-          cache=[prototype if k is None else caches[k] for k, prototype in zip(self._source, self._prototypes)]
+          token_ids, cache=[self._prototypes[i] if k is None else caches[k] for i, k in enumerate(self._source)]
       )
       return out if self._shard.is_last else self._hidden
     finally:

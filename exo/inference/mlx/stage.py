@@ -21,7 +21,7 @@ from exo.inference.mlx.arguments import ignored_windows, model_arguments, set_ro
 from exo.inference.mlx.cache import DecodeBatch, KvCache
 from exo.inference.mlx.library import model_classes, set_threads
 from exo.inference.mlx.sliced_model import SlicedModel
-from exo.inference.mlx.weights import holding, is_quantized, load_weights, quantize, stage_parameters
+from exo.inference.mlx.weights import holding, is_quantized, lay_out_for_cpu, load_weights, quantize, stage_parameters
 from exo.inference.shard import Shard
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ class MlxStage(StageModel):
       model = load_weights(make_model, checkpoint, shard, held, every_other, progress)
       if bits is not None:
         quantize(model, shard, bits, every_other, held.packed)
+      if not on_gpu:
+        lay_out_for_cpu(model, shard, every_other)
       parameters = stage_parameters(model, shard, every_other)
       mx.eval(list(parameters.values()))
       self._weight_bytes = sum(array.nbytes for array in parameters.values())
@@ -159,8 +161,8 @@ class MlxStage(StageModel):
       hidden = mx.random.normal(shape, key=mx.random.key(7)).astype(self._dtype)
     alone = [
         self._model(
-            ids[i:i + 1], [layer.shortened(layer.offset) for layer in own], None if hidden is None else hidden[i:i + 1],
-            None
+            ids[i:i + 1], [layer.shortened(layer.offset)
+                           for layer in own], None if hidden is None else hidden[i:i + 1], None
         ) for i, own in enumerate(caches)
     ]
     try:
