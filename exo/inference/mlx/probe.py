@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from exo.inference.engines import EngineProbe
+from exo.topology.ring_plan import WeightMemory
 
 # optimized BLAS libraries with the C interface, best first, by the name that the system's linker knows
 BLAS_LIBRARIES = ("libopenblas.so.0", "libopenblasp.so.0", "libmkl_rt.so.2", "libblis.so.4", "libopenblas.so")
@@ -55,3 +56,10 @@ def probe() -> EngineProbe:
         True, device, f"MLX runs on this CPU, but without an optimized BLAS it is many times slower: {BLAS_ADVICE}"
     )
   return EngineProbe(True, device, "MLX runs on this CPU, with an optimized BLAS")
+
+
+def weight_memory(quantize: str | None) -> WeightMemory:
+  """On a CPU everything is float32; on Metal as in the file, Q6_K and what `--quantize` rounds a little wider."""
+  if not on_apple_silicon():
+    return WeightMemory(plain=4.0, packed=4.0)
+  return WeightMemory(plain={"8": 1.125, "4": 0.625}.get(quantize or "none", 0.0))

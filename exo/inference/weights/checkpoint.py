@@ -50,14 +50,6 @@ class Checkpoint(ABC):
     """How many numbers the tensor has."""
     return math.prod(self.tensor_shape(name))
 
-  def tensor_shape(self, name: str) -> tuple[int, ...]:
-    """The tensor's logical shape, without touching its bytes where the reader can."""
-    return self.tensor(name).shape
-
-  @abstractmethod
-  def tensor_weights(self, name: str) -> int:
-    """How many numbers the tensor has."""
-
   @abstractmethod
   def tensor(self, name: str) -> StoredTensor:
     """The tensor, memory-mapped. Raises `ModelFilesError` when it is not there."""
