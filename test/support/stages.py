@@ -23,10 +23,12 @@ class Stages:
       checkpoint: Checkpoint,
       cuts: Sequence[int] = (),
       quantize: str | None = None,
-      max_context: int = 512
+      max_context: int = 512,
+      shard: Shard | None = None
   ) -> None:
+    """`cuts` are the stages' first layers, but for 0; `shard` makes it that stage alone."""
     n = checkpoint.config.n_layers
-    bounds = [0, *cuts, n]
+    bounds = [0, *cuts, n] if shard is None else [shard.start_layer, shard.end_layer + 1]
     names = [engines] * (len(bounds) - 1) if isinstance(engines, str) else engines
     self.models: list[StageModel] = []
     for engine, (a, b) in zip(names, itertools.pairwise(bounds), strict=True):

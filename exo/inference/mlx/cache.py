@@ -53,10 +53,17 @@ class KvCache(_base.KVCache):  # type: ignore[misc]
       return _causal_mask(n, before, window_size=window)
     return "causal"
 
-  def shortened(self, length: int) -> KvCache:
-    """A cache of its own that begins with the first `length` tokens."""
+  def truncate(self, length: int) -> None:
+    """Forget what follows the first `length` tokens."""
+    self.offset = min(length, self.offset)
+
+  def copied(self, length: int) -> KvCache:
+    """A cache of its own that begins with the first `length` tokens; nothing is copied before one side writes."""
     twin = KvCache(self.window)
-    twin.keys, twin.values, twin.offset = self.keys, self.values, min(length, self.offset)
+    twin.offset = min(length, self.offset)
+    if twin.offset:
+      # views, not the same objects: an array that is assigned to changes for all who hold it
+      twin.keys, twin.values = (part[..., :twin.offset, :] for part in (self.keys, self.values))
     return twin
 
 

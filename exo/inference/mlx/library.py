@@ -77,7 +77,10 @@ def model_classes(model_type: str) -> tuple[Any, Any]:
   package = _package()
   name = _aliases(package).get(model_type, model_type)
   if re.fullmatch(r"[\w-]+", name) and (package / "models" / f"{name}.py").is_file():
-    module = importlib.import_module(f"mlx_lm.models.{name}")
+    try:
+      module = importlib.import_module(f"mlx_lm.models.{name}")
+    except (ImportError, SystemExit) as error:  # some want a package of their own and end the process without it
+      raise UnsupportedModelError(f"mlx-lm's model of type {model_type!r} cannot be imported: {error}") from error
     if hasattr(module, "Model") and hasattr(module, "ModelArgs"):
       return module.Model, module.ModelArgs
   raise UnsupportedModelError(f"the mlx engine has no model of type {model_type!r}: this version of mlx-lm lacks it")

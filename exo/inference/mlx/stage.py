@@ -161,7 +161,7 @@ class MlxStage(StageModel):
       hidden = mx.random.normal(shape, key=mx.random.key(7)).astype(self._dtype)
     alone = [
         self._model(
-            ids[i:i + 1], [layer.shortened(layer.offset)
+            ids[i:i + 1], [layer.copied(layer.offset)
                            for layer in own], None if hidden is None else hidden[i:i + 1], None
         ) for i, own in enumerate(caches)
     ]
@@ -329,25 +329,26 @@ class MlxStage(StageModel):
     if length == 0:
       self.drop(sequence)
       return
-    self._sequences[sequence].caches = self._shortened(sequence, length)
+    self._check_can_shorten()
+    for cache in self._caches(sequence):
+      cache.truncate(length)
     held.length = length
 
   def copy(self, source: int, target: int, length: int) -> None:
-    twin = _Sequence(self._shortened(source, length))
-    twin.length = min(length, self._sequences[source].length)
+    held, caches = self._sequences[source], self._caches(source)
+    if length < held.length:
+      self._check_can_shorten()
+    plain = self._model.is_plain
+    twin = _Sequence([cache.copied(length) if plain else copy.deepcopy(cache) for cache in caches])
+    twin.length = min(length, held.length)
     self._sequences[target] = twin
 
-  def _shortened(self, sequence: int, length: int) -> list[Any]:
-    """Caches of its own with the first `length` tokens; arrays are shared until one side writes."""
-    held, caches = self._sequences[sequence], self._caches(sequence)
-    if self._model.is_plain:
-      return [cache.shortened(length) for cache in caches]
-    if length < held.length:
+  def _check_can_shorten(self) -> None:
+    if not self._model.is_plain:
       raise EngineError(
           f"the mlx engine cannot shorten the cache of a {self._config.model_type} model: its layers keep a running "
-          "state or a window, not every token"
+          "state, not every token"
       )
-    return [copy.deepcopy(cache) for cache in caches]
 
   def close(self) -> None:
     self._sequences.clear()
