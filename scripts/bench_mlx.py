@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-PREFILL, DECODE = 200, 32
+PREFILL, DECODE = 200, 16
 _SLOW_PREFILL, _SLOW_DECODE = 40, 4  # with the reference BLAS: rates need no more
 
 # both answer each line "<prefill> <decode>" with {"prefill": tokens/s, "decode": tokens/s}
@@ -152,7 +152,7 @@ def _as_float32(model: Path, folder: Path) -> Path:
   return folder
 
 
-def measure(model: Path, rounds: int = 5, core: int | None = None) -> MlxSpeeds:
+def measure(model: Path, rounds: int = 9, core: int | None = None) -> MlxSpeeds:
   """Compare on the model at `model` (GGUF file or folder), each side pinned to `core`, the first one if None."""
   from exo.inference.mlx.probe import find_blas
   core = min(os.sched_getaffinity(0)) if core is None else core
@@ -211,7 +211,7 @@ def report(speeds: MlxSpeeds) -> None:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("model", type=Path, nargs="?", help="a GGUF file or a folder (default: SmolLM2)")
-  parser.add_argument("--rounds", type=int, default=5)
+  parser.add_argument("--rounds", type=int, default=9)
   arguments = parser.parse_args()
   if arguments.model is None:
     from scripts.bench import home_with_model

@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from exo.errors import EngineError, ExoError, UnsupportedModelError
+from exo.errors import CacheReuseError, EngineError, ExoError, UnsupportedModelError
 from exo.inference.engine import Batch, BatchEntry, LoadOptions, StageMemory, StageModel
 from exo.inference.mlx.arguments import ignored_windows, model_arguments, set_ropes
 from exo.inference.mlx.cache import DecodeBatch, KvCache
@@ -103,7 +103,8 @@ class MlxStage(StageModel):
       budget = min(budget, options.kv_memory_bytes)
     context = min(self._config.max_context, options.max_context or self._config.max_context)
     tokens = int(budget / (1 + _MAX_PADDING)) // per_token  # the empty columns of batches take memory too
-    return StageMemory(self._weight_bytes, per_token, tokens, options.max_sequences, context)
+    drafting = 1 if self._model.is_plain else 0
+    return StageMemory(self._weight_bytes, per_token, tokens, options.max_sequences, context, drafting)
 
   # a first run
 
@@ -345,7 +346,7 @@ class MlxStage(StageModel):
 
   def _check_can_shorten(self) -> None:
     if not self._model.is_plain:
-      raise EngineError(
+      raise CacheReuseError(
           f"the mlx engine cannot shorten the cache of a {self._config.model_type} model: its layers keep a running "
           "state, not every token"
       )
