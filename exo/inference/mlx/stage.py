@@ -53,12 +53,12 @@ class MlxStage(StageModel):
     self.shard, self._config = shard, config
     set_threads(options.threads)
     on_gpu = mx.default_device() == mx.gpu
-    held = holding(checkpoint, on_gpu)
+    held = holding(checkpoint, shard.start_layer, on_gpu)
     self._dtype = held.dtype
     self._sequences: dict[int, _Sequence] = {}
     self._batches: dict[frozenset[int], list[DecodeBatch]] = {}
-    if on_gpu:
-      mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
+    if on_gpu and (limit := mx.device_info().get("max_recommended_working_set_size")):
+      mx.set_wired_limit(int(limit))
 
     model_class, argument_class = model_classes(config.model_type)
     arguments = model_arguments(checkpoint)
@@ -71,7 +71,8 @@ class MlxStage(StageModel):
       set_ropes(list(model.layers), config)
       return model
 
-    bits = int(options.quantize) if options.quantize in ("4", "8") and not is_quantized(checkpoint) else None
+    bits = int(options.quantize
+               ) if options.quantize in ("4", "8") and not is_quantized(checkpoint, shard.start_layer) else None
     whole = shard.is_first and shard.is_last
     for every_other in ((True, ) if whole else (False, True)):
       model = load_weights(make_model, checkpoint, shard, held, every_other, progress)

@@ -38,24 +38,29 @@ class Holding:
   packed: bool
 
 
-def holding(checkpoint: Checkpoint, on_gpu: bool) -> Holding:
-  """On a CPU everything in float32, for MLX's other kernels there are far slower; on a GPU as in the file."""
+def holding(checkpoint: Checkpoint, layer: int, on_gpu: bool) -> Holding:
+  """On a CPU everything in float32, for MLX's other kernels there are far slower; on a GPU as the file has `layer`."""
   if not on_gpu:
     return Holding(mx.float32, False)
-  encodings = {checkpoint.tensor(name).encoding for name in _matrices_of_one_layer(checkpoint)}
-  plain = encodings & _FLOATS.keys()
-  if encodings == plain:
-    return Holding(_FLOATS[min(plain)] if plain else mx.float16, True)
-  groups = next((t.groups for n in _matrices_of_one_layer(checkpoint) if (t := checkpoint.tensor(n)).groups), None)
+  matrices = _matrices(checkpoint, layer)
+  encodings = {matrix.encoding for matrix in matrices}
+  if encodings <= _FLOATS.keys():
+    return Holding(_FLOATS[min(encodings)] if encodings else mx.float16, True)
+  groups = next((matrix.groups for matrix in matrices if matrix.groups), None)
   if groups is not None:
     return Holding(_FLOATS[groups.scale_encoding], True)
   # Gemma's activations exceed what float16 can hold
   return Holding(mx.bfloat16 if checkpoint.config.model_type.startswith("gemma") else mx.float16, True)
 
 
-def _matrices_of_one_layer(checkpoint: Checkpoint) -> list[str]:
-  first = [name for name in checkpoint.names() if layer_of(name) == 0]
-  return [name for name in first if len(checkpoint.tensor_shape(name)) > 1]
+def _matrices(checkpoint: Checkpoint, layer: int) -> list[StoredTensor]:
+  names = [name for name in checkpoint.names() if layer_of(name) == layer]
+  return [checkpoint.tensor(name) for name in names if len(checkpoint.tensor_shape(name)) > 1]
+
+
+def is_quantized(checkpoint: Checkpoint, layer: int) -> bool:
+  """Whether the layer's matrices in the files are quantized already."""
+  return any(matrix.encoding not in _FLOATS for matrix in _matrices(checkpoint, layer))
 
 
 def layer_of(name: str) -> int | None:
@@ -246,11 +251,6 @@ def _quantizable(model: Any) -> Iterator[tuple[str, Any]]:
   for path, module in tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module):
     if hasattr(module, "to_quantized") and "weight" in module:
       yield path, module
-
-
-def is_quantized(checkpoint: Checkpoint) -> bool:
-  """Whether the matrices in the files are quantized already."""
-  return any(checkpoint.tensor(name).encoding not in _FLOATS for name in _matrices_of_one_layer(checkpoint))
 
 
 def stage_parameters(model: Any, shard: Shard, every_other: bool) -> Arrays:
