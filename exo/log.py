@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 _level = 0
+_recent: deque[str] = deque(maxlen=200)
 _json = False
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), 0x7f, *range(0x80, 0xa0)) if code not in (0x09, 0x0a)}
 # what turns or breaks lines without being seen: separators, directional marks and overrides
@@ -24,6 +26,7 @@ _JSON_CONTROL = {code: f"\\u{code:04x}" for code in range(0x7f, 0xa0)} | _UNSEEN
 
 
 def _to_stderr(line: str) -> None:
+  _recent.append(line)
   sys.stderr.write(line + "\n")
   sys.stderr.flush()
 
@@ -46,6 +49,11 @@ def set_sink(sink: Callable[[str], None] | None) -> None:
   """Send lines elsewhere, or back to stderr with None."""
   global _sink
   _sink = sink or _to_stderr
+
+
+def recent() -> list[str]:
+  """The last lines that went to stderr, for a view that takes over the screen."""
+  return list(_recent)
 
 
 def enabled(level: int) -> bool:

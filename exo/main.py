@@ -17,6 +17,8 @@ def run() -> None:
     if sys.argv[1:2] == ["key"]:
       from exo.cli.key_command import key_command
       sys.exit(key_command(sys.argv[2:]))
+    if sys.argv[1:2] in (["status"], ["stop"]):
+      sys.exit(_local_command(sys.argv[1], sys.argv[2:]))
     arguments = build_parser().parse_args()
     repeated = ("model_dirs", "api_allowed_hosts", "cors_origins")
     config = config_from(vars(arguments) | {name: tuple(getattr(arguments, name) or ()) or None for name in repeated})
@@ -38,3 +40,9 @@ def run() -> None:
   except KeyboardInterrupt:
     status = 130
   sys.exit(status)
+
+
+def _local_command(command: str, argv: list[str]) -> int:
+  from exo.cli import status_command as local
+  arguments = local.build_parser(command).parse_args(argv)
+  return (local.status_command if command == "status" else local.stop_command)(config_from({}), arguments)

@@ -300,45 +300,6 @@ def test_the_installed_command_is_there() -> None:
                                  check=True).stdout.startswith("exo ")
 
 
-def test_the_terminal_view_shows_the_ring_and_can_be_turned_off(tmp_path: Path) -> None:
-  if shutil.which("tmux") is None:
-    pytest.skip("tmux is not installed (scripts/test-deps.sh)")
-  socket_path, port = str(tmp_path / "tmux"), str(free_port(socket.SOCK_DGRAM))
-  flags = f"--inference-engine dummy --listen-port {port} --broadcast-port {port} --chatgpt-api-port 0"
-
-  def tmux(*arguments: str) -> str:
-    return subprocess.run(["tmux", "-S", socket_path, *arguments],
-                          capture_output=True,
-                          text=True,
-                          check=False,
-                          env=os.environ | {"EXO_HOME": str(tmp_path / "home")}).stdout
-
-  def screen() -> str:
-    return tmux("capture-pane", "-p", "-t", "view")
-
-  tmux("new-session", "-d", "-s", "view", "-x", "120", "-y", "30", f"{sys.executable} -m exo --node-id screen {flags}")
-  try:
-    with ring(
-        tmp_path / "other",
-        1,
-        "--inference-engine",
-        "dummy",
-        "--listen-port",
-        port,
-        "--broadcast-port",
-        port,
-        wait=False
-    ) as (other, ):
-      wait_until(lambda: "screen" in screen() and other.node_id in screen(), 20, "both nodes on the screen")
-      assert "this node" in screen() and "log" in screen()
-      other.kill()
-      wait_until(lambda: other.node_id not in screen().split("log")[0], 10, "the lost node's leaving the screen")
-    tmux("send-keys", "-t", "view", "C-c")
-    wait_until(lambda: "screen" not in screen(), 10, "the end of the view")
-  finally:
-    tmux("kill-server")
-
-
 def test_run_with_a_hugging_face_id(tmp_path: Path) -> None:
   port = str(free_port(socket.SOCK_DGRAM))
   flags = ("--prompt", "t5 t7", "--max-tokens", "3", "--listen-port", port, "--broadcast-port", port)

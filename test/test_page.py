@@ -393,6 +393,30 @@ def test_the_topology_follows_as_a_node_joins_and_is_killed(browser: Chrome, tmp
   complaints(browser)
 
 
+def test_a_key_is_asked_for_once_and_kept(browser: Chrome, tmp_path: Path) -> None:
+  """http_api.md 37: the static page is open to all, and asks for the key that everything else wants."""
+  key = "k" * 40
+  with ring(tmp_path, 1, *DUMMY, "--api-key", key, wait=False) as (one, ):
+    browser.get(one.url)
+    dialog = by_id(browser, "key-dialog")
+    until(browser, dialog.is_displayed)
+    assert browser.switch_to.active_element == by_id(browser, "key")
+    by_id(browser, "key").send_keys("wrong" * 10, Keys.ENTER)
+    until(browser, lambda: by_id(browser, "key-wrong").is_displayed())
+    by_id(browser, "key").send_keys(key, Keys.ENTER)
+    until(browser, lambda: "1 node" in by_id(browser, "summary").text)
+    assert not dialog.is_displayed()
+    browser.refresh()
+    until(browser, lambda: "1 node" in by_id(browser, "summary").text)
+    settle(browser, max_tokens="5")
+    ask(browser, "hi")
+    finished(browser)
+    assert "5 tokens" in browser.find_element(By.CSS_SELECTOR, "article.assistant .stats").text
+    assert not by_id(browser, "key-dialog").is_displayed()
+  browser.get("about:blank")
+  assert all("401" in line or "ERR_" in line or "modelpool" in line for line in complaints(browser))
+
+
 def test_the_phone_layout(page: Chrome) -> None:
   page.execute_cdp_cmd(
       "Emulation.setDeviceMetricsOverride", {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}

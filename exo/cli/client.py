@@ -41,6 +41,16 @@ class ApiClient:
     async with self._session.get(path) as response:
       return await _checked(response)
 
+  async def first_event(self, path: str) -> Any:
+    """The first of a stream's events, which is left then."""
+    async with self._session.get(path) as response:
+      if response.status != 200:
+        await _checked(response)
+      async for line in response.content:
+        if line.startswith(b"data: {"):
+          return json.loads(line[6:])
+    raise ExoError("the node closed the stream")
+
   async def chat(self, model: str | None, messages: list[dict[str, str]],
                  max_tokens: int | None) -> AsyncIterator[Delta]:
     """Stream an answer."""

@@ -14,7 +14,7 @@ from rich.text import Text
 from exo.log import escape
 from exo.orchestration.ring_view import LinkView, NodeView, RingView
 
-WIDE = 120  # columns from which a node takes one line
+WIDE = 160  # columns from which a node takes one line
 _LEAST_LOG = 3
 _RICH_TFLOPS, _POOR_TFLOPS = 1000.0, 0.1
 _HEAT = ("dim", "green", "yellow", "dark_orange", "red")
@@ -147,7 +147,7 @@ def _narrow_ring(view: RingView, nodes: Sequence[NodeView], width: int) -> Rende
 
 def _wide_ring(view: RingView, nodes: Sequence[NodeView]) -> RenderableType:
   table = Table.grid(padding=(0, 2), expand=True)
-  for ratio in (2, 3, 3, 2, 1, 3, 2):
+  for ratio in (2, 3, 4, 2, 1, 3, 2):
     table.add_column(overflow="ellipsis", no_wrap=True, ratio=ratio)
   for i, node in enumerate(nodes):
     following = nodes[(i + 1) % len(nodes)]

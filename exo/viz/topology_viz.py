@@ -21,9 +21,9 @@ _SHOWN_PROMPTS = 4
 
 class TopologyViz:
   """Owns the terminal while it runs: log lines go to its lower pane instead of through it."""
-  def __init__(self, node: Node, api_url: str, lines: list[str] | None = None) -> None:
+  def __init__(self, node: Node, api_url: str) -> None:
     self._node, self._api_url = node, api_url
-    self._lines: deque[str] = deque(lines or (), maxlen=_KEPT_LINES)
+    self._lines: deque[str] = deque(log.recent(), maxlen=_KEPT_LINES)
     self._console = Console()
     self._shown: list[list[Segment]] = []
 
