@@ -47,6 +47,7 @@ def test_fault_2_a_stage_killed_in_decode(
     assert streamed.text == unbroken[how]
     assert len(streamed.resumptions) == 1 and streamed.resumptions[0].startswith("resumed on 2 nodes after "), streamed
     assert "resumed on 2 nodes" in entry.log
+    assert 'exo_failovers_total{outcome="resumed"} 1.0' in entry.metrics()
 
 
 def test_fault_1_a_stage_killed_in_prefill(model_home: Path, unbroken: dict[str, str]) -> None:

@@ -38,11 +38,13 @@ class TextRun:
     return self
 
   async def __anext__(self) -> TextDelta:
+    told = len(self.generation.resumptions)
     try:
       delivery: TokenDelivery = await self.generation.__anext__()
-    except ExoError:
-      self.watched.failed = True
+    except ExoError as error:
+      self.watched.fails(error)
       raise
+    self.watched.resumed(len(self.generation.resumptions) - told)
     if delivery.choice == 0 and delivery.index == 0:
       self.cached_tokens = delivery.cached_tokens
     if delivery.prompt_logprobs:

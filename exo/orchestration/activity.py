@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from exo.errors import ExoError
+from exo.errors import ExoError, PeerLostError, PeerUnreachableError, PlanClosedError
 from exo.orchestration.meter import Meter
 
 _KEPT = 8
@@ -51,6 +51,16 @@ class WatchedRequest:
     self._said_at[choice] = self.last_at = now
     self.tokens += tokens
     self.meter.generated_tokens[self.model] += tokens
+
+  def resumed(self, times: int) -> None:
+    """It went on elsewhere after a node was lost."""
+    if times:
+      self.meter.failovers["resumed"] += times
+
+  def fails(self, error: ExoError) -> None:
+    self.failed = True
+    if isinstance(error, PeerLostError | PeerUnreachableError | PlanClosedError):
+      self.meter.failovers["failed"] += 1
 
   @property
   def tokens_per_s(self) -> float:

@@ -94,6 +94,10 @@ class NodeProcess:
     except (urllib.error.URLError, ConnectionError, TimeoutError):
       return 0, None
 
+  def metrics(self) -> str:
+    with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as response:
+      return str(response.read().decode())
+
   def chat(self, content: str, **fields: Any) -> tuple[int, Any]:
     return self.post("/v1/chat/completions", {"messages": [{"role": "user", "content": content}], **fields})
 

@@ -56,7 +56,7 @@ async function described(response) {
 
 export const json = async (path, options) => (await request(path, options)).json();
 
-/** The JSON of each `data:` line, until the stream ends. */
+/** The JSON of each `data:` line, and what a resumed stream tells as {notice}, until the stream ends. */
 export async function* events(path, options) {
   const response = await request(path, options);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -73,7 +73,10 @@ export async function* events(path, options) {
       if (chunk.done) return;
       const lines = (rest + chunk.value).split("\n");
       rest = lines.pop();
-      for (const line of lines) if (line.startsWith("data: {")) yield JSON.parse(line.slice(6));
+      for (const line of lines) {
+        if (line.startsWith("data: {")) yield JSON.parse(line.slice(6));
+        else if (line.startsWith(": resumed")) yield { notice: line.slice(2) };
+      }
     }
   } finally {
     reader.cancel().catch(() => {});

@@ -129,6 +129,7 @@ export class Chat {
     let first = 0, last = 0, pieces = 0;
     for await (const event of events("/v1/chat/completions", { method: "POST", body, signal })) {
       if (event.error) throw new ApiError(event.error.message, 0, event.error.code);
+      if (event.notice) stats.notice = event.notice;
       const delta = event.choices?.[0]?.delta ?? {};
       const thought = delta.reasoning_content ?? delta.reasoning;
       if (thought) message.reasoning = (message.reasoning ?? "") + thought;

@@ -97,5 +97,6 @@ function speed(stats, stopped) {
   if (stats?.per_s) texts.push(`${stats.per_s.toFixed(stats.per_s < 10 ? 1 : 0)} tokens/s`);
   if (stats?.tokens) texts.push(`${stats.tokens} tokens`);
   if (stats?.model) texts.push(stats.model);
+  if (stats?.notice) texts.push(stats.notice);
   return texts.join(" · ");
 }
