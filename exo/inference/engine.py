@@ -81,13 +81,17 @@ class StageMemory:
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-  """`memory_bytes` bounds weights and KV together; `kv_memory_bytes`, where given, bounds the KV alone."""
+  """`memory_bytes` bounds weights and KV together; `kv_memory_bytes`, where given, bounds the KV alone.
+
+  `library_debug` is how much the engine's library prints of its own work (TINYGRAD_DEBUG); 0 is nothing.
+  """
   memory_bytes: int
   threads: int
   kv_memory_bytes: int | None = None
   max_sequences: int = 64
   max_context: int | None = None
   quantize: str | None = None
+  library_debug: int = 0
 
 
 class StageModel(ABC):

@@ -1,0 +1,176 @@
+"""Memory and compiled kernels on the device that tinygrad drives; on a CPU, kernels are called without tinygrad between.
+
+tinygrad's own dispatch costs some 11 µs of Python a kernel, a third of a small model's time on a CPU. There a kernel is
+a C function: its address and arguments are bound once, and a call of it is one call through ctypes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import importlib.metadata
+import mmap
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tinygrad import Device, UOp, dtypes
+from tinygrad.codegen import to_program
+from tinygrad.device import Buffer, TinyELF
+from tinygrad.dtype import DType
+from tinygrad.engine.realize import get_runtime
+from tinygrad.helpers import BEAM, DEBUG, PARALLEL, Context, diskcache_get, diskcache_put
+
+from exo.errors import EngineError
+from exo.inference.tinygrad.kernels import Dialect
+
+Call = Callable[[], object]
+_CACHE_TABLE = "exo_programs"
+_HUGE_PAGE = 2 * 2**20
+_TYPES: dict[DType, type[np.generic]] = {
+    dtypes.float32: np.float32, dtypes.float16: np.float16, dtypes.int32: np.int32, dtypes.int8: np.int8,
+    dtypes.uint8: np.uint8
+}
+
+
+@dataclass(frozen=True)
+class Program:
+  """A compiled kernel: what to call, which slots and which variables it takes, in order."""
+  runtime: Any
+  slots: tuple[int, ...]
+  variables: tuple[str, ...]
+  info: Any = None  # tinygrad's launch sizes; nothing on a CPU
+
+
+@functools.cache
+def compile_kernel(device: str, kernel: UOp) -> Program:
+  """On a CPU by way of tinygrad's cache on disk, where other nodes of this machine find it too.
+
+  tinygrad itself keeps there what the compiler made of a source; most of the time goes into making the source.
+  """
+  opened = Device[device]
+  key = {"kernel": kernel.key.hex(), "target": repr(opened.renderer.target), "cpu": _cpu(), "tinygrad": _version()}
+  if device == "CPU" and (found := diskcache_get(_CACHE_TABLE, key)) is not None:
+    name, library, slots, variables = found
+    return Program(opened.runtime(TinyELF(library, name, opened.renderer.target, (), b"")), slots, variables)
+  with Context(SPEC=0):  # tinygrad's check of its own rewriting costs as much as the rewriting
+    program = to_program(kernel, opened.renderer)
+  slots, variables = program.arg.globals, tuple(variable.arg.name for variable in program.arg.vars)
+  if device == "CPU":
+    elf = TinyELF(program.src[3].arg, program.arg.function_name, opened.renderer.target, (), b"")
+    diskcache_put(_CACHE_TABLE, key, (elf.name, elf.lib, slots, variables))
+    return Program(opened.runtime(elf), slots, variables)
+  # estimates, symbolic and deep, are left out: the key of tinygrad's own cache prints them
+  sink = program.src[0]
+  program = program.replace(src=(sink.replace(arg=replace(sink.arg, estimates=None)), *program.src[1:]))
+  return Program(get_runtime(device, program), slots, variables, program.arg)
+
+
+@functools.cache
+def _cpu() -> str:
+  """What the compiler's -march=native depends on."""
+  try:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+  except OSError:
+    return platform.processor()
+  return hashlib.sha256("".join(sorted({x for x in lines if x.startswith(("flags", "Features"))})).encode()).hexdigest()
+
+
+@functools.cache
+def _version() -> str:
+  return importlib.metadata.version("tinygrad")
+
+
+class Array:
+  """A flat array on the device. `host` is a view of the same memory where there is one (on a CPU), else None."""
+  def __init__(self, device: str, size: int, dtype: DType, sparse: bool = False) -> None:
+    self.size, self.dtype = size, dtype
+    self.host: npt.NDArray[Any] | None = None
+    if device == "CPU":
+      self._map(max(size, 1) * dtype.itemsize, sparse)
+      self.host = np.frombuffer(self._memory, _TYPES[dtype], size)
+      self.address = self.host.ctypes.data
+    else:
+      self.buffer = Buffer(device, size, dtype).allocate()
+      self.buffer.copyin(memoryview(bytearray(self.n_bytes)))
+
+  @property
+  def n_bytes(self) -> int:
+    return self.size * self.dtype.itemsize
+
+  def _map(self, n_bytes: int, sparse: bool) -> None:
+    """Zeros that take memory when first touched; on huge pages unless most of it will stay untouched."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    try:
+      self._memory = mmap.mmap(-1, n_bytes, flags=flags)
+    except (OSError, ValueError, OverflowError) as error:
+      raise EngineError(f"cannot reserve {n_bytes // 2**20} MB of addresses: {error}") from error
+    if hasattr(mmap, "MADV_HUGEPAGE") and n_bytes >= 2 * _HUGE_PAGE:
+      self._memory.madvise(mmap.MADV_NOHUGEPAGE if sparse else mmap.MADV_HUGEPAGE)
+
+  def write(self, values: npt.NDArray[Any], start: int = 0) -> None:
+    """Replace the numbers from `start` on."""
+    if self.host is not None:
+      self.host[start:start + values.size] = values.reshape(-1)
+    else:
+      raw = np.ascontiguousarray(values.reshape(-1), _TYPES[self.dtype])
+      offset = start * self.dtype.itemsize
+      self.buffer.view(raw.size, self.dtype, offset).ensure_allocated().copyin(memoryview(raw).cast("B"))
+
+  def read(self, size: int) -> npt.NDArray[Any]:
+    """The first `size` numbers: a view on a CPU, valid until the next step, else a copy."""
+    if self.host is not None:
+      return self.host[:size]
+    out = np.empty(size, _TYPES[self.dtype])
+    self.buffer.view(size, self.dtype, 0).ensure_allocated().copyout(memoryview(out).cast("B"))
+    return out
+
+
+class ComputeDevice:
+  """Compiles kernels and binds them to arrays. Variables are set for all later calls."""
+  def __init__(self, debug: int = 0) -> None:
+    DEBUG.value = debug  # tinygrad read DEBUG when it was imported, which is exo's
+    PARALLEL.value = 0  # a search in worker processes hangs
+    self.name: str = Device.DEFAULT
+    self.on_cpu = self.name == "CPU"
+    self.dialect = Dialect(self.on_cpu, int(BEAM.value), dtypes.float32 if self.on_cpu else dtypes.float16)
+    self._cells: dict[str, ctypes.c_uint64] = {}
+    self.weight_bytes = 0
+
+  def array(self, size: int, dtype: DType = dtypes.float32, sparse: bool = False) -> Array:
+    return Array(self.name, size, dtype, sparse)
+
+  def weight(self, size: int, dtype: DType = dtypes.float32) -> Array:
+    self.weight_bytes += size * dtype.itemsize
+    return self.array(size, dtype)
+
+  def _cell(self, name: str) -> ctypes.c_uint64:
+    return self._cells.setdefault(name, ctypes.c_uint64(0))
+
+  def set(self, **values: int) -> None:
+    """Give symbolic variables their values."""
+    for name, value in values.items():
+      self._cell(name).value = value
+
+  def bind(self, kernel: UOp, *arrays: Array | None) -> Call:
+    """A call of the kernel with these arrays, one for each slot; None is left out. Compiles it the first time."""
+    program = compile_kernel(self.name, kernel)
+    runtime, names = program.runtime, program.variables
+    used = [array for array in arrays if array is not None]
+    assert program.slots == tuple(range(len(used))), "tinygrad numbers variables behind the slots, which must not have gaps"
+    if self.on_cpu:
+      addresses = [ctypes.c_uint64(array.address) for array in used]
+      return functools.partial(runtime.fxn, *addresses, *(self._cell(name) for name in names))
+    buffers = [array.buffer.get_buf(self.name) for array in used]
+
+    def call() -> None:
+      values = {name: int(self._cell(name).value) for name in names}
+      global_size, local_size = program.info.launch_dims(values)
+      runtime(*buffers, global_size=global_size, local_size=local_size, vals=program.info.vals(values), wait=False)
+
+    return call

@@ -1,0 +1,204 @@
+"""The tinygrad engine: own kernels, compiled by tinygrad for whatever it drives, called in the same order every step.
+
+Every token of a step is a row, so prompts and decodes mix freely. Kernels are compiled when a shard is loaded and never
+again: rows, positions and lengths are symbolic or data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from exo.errors import EngineError
+from exo.inference.engine import (
+    Batch,
+    InferenceEngine,
+    LoadOptions,
+    StageMemory,
+    StageModel,
+    gather_logit_rows,
+)
+from exo.inference.rope import attention_factor, inverse_frequencies
+from exo.inference.shard import Shard
+from exo.inference.tinygrad.decoder import Decoder, run, tile_of
+from exo.inference.tinygrad.device import ComputeDevice
+from exo.inference.tinygrad.kernels import MAX_ROWS, PAGE
+from exo.inference.tinygrad.kv_pages import KvPages
+from exo.inference.weights.checkpoint import EMBEDDING
+
+if TYPE_CHECKING:
+  from exo.inference.weights.checkpoint import Checkpoint
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int32]
+_BITS = {"8": 8, "4": 4, "none": None, None: None}
+
+
+class TinygradStage(StageModel):
+  def __init__(
+      self, shard: Shard, checkpoint: Checkpoint, options: LoadOptions, progress: Callable[[float], None]
+  ) -> None:
+    self.shard, self._config = shard, checkpoint.config
+    config = self._config
+    context = min(config.max_context, options.max_context or config.max_context)
+    self._device = ComputeDevice(options.library_debug)
+    self._decoder = Decoder(
+        self._device, shard, checkpoint, context, options.max_sequences, _BITS[options.quantize]
+    )
+    self._decoder.load(lambda fraction: progress(fraction / 2))
+    element = config.kv_elements_per_token * 4 * shard.layer_count
+    budget = max(0, options.memory_bytes - self._device.weight_bytes)
+    if options.kv_memory_bytes is not None:
+      budget = min(budget, options.kv_memory_bytes)
+    tokens = budget // element
+    self._memory = StageMemory(self._device.weight_bytes, element, tokens, options.max_sequences, context)
+    # a sequence's last page is partly empty
+    self._kv = KvPages(tokens // PAGE + options.max_sequences, options.max_sequences)
+    self._decoder.bind(self._kv.total, lambda fraction: progress(0.5 + fraction / 2))
+    self._embedding = checkpoint.tensor(EMBEDDING) if shard.is_first else None
+    self._embedding_scale = np.float32(config.embedding_scale)
+    self._ropes = [(*arrays, inverse_frequencies(rope, config.rotary_dim, config.max_context),
+                    np.float32(attention_factor(rope, config.max_context)))
+                   for rope, arrays in self._decoder.arrays.ropes.items()]
+    self._windows = {layer.window for layer in self._decoder.layers}
+
+  @property
+  def memory(self) -> StageMemory:
+    return self._memory
+
+  def step(self, batch: Batch) -> npt.NDArray[Any]:
+    self._open(batch)
+    if batch.hidden is None:
+      assert self._embedding is not None
+      x = self._embedding.rows(batch.token_ids).to_float32()
+      x = x if self._embedding_scale == 1 else x * self._embedding_scale
+    else:
+      x = batch.hidden
+    n = batch.n_tokens
+    counts = [entry.n_tokens for entry in batch.entries]
+    places = np.repeat(np.array([self._kv.held(e.sequence).place for e in batch.entries], np.int32), counts)
+    positions = np.concatenate([np.arange(e.position, e.position + e.n_tokens, dtype=np.int32) for e in batch.entries])
+    wanted = gather_logit_rows(batch.entries) if self.shard.is_last else None
+    outs = []
+    for start in range(0, n, MAX_ROWS):
+      end = min(n, start + MAX_ROWS)
+      self._run_layers(x[start:end], positions[start:end], places[start:end])
+      if wanted is None:
+        outs.append(self._decoder.arrays.x.read((end - start) * self._config.hidden_size).reshape(end - start, -1).copy())
+      else:
+        inside = wanted[(wanted >= start) & (wanted < end)] - start
+        logits = self._run_head(inside.astype(np.int32))
+        outs.append(logits if n <= MAX_ROWS else logits.copy())
+    for entry in batch.entries:
+      self._kv.held(entry.sequence).length += entry.n_tokens
+    return outs[0] if len(outs) == 1 else np.concatenate(outs)
+
+  def _open(self, batch: Batch) -> None:
+    """Check positions and give every sequence the pages it needs."""
+    for entry in batch.entries:
+      held = self._kv.length(entry.sequence)
+      if entry.position != held:
+        raise EngineError(f"entry at position {entry.position} of a sequence whose cache holds {held} tokens")
+      if entry.position + entry.n_tokens > self._memory.max_context:
+        raise EngineError(f"a sequence is longer than {self._memory.max_context} tokens")
+      self._extend(entry.sequence, entry.position + entry.n_tokens)
+
+  def _extend(self, sequence: int, length: int) -> None:
+    before = len(self._kv.held(sequence).pages) if self._kv.has(sequence) else 0
+    for page in self._kv.extend(sequence, length):
+      self._device.set(target=page)
+      run(self._decoder.clear_page)
+    held = self._kv.held(sequence)
+    if len(held.pages) != before:
+      self._decoder.write_table(held.place, held.pages, before)
+
+  def _run_layers(self, x: Floats, positions: Ints, places: Ints) -> None:
+    arrays, device, n = self._decoder.arrays, self._device, len(x)
+    arrays.x.write(x)
+    arrays.positions.write(positions)
+    arrays.places.write(places)
+    for cos, sin, frequencies, factor in self._ropes:
+      angles = positions[:, None] * frequencies
+      cos.write((np.cos(angles) * factor).astype(np.float32))
+      sin.write((np.sin(angles) * factor).astype(np.float32))
+    tile = tile_of(n)
+    tiles = -(-n // tile)
+    device.set(rows=n, tiles=tiles)
+    groups = {window: list(self._groups(positions, window)) for window in self._windows}
+    for layer in self._decoder.layers:
+      run(layer.before[tile])
+      for first, count, pages in groups[layer.window]:
+        device.set(row0=first, rows=count, pages=pages)
+        run(layer.attention)
+      device.set(rows=n)
+      run(layer.after[tile])
+
+  def _groups(self, positions: Ints, window: int | None) -> Iterator[tuple[int, int, int]]:
+    """Rows that look at the keys together: (first, count, pages of keys that the longest of them sees).
+
+    A group is cut where its scores would not fit, and on a CPU where rows would look at many more pages than they have.
+    """
+    last = positions // PAGE
+    first = np.zeros_like(last) if window is None else np.maximum(positions - (window - 1), 0) // PAGE
+    pages = last - first + 1
+    room = self._decoder.arrays.scores.size // (self._config.n_heads * PAGE)
+    start, most = 0, 0
+    for row, own in enumerate(pages.tolist()):
+      longest = max(most, own)
+      uneven = self._device.on_cpu and row > start and (own > most + 1 or own < most - 1)
+      if row > start and (uneven or longest * (row + 1 - start) > room):
+        yield start, row - start, most
+        start, longest = row, own
+      most = longest
+    yield start, len(positions) - start, most
+
+  def _run_head(self, rows: Ints) -> Floats:
+    """Logits of these rows of the step, a view that is valid until the next."""
+    arrays, vocabulary, n = self._decoder.arrays, self._config.vocab_size, len(rows)
+    if n == 0:
+      return np.empty((0, vocabulary), np.float32)
+    arrays.wanted.write(rows)
+    tile = tile_of(n)
+    self._device.set(rows=n, tiles=-(-n // tile))
+    run(self._decoder.head[tile])
+    stride = self._decoder.logit_stride
+    logits: Floats = arrays.logits.read(n * stride).reshape(n, stride)[:, :vocabulary]
+    if cap := self._config.final_softcap:
+      logits = np.tanh(logits / np.float32(cap)) * np.float32(cap)
+    return logits
+
+  def drop(self, sequence: int) -> None:
+    self._kv.drop(sequence)
+
+  def truncate(self, sequence: int, length: int) -> None:
+    self._kv.truncate(sequence, length)
+
+  def copy(self, source: int, target: int, length: int) -> None:
+    self._extend(target, length)
+    for old, new in zip(self._kv.held(source).pages, self._kv.held(target).pages, strict=False):
+      self._device.set(source=old, target=new)
+      run(self._decoder.copy_page)
+    self._kv.held(target).length = length
+
+  def close(self) -> None:
+    del self._decoder, self._kv
+
+
+class TinygradEngine(InferenceEngine):
+  name = "tinygrad"
+
+  def load(
+      self,
+      shard: Shard,
+      checkpoint: Checkpoint,
+      options: LoadOptions,
+      progress: Callable[[float], None],
+  ) -> StageModel:
+    return TinygradStage(shard, checkpoint, options, progress)
+
+
+def create() -> InferenceEngine:
+  return TinygradEngine()
