@@ -64,6 +64,7 @@ class Config:
   log_format: str = "text"
   debug: int = 0
   debug_discovery: int = 0
+  tinygrad_debug: int = 0
 
   @property
   def state_dir(self) -> Path:
@@ -93,6 +94,7 @@ def config_from(arguments: Mapping[str, Any], environment: Mapping[str, str] | N
   values.setdefault("api_key", environment.get("EXO_API_KEY") or None)
   values["debug"] = _integer(environment, "DEBUG", 0, 9)
   values["debug_discovery"] = _integer(environment, "DEBUG_DISCOVERY", 0, 9)
+  values["tinygrad_debug"] = _integer(environment, "TINYGRAD_DEBUG", 0, 9)
   config = Config(**values)
   _check(config)
   return config

@@ -21,7 +21,7 @@ from exo.topology.ring_plan import WeightMemory
 from test.support.stages import Stages
 
 # an engine, and after a colon how it holds the weights
-ENGINES = ["dummy", "mlx", "mlx:8", "onnx", "onnx:4", "onnx:none"]
+ENGINES = ["dummy", "mlx", "mlx:8", "onnx", "onnx:4", "onnx:none", "tinygrad", "tinygrad:8", "tinygrad:4"]
 ARCHITECTURES = ["llama", "llama3_rope", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3"]
 EXACT = {"dummy", "onnx", "onnx:4", "onnx:none"}
 

@@ -63,7 +63,7 @@ class Node:
     self._free_bytes, self._free_asked_at = 0, float("-inf")
     self.meter = Meter()
     self.activity = Activity(self.meter)
-    loader = ShardLoader(catalog, self._device, engine, config.quantize)
+    loader = ShardLoader(catalog, self._device, engine, config.quantize, config.tinygrad_debug)
     offered = hello.capabilities.memory * _MB
     kv_bytes = None if config.kv_cache_memory is None else config.kv_cache_memory * _MB
     self.plans = PlanHost(

@@ -19,9 +19,15 @@ from exo.topology.ring_plan import MIN_KV_TOKENS
 class ShardLoader:
   """The engine is imported when the first shard is asked for, on the device thread like all that it does."""
   def __init__(
-      self, catalog: ModelCatalog, device: DeviceThread, choice: EngineChoice, quantize: str | None = None
+      self,
+      catalog: ModelCatalog,
+      device: DeviceThread,
+      choice: EngineChoice,
+      quantize: str | None = None,
+      library_debug: int = 0
   ) -> None:
     self._catalog, self._device, self._choice, self._quantize = catalog, device, choice, quantize
+    self._library_debug = library_debug
     self._engine: InferenceEngine | None = None
 
   async def needed_bytes(self, shard: Shard) -> int:
@@ -48,7 +54,7 @@ class ShardLoader:
       if self._engine is None:
         self._engine = load_engine(self._choice.name)
       return self._engine.load(
-          shard, checkpoint, replace(options, quantize=self._quantize),
+          shard, checkpoint, replace(options, quantize=self._quantize, library_debug=self._library_debug),
           lambda fraction: log(3, "%s: %.0f %%", shard, fraction * 100)
       )
 

@@ -12,7 +12,8 @@ import hashlib
 import importlib.metadata
 import mmap
 import platform
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,14 @@ import numpy as np
 import numpy.typing as npt
 from tinygrad import Device, UOp, dtypes
 from tinygrad.codegen import to_program
-from tinygrad.device import Buffer, TinyELF
+from tinygrad.device import Allocator, Buffer, TinyELF
 from tinygrad.dtype import DType
 from tinygrad.engine.realize import get_runtime
-from tinygrad.helpers import BEAM, DEBUG, PARALLEL, Context, diskcache_get, diskcache_put
+from tinygrad.helpers import BEAM, DEBUG, DEV, PARALLEL, Context, diskcache_get, diskcache_put
 
 from exo.errors import EngineError
 from exo.inference.tinygrad.kernels import Dialect
+from exo.inference.tinygrad.probe import CLANG_ADVICE
 
 Call = Callable[[], object]
 _CACHE_TABLE = "exo_programs"
@@ -58,8 +60,11 @@ def compile_kernel(device: str, kernel: UOp) -> Program:
   if device == "CPU" and (found := diskcache_get(_CACHE_TABLE, key)) is not None:
     name, library, slots, variables = found
     return Program(opened.runtime(TinyELF(library, name, opened.renderer.target, (), b"")), slots, variables)
-  with Context(SPEC=0):  # tinygrad's check of its own rewriting costs as much as the rewriting
-    program = to_program(kernel, opened.renderer)
+  try:
+    with Context(SPEC=0):  # tinygrad's check of its own rewriting costs as much as the rewriting
+      program = to_program(kernel, opened.renderer)
+  except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+    raise EngineError(f"tinygrad could not compile {kernel.arg.name}: {error}. {CLANG_ADVICE}") from error
   slots, variables = program.arg.globals, tuple(variable.arg.name for variable in program.arg.vars)
   if device == "CPU":
     elf = TinyELF(program.src[3].arg, program.arg.function_name, opened.renderer.target, (), b"")
@@ -87,17 +92,20 @@ def _version() -> str:
 
 
 class Array:
-  """A flat array on the device. `host` is a view of the same memory where there is one (on a CPU), else None."""
+  """A flat array on the device, of zeros; on a GPU a `sparse` one holds anything. `host` is a view of the same memory where there is one (on a CPU), else None."""
   def __init__(self, device: str, size: int, dtype: DType, sparse: bool = False) -> None:
     self.size, self.dtype = size, dtype
     self.host: npt.NDArray[Any] | None = None
+    self._mirror: npt.NDArray[Any] | None = None
     if device == "CPU":
       self._map(max(size, 1) * dtype.itemsize, sparse)
       self.host = np.frombuffer(self._memory, _TYPES[dtype], size)
       self.address = self.host.ctypes.data
     else:
       self.buffer = Buffer(device, size, dtype).allocate()
-      self.buffer.copyin(memoryview(bytearray(self.n_bytes)))
+      self._allocator = Device[device].allocator
+      if not sparse:
+        self._allocator._copyin(self.buffer.get_buf(device), memoryview(bytearray(self.n_bytes)))
 
   @property
   def n_bytes(self) -> int:
@@ -119,24 +127,51 @@ class Array:
       self.host[start:start + values.size] = values.reshape(-1)
     else:
       raw = np.ascontiguousarray(values.reshape(-1), _TYPES[self.dtype])
-      offset = start * self.dtype.itemsize
-      self.buffer.view(raw.size, self.dtype, offset).ensure_allocated().copyin(memoryview(raw).cast("B"))
+      part, whole = self._part(raw.size, start)
+      if whole is not None:
+        whole[start:start + raw.size] = raw
+      self._allocator._copyin(part, memoryview(raw if whole is None else whole).cast("B"))
 
   def read(self, size: int) -> npt.NDArray[Any]:
     """The first `size` numbers: a view on a CPU, valid until the next step, else a copy."""
     if self.host is not None:
       return self.host[:size]
-    out = np.empty(size, _TYPES[self.dtype])
-    self.buffer.view(size, self.dtype, 0).ensure_allocated().copyout(memoryview(out).cast("B"))
-    return out
+    part, whole = self._part(size, 0)
+    out = np.empty(size, _TYPES[self.dtype]) if whole is None else whole
+    self._allocator._copyout(memoryview(out).cast("B"), part)
+    return out[:size]
+
+  def _part(self, size: int, start: int) -> tuple[Any, npt.NDArray[Any] | None]:
+    """(device memory of these numbers, None); or all of it with a copy on this side, where a device has no views."""
+    if size == self.size or type(self._allocator)._offset is not Allocator._offset:
+      view = self.buffer if size == self.size else self.buffer.view(size, self.dtype, start * self.dtype.itemsize)
+      return view.ensure_allocated().get_buf(self.buffer.device), None
+    if self._mirror is None:
+      self._mirror = np.zeros(self.size, _TYPES[self.dtype])
+    return self.buffer.get_buf(self.buffer.device), self._mirror
+
+
+def _open(candidates: Sequence[str]) -> str:
+  if DEV.device:  # the user's own choice, by tinygrad's variable DEV
+    candidates = (DEV.device, )
+  failures: list[str] = []
+  for name in candidates:
+    try:
+      Device[name]
+    except Exception as error:  # a driver's failures are of any kind
+      failures.append(f"{name}: {error}")
+    else:
+      return name
+  raise EngineError(f"tinygrad can open no device here ({'; '.join(failures)}). {CLANG_ADVICE}")
 
 
 class ComputeDevice:
   """Compiles kernels and binds them to arrays. Variables are set for all later calls."""
-  def __init__(self, debug: int = 0) -> None:
-    DEBUG.value = debug  # tinygrad read DEBUG when it was imported, which is exo's
+  def __init__(self, candidates: Sequence[str] = ("CPU", ), debug: int = 0) -> None:
+    """Open the first of the candidates that works. Raises `EngineError` when none does."""
+    DEBUG.value = debug  # tinygrad read DEBUG when it was imported, but that variable is exo's
     PARALLEL.value = 0  # a search in worker processes hangs
-    self.name: str = Device.DEFAULT
+    self.name = _open(candidates)
     self.on_cpu = self.name == "CPU"
     self.dialect = Dialect(self.on_cpu, int(BEAM.value), dtypes.float32 if self.on_cpu else dtypes.float16)
     self._cells: dict[str, ctypes.c_uint64] = {}

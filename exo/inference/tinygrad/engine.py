@@ -27,6 +27,7 @@ from exo.inference.tinygrad.decoder import Decoder, run, tile_of
 from exo.inference.tinygrad.device import ComputeDevice
 from exo.inference.tinygrad.kernels import MAX_ROWS, PAGE
 from exo.inference.tinygrad.kv_pages import KvPages
+from exo.inference.tinygrad.probe import devices
 from exo.inference.weights.checkpoint import EMBEDDING
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
+_GPU_KV_TOKENS = 16384
 _BITS = {"8": 8, "4": 4, "none": None, None: None}
 
 
@@ -44,7 +46,7 @@ class TinygradStage(StageModel):
     self.shard, self._config = shard, checkpoint.config
     config = self._config
     context = min(config.max_context, options.max_context or config.max_context)
-    self._device = ComputeDevice(options.library_debug)
+    self._device = ComputeDevice(devices(), options.library_debug)
     self._decoder = Decoder(
         self._device, shard, checkpoint, context, options.max_sequences, _BITS[options.quantize]
     )
@@ -54,9 +56,11 @@ class TinygradStage(StageModel):
     if options.kv_memory_bytes is not None:
       budget = min(budget, options.kv_memory_bytes)
     tokens = budget // element
+    if not self._device.on_cpu:  # taken at once there, where a CPU's memory is taken page by page
+      tokens = min(tokens, max(context, _GPU_KV_TOKENS))
     self._memory = StageMemory(self._device.weight_bytes, element, tokens, options.max_sequences, context)
     # a sequence's last page is partly empty
-    self._kv = KvPages(tokens // PAGE + options.max_sequences, options.max_sequences)
+    self._kv = KvPages(tokens // PAGE + options.max_sequences, options.max_sequences, self._device.on_cpu)
     self._decoder.bind(self._kv.total, lambda fraction: progress(0.5 + fraction / 2))
     self._embedding = checkpoint.tensor(EMBEDDING) if shard.is_first else None
     self._embedding_scale = np.float32(config.embedding_scale)
@@ -90,8 +94,7 @@ class TinygradStage(StageModel):
         outs.append(self._decoder.arrays.x.read((end - start) * self._config.hidden_size).reshape(end - start, -1).copy())
       else:
         inside = wanted[(wanted >= start) & (wanted < end)] - start
-        logits = self._run_head(inside.astype(np.int32))
-        outs.append(logits if n <= MAX_ROWS else logits.copy())
+        outs.append(self._run_head(inside.astype(np.int32)))
     for entry in batch.entries:
       self._kv.held(entry.sequence).length += entry.n_tokens
     return outs[0] if len(outs) == 1 else np.concatenate(outs)
@@ -156,7 +159,7 @@ class TinygradStage(StageModel):
     yield start, len(positions) - start, most
 
   def _run_head(self, rows: Ints) -> Floats:
-    """Logits of these rows of the step, a view that is valid until the next."""
+    """Logits of these rows of the step."""
     arrays, vocabulary, n = self._decoder.arrays, self._config.vocab_size, len(rows)
     if n == 0:
       return np.empty((0, vocabulary), np.float32)
@@ -167,8 +170,8 @@ class TinygradStage(StageModel):
     stride = self._decoder.logit_stride
     logits: Floats = arrays.logits.read(n * stride).reshape(n, stride)[:, :vocabulary]
     if cap := self._config.final_softcap:
-      logits = np.tanh(logits / np.float32(cap)) * np.float32(cap)
-    return logits
+      return np.asarray(np.tanh(logits / np.float32(cap)) * np.float32(cap))
+    return logits.copy()
 
   def drop(self, sequence: int) -> None:
     self._kv.drop(sequence)

@@ -17,9 +17,13 @@ class Held:
 
 
 class KvPages:
-  """`pages` pages for at most `places` sequences. Pages freed last are taken first: they are the ones in memory."""
-  def __init__(self, pages: int, places: int) -> None:
+  """`pages` pages for at most `places` sequences. Pages freed last are taken first: they are the ones in memory.
+
+  `clean` says that pages never used are zeros.
+  """
+  def __init__(self, pages: int, places: int, clean: bool = True) -> None:
     self.total = pages
+    self._clean = clean
     self._free: list[int] = []
     self._untouched = 0  # pages from here on were never used
     self._places = list(range(places - 1, -1, -1))
@@ -37,7 +41,7 @@ class KvPages:
     return self._held[sequence]
 
   def extend(self, sequence: int, length: int) -> list[int]:
-    """Give the sequence, new or not, pages for `length` tokens; returns the numbers of pages that held something before.
+    """Give the sequence, new or not, pages for `length` tokens; returns the numbers of new pages that may hold something.
 
     Raises `EngineError` when all are taken.
     """
@@ -46,17 +50,19 @@ class KvPages:
       if not self._places:
         raise EngineError(f"all {self.max_sequences} places of the KV cache are taken")
       held = self._held[sequence] = Held(self._places.pop())
-    used_before: list[int] = []
+    dirty: list[int] = []
     while len(held.pages) * PAGE < length:
       if self._free:
         held.pages.append(self._free.pop())
-        used_before.append(held.pages[-1])
+        dirty.append(held.pages[-1])
       elif self._untouched < self.total:
         held.pages.append(self._untouched)
         self._untouched += 1
+        if not self._clean:
+          dirty.append(held.pages[-1])
       else:
         raise EngineError(f"all {self.total * PAGE} tokens of the KV cache are taken")
-    return used_before
+    return dirty
 
   def truncate(self, sequence: int, length: int) -> None:
     held = self._held.get(sequence)

@@ -1,6 +1,64 @@
-"""Placeholder"""
+"""What tinygrad could drive here, found out from device files alone: neither tinygrad nor a driver is loaded."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import shutil
+import sys
+from pathlib import Path
+
 from exo.inference.engines import EngineProbe
+from exo.topology.ring_plan import WeightMemory
+
+CLANG_ADVICE = "tinygrad compiles for a CPU with clang: install the package clang (Debian, Ubuntu, Fedora, Arch)"
+_INTEL = "0x8086"
+
+
+def find_gpu(root: Path = Path("/")) -> tuple[str, tuple[str, ...]] | None:
+  """(what it is, tinygrad's names of the devices to try in order) of a GPU that tinygrad drives; None without one."""
+  if sys.platform == "darwin":
+    return "Apple GPU (Metal)" if platform.machine() == "arm64" else "GPU (Metal)", ("METAL", )
+  if (root / "dev/nvidiactl").exists() and any((root / "dev").glob("nvidia[0-9]*")):
+    return "NVIDIA GPU", ("CUDA", "NV")
+  if (root / "dev/kfd").exists() and any(
+      _read(file) not in ("", "0") for file in (root / "sys/class/kfd/kfd/topology/nodes").glob("*/gpu_id")
+  ):
+    return "AMD GPU", ("AMD", )
+  if (root / "dev/kgsl-3d0").exists():
+    return "Qualcomm GPU", ("QCOM", )
+  intel = any(_read(file) == _INTEL for file in (root / "sys/class/drm").glob("renderD*/device/vendor"))
+  if intel and any((root / "etc/OpenCL/vendors").glob("intel*.icd")):
+    return "Intel GPU", ("CL", )
+  return None
+
+
+def _read(file: Path) -> str:
+  try:
+    return file.read_text().strip()
+  except OSError:
+    return ""
+
+
+def devices() -> tuple[str, ...]:
+  """tinygrad's names of the devices to try, best first."""
+  gpu = find_gpu()
+  return (*gpu[1], "CPU") if gpu else ("CPU", )
 
 
 def probe() -> EngineProbe:
-  return EngineProbe(True, "CPU", "x")
+  gpu = find_gpu()
+  device = gpu[0] if gpu else "CPU"
+  if importlib.util.find_spec("tinygrad") is None:
+    return EngineProbe(False, device, "the package tinygrad is not installed (pip install tinygrad)")
+  if gpu:
+    return EngineProbe(True, device, "there is a GPU that tinygrad drives", preference=2)
+  if shutil.which("clang") is None:
+    return EngineProbe(False, device, CLANG_ADVICE)
+  return EngineProbe(True, device, "there is clang to compile for this CPU, but onnxruntime is faster on one")
+
+
+def weight_memory(quantize: str | None) -> WeightMemory:
+  """Everything is float32 on a CPU and float16 on a GPU, or codes with a float32 scale for each block of 32."""
+  held = {"8": 1.125, "4": 0.625}.get(quantize or "none", 2.0 if find_gpu() else 4.0)
+  return WeightMemory(plain=held, packed=held)
