@@ -23,6 +23,11 @@ TILES = (1, 4)  # rows that a matrix product takes at once; more are slower: cla
 _MIN_SCORES = 1 << 22
 
 
+def padded(size: int) -> int:
+  """Rounded up to whole panels of weights."""
+  return -(-size // LANES) * LANES
+
+
 def tile_of(rows: int) -> int:
   return next((tile for tile in TILES if rows <= tile), TILES[-1])
 
@@ -57,7 +62,6 @@ class StepArrays:
   def __init__(self, device: ComputeDevice, config: ModelConfig, shard: Shard, places: int, context: int) -> None:
     rows, hidden = MAX_ROWS, config.hidden_size
     self.max_pages = -(-context // PAGE)
-    padded = lambda n: -(-n // LANES) * LANES  # noqa: E731
     heads = config.n_heads + 2 * config.n_kv_heads
     expert_width = config.n_experts_per_token * padded(2 * config.moe_intermediate_size)
     width = max(padded(2 * config.intermediate_size), expert_width)
@@ -74,8 +78,11 @@ class StepArrays:
     self.positions = device.array(rows, dtypes.int32)
     self.places = device.array(rows, dtypes.int32)
     self.table = device.array(places * self.max_pages, dtypes.int32, sparse=True)
-    self.ropes = {rope: (device.array(rows * config.rotary_dim // 2), device.array(rows * config.rotary_dim // 2))
-                  for rope in sorted({config.rope[layer] for layer in shard.layers}, key=repr)}
+    self.ropes = {
+        rope: (device.array(rows * config.rotary_dim // 2), device.array(rows * config.rotary_dim // 2))
+        for rope in sorted({config.rope[layer]
+                            for layer in shard.layers}, key=repr)
+    }
     if config.n_experts:
       n, active = config.n_experts, config.n_experts_per_token
       self.router = device.array(rows * padded(n))
@@ -140,10 +147,10 @@ class Decoder:
     if config.n_experts and config.sparse_layers[layer]:
       names = [f"{prefix}mlp.experts.{e}." for e in range(config.n_experts)]
       router = MatrixWriter(self._device, None).matrix([self._tensor(f"{prefix}mlp.gate.weight")])
-      widen = self._writer.matrix(
-          [self._tensor(f"{name}{part}_proj.weight") for name in names for part in ("gate", "up")],
-          copies=config.n_experts
-      )
+      widen = self._writer.matrix([
+          self._tensor(f"{name}{part}_proj.weight") for name in names for part in ("gate", "up")
+      ],
+                                  copies=config.n_experts)
       narrow = self._writer.matrix([self._tensor(f"{name}down_proj.weight") for name in names], copies=config.n_experts)
     else:
       widen = self._matrix(layer, "mlp.gate_up_proj", "mlp.gate_proj", "mlp.up_proj")
@@ -172,15 +179,14 @@ class Decoder:
     clear, copy = kernels.clear_page(self._device.dialect, page), kernels.copy_page(self._device.dialect, page)
     self.clear_page: list[Call] = []
     self.copy_page: list[Call] = []
-    done, total = 0, self._shard.layer_count + self._shard.is_last
-    for layer, loaded in zip(self._shard.layers, self._loaded, strict=True):
+    total = self._shard.layer_count + self._shard.is_last
+    for done, (layer, loaded) in enumerate(zip(self._shard.layers, self._loaded, strict=True)):
       cache = [self._device.array(pages * page, sparse=True) for _ in "kv"]
       self.pages += cache
       self.clear_page += [self._device.bind(clear, array) for array in cache]
       self.copy_page += [self._device.bind(copy, array) for array in cache]
       self.layers.append(self._bind_layer(layer, loaded, cache[0], cache[1]))
-      done += 1
-      progress(done / total)
+      progress((done + 1) / total)
     if self._shard.is_last:
       self._bind_head()
       progress(1.0)
@@ -192,8 +198,8 @@ class Decoder:
   def _heads(self, layer: int) -> Heads:
     config = self._config
     return Heads(
-        config.n_heads, config.n_kv_heads, config.head_dim, config.rotary_dim, config.attention_scale,
-        config.norm_eps, config.qk_norm, config.attention_softcap, config.sliding_window[layer]
+        config.n_heads, config.n_kv_heads, config.head_dim, config.rotary_dim, config.attention_scale, config.norm_eps,
+        config.qk_norm, config.attention_softcap, config.sliding_window[layer]
     )
 
   def _rms_norm(self, out: Array, x: Array, weight: Array, added: bool = False) -> Call:
@@ -211,8 +217,8 @@ class Decoder:
     cos, sin = a.ropes[config.rope[layer]]
     bound = Layer(heads.window)
     rotate = device.bind(
-        kernels.rotate_and_store(device.dialect, heads, w.qkv.outputs, a.max_pages), a.queries, keys, values, a.qkv, cos,
-        sin, a.positions, a.places, a.table, w.query_norm, w.key_norm
+        kernels.rotate_and_store(device.dialect, heads, w.qkv.outputs, a.max_pages), a.queries, keys, values, a.qkv,
+        cos, sin, a.positions, a.places, a.table, w.query_norm, w.key_norm
     )
     rows = (a.positions, a.places, a.table)
     bound.attention = [
@@ -222,7 +228,8 @@ class Decoder:
     ]
     for tile in TILES:
       bound.before[tile] = [
-          self._rms_norm(a.normed, a.x, w.input_norm), self._linear(tile, a.qkv, a.normed, w.qkv), rotate
+          self._rms_norm(a.normed, a.x, w.input_norm),
+          self._linear(tile, a.qkv, a.normed, w.qkv), rotate
       ]
       bound.after[tile] = list(self._after_attention(tile, layer, w))
     return bound

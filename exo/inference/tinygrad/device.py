@@ -13,6 +13,8 @@ import importlib.metadata
 import mmap
 import platform
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +36,7 @@ from exo.inference.tinygrad.probe import CLANG_ADVICE
 Call = Callable[[], object]
 _CACHE_TABLE = "exo_programs"
 _HUGE_PAGE = 2 * 2**20
-_TYPES: dict[DType, type[np.generic]] = {
+NUMPY_TYPES: dict[DType, type[np.generic]] = {
     dtypes.float32: np.float32, dtypes.float16: np.float16, dtypes.int32: np.int32, dtypes.int8: np.int8,
     dtypes.uint8: np.uint8
 }
@@ -57,7 +59,8 @@ def compile_kernel(device: str, kernel: UOp) -> Program:
   """
   opened = Device[device]
   key = {"kernel": kernel.key.hex(), "target": repr(opened.renderer.target), "cpu": _cpu(), "tinygrad": _version()}
-  if device == "CPU" and (found := diskcache_get(_CACHE_TABLE, key)) is not None:
+  shown = DEBUG.value >= 3  # kernels and their sources, which only making them prints
+  if device == "CPU" and not shown and (found := diskcache_get(_CACHE_TABLE, key)) is not None:
     name, library, slots, variables = found
     return Program(opened.runtime(TinyELF(library, name, opened.renderer.target, (), b"")), slots, variables)
   try:
@@ -99,7 +102,7 @@ class Array:
     self._mirror: npt.NDArray[Any] | None = None
     if device == "CPU":
       self._map(max(size, 1) * dtype.itemsize, sparse)
-      self.host = np.frombuffer(self._memory, _TYPES[dtype], size)
+      self.host = np.frombuffer(self._memory, NUMPY_TYPES[dtype], size)
       self.address = self.host.ctypes.data
     else:
       self.buffer = Buffer(device, size, dtype).allocate()
@@ -109,7 +112,7 @@ class Array:
 
   @property
   def n_bytes(self) -> int:
-    return self.size * self.dtype.itemsize
+    return self.size * int(self.dtype.itemsize)
 
   def _map(self, n_bytes: int, sparse: bool) -> None:
     """Zeros that take memory when first touched; on huge pages unless most of it will stay untouched."""
@@ -126,7 +129,7 @@ class Array:
     if self.host is not None:
       self.host[start:start + values.size] = values.reshape(-1)
     else:
-      raw = np.ascontiguousarray(values.reshape(-1), _TYPES[self.dtype])
+      raw = np.ascontiguousarray(values.reshape(-1), NUMPY_TYPES[self.dtype])
       part, whole = self._part(raw.size, start)
       if whole is not None:
         whole[start:start + raw.size] = raw
@@ -137,7 +140,7 @@ class Array:
     if self.host is not None:
       return self.host[:size]
     part, whole = self._part(size, 0)
-    out = np.empty(size, _TYPES[self.dtype]) if whole is None else whole
+    out = np.empty(size, NUMPY_TYPES[self.dtype]) if whole is None else whole
     self._allocator._copyout(memoryview(out).cast("B"), part)
     return out[:size]
 
@@ -147,8 +150,15 @@ class Array:
       view = self.buffer if size == self.size else self.buffer.view(size, self.dtype, start * self.dtype.itemsize)
       return view.ensure_allocated().get_buf(self.buffer.device), None
     if self._mirror is None:
-      self._mirror = np.zeros(self.size, _TYPES[self.dtype])
+      self._mirror = np.zeros(self.size, NUMPY_TYPES[self.dtype])
     return self.buffer.get_buf(self.buffer.device), self._mirror
+
+
+def _timed(name: str, function: Call) -> None:
+  """What tinygrad prints of each kernel when it calls them itself."""
+  started = time.perf_counter()
+  function()
+  sys.stderr.write(f"*** CPU {name:40s} {(time.perf_counter() - started) * 1e6:9.1f} us\n")
 
 
 def _open(candidates: Sequence[str]) -> str:
@@ -158,7 +168,7 @@ def _open(candidates: Sequence[str]) -> str:
   for name in candidates:
     try:
       Device[name]
-    except Exception as error:  # a driver's failures are of any kind
+    except Exception as error:  # noqa: BLE001 - a driver's failures are of any kind
       failures.append(f"{name}: {error}")
     else:
       return name
@@ -197,10 +207,13 @@ class ComputeDevice:
     program = compile_kernel(self.name, kernel)
     runtime, names = program.runtime, program.variables
     used = [array for array in arrays if array is not None]
-    assert program.slots == tuple(range(len(used))), "tinygrad numbers variables behind the slots, which must not have gaps"
+    assert program.slots == tuple(
+        range(len(used))
+    ), "tinygrad numbers variables behind the slots, which must not have gaps"
     if self.on_cpu:
       addresses = [ctypes.c_uint64(array.address) for array in used]
-      return functools.partial(runtime.fxn, *addresses, *(self._cell(name) for name in names))
+      function = functools.partial(runtime.fxn, *addresses, *(self._cell(name) for name in names))
+      return function if DEBUG.value < 2 else functools.partial(_timed, kernel.arg.name, function)
     buffers = [array.buffer.get_buf(self.name) for array in used]
 
     def call() -> None:

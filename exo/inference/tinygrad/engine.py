@@ -6,7 +6,7 @@ again: rows, positions and lengths are symbolic or data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,9 +47,7 @@ class TinygradStage(StageModel):
     config = self._config
     context = min(config.max_context, options.max_context or config.max_context)
     self._device = ComputeDevice(devices(), options.library_debug)
-    self._decoder = Decoder(
-        self._device, shard, checkpoint, context, options.max_sequences, _BITS[options.quantize]
-    )
+    self._decoder = Decoder(self._device, shard, checkpoint, context, options.max_sequences, _BITS[options.quantize])
     self._decoder.load(lambda fraction: progress(fraction / 2))
     element = config.kv_elements_per_token * 4 * shard.layer_count
     budget = max(0, options.memory_bytes - self._device.weight_bytes)
@@ -64,9 +62,10 @@ class TinygradStage(StageModel):
     self._decoder.bind(self._kv.total, lambda fraction: progress(0.5 + fraction / 2))
     self._embedding = checkpoint.tensor(EMBEDDING) if shard.is_first else None
     self._embedding_scale = np.float32(config.embedding_scale)
-    self._ropes = [(*arrays, inverse_frequencies(rope, config.rotary_dim, config.max_context),
-                    np.float32(attention_factor(rope, config.max_context)))
-                   for rope, arrays in self._decoder.arrays.ropes.items()]
+    self._ropes = [(
+        *arrays, inverse_frequencies(rope, config.rotary_dim,
+                                     config.max_context), np.float32(attention_factor(rope, config.max_context))
+    ) for rope, arrays in self._decoder.arrays.ropes.items()]
     self._windows = {layer.window for layer in self._decoder.layers}
 
   @property
@@ -91,7 +90,9 @@ class TinygradStage(StageModel):
       end = min(n, start + MAX_ROWS)
       self._run_layers(x[start:end], positions[start:end], places[start:end])
       if wanted is None:
-        outs.append(self._decoder.arrays.x.read((end - start) * self._config.hidden_size).reshape(end - start, -1).copy())
+        outs.append(
+            self._decoder.arrays.x.read((end - start) * self._config.hidden_size).reshape(end - start, -1).copy()
+        )
       else:
         inside = wanted[(wanted >= start) & (wanted < end)] - start
         outs.append(self._run_head(inside.astype(np.int32)))

@@ -65,7 +65,9 @@ def shares(dialect: Dialect, experts: int, active: int, stride: int, normalized:
     other = UOp.range(experts, 2, AxisType.REDUCE)
     total = weight(other).reduce(other, arg=Ops.ADD)
   share = weight(_load_int(numbers, row * active + place)) / total
-  return _kernel(dialect, f"shares_{experts}_{active}_{normalized}", out[row * active + place].store(share).end(row, place))
+  return _kernel(
+      dialect, f"shares_{experts}_{active}_{normalized}", out[row * active + place].store(share).end(row, place)
+  )
 
 
 @functools.cache
@@ -79,7 +81,8 @@ def widen(dialect: Dialect, inputs: int, outputs: int, active: int, bits: int | 
   total = panel_sum(dialect, x, row * inputs, expert * panels + panel, lane, inputs, bits)
   out = y[(row * active + place) * outputs + panel * LANES + lane]
   return _kernel(
-      dialect, f"widen_{inputs}_{outputs}_{active}_{bits or 'f'}", out.store(total).end(row, place, panel, *ranges)
+      dialect, f"widen_{inputs}_{outputs}_{active}_{bits or 'f'}",
+      out.store(total).end(row, place, panel, *ranges)
   )
 
 
@@ -96,5 +99,6 @@ def narrow(dialect: Dialect, inputs: int, outputs: int, active: int, bits: int |
   total = (share[row * active + place].load() * inner).reduce(place, arg=Ops.ADD)
   out = y[row * outputs + panel * LANES + lane]
   return _kernel(
-      dialect, f"narrow_{inputs}_{outputs}_{active}_{bits or 'f'}", out.store(out.load() + total).end(row, panel, *ranges)
+      dialect, f"narrow_{inputs}_{outputs}_{active}_{bits or 'f'}",
+      out.store(out.load() + total).end(row, panel, *ranges)
   )

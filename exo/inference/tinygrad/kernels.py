@@ -145,8 +145,8 @@ def panel_sum(dialect: Dialect, x: UOp, start: UOp, panel: UOp, lane: UOp, input
   block = UOp.range(blocks, 15, AxisType.REDUCE)
   per_byte = 8 // bits
   k, ranges = _summed(dialect, BLOCK // per_byte, 14, 4)
-  code = _buffer(2, dtypes.int8 if bits == 8 else dtypes.uint8)[
-      ((panel * blocks + block) * (BLOCK // per_byte) + k) * LANES + lane].load()
+  code = _buffer(2, dtypes.int8 if bits == 8 else dtypes.uint8)[((panel * blocks + block) *
+                                                                 (BLOCK // per_byte) + k) * LANES + lane].load()
   at = start + block * BLOCK + k
   if bits == 8:
     products = x[at].load() * code.cast(dtypes.float32)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from tinygrad import dtypes
 
-from exo.inference.tinygrad.device import Array, ComputeDevice
+from exo.inference.tinygrad.device import NUMPY_TYPES, Array, ComputeDevice
 from exo.inference.tinygrad.kernels import BLOCK, LANES
 from exo.inference.weights.tensor import StoredTensor
 
@@ -47,7 +47,7 @@ class MatrixWriter:
     else:
       codes = device.weight(size * bits // 8, dtypes.int8 if bits == 8 else dtypes.uint8)
       scales = device.weight(size // BLOCK)
-    self._fill(parts, per_copy, rows // copies, codes, scales, bits)
+    self._fill(parts, rows // copies, codes, scales, bits)
     bias: Array | None = None
     if biases:
       bias = device.weight(outputs)
@@ -60,12 +60,11 @@ class MatrixWriter:
     return array
 
   def _fill(
-      self, parts: Sequence[StoredTensor], per_copy: int, rows_per_copy: int, codes: Array, scales: Array | None,
-      bits: int | None
+      self, parts: Sequence[StoredTensor], rows_per_copy: int, codes: Array, scales: Array | None, bits: int | None
   ) -> None:
     inputs = parts[0].shape[1]
     outputs = codes.size * (8 // bits if bits else 1) // inputs
-    target = codes.host if codes.host is not None else np.empty(codes.size, np.dtype(_numpy_type(codes)))
+    target = codes.host if codes.host is not None else np.empty(codes.size, NUMPY_TYPES[codes.dtype])
     target_scales = None
     if scales is not None:
       target_scales = scales.host if scales.host is not None else np.empty(scales.size, np.float32)
@@ -101,15 +100,11 @@ class MatrixWriter:
           whole = len(block) // LANES * LANES
           put(block[:whole])
           kept = block[whole:]
-    assert panel * LANES == outputs and per_copy * panel // panel == per_copy
+    assert panel * LANES == outputs
     if codes.host is None:
       codes.write(target)
     if scales is not None and scales.host is None and target_scales is not None:
       scales.write(target_scales)
-
-
-def _numpy_type(array: Array) -> type[np.generic]:
-  return {dtypes.float32: np.float32, dtypes.float16: np.float16, dtypes.int8: np.int8, dtypes.uint8: np.uint8}[array.dtype]
 
 
 def quantize(panels: Floats, bits: int) -> tuple[npt.NDArray[Any], Floats]:
