@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What some tests want from outside: axe-core (by npm) and, from the system, a browser, a C compiler for tinygrad's CPU device, and an optimized BLAS for MLX.
+# What some tests want from outside: axe-core (by npm) and, from the system, a browser, a C compiler for tinygrad's CPU device, OpenCL to try its other devices, and an optimized BLAS for MLX.
 # Tests whose tools are missing are skipped and say so; this installs the tools where apt-get and the rights for it are.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -14,6 +14,7 @@ wanted=()
 command -v chromium >/dev/null && command -v chromedriver >/dev/null || wanted+=(chromium chromium-driver)
 command -v clang >/dev/null || wanted+=(clang)
 ldconfig -p 2>/dev/null | grep -q libopenblas.so.0 || wanted+=(libopenblas0-pthread)
+[ -e /etc/OpenCL/vendors/pocl.icd ] || wanted+=(pocl-opencl-icd)
 command -v ip >/dev/null || wanted+=(iproute2)
 command -v nft >/dev/null || wanted+=(nftables)
 command -v tmux >/dev/null || wanted+=(tmux)

@@ -18,7 +18,7 @@ from exo.inference.engines import choose_engine, load_engine, probe_engine
 from exo.inference.shard import Shard
 from exo.inference.tinygrad import probe
 from exo.inference.weights.checkpoint import Checkpoint, open_checkpoint
-from test.support.nodes import ROOT
+from test.support.nodes import ROOT, NodeProcess, free_port, wait_until
 from test.support.stages import Stages
 
 needs_clang = pytest.mark.skipif(shutil.which("clang") is None, reason=probe.CLANG_ADVICE)
@@ -212,6 +212,25 @@ def test_experts_in_eight_bits(llama: Checkpoint, goldens: Path) -> None:
     logits = stages.step([(row, 0, prompt.tolist())])
     errors = np.linalg.norm(logits - expected[row], axis=1) / np.linalg.norm(expected[row], axis=1)
     assert np.median(errors) < 5e-2
+
+
+@needs_clang
+def test_a_ring_of_two_tinygrad_processes_answers(model_home: Path) -> None:
+  port = str(free_port(2))
+  flags = ("--listen-port", port, "--broadcast-port", port, "--max-memory", "3000", "--inference-engine", "tinygrad")
+  nodes = [NodeProcess(model_home, *flags, node_id=f"tinygrad-{i}", env={"DEV": "CPU"}) for i in range(2)]
+  try:
+    for node in nodes:
+      node.wait_ready()
+    wait_until(lambda: all(len(node.peers()) == 2 for node in nodes), 15, "a ring of two")
+    answers = [node.chat("What is 2 + 2?", max_tokens=16) for node in nodes]
+    assert [status for status, _ in answers] == [200, 200], answers
+    texts = [body["choices"][0]["message"]["content"] for _, body in answers]
+    assert texts[0] == texts[1] and "4" in texts[0]
+    assert len(nodes[0].get("/v1/topology")[1]["plans"][0]["stages"]) == 2
+  finally:
+    for node in nodes:
+      node.stop()
 
 
 @pytest.mark.slow
