@@ -3,8 +3,8 @@
 Every token of a step is a row, whichever sequence it belongs to and whether it is of a prompt or a decode; the number of
 rows is a symbolic variable, and so is the number of KV pages that attention looks at, hence one program serves every
 step. A number depends on its own row alone and is summed in an order that no size changes: batches, chunks and splits
-give the same bits. Buffers are flat, in the order of the parameters' slots. Without options of ours (`tuned=False`, on
-devices other than a CPU or under BEAM) tinygrad chooses how to lay loops out.
+give the same bits. Buffers are flat, in the order of the parameters' slots. With `tuned=False` (on devices
+other than a CPU, and for matrix products under BEAM) tinygrad chooses how to lay loops out.
 
 Reading a reduction in a second loop of the same kernel keeps norms and softmax in one kernel each.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tinygrad import UOp, dtypes
 from tinygrad.dtype import DType
@@ -28,14 +28,11 @@ _MAX_SIZE = 1 << 40  # of a buffer whose size no kernel may depend on
 
 @dataclass(frozen=True)
 class Dialect:
-  """How kernels are written for a device: with our options or tinygrad's, BEAM's width, and the weights' dtype."""
+  """How kernels are written for a device: with our options or tinygrad's, BEAM's width for
+  matrix products, and the weights' dtype."""
   tuned: bool = True
   beam: int = 0
   weights: DType = dtypes.float32
-
-  @property
-  def own(self) -> bool:
-    return self.tuned and not self.beam
 
 
 def variable(name: str, high: int, low: int = 1) -> UOp:
@@ -51,14 +48,14 @@ def _buffer(slot: int, dtype: DType = dtypes.float32, size: int = _MAX_SIZE) -> 
   return UOp.placeholder((size, ), dtype, slot)
 
 
-def _kernel(dialect: Dialect, name: str, *stores: UOp) -> UOp:
+def _kernel(dialect: Dialect, name: str, *stores: UOp, beam: int = 0) -> UOp:
   # an empty tuple keeps the loops as they are written here, None leaves them to tinygrad or BEAM
-  return UOp.sink(*stores, arg=KernelInfo(name=name, opts_to_apply=() if dialect.own else None, beam=dialect.beam))
+  return UOp.sink(*stores, arg=KernelInfo(name=name, opts_to_apply=() if dialect.tuned else None, beam=beam))
 
 
 def _wide(dialect: Dialect, size: int, axis: int, at_once: int = LANES) -> tuple[UOp, tuple[UOp, ...]]:
   """(index, its ranges) of a loop that handles up to `at_once` numbers side by side."""
-  width = next((n for n in range(min(at_once, size), 0, -1) if size % n == 0), 1) if dialect.own else 1
+  width = next((n for n in range(min(at_once, size), 0, -1) if size % n == 0), 1) if dialect.tuned else 1
   outer = UOp.range(size // width, axis)
   if width == 1:
     return outer, (outer, )
@@ -68,7 +65,7 @@ def _wide(dialect: Dialect, size: int, axis: int, at_once: int = LANES) -> tuple
 
 def _summed(dialect: Dialect, size: int, axis: int, at_once: int) -> tuple[UOp, tuple[UOp, ...]]:
   """The same for a reduction: terms are added one after the other whatever the width."""
-  width = at_once if dialect.own and size % at_once == 0 else 1
+  width = at_once if dialect.tuned and size % at_once == 0 else 1
   outer = UOp.range(size // width, axis, AxisType.REDUCE)
   if width == 1:
     return outer, (outer, )
@@ -115,45 +112,57 @@ def linear(dialect: Dialect, inputs: int, outputs: int, product: Product) -> UOp
   """
   tile, bits = product.tile, product.bits
   panels = outputs // LANES
-  y, x = _buffer(0), _buffer(1)
+  if dialect.beam:  # a search runs the kernel: these buffers have their true sizes
+    dialect = replace(dialect, tuned=False)
+  y, x = _buffer(0, size=MAX_ROWS * outputs), _buffer(1, size=MAX_ROWS * inputs)
   tiles = variable("tiles", -(-MAX_ROWS // tile))
   panel, t = UOp.range(panels, 0), UOp.range(tiles, 1)  # in this order a panel is read once for all tiles
   m, m_ranges = _wide(dialect, tile, 2)
   lane, lane_ranges = _wide(dialect, LANES, 3)
   row, place = t * tile + m, panel * LANES + lane
-  total = panel_sum(dialect, x, row * inputs, panel, lane, inputs, bits)
+  total = panel_sum(dialect, x, row * inputs, panel, lane, inputs, bits, panels)
   if product.bias:
-    total = total + _buffer(3 if bits is None else 4)[place].load()
+    total = total + _buffer(3 if bits is None else 4, size=outputs)[place].load()
   out = row * outputs + place
   if product.add:
     total = y[out].load() + total
   name = f"linear_{tile}_{outputs}_{inputs}_{bits or 'f'}{'_bias' * product.bias}{'_add' * product.add}"
-  return _kernel(dialect, name, y[out].store(total).end(panel, t, *m_ranges, *lane_ranges))
+  return _kernel(dialect, name, y[out].store(total).end(panel, t, *m_ranges, *lane_ranges), beam=dialect.beam)
 
 
-def panel_sum(dialect: Dialect, x: UOp, start: UOp, panel: UOp, lane: UOp, inputs: int, bits: int | None) -> UOp:
-  """Σ_k x[start + k] · w[panel, k, lane], the weights in slot 2 and their scales in slot 3.
+def panel_sum(
+    dialect: Dialect,
+    x: UOp,
+    start: UOp,
+    panel: UOp,
+    lane: UOp,
+    inputs: int,
+    bits: int | None,
+    panels: int = _MAX_SIZE >> 32
+) -> UOp:
+  """Σ_k x[start + k] · w[panel, k, lane], `panels` panels of weights in slot 2 and their scales in slot 3.
 
   With `bits` it is the sum over blocks of scale · Σ_k x[start + k] · code; codes of 4 bits lie as k and k + BLOCK / 2 in
   one byte, plus 8.
   """
   if bits is None:
     column, ranges = _summed(dialect, inputs, 14, 4)
-    w = _buffer(2, dialect.weights)[(panel * inputs + column) * LANES + lane].load().cast(dtypes.float32)
+    w = _buffer(2, dialect.weights,
+                panels * inputs * LANES)[(panel * inputs + column) * LANES + lane].load().cast(dtypes.float32)
     return (x[start + column].load() * w).reduce(*ranges, arg=Ops.ADD)
   blocks = inputs // BLOCK
   block = UOp.range(blocks, 15, AxisType.REDUCE)
   per_byte = 8 // bits
   k, ranges = _summed(dialect, BLOCK // per_byte, 14, 4)
-  code = _buffer(2, dtypes.int8 if bits == 8 else dtypes.uint8)[((panel * blocks + block) *
-                                                                 (BLOCK // per_byte) + k) * LANES + lane].load()
+  code = _buffer(2, dtypes.int8 if bits == 8 else dtypes.uint8, panels * inputs * LANES //
+                 per_byte)[((panel * blocks + block) * (BLOCK // per_byte) + k) * LANES + lane].load()
   at = start + block * BLOCK + k
   if bits == 8:
     products = x[at].load() * code.cast(dtypes.float32)
   else:
     low, high = (code & 15).cast(dtypes.float32) - 8.0, (code >> 4).cast(dtypes.float32) - 8.0
     products = x[at].load() * low + x[at + BLOCK // 2].load() * high
-  scale = _buffer(3)[(panel * blocks + block) * LANES + lane].load()
+  scale = _buffer(3, size=panels * blocks * LANES)[(panel * blocks + block) * LANES + lane].load()
   return (scale * products.reduce(*ranges, arg=Ops.ADD)).reduce(block, arg=Ops.ADD)
 
 
