@@ -36,6 +36,16 @@ class InvalidRequestError(ExoError):
     super().__init__(message, param=param, code=code)
 
 
+class MediaTypeError(ExoError):
+  """The body is of another content type than the route takes."""
+  kind = "media_type"
+
+
+class RequestNotFoundError(ExoError):
+  """No request with this id is running."""
+  kind = "request_not_found"
+
+
 class ModelNotFoundError(ExoError):
   """No known model has this name."""
   kind = "model_not_found"

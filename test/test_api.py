@@ -284,7 +284,7 @@ def test_a_client_that_leaves_frees_the_ring(node: NodeProcess, nodes: list[Node
 def test_the_page_and_its_files(node: NodeProcess) -> None:
   address = urllib.parse.urlsplit(node.url)
   connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=10)
-  for path, kind in (("/", "text/html"), ("/static/app.js", "text/javascript"), ("/static/style.css", "text/css")):
+  for path, kind in (("/", "text/html"), ("/static/main.js", "text/javascript"), ("/static/style.css", "text/css")):
     connection.request("GET", path)
     response = connection.getresponse()
     content = response.read().decode()

@@ -2,84 +2,85 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from aiohttp import web
 
+from exo.api.chat_parser import CallArguments, CallBegin, Content, Reasoning
+from exo.api.chat_request import ChatCompletionRequest, TokenEncodeRequest
+from exo.api.chat_run import ChatChoice, ChatDelta, ChatRun, chat_run
 from exo.api.errors import json_response
-from exo.api.schema import ChatCompletionRequest, ChatMessage, TokenEncodeRequest, read_body
+from exo.api.schema import read_body
 from exo.api.sse import event_stream
-from exo.api.text_run import TextRun, fingerprint, text_run, token_json
-from exo.errors import InvalidRequestError
-from exo.inference.sampling import TokenLogprob
+from exo.api.text_run import fingerprint, shown_logprob
 from exo.orchestration.model_catalog import ModelInfo
 from exo.orchestration.node import Node
+from exo.orchestration.text_stream import TextToken
 
 
 async def chat_completions(request: web.Request, node: Node) -> web.StreamResponse:
   body = await read_body(request, ChatCompletionRequest)
-  if body.top_logprobs is not None and not body.logprobs:
-    raise InvalidRequestError("top_logprobs needs logprobs: true", "top_logprobs")
   include_usage = body.include_usage
-  model = await node.model(body.model)
-  prompt = await asyncio.to_thread(_prompt, node, model, body.messages)
-  max_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-  top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
-  async with text_run(
-      node, model, body, prompt, max_tokens, prefix="chatcmpl-", top_logprobs=top_logprobs, title=_title(body.messages)
-  ) as run:
+  async with chat_run(node, body) as run:
     if body.stream:
-      return await _streamed(request, run, top_logprobs is not None, include_usage)
-    return await _whole(run, top_logprobs is not None)
+      return await _streamed(request, run, bool(body.logprobs), include_usage)
+    choices = [_choice(run, i, choice, bool(body.logprobs)) for i, choice in enumerate(await run.collect())]
+    return json_response(_envelope(run, "chat.completion") | {"choices": choices, "usage": run.usage})
 
 
-def _title(messages: list[ChatMessage]) -> str:
-  """What was asked last, for the node's own screen."""
-  content = next((m.content for m in reversed(messages) if m.role == "user"), None)
-  return content if isinstance(content, str) else " ".join(part.text or "" for part in content or ())
-
-
-def _prompt(node: Node, model: ModelInfo, messages: Any) -> list[int]:
-  rendered = [message.for_template() for message in messages]
-  if node.config.system_prompt and rendered[0]["role"] != "system":
-    rendered.insert(0, {"role": "system", "content": node.config.system_prompt})
-  return model.tokenizer.encode_chat(rendered)
-
-
-def _logprobs(model: ModelInfo, tokens: tuple[TokenLogprob, ...]) -> dict[str, Any]:
-  return {
-      "content": [{
-          **token_json(model, token.token_id, token.logprob),
-          "top_logprobs": [token_json(model, other, logprob) for other, logprob in token.top],
-      } for token in tokens],
-      "refusal": None,
-  }
-
-
-async def _whole(run: TextRun, logprobs: bool) -> web.Response:
-  texts: list[list[str]] = [[] for _ in run.choices]
-  tokens: list[list[TokenLogprob]] = [[] for _ in run.choices]
-  async for delta in run:
-    texts[delta.choice].append(delta.text)
-    tokens[delta.choice].extend(delta.tokens)
-  choices = [{
-      "index": i,
-      "message": {"role": "assistant", "content": "".join(text), "refusal": None},
-      "logprobs": _logprobs(run.model, tuple(tokens[i])) if logprobs else None,
-      "finish_reason": run.finish_reasons.get(i, "stop"),
-  } for i, text in enumerate(texts)]
-  return json_response(_envelope(run, "chat.completion") | {"choices": choices, "usage": run.usage})
-
-
-def _envelope(run: TextRun, kind: str) -> dict[str, Any]:
+def _envelope(run: ChatRun, kind: str) -> dict[str, Any]:
   return {
       "id": run.id, "object": kind, "created": run.created, "model": run.model.id,
       "system_fingerprint": fingerprint(run.model)
   }
 
 
-async def _streamed(request: web.Request, run: TextRun, logprobs: bool, include_usage: bool) -> web.StreamResponse:
+def _choice(run: ChatRun, index: int, choice: ChatChoice, logprobs: bool) -> dict[str, Any]:
+  message: dict[str, Any] = {"role": "assistant", "content": choice.content, "refusal": None}
+  if choice.reasoning:
+    message["reasoning_content"] = choice.reasoning
+  if choice.calls:
+    message["content"] = choice.content or None
+    message["tool_calls"] = [{
+        "id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}
+    } for call in choice.calls]
+  return {
+      "index": index, "message": message, "logprobs": _logprobs(run.model, choice.tokens) if logprobs else None,
+      "finish_reason": choice.finish_reason
+  }
+
+
+def _logprobs(model: ModelInfo, tokens: tuple[TextToken, ...] | list[TextToken]) -> dict[str, Any]:
+  return {
+      "content": [{
+          "token": model.tokenizer.token_text(token.logprob.token_id), "logprob": shown_logprob(token.logprob.logprob),
+          "bytes": list(token.data), "top_logprobs": [{
+              "token": model.tokenizer.token_text(other), "logprob": shown_logprob(logprob),
+              "bytes": list(model.tokenizer.token_bytes(other))
+          } for other, logprob in token.logprob.top]
+      } for token in tokens],
+      "refusal": None,
+  }
+
+
+def _deltas(run: ChatRun, delta: ChatDelta) -> list[dict[str, Any]]:
+  """The pieces of a delta in the order in which they came."""
+  out: list[dict[str, Any]] = []
+  for part in delta.parts:
+    match part:
+      case Content(text):
+        out.append({"content": text})
+      case Reasoning(text):
+        out.append({"reasoning_content": text})
+      case CallBegin(index, name):
+        call = {"index": index, "id": run.new_call_id(), "type": "function"}
+        out.append({"tool_calls": [call | {"function": {"name": name, "arguments": ""}}]})
+      case CallArguments(index, text):
+        out.append({"tool_calls": [{"index": index, "function": {"arguments": text}}]})
+  return out
+
+
+async def _streamed(request: web.Request, run: ChatRun, logprobs: bool, include_usage: bool) -> web.StreamResponse:
   envelope = _envelope(run, "chat.completion.chunk")
   usage = {"usage": None} if include_usage else {}
 
@@ -89,16 +90,18 @@ async def _streamed(request: web.Request, run: TextRun, logprobs: bool, include_
     } | usage
 
   async with event_stream(request) as (stream, response):
-    for i in range(len(run.choices)):
+    for i in range(run.n):
       await stream.send(chunk(i, {"role": "assistant", "content": ""}))
     async for delta in run:
       for notice in run.notices():
         await stream.comment(notice)
       probs = _logprobs(run.model, delta.tokens) if logprobs and delta.tokens else None
-      if delta.text or probs:
-        await stream.send(chunk(delta.choice, {"content": delta.text}, None, probs), more=run.more)
+      for piece in _deltas(run, delta):
+        with_content = "content" in piece
+        await stream.send(chunk(delta.choice, piece, None, probs if with_content else None), more=True)
+        probs = None if with_content else probs
       if delta.finish_reason:
-        await stream.send(chunk(delta.choice, {}, delta.finish_reason))
+        await stream.send(chunk(delta.choice, {}, delta.finish_reason, probs))
       elif not run.more:
         await stream.flush()
     if include_usage:

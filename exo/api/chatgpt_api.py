@@ -10,7 +10,7 @@ from typing import Any
 
 from aiohttp import web
 
-from exo.api import chat, completions, metrics, page, ring_stream
+from exo.api import cancel, chat, completions, embeddings, messages, metrics, ollama, page, responses, ring_stream
 from exo.api.connections import ConnectionTable
 from exo.api.errors import error_middleware, json_response
 from exo.api.guard import Guard
@@ -53,6 +53,12 @@ class ChatGPTAPI:
       router.add_get(f"{prefix}/models", self._models)
       router.add_get(f"{prefix}/models/{{model:.+}}", self._model)
       router.add_get(f"{prefix}/topology", self._topology)
+      router.add_post(f"{prefix}/embeddings", self._with_node(embeddings.embeddings))
+    router.add_post("/v1/responses", self._with_node(responses.responses))
+    router.add_post("/v1/messages", self._with_node(messages.messages))
+    router.add_post("/v1/messages/count_tokens", self._with_node(messages.count_tokens))
+    router.add_post("/v1/cancel/{id}", self._with_node(cancel.cancel))
+    ollama.add_routes(router, self._with_node)
     router.add_get("/v1/download/progress", self._downloads)
     router.add_get("/healthcheck", self._health)
     router.add_get("/health", self._health)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,8 @@ from aiohttp import web
 
 from exo.api.errors import json_response
 from exo.api.schema import CompletionRequest, read_body
-from exo.api.sse import event_stream
-from exo.api.text_run import TextRun, fingerprint, text_run
+from exo.api.sse import EventStream, event_stream
+from exo.api.text_run import TextRun, fingerprint, new_id, shown_logprob, text_run
 from exo.errors import InvalidRequestError
 from exo.inference.sampling import TokenLogprob
 from exo.orchestration.model_catalog import ModelInfo
@@ -28,11 +29,11 @@ async def completions(request: web.Request, node: Node) -> web.StreamResponse:
     raise InvalidRequestError("suffix is not supported: these models continue a text, they do not fill gaps", "suffix")
   include_usage = body.include_usage
   model = await node.model(body.model)
-  prompts = await asyncio.to_thread(_prompts, body, model)
+  prompts = await asyncio.to_thread(prompt_ids, body.prompt, model, "prompt")
   max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
   if max_tokens == 0 and not body.echo:
     raise InvalidRequestError("max_tokens 0 only makes sense with echo", "max_tokens")
-  job = _Job(node, model, body, max_tokens)
+  job = _Job(node, model, body, max_tokens, new_id("cmpl-"), int(time.time()))
   if body.stream:
     return await _streamed(request, job, prompts, include_usage)
   return await _whole(job, prompts)
@@ -44,25 +45,25 @@ class _Job:
   model: ModelInfo
   body: CompletionRequest
   max_tokens: int
+  id: str
+  created: int
 
-  def run(self, prompt: list[int]) -> Any:
+  def run(self, prompt: list[int], number: int) -> Any:
     """The context in which one prompt runs."""
-    scored = self.body.logprobs if self.body.echo else None
     return text_run(
         self.node,
         self.model,
         self.body,
         prompt,
         self.max_tokens,
-        prefix="cmpl-",
+        request_id=f"{self.id}.{number}",
         top_logprobs=self.body.logprobs,
-        prompt_logprobs=scored
+        prompt_logprobs=self.body.logprobs if self.body.echo else None
     )
 
 
-def _prompts(body: CompletionRequest, model: ModelInfo) -> list[list[int]]:
-  """The prompts as token ids. Raises `InvalidRequestError` for empty ones and for ids that the model does not have."""
-  prompt = body.prompt
+def prompt_ids(prompt: str | list[str | int | list[int]], model: ModelInfo, param: str) -> list[list[int]]:
+  """One or several texts as token ids. Raises `InvalidRequestError` for empty ones and for ids that there are not."""
   if isinstance(prompt, str):
     texts: list[str | list[int]] = [prompt]
   elif prompt and all(isinstance(p, int) for p in prompt):
@@ -70,16 +71,18 @@ def _prompts(body: CompletionRequest, model: ModelInfo) -> list[list[int]]:
   else:
     texts = [p for p in prompt if not isinstance(p, int)]
     if len(texts) != len(prompt):
-      raise InvalidRequestError("prompt mixes token ids with texts", "prompt")
+      raise InvalidRequestError(f"{param} mixes token ids with texts", param)
   if len(texts) > MAX_PROMPTS:
-    raise InvalidRequestError(f"{len(texts)} prompts in one request, {MAX_PROMPTS} are allowed", "prompt")
+    raise InvalidRequestError(f"{param}: {len(texts)} texts in one request, {MAX_PROMPTS} are allowed", param)
+  if not texts or not all(texts):
+    raise InvalidRequestError(f"{param} is empty", param)
   ids = [model.tokenizer.encode(t, add_bos=True) if isinstance(t, str) else t for t in texts]
-  if not ids or any(not i for i in ids):
-    raise InvalidRequestError("the prompt is empty", "prompt")
+  if not all(ids):
+    raise InvalidRequestError(f"{param} is empty", param)
   vocabulary = model.checkpoint.config.vocab_size
-  wrong = next((i for prompt_ids in ids for i in prompt_ids if not 0 <= i < vocabulary), None)
+  wrong = next((i for text in ids for i in text if not 0 <= i < vocabulary), None)
   if wrong is not None:
-    raise InvalidRequestError(f"token id {wrong} is not from 0 to {vocabulary - 1}", "prompt")
+    raise InvalidRequestError(f"{param}: token id {wrong} is not from 0 to {vocabulary - 1}", param)
   return ids
 
 
@@ -96,14 +99,18 @@ class _Logprobs:
       token_id = token if isinstance(token, int) else token.token_id
       text = self._model.tokenizer.token_text(token_id)
       out["tokens"].append(text)
-      out["token_logprobs"].append(None if isinstance(token, int) else min(0.0, token.logprob))
-      out["top_logprobs"].append(
-          None if isinstance(token, int) else {self._model.tokenizer.token_text(i): min(0.0, p)
-                                               for i, p in token.top}
-      )
+      out["token_logprobs"].append(None if isinstance(token, int) else shown_logprob(token.logprob))
+      out["top_logprobs"].append(None if isinstance(token, int) else self._top(token))
       out["text_offset"].append(self._offset)
       self._offset += len(text)
     return out
+
+  def _top(self, token: TokenLogprob) -> dict[str, float]:
+    """By text; where several tokens have one text, the likeliest counts."""
+    top: dict[str, float] = {}
+    for token_id, logprob in token.top:
+      top.setdefault(self._model.tokenizer.token_text(token_id), shown_logprob(logprob))
+    return top
 
 
 def _echoed(job: _Job, prompt: list[int], run: TextRun) -> tuple[str, list[TokenLogprob | int]]:
@@ -113,7 +120,7 @@ def _echoed(job: _Job, prompt: list[int], run: TextRun) -> tuple[str, list[Token
 
 
 async def _whole(job: _Job, prompts: list[list[int]]) -> web.Response:
-  runs = await asyncio.gather(*(_one(job, prompt) for prompt in prompts))
+  runs = await asyncio.gather(*(_one(job, prompt, i) for i, prompt in enumerate(prompts)))
   choices: list[dict[str, Any]] = []
   for run, texts, tokens in runs:
     for i, text in enumerate(texts):
@@ -121,37 +128,34 @@ async def _whole(job: _Job, prompts: list[list[int]]) -> web.Response:
       choices.append({
           "index": len(choices), "text": text, "logprobs": logprobs, "finish_reason": run.finish_reasons.get(i, "stop")
       })
-  usage = sum_usage([run.usage for run, _, _ in runs])
-  return json_response(_envelope(runs[0][0]) | {"choices": choices, "usage": usage})
+  return json_response(_envelope(job) | {"choices": choices, "usage": _usage([run for run, _, _ in runs])})
 
 
-async def _one(job: _Job, prompt: list[int]) -> tuple[TextRun, list[str], list[list[TokenLogprob | int]]]:
-  async with job.run(prompt) as run:
+def _usage(runs: list[TextRun]) -> dict[str, Any]:
+  prompt, completion = sum(run.prompt_tokens for run in runs), sum(run.completion_tokens for run in runs)
+  return {
+      "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,
+      "prompt_tokens_details": {"cached_tokens": sum(run.cached_tokens for run in runs)}
+  }
+
+
+async def _one(job: _Job, prompt: list[int], number: int) -> tuple[TextRun, list[str], list[list[TokenLogprob | int]]]:
+  async with job.run(prompt, number) as run:
     texts = [""] * len(run.choices)
     tokens: list[list[TokenLogprob | int]] = [[] for _ in run.choices]
     async for delta in run:
       texts[delta.choice] += delta.text
-      tokens[delta.choice].extend(delta.tokens)
+      tokens[delta.choice].extend(token.logprob for token in delta.tokens)
     if job.body.echo:
       text, scored = _echoed(job, prompt, run)
       texts, tokens = [text + t for t in texts], [scored + t for t in tokens]
     return run, texts, tokens
 
 
-def sum_usage(usages: list[dict[str, Any]]) -> dict[str, Any]:
-  """The usage of several prompts together."""
-  total: dict[str, Any] = {
-      key: sum(u[key] for u in usages)
-      for key in ("prompt_tokens", "completion_tokens", "total_tokens")
-  }
-  cached = sum(u["prompt_tokens_details"]["cached_tokens"] for u in usages)
-  return total | {"prompt_tokens_details": {"cached_tokens": cached}}
-
-
-def _envelope(run: TextRun) -> dict[str, Any]:
+def _envelope(job: _Job) -> dict[str, Any]:
   return {
-      "id": run.id, "object": "text_completion", "created": run.created, "model": run.model.id,
-      "system_fingerprint": fingerprint(run.model)
+      "id": job.id, "object": "text_completion", "created": job.created, "model": job.model.id,
+      "system_fingerprint": fingerprint(job.model)
   }
 
 
@@ -160,24 +164,22 @@ async def _streamed(
 ) -> web.StreamResponse:
   """Several prompts follow one another; their choices are told apart by index."""
   n = job.body.n or 1
-  total = sum_usage([])
+  runs: list[TextRun] = []
   async with AsyncExitStack() as running:
-    run: TextRun = await running.enter_async_context(job.run(prompts[0]))  # refused before the response begins
-    envelope = _envelope(run)
+    runs.append(await running.enter_async_context(job.run(prompts[0], 0)))  # refused before the response begins
     async with event_stream(request) as (stream, response):
       for p, prompt in enumerate(prompts):
         if p:
           await running.aclose()
-          run = await running.enter_async_context(job.run(prompt))
-        await _stream_one(stream, envelope, job, prompt, run, p * n, include_usage)
-        total = sum_usage([total, run.usage])
+          runs.append(await running.enter_async_context(job.run(prompt, p)))
+        await _stream_one(stream, job, prompt, runs[-1], p * n, include_usage)
       if include_usage:
-        await stream.send(envelope | {"choices": [], "usage": total})
+        await stream.send(_envelope(job) | {"choices": [], "usage": _usage(runs)})
   return response
 
 
 async def _stream_one(
-    stream: Any, envelope: dict[str, Any], job: _Job, prompt: list[int], run: TextRun, base: int, include_usage: bool
+    stream: EventStream, job: _Job, prompt: list[int], run: TextRun, base: int, include_usage: bool
 ) -> None:
   usage = {"usage": None} if include_usage else {}
   builders = [_Logprobs(job.model) for _ in run.choices]
@@ -185,16 +187,17 @@ async def _stream_one(
   async for delta in run:
     for notice in run.notices():
       await stream.comment(notice)
-    text, tokens = delta.text, list[TokenLogprob | int](delta.tokens)
+    text, tokens = delta.text, [token.logprob for token in delta.tokens]
+    shown: list[TokenLogprob | int] = list(tokens)
     if not echoed[delta.choice]:
       echoed[delta.choice] = True
       prompt_text, scored = _echoed(job, prompt, run)
-      text, tokens = prompt_text + text, scored + tokens
+      text, shown = prompt_text + text, scored + shown
     if not text and not delta.finish_reason:
       await stream.flush()
       continue
-    logprobs = None if job.body.logprobs is None else builders[delta.choice].build(tokens)
+    logprobs = None if job.body.logprobs is None else builders[delta.choice].build(shown)
     choice = {
         "index": base + delta.choice, "text": text, "logprobs": logprobs, "finish_reason": delta.finish_reason or None
     }
-    await stream.send(envelope | {"choices": [choice]} | usage, more=run.more)
+    await stream.send(_envelope(job) | {"choices": [choice]} | usage, more=run.more)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -16,6 +17,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 # status, OpenAI type and code by class of error; subclasses count as the nearest entry
 _STATUS: dict[type[BaseException], tuple[int, str, str | None]] = {
     errors.InvalidRequestError: (400, "invalid_request_error", None),
+    errors.MediaTypeError: (415, "invalid_request_error", "unsupported_media_type"),
+    errors.RequestNotFoundError: (404, "invalid_request_error", "request_not_found"),
     errors.ModelNotFoundError: (404, "invalid_request_error", "model_not_found"),
     errors.ModelTooLargeError: (503, "server_error", "model_too_large"),
     errors.ModelFilesError: (503, "server_error", "model_files_error"),
@@ -32,15 +35,24 @@ _STATUS: dict[type[BaseException], tuple[int, str, str | None]] = {
     errors.ExoError: (500, "server_error", "internal_error"),
 }
 
+_MAX_MESSAGE = 2000
+_PATH = re.compile(
+    r"(?<![\w.:/])(?:[A-Za-z]:)?[\\/](?:[^\s\\/:'\"]+[\\/])+([^\s\\/:'\"]*)"
+)  # of a file: its name stays
+
 
 def describe(error: BaseException) -> tuple[int, dict[str, Any]]:
   """(HTTP status, body) of an error. An unexpected one tells nothing of the inside."""
   for cls in type(error).__mro__:
     if cls in _STATUS and isinstance(error, errors.ExoError):
       status, kind, code = _STATUS[cls]
+      if status == 500:
+        break
       param, own_code = error.details.get("param"), error.details.get("code")
+      # what the client sent may stand in it, paths of this machine may not
+      message = error.message if status < 500 else _PATH.sub(r"\1", error.message)
       return status, body(
-          error.message, kind, None if param is None else str(param),
+          message[:_MAX_MESSAGE], kind, None if param is None else str(param),
           str(own_code) if own_code else code
       )
   return 500, body(

@@ -2,60 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from aiohttp import web
 from msgspec import Meta, Struct
 
-from exo.errors import InvalidRequestError
+from exo.errors import InvalidRequestError, MediaTypeError
 from exo.inference.sampling import SamplingParams
 
 MAX_N = 8
 MAX_STOPS = 4
 MAX_STOP_CHARS = 4096
 MAX_BIASES = 1024
+MAX_DEPTH = 64
 
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Seed = Annotated[int, Meta(ge=-2**63, le=2**63 - 1)]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+PositiveCount = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Stops = Annotated[list[Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]], Meta(max_length=MAX_STOPS)]
 
 
 class StreamOptions(Struct):
-  include_usage: bool = False
-
-
-class ContentPart(Struct):
-  type: str
-  text: str | None = None
-
-
-class ChatMessage(Struct):
-  role: str
-  content: str | list[ContentPart] | None = None
-  name: str | None = None
-  tool_calls: list[dict[str, Any]] | None = None
-  tool_call_id: str | None = None
-
-  def for_template(self) -> dict[str, Any]:
-    """As chat templates expect it: text parts joined, `developer` as `system`. Raises `InvalidRequestError`."""
-    role = "system" if self.role == "developer" else self.role
-    if role not in ("system", "user", "assistant", "tool"):
-      raise InvalidRequestError(f"there is no role {self.role!r}", "messages")
-    content = self.content
-    if isinstance(content, list):
-      if any(part.type != "text" or part.text is None for part in content):
-        raise InvalidRequestError("only parts of type text can be understood", "messages")
-      content = "".join(part.text or "" for part in content)
-    if content is None and not (role == "assistant" and self.tool_calls):
-      raise InvalidRequestError(f"a message of role {self.role} without content", "messages")
-    message: dict[str, Any] = {"role": role, "content": content or ""}
-    for key in ("name", "tool_calls", "tool_call_id"):
-      if (value := getattr(self, key)) is not None:
-        message[key] = value
-    return message
+  include_usage: bool | None = None
 
 
 class SamplingFields(Struct, kw_only=True):
@@ -63,7 +35,7 @@ class SamplingFields(Struct, kw_only=True):
   model: str | None = None
   temperature: Temperature | None = None
   top_p: Fraction | None = None
-  top_k: Count | None = None
+  top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
   min_p: Fraction | None = None
   frequency_penalty: Penalty | None = None
   presence_penalty: Penalty | None = None
@@ -82,14 +54,16 @@ class SamplingFields(Struct, kw_only=True):
     """Raises `InvalidRequestError` for more than four, or for an empty one."""
     stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
     if len(stops) > MAX_STOPS or any(not 1 <= len(s) <= MAX_STOP_CHARS for s in stops):
-      raise InvalidRequestError(f"stop takes up to {MAX_STOPS} strings, none of them empty", "stop")
+      raise InvalidRequestError(
+          f"stop takes up to {MAX_STOPS} strings of 1 to {MAX_STOP_CHARS} characters, none of them empty", "stop"
+      )
     return tuple(stops)
 
   @property
   def include_usage(self) -> bool:
     if self.stream_options is not None and not self.stream:
       raise InvalidRequestError("stream_options is only allowed with stream", "stream_options")
-    return self.stream_options is not None and self.stream_options.include_usage
+    return self.stream_options is not None and bool(self.stream_options.include_usage)
 
   def bias(self, vocab_size: int) -> dict[int, float]:
     """`logit_bias` by token id. Raises `InvalidRequestError` that names the bad key or value."""
@@ -109,7 +83,12 @@ class SamplingFields(Struct, kw_only=True):
     return out
 
   def sampling(
-      self, vocab_size: int, default_temperature: float, seed: int, top_logprobs: int | None
+      self,
+      vocab_size: int,
+      default_temperature: float,
+      seed: int,
+      top_logprobs: int | None,
+      grammar: str = ""
   ) -> SamplingParams:
     """The engine's parameters; `seed` counts where the client gave none."""
     def given(value: float | None, default: float) -> float:
@@ -118,7 +97,7 @@ class SamplingFields(Struct, kw_only=True):
     return SamplingParams(
         temperature=given(self.temperature, default_temperature),
         top_p=given(self.top_p, 1.0),
-        top_k=self.top_k or 0,
+        top_k=max(0, self.top_k or 0),
         min_p=given(self.min_p, 0.0),
         frequency_penalty=given(self.frequency_penalty, 0.0),
         presence_penalty=given(self.presence_penalty, 0.0),
@@ -126,42 +105,54 @@ class SamplingFields(Struct, kw_only=True):
         seed=seed if self.seed is None else self.seed,
         logit_bias=self.bias(vocab_size),
         top_logprobs=top_logprobs,
+        grammar=grammar,
     )
-
-
-class ChatCompletionRequest(SamplingFields, kw_only=True):
-  messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=4096)]
-  max_completion_tokens: Count | None = None
-  logprobs: bool | None = None
-  top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
 
 
 class CompletionRequest(SamplingFields, kw_only=True):
   prompt: str | list[str | int | list[int]]
-  echo: bool = False
+  echo: bool | None = None
   logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
   suffix: str | None = None
 
 
-class TokenEncodeRequest(Struct):
-  messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=4096)]
+class EmbeddingRequest(Struct, kw_only=True):
+  input: str | list[str | int | list[int]]
   model: str | None = None
+  encoding_format: Literal["float", "base64"] | None = None
+  dimensions: PositiveCount | None = None
+  user: str | None = None
+
+
+def check_depth(value: Any, param: str, left: int = MAX_DEPTH) -> None:
+  """Raises `InvalidRequestError` for JSON that is nested deeper than `MAX_DEPTH`."""
+  children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+  if left == 0 and children:
+    raise InvalidRequestError(f"{param} is nested deeper than {MAX_DEPTH} levels", param)
+  for child in children:
+    check_depth(child, param, left - 1)
 
 
 T = TypeVar("T")
 
 
-async def read_body(request: web.Request, kind: type[T]) -> T:
-  """The request's JSON as `kind`. Raises `InvalidRequestError` that names the field."""
-  data = await request.read()
+def read_json(data: bytes, kind: type[T]) -> T:
+  """`data` as `kind`. Raises `InvalidRequestError` that names the field."""
   try:
     return msgspec.json.decode(data, type=kind)
   except msgspec.ValidationError as error:
     text, _, path = str(error).rpartition(" - at ")
     field = path.strip("`").removeprefix("$").lstrip(".")
     raise InvalidRequestError(
-        f"{field or 'body'}: {text or error}",
+        f"{field or 'body'}: {text or error}"[:1000],
         field.partition("[")[0].partition(".")[0] or None
     ) from None
   except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
     raise InvalidRequestError(f"the body is not valid JSON: {error}") from None
+
+
+async def read_body(request: web.Request, kind: type[T]) -> T:
+  """The request's JSON as `kind`. Raises `MediaTypeError` for another content type, `InvalidRequestError` for bad JSON."""
+  if request.content_type != "application/json" and not request.content_type.endswith("+json"):
+    raise MediaTypeError("the body must be JSON: send it with the header Content-Type: application/json")
+  return read_json(await request.read(), kind)

@@ -15,7 +15,7 @@ from exo.api.errors import describe
 from exo.errors import ExoError
 from exo.log import log
 
-KEEP_ALIVE_S = 10.0
+KEEP_ALIVE_S = 2.0
 _ENCODER = msgspec.json.Encoder()
 
 
@@ -26,9 +26,10 @@ class EventStream:
     self._held: list[bytes] = []
     self._written_at = time.monotonic()
 
-  async def send(self, value: Any, *, more: bool = False) -> None:
-    """Write an event; with `more` to come at once, it waits for the next one to share a packet with."""
-    self._held.append(b"data: " + _ENCODER.encode(value) + b"\n\n")
+  async def send(self, value: Any, *, event: str = "", more: bool = False) -> None:
+    """Write an event, named where `event` is given; with `more` to come at once, it waits to share the next one's packet."""
+    name = f"event: {event}\n".encode() if event else b""
+    self._held.append(name + b"data: " + _ENCODER.encode(value) + b"\n\n")
     if not more:
       await self.flush()
 
@@ -59,8 +60,10 @@ class EventStream:
 
 
 @asynccontextmanager
-async def event_stream(request: web.Request) -> AsyncIterator[tuple[EventStream, web.StreamResponse]]:
-  """Begin a streamed response; an error inside becomes its last event, and `[DONE]` always ends it."""
+async def event_stream(request: web.Request,
+                       *,
+                       done: bool = True) -> AsyncIterator[tuple[EventStream, web.StreamResponse]]:
+  """Begin a streamed response; an error inside becomes its last event, and with `done`, `[DONE]` always ends it."""
   response = web.StreamResponse(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
   response.content_type = "text/event-stream"
   await response.prepare(request)
@@ -77,7 +80,8 @@ async def event_stream(request: web.Request) -> AsyncIterator[tuple[EventStream,
     except Exception as error:  # noqa: BLE001 - the response has begun: the client must still hear of the failure
       log(0, "%s %s failed: %s: %s", request.method, request.path, type(error).__name__, error)
       await stream.send(describe(error)[1])
-    await stream.done()
+    if done:
+      await stream.done()
     await response.write_eof()
   except ConnectionError:
     log(2, "%s %s: the client is gone", request.method, request.path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +19,8 @@ from exo.orchestration.entry_desk import Generation, GenerationSpec
 from exo.orchestration.model_catalog import ModelInfo
 from exo.orchestration.node import Node
 from exo.orchestration.text_stream import ChoiceText, TextDelta
+
+LEAST_LOGPROB = -9999.0  # as OpenAI writes what has no chance at all; JSON has no infinities
 
 
 @dataclass
@@ -50,7 +52,7 @@ class TextRun:
     if delivery.prompt_logprobs:
       self.prompt_logprobs = delivery.prompt_logprobs
     delta = self.choices[delivery.choice].push(delivery)
-    self.watched.said(delta.choice, delta.text, len(delta.tokens), bool(delta.finish_reason))
+    self.watched.said(delta.choice, delta.text, len(delivery.tokens), bool(delta.finish_reason))
     if delta.finish_reason:
       self.finish_reasons[delta.choice] = delta.finish_reason
       self.generation.end_choice(delta.choice)
@@ -68,15 +70,25 @@ class TextRun:
     return self.generation.pending
 
   @property
+  def prompt_tokens(self) -> int:
+    return len(self.generation.spec.prompt_ids)
+
+  @property
+  def completion_tokens(self) -> int:
+    return sum(choice.completion_tokens for choice in self.choices)
+
+  @property
   def usage(self) -> dict[str, Any]:
-    prompt = len(self.generation.spec.prompt_ids)
-    completion = sum(choice.completion_tokens for choice in self.choices)
     return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
+        "prompt_tokens": self.prompt_tokens,
+        "completion_tokens": self.completion_tokens,
+        "total_tokens": self.prompt_tokens + self.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
     }
+
+
+def new_id(prefix: str) -> str:
+  return prefix + uuid.uuid4().hex
 
 
 @asynccontextmanager
@@ -87,37 +99,48 @@ async def text_run(
     prompt_ids: Sequence[int],
     max_tokens: int | None,
     *,
-    prefix: str,
+    request_id: str,
     top_logprobs: int | None = None,
     prompt_logprobs: int | None = None,
+    grammar: str = "",
+    visible: Iterable[int] = (),
+    is_chat: bool = False,
     title: str = "",
 ) -> AsyncIterator[TextRun]:
   """Submit the prompt, which screens show as `title`; leaving the block ends the request everywhere.
 
   Raises `InvalidRequestError` for what cannot be.
   """
+  param = "messages" if is_chat else "prompt"
   room = model.max_context - len(prompt_ids)
   if room < 0 or (room == 0 and max_tokens != 0):
     raise InvalidRequestError(
-        f"the prompt has {len(prompt_ids)} tokens, the context of {model.id} is {model.max_context}", "messages",
+        f"the prompt has {len(prompt_ids)} tokens, the context of {model.id} is {model.max_context}", param,
         "context_length_exceeded"
     )
   wanted = min(node.config.max_generate_tokens, room) if max_tokens is None else min(max_tokens, room)
   stops, n = fields.stops, fields.n or 1
-  sampling = fields.sampling(model.tokenizer.vocab_size, node.config.default_temp, secrets.randbits(62), top_logprobs)
-  spec = GenerationSpec(
-      f"{prefix}{uuid.uuid4().hex}", tuple(prompt_ids), wanted, model.tokenizer.eos_ids, sampling, n, prompt_logprobs
+  sampling = fields.sampling(
+      model.tokenizer.vocab_size, node.config.default_temp, secrets.randbits(62), top_logprobs, grammar
   )
+  spec = GenerationSpec(request_id, tuple(prompt_ids), wanted, model.tokenizer.eos_ids, sampling, n, prompt_logprobs)
   with node.activity.request(spec.request_id, model.id, title, len(prompt_ids), n) as watched:
     async with node.generation(spec, model) as generation:
-      choices = [ChoiceText(model.tokenizer, choice, stops) for choice in range(n)]
+      choices = [
+          ChoiceText(
+              model.tokenizer,
+              choice,
+              stops,
+              with_tokens=top_logprobs is not None,
+              after=() if is_chat else prompt_ids,
+              visible=visible
+          ) for choice in range(n)
+      ]
       yield TextRun(spec.request_id, int(time.time()), model, generation, choices, watched)
 
 
-def token_json(model: ModelInfo, token_id: int, logprob: float) -> dict[str, Any]:
-  """A token as chat log probabilities show it."""
-  text = model.tokenizer.token_text(token_id)
-  return {"token": text, "logprob": min(0.0, logprob), "bytes": list(text.encode())}
+def shown_logprob(value: float) -> float:
+  return min(0.0, max(LEAST_LOGPROB, value))
 
 
 def fingerprint(model: ModelInfo) -> str:

@@ -62,8 +62,7 @@ def render_chat(
         messages=[dict(message) for message in messages],
         tools=list(tools) if tools else None,
         add_generation_prompt=add_generation_prompt,
-        **special_tokens,
-        **(extra or {}),
+        **(dict(special_tokens) | dict(extra or {})),
     )
   except TemplateError as error:
     raise InvalidRequestError(f"the model's chat template refuses these messages: {error}", "messages") from error

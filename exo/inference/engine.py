@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from exo.errors import UnsupportedModelError
 from exo.inference.shard import Shard
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class LogitsOf(IntEnum):
   NONE = 0
   LAST = 1
   ALL = 2
+  HIDDEN = 3  # none: the final hidden states of all tokens instead
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class BatchEntry:
 
   @property
   def logit_rows(self) -> int:
-    return (0, 1, self.n_tokens)[self.logits]
+    return (0, 1, self.n_tokens, 0)[self.logits]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,13 @@ class Batch:
   @property
   def n_tokens(self) -> int:
     return sum(entry.n_tokens for entry in self.entries)
+
+  def only(self, wanted: Callable[[BatchEntry], bool]) -> Batch:
+    """The batch of some of its entries."""
+    kept = [wanted(entry) for entry in self.entries]
+    rows = np.repeat(kept, [entry.n_tokens for entry in self.entries])
+    entries = tuple(entry for entry, keep in zip(self.entries, kept, strict=True) if keep)
+    return Batch(entries, self.token_ids[rows], None if self.hidden is None else self.hidden[rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +120,12 @@ class StageModel(ABC):
     rows of each entry in order; possibly zero rows. Hidden states are the caller's; logits are valid until the next
     call. A sequence seen for the first time starts an empty cache. Raises `EngineError`; the cache of the batch's sequences is then undefined.
     """
+
+  def hidden_states(self, batch: Batch) -> npt.NDArray[np.float32]:
+    """On the last stage, as `step`, but what the head would see: hidden states after the final norm, (tokens, hidden
+    size) in float32, for embeddings. Optional: raises `UnsupportedModelError` where an engine does not give them.
+    """
+    raise UnsupportedModelError("the engine of this model's last stage gives no embeddings")
 
   @abstractmethod
   def drop(self, sequence: int) -> None:

@@ -8,18 +8,26 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from exo.inference.engine import Logits
 
+if TYPE_CHECKING:
+  from exo.inference.grammar import Constraint
+
+_NEGLIGIBLE = 36.0  # nats below the likeliest token
+_TRIES = 8  # tokens that do not fit, before the shortest way out is taken
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
   """Values are as in the OpenAI API; `top_k` 0 and `min_p` 0 are off, `repetition_penalty` 1 is off.
 
-  `top_logprobs` None reports no log probabilities, 0 those of the chosen tokens alone.
+  `top_logprobs` None reports no log probabilities, 0 those of the chosen tokens alone. `grammar`, where given, is
+  llguidance's notation of what the text may be.
   """
   temperature: float = 0.0
   top_p: float = 1.0
@@ -31,6 +39,7 @@ class SamplingParams:
   seed: int = 0
   logit_bias: Mapping[int, float] = field(default_factory=dict)
   top_logprobs: int | None = None
+  grammar: str = ""
 
   @property
   def needs_prompt(self) -> bool:
@@ -42,7 +51,7 @@ class SamplingParams:
     """The token is the logits' argmax and nothing else is asked for."""
     return (
         self.temperature == 0 and not self.logit_bias and self.frequency_penalty == 0 and self.presence_penalty == 0
-        and self.repetition_penalty == 1 and self.top_logprobs is None
+        and self.repetition_penalty == 1 and self.top_logprobs is None and not self.grammar
     )
 
 
@@ -83,10 +92,11 @@ def uniform(seed: int, choice: int, position: int) -> float:
 
 
 class Sampler:
-  """Chooses the tokens of one sequence. Its only state is how often each token has occurred."""
-  def __init__(self, params: SamplingParams, choice: int = 0) -> None:
+  """Chooses the tokens of one sequence. Its state is how often each token has occurred, and where its grammar is."""
+  def __init__(self, params: SamplingParams, choice: int = 0, constraint: Constraint | None = None) -> None:
     self._params = params
     self._choice = choice
+    self._constraint = constraint
     self._generated: dict[int, int] = {}
     self._seen: set[int] = set()
     self._bias: tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]] | None = None
@@ -104,6 +114,8 @@ class Sampler:
     """Tell it of a token that was emitted elsewhere (a request that moved here)."""
     self._generated[token_id] = self._generated.get(token_id, 0) + 1
     self._seen.add(token_id)
+    if self._constraint is not None:
+      self._constraint.accept(token_id)
 
   def sample(self, logits: Logits, position: int) -> TokenLogprob:
     """The token at `position`, from the logits (V,) of the position before, which may be changed.
@@ -115,14 +127,24 @@ class Sampler:
       return TokenLogprob(int(logits.argmax()), 0.0)
     if params.top_logprobs is None:
       self._adjust(logits)
-      token_id = self._choose(logits, position)
+      token_id = self._choose_fitting(logits, position)
       self.note_generated(token_id)
       return TokenLogprob(token_id, 0.0)
     adjusted = logits.copy()
     self._adjust(adjusted)
-    token_id = self._choose(adjusted, position)
+    token_id = self._choose_fitting(adjusted, position)
     self.note_generated(token_id)
     return describe(logits, token_id, params.top_logprobs)
+
+  def _choose_fitting(self, logits: Logits, position: int) -> int:
+    if self._constraint is None:
+      return self._choose(logits, position)
+    for _ in range(_TRIES):
+      token_id = self._choose(logits, position)
+      if self._constraint.fits(token_id):
+        return token_id
+      logits[token_id] = -np.inf
+    return self._constraint.way_out
 
   def _adjust(self, out: Logits) -> None:
     """Apply penalties and bias in place; they touch few of the vocabulary's entries."""
@@ -140,6 +162,8 @@ class Sampler:
       ids, values = self._bias
       out[ids] += values
       out[ids[values <= -100]] = -np.inf
+    if self._constraint is not None:
+      self._constraint.apply(out)
 
   def _choose(self, logits: Logits, position: int) -> int:
     params = self._params
@@ -149,8 +173,8 @@ class Sampler:
     size = scaled.size
     if 0 < params.top_k < size:
       candidates = np.argpartition(-scaled, params.top_k)[:params.top_k]
-    else:
-      candidates = np.arange(size)
+    else:  # what is left out has less than 1e-10 of the probability together, and sorting it would cost most of the time
+      candidates = np.flatnonzero(scaled > scaled.max() - _NEGLIGIBLE)
     # likeliest first, ties by id: the same order on every machine
     candidates = candidates[np.lexsort((candidates, -scaled[candidates]))]
     probabilities = np.exp(scaled[candidates] - scaled[candidates[0]])

@@ -85,7 +85,8 @@ class Request:
   """One choice of one client's request. `prompt_logprobs` None: not wanted; k: each prompt token's with k others.
 
   `replay_ids` are tokens that its client has already, from a ring that lost a node: they are computed again, one a step
-  as they were made, and nothing is sampled until they are through.
+  as they were made, and nothing is sampled until they are through. With `embed` nothing is generated: the
+  answer is the mean of the prompt's final hidden states.
   """
   request_id: str
   entry_node: str
@@ -96,6 +97,7 @@ class Request:
   choice: int = 0
   prompt_logprobs: int | None = None
   replay_ids: tuple[int, ...] = ()
+  embed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +243,8 @@ class TokenDelivery:
   delivery followed from the token before it as in any decode, the others from drafts that turned out right. Computing
   the same inputs again in steps of one token, or of several, gives the same cache, bit for bit, as long as each
   token's step had one token or more than one, as `width` says. `cached_tokens`, with the first token: how much of the
-  prompt was not computed but found in a kept cache.
+  prompt was not computed but found in a kept cache. `embedding` has shape
+  (hidden size,).
   """
   plan_id: str
   request_id: str
@@ -252,6 +255,7 @@ class TokenDelivery:
   prompt_logprobs: tuple[TokenLogprob, ...] = ()
   width: int = 1
   cached_tokens: int = 0
+  embedding: npt.NDArray[np.float32] | None = None
 
 
 Message = (

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from exo.errors import (
+    CancelledRequestError,
     DeadlineError,
     DrainingError,
     EngineUnavailableError,
@@ -52,6 +53,7 @@ class GenerationSpec:
   sampling: SamplingParams
   n: int = 1
   prompt_logprobs: int | None = None
+  embed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,8 @@ class Generation:
             spec.sampling,
             choice,
             prompt_logprobs=None if self._emitted[choice] else spec.prompt_logprobs,
-            replay_ids=tuple(self._emitted[choice])
+            replay_ids=tuple(self._emitted[choice]),
+            embed=spec.embed
         ) for choice in sorted(self._computing)
     ]
 
@@ -271,6 +274,13 @@ class EntryDesk:
     except Exception as error:  # noqa: BLE001 - its client must hear of it, not wait
       log(0, "recovery of request %s failed: %s: %s", generation.spec.request_id, type(error).__name__, error)
       generation.fail(ExoError(f"the request could not be moved to another ring: {error}"))
+
+  def cancel(self, request_id: str) -> bool:
+    """End a request on its client's behalf: whoever reads it gets `CancelledRequestError`. False when there is none."""
+    found = [g for g in self._running.values() if g.spec.request_id.partition(".")[0] == request_id]
+    for generation in found:
+      generation.fail(CancelledRequestError(f"request {request_id} was cancelled"))
+    return bool(found)
 
   def _cancel(self, generation: Generation) -> None:
     try:

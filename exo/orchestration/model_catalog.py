@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from exo.download.model_store import DUMMY_MODEL, ModelEntry, ModelStore
 from exo.download.progress import DownloadProgress
+from exo.inference.grammar import GrammarCompiler
 from exo.inference.tokenizer import Tokenizer
 from exo.inference.weights.checkpoint import EMBEDDING, HEAD, Checkpoint, open_checkpoint
 from exo.topology.ring_plan import ModelSize
@@ -23,6 +24,7 @@ class ModelInfo:
   size: ModelSize
   fingerprint: str
   is_local: bool
+  grammars: GrammarCompiler
 
   @property
   def n_layers(self) -> int:
@@ -100,6 +102,8 @@ class ModelCatalog:
 
   @staticmethod
   def _describe(entry: ModelEntry, checkpoint: Checkpoint) -> ModelInfo:
+    tokenizer = checkpoint.tokenizer()
     return ModelInfo(
-        entry.id, checkpoint, checkpoint.tokenizer(), model_size(checkpoint), checkpoint.fingerprint, entry.is_local
+        entry.id, checkpoint, tokenizer, model_size(checkpoint), checkpoint.fingerprint, entry.is_local,
+        GrammarCompiler(tokenizer)
     )

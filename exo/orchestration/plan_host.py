@@ -175,7 +175,10 @@ class PlanHost:
       if (lost := self._lost.get(plan.plan_id)) is not None:
         await self._device.run(model.close)
         raise lost
-      runner = StageRunner(plan, self._node_id, model, self._device, self._send, self._meter, self._engine_failed)
+      grammars = await self._loader.grammars(shard) if shard.is_last else None
+      runner = StageRunner(
+          plan, self._node_id, model, self._device, self._send, self._meter, self._engine_failed, grammars
+      )
       self._open[plan.plan_id] = _Open(plan, runner, message.fingerprint)
     log(1, "plan %s is open here: %s", plan.plan_id, plan)
     if any(o.plan.model_id == plan.model_id for o in self._open.values() if o.plan.plan_id != plan.plan_id):

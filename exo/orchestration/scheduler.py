@@ -255,7 +255,12 @@ class Scheduler:
     if count < min(2, left):
       return 0
     last = count == left and not sequence.request.replay_ids
-    wanted = LogitsOf.ALL if sequence.request.prompt_logprobs is not None else LogitsOf.LAST if last else LogitsOf.NONE
+    if sequence.request.embed:
+      wanted = LogitsOf.HIDDEN
+    elif sequence.request.prompt_logprobs is not None:
+      wanted = LogitsOf.ALL
+    else:
+      wanted = LogitsOf.LAST if last else LogitsOf.NONE
     draft.add(sequence, sequence.tokens[sequence.computed:sequence.computed + count], wanted)
     sequence.computed += count
     return count
@@ -299,7 +304,8 @@ class Scheduler:
 
   def _find_prefix(self, request: Request, draft: _Draft) -> tuple[Match | None, bool]:
     """(what the prompt can begin with, whether waiting a step would give more). Two tokens at least stay to compute."""
-    if request.prompt_logprobs is not None or request.request_id in self._computed_anew or not self.limits.keep_caches:
+    whole = request.prompt_logprobs is not None or request.embed  # every token's result is wanted
+    if whole or request.request_id in self._computed_anew or not self.limits.keep_caches:
       return None, False
     prompt = np.asarray(request.prompt_ids[:-2], np.int32)
     best, soon = self._kept.match(prompt), 0

@@ -10,6 +10,7 @@ from exo.errors import ModelFilesError
 from exo.inference.device_thread import DeviceThread
 from exo.inference.engine import InferenceEngine, LoadOptions, StageModel
 from exo.inference.engines import EngineChoice, load_engine, weight_memory
+from exo.inference.grammar import GrammarCompiler
 from exo.inference.shard import Shard
 from exo.log import log
 from exo.orchestration.model_catalog import ModelCatalog, model_size
@@ -41,6 +42,10 @@ class ShardLoader:
     """As `load`, with a new instance of the engine from now on."""
     self._engine = None
     return await self.load(shard, fingerprint, options)
+
+  async def grammars(self, shard: Shard) -> GrammarCompiler:
+    """For constrained sampling with the shard's model."""
+    return (await self._catalog.info(shard.model_id)).grammars
 
   async def load(self, shard: Shard, fingerprint: str, options: LoadOptions) -> StageModel:
     """Raises `DownloadError`, `ModelFilesError`, `UnsupportedModelError`, `EngineError`."""

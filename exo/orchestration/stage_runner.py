@@ -19,12 +19,14 @@ from exo.errors import (
 )
 from exo.inference.device_thread import DeviceThread
 from exo.inference.engine import Batch, BatchEntry, LogitsOf, StageModel
+from exo.inference.grammar import GrammarCompiler
 from exo.log import enabled, log
 from exo.networking.messages import (
     EMPTY_TOKEN_IDS,
     Failure,
     Frame,
     Message,
+    RequestFailed,
     SequenceOpen,
     SequenceToken,
     StepFailed,
@@ -44,21 +46,28 @@ class _Outcome:
   """What a frame became: the next frame, or the tokens of the last stage."""
   frame: Frame | None
   result: StepResult | None = None
-  deliveries: tuple[tuple[str, TokenDelivery], ...] = ()
+  deliveries: tuple[tuple[str, TokenDelivery | RequestFailed], ...] = ()
   compute_ms: float = 0.0
 
 
 class StageRunner:
   """`feed` never waits; at most as many frames are on their way as the first stage lets out."""
   def __init__(
-      self, plan: RingPlan, node_id: str, model: StageModel, device: DeviceThread, send: Send, meter: Meter,
-      engine_failed: Callable[[StageRunner, Frame, ExoError], ExoError]
+      self,
+      plan: RingPlan,
+      node_id: str,
+      model: StageModel,
+      device: DeviceThread,
+      send: Send,
+      meter: Meter,
+      engine_failed: Callable[[StageRunner, Frame, ExoError], ExoError],
+      grammars: GrammarCompiler | None = None
   ) -> None:
     self.plan, self.model = plan, model
     self._node_id, self._engine_failed = node_id, engine_failed
     self._device, self._send, self._meter = device, send, meter
     self._next = plan.next_of(node_id)
-    self._head = TokenHead(plan.plan_id)
+    self._head = TokenHead(plan.plan_id, grammars)
     self._known: set[int] = set()
     self._refused: set[int] = set()
     self.kept: set[int] = set()  # sequences that are over and whose caches are here for others to begin with
@@ -120,10 +129,10 @@ class StageRunner:
     unknown = next((e.sequence for e in frame.entries if e.sequence not in self._known), None)
     if unknown is not None:
       raise ProtocolError(f"a step for sequence {unknown}, which is not open")
-    output = self.model.step(Batch(frame.entries, frame.token_ids, frame.hidden))
+    batch = Batch(frame.entries, frame.token_ids, frame.hidden)
     if self._next is not None:
-      return self._outcome(replace(frame, hidden=output), started)
-    tokens, deliveries = self._head.take(frame.entries, frame.token_ids, output)
+      return self._outcome(replace(frame, hidden=self.model.step(batch)), started)
+    tokens, deliveries = self._finish(batch)
     if frame.run > 1:
       self._go_on(frame, tokens, deliveries)
     return self._outcome(frame, started, tokens, deliveries)
@@ -170,7 +179,21 @@ class StageRunner:
         refused=(*frame.refused, *sorted(refused))
     )
 
-  def _go_on(self, frame: Frame, tokens: list[SequenceToken], deliveries: list[tuple[str, TokenDelivery]]) -> None:
+  def _finish(self, batch: Batch) -> tuple[list[SequenceToken], list[tuple[str, TokenDelivery | RequestFailed]]]:
+    """The last stage's step: entries that want embeddings go their own way through the model."""
+    if not any(entry.logits == LogitsOf.HIDDEN for entry in batch.entries):
+      return self._head.take(batch.entries, batch.token_ids, self.model.step(batch))
+    embedded = batch.only(lambda entry: entry.logits == LogitsOf.HIDDEN)
+    tokens, deliveries = self._head.take_hidden(embedded.entries, self.model.hidden_states(embedded))
+    others = batch.only(lambda entry: entry.logits != LogitsOf.HIDDEN)
+    if others.entries:
+      more, more_deliveries = self._head.take(others.entries, others.token_ids, self.model.step(others))
+      tokens, deliveries = tokens + more, deliveries + more_deliveries
+    return tokens, deliveries
+
+  def _go_on(
+      self, frame: Frame, tokens: list[SequenceToken], deliveries: list[tuple[str, TokenDelivery | RequestFailed]]
+  ) -> None:
     """Feed the tokens of a run back at once, for the sequences that are not at their end."""
     position = {entry.sequence: entry.position for entry in frame.entries}
     fresh = tokens
@@ -189,7 +212,7 @@ class StageRunner:
       frame: Frame,
       started: float,
       tokens: Sequence[SequenceToken] = (),
-      deliveries: Sequence[tuple[str, TokenDelivery]] = ()
+      deliveries: Sequence[tuple[str, TokenDelivery | RequestFailed]] = ()
   ) -> _Outcome:
     ms = self._note_time(frame, started)
     times = (*frame.compute_ms, ms)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from exo.inference.sampling import TokenLogprob
@@ -11,38 +12,121 @@ from exo.networking.messages import TokenDelivery
 
 
 @dataclass(frozen=True, slots=True)
+class TextToken:
+  """A token and the bytes that it gave to the text; fewer than its own where a stop string cut it."""
+  logprob: TokenLogprob
+  data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class TextDelta:
-  """What one delivery adds to a choice. `finish_reason` "" while it goes on."""
+  """What one delivery adds to a choice. `finish_reason` "" while it goes on.
+
+  `tokens` is empty unless tokens were asked for; then those of `text`, so that their bytes joined are its own. `stop` is
+  the stop string that ended the text.
+  """
   choice: int
   text: str
-  tokens: tuple[TokenLogprob, ...]
+  tokens: tuple[TextToken, ...]
   finish_reason: str = ""
+  stop: str | None = None
+
+
+@dataclass(slots=True)
+class _Piece:
+  """Text that is certain, with the tokens that it came of."""
+  text: str
+  tokens: tuple[TextToken, ...]
 
 
 class ChoiceText:
-  """The text of one choice. `push` its deliveries in order; after a finish reason nothing more comes."""
-  def __init__(self, tokenizer: Tokenizer, choice: int, stops: Sequence[str] = ()) -> None:
-    self._detokenizer = tokenizer.detokenizer()
-    self._choice, self._stops = choice, tuple(stops)
-    self._held = ""  # text that may turn out to begin a stop string
+  """The text of one choice. `push` its deliveries in order; after a finish reason nothing more comes.
+
+  `after` are tokens that the text continues, `visible` special tokens that show their names in it.
+  """
+  def __init__(
+      self,
+      tokenizer: Tokenizer,
+      choice: int,
+      stops: Sequence[str] = (),
+      *,
+      with_tokens: bool = False,
+      after: Sequence[int] = (),
+      visible: Iterable[int] = (),
+  ) -> None:
+    self._tokenizer, self._visible = tokenizer, frozenset(visible)
+    self._detokenizer = tokenizer.detokenizer(after, self._visible)
+    self._choice, self._stops, self._with_tokens = choice, tuple(stops), with_tokens
+    self._held: deque[_Piece] = deque()  # text that may turn out to begin a stop string
+    self._unseen: list[TokenLogprob] = []  # tokens that have not become text yet
     self.completion_tokens = 0
 
   def push(self, delivery: TokenDelivery) -> TextDelta:
     self.completion_tokens += len(delivery.tokens)
-    text = self._detokenizer.push(token.token_id for token in delivery.tokens)
-    if delivery.finish_reason:
-      text += self._detokenizer.finish()
+    finish = delivery.finish_reason
+    if not self._with_tokens:
+      text = self._detokenizer.push(token.token_id for token in delivery.tokens)
+      self._hold(text + (self._detokenizer.finish() if finish else ""))
+    else:
+      for token in delivery.tokens:
+        self._unseen.append(token)
+        self._hold(self._detokenizer.push([token.token_id]))
+      if finish:
+        self._hold(self._detokenizer.finish(), last=True)
     if not self._stops:
-      return TextDelta(self._choice, text, delivery.tokens, delivery.finish_reason)
-    self._held += text
-    at = min((i for stop in self._stops if (i := self._held.find(stop)) >= 0), default=-1)
+      return self._delta(sum(len(piece.text) for piece in self._held), finish)
+    held = "".join(piece.text for piece in self._held)
+    at, stop = min(((i, s) for s in self._stops if (i := held.find(s)) >= 0), default=(-1, ""))
     if at >= 0:
-      return TextDelta(self._choice, self._held[:at], delivery.tokens, "stop")
-    keep = 0 if delivery.finish_reason else self._possible_stop()
-    out, self._held = self._held[:len(self._held) - keep], self._held[len(self._held) - keep:]
-    return TextDelta(self._choice, out, delivery.tokens, delivery.finish_reason)
+      return self._delta(at, "stop", stop)
+    return self._delta(len(held) - (0 if finish else self._possible_stop(held)), finish)
 
-  def _possible_stop(self) -> int:
+  def _hold(self, text: str, last: bool = False) -> None:
+    if not text and not (last and self._unseen):
+      return
+    tokens: tuple[TextToken, ...] = ()
+    if self._unseen:
+      parts = [self._shown_bytes(token.token_id) for token in self._unseen]
+      if b"".join(parts) == b" " + text.encode():  # the space that a text does not begin with
+        parts[0] = parts[0][1:]
+      tokens = tuple(TextToken(token, part) for token, part in zip(self._unseen, parts, strict=True))
+      self._unseen = []
+    self._held.append(_Piece(text, tokens))
+
+  def _shown_bytes(self, token_id: int) -> bytes:
+    if self._tokenizer.is_special(token_id) and token_id not in self._visible:
+      return b""
+    return self._tokenizer.token_bytes(token_id)
+
+  def _delta(self, count: int, finish: str, stop: str | None = None) -> TextDelta:
+    """Let the first `count` characters of what is held out, with their tokens; at a stop string the rest is gone."""
+    texts: list[str] = []
+    tokens: list[TextToken] = []
+    while self._held and (len(self._held[0].text) <= count if stop is None else count > 0):
+      piece = self._held.popleft()
+      if len(piece.text) > count:
+        piece = _cut(piece, count)
+      texts.append(piece.text)
+      tokens.extend(piece.tokens)
+      count -= len(piece.text)
+    if count and stop is None and not (piece := self._held[0]).tokens:  # a piece with tokens goes out as a whole
+      texts.append(piece.text[:count])
+      piece.text = piece.text[count:]
+    return TextDelta(self._choice, "".join(texts), tuple(tokens), finish, stop)
+
+  def _possible_stop(self, held: str) -> int:
     """How many characters at the end could be the beginning of a stop string."""
-    longest = min(len(self._held), max(map(len, self._stops)) - 1)
-    return next((n for n in range(longest, 0, -1) if any(s.startswith(self._held[-n:]) for s in self._stops)), 0)
+    longest = min(len(held), max(map(len, self._stops)) - 1)
+    return next((n for n in range(longest, 0, -1) if any(s.startswith(held[-n:]) for s in self._stops)), 0)
+
+
+def _cut(piece: _Piece, count: int) -> _Piece:
+  """The first `count` characters, with what their tokens gave to them."""
+  left = len(piece.text[:count].encode())
+  tokens = []
+  for token in piece.tokens:
+    if left <= 0:
+      break
+    tokens.append(TextToken(token.logprob, token.data[:left]))
+    left -= len(token.data)
+  return _Piece(piece.text[:count], tuple(tokens))

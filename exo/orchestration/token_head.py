@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
-from exo.errors import ProtocolError
+from exo.errors import ExoError, ProtocolError, to_wire
 from exo.inference.engine import BatchEntry, Logits, TokenIds
+from exo.inference.grammar import GrammarCompiler
 from exo.inference.sampling import Sampler, TokenLogprob, describe
-from exo.networking.messages import Request, SequenceOpen, SequenceToken, TokenDelivery
+from exo.networking.messages import Failure, Request, RequestFailed, SequenceOpen, SequenceToken, TokenDelivery
 
 
 @dataclass(slots=True)
@@ -20,17 +22,21 @@ class _State:
   cached_tokens: int
   generated: int = 0
   prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+  hidden_sum: npt.NDArray[np.float64] | None = None  # of the prompt so far, for embeddings
   last_row: Logits | None = None  # of the chunk before, which scores the first token of the next
 
 
 class TokenHead:
   """One plan's open sequences. Runs on the device thread."""
-  def __init__(self, plan_id: str) -> None:
-    self._plan_id = plan_id
+  def __init__(self, plan_id: str, grammars: GrammarCompiler | None = None) -> None:
+    self._plan_id, self._grammars = plan_id, grammars
     self._open: dict[int, _State] = {}
 
   def open(self, opened: SequenceOpen) -> None:
-    sampler = Sampler(opened.request.sampling, opened.request.choice)
+    request, constraint = opened.request, None
+    if request.sampling.grammar and self._grammars is not None:
+      constraint = self._grammars.start(request.sampling.grammar, request.max_tokens)
+    sampler = Sampler(request.sampling, request.choice, constraint)
     sampler.note_prompt(opened.request.prompt_ids)
     for token_id in opened.request.replay_ids:
       sampler.note_generated(token_id)
@@ -41,10 +47,10 @@ class TokenHead:
     self._open.pop(sequence, None)
 
   def take(self, entries: tuple[BatchEntry, ...], token_ids: TokenIds,
-           logits: Logits) -> tuple[list[SequenceToken], list[tuple[str, TokenDelivery]]]:
+           logits: Logits) -> tuple[list[SequenceToken], list[tuple[str, TokenDelivery | RequestFailed]]]:
     """(tokens for the first stage, deliveries with their entry nodes) of one step; `logits` has the wanted rows."""
     tokens: list[SequenceToken] = []
-    deliveries: list[tuple[str, TokenDelivery]] = []
+    deliveries: list[tuple[str, TokenDelivery | RequestFailed]] = []
     row = start = 0
     for entry in entries:
       state = self._open.get(entry.sequence)
@@ -66,6 +72,26 @@ class TokenHead:
       deliveries.append((state.request.entry_node, delivery))
     return tokens, deliveries
 
+  def take_hidden(
+      self, entries: tuple[BatchEntry, ...], hidden: npt.NDArray[np.float32]
+  ) -> tuple[list[SequenceToken], list[tuple[str, TokenDelivery | RequestFailed]]]:
+    """As `take`, for entries that want embeddings: `hidden` (tokens, hidden size) is after the final norm."""
+    tokens: list[SequenceToken] = []
+    deliveries: list[tuple[str, TokenDelivery | RequestFailed]] = []
+    start = 0
+    for entry in entries:
+      state = self._open[entry.sequence]
+      part = hidden[start:start + entry.n_tokens].sum(axis=0, dtype=np.float64)
+      start += entry.n_tokens
+      state.hidden_sum = part if state.hidden_sum is None else state.hidden_sum + part
+      if entry.position + entry.n_tokens >= state.prompt_tokens:
+        request = state.request
+        mean = (state.hidden_sum / state.prompt_tokens).astype(np.float32)
+        delivery = TokenDelivery(self._plan_id, request.request_id, request.choice, 0, (), "stop", embedding=mean)
+        tokens.append(SequenceToken(entry.sequence, 0, "stop"))
+        deliveries.append((request.entry_node, delivery))
+    return tokens, deliveries
+
   def _score_prompt(self, state: _State, ids: TokenIds, rows: Logits) -> None:
     """Each prompt token's log probability under the row before it; the first of all has none."""
     top = state.request.prompt_logprobs or 0
@@ -76,7 +102,15 @@ class TokenHead:
     state.last_row = np.array(rows[-1])
 
   def _next(self, entry: BatchEntry, state: _State, ids: TokenIds,
-            rows: Logits) -> tuple[list[SequenceToken], TokenDelivery]:
+            rows: Logits) -> tuple[list[SequenceToken], TokenDelivery | RequestFailed]:
+    try:
+      return self._sampled(entry, state, ids, rows)
+    except ExoError as error:  # a grammar that leads nowhere ends its own request, not the step's others
+      failed = RequestFailed(self._plan_id, state.request.request_id, Failure(*to_wire(error)))
+      return [SequenceToken(entry.sequence, 0, "stop")], failed
+
+  def _sampled(self, entry: BatchEntry, state: _State, ids: TokenIds,
+               rows: Logits) -> tuple[list[SequenceToken], TokenDelivery]:
     """The token that follows the first of `ids`, and as long as each is the draft that comes next, those after it."""
     request, index = state.request, state.generated
     chosen: list[TokenLogprob] = []

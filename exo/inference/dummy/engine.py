@@ -50,6 +50,20 @@ class DummyStage(StageModel):
     return self._memory
 
   def step(self, batch: Batch) -> npt.NDArray[Any]:
+    hidden = self._hidden(batch)
+    if not self.shard.is_last:
+      return hidden.astype(np.float32)
+    rows = hidden[gather_logit_rows(batch.entries)]
+    vocabulary = np.arange(self._vocab_size)
+    logits = -((rows[:, :1] * 17 + rows[:, 1:2] * 29 + vocabulary * 613) % _PRIME).astype(np.float32) / 64
+    if self._vocab_size == VOCAB_SIZE:  # the dummy model speaks printable ASCII and stops now and then
+      logits[:, [*range(32), *range(127, EOS), BOS]] -= 1000
+    return logits.astype(np.float32)
+
+  def hidden_states(self, batch: Batch) -> npt.NDArray[np.float32]:
+    return self._hidden(batch).astype(np.float32)
+
+  def _hidden(self, batch: Batch) -> npt.NDArray[np.int64]:
     self._fail_if_asked(batch)
     self._slow |= {e.sequence for e in batch.entries} if SLOW in batch.token_ids else set()
     if self.shard.is_last and self._slow & {e.sequence for e in batch.entries}:
@@ -66,14 +80,7 @@ class DummyStage(StageModel):
       span = slice(start, start + entry.n_tokens)
       hidden[span] = self._layers(entry.sequence, entry.position, hidden[span])
       start += entry.n_tokens
-    if not self.shard.is_last:
-      return hidden.astype(np.float32)
-    rows = hidden[gather_logit_rows(batch.entries)]
-    vocabulary = np.arange(self._vocab_size)
-    logits = -((rows[:, :1] * 17 + rows[:, 1:2] * 29 + vocabulary * 613) % _PRIME).astype(np.float32) / 64
-    if self._vocab_size == VOCAB_SIZE:  # the dummy model speaks printable ASCII and stops now and then
-      logits[:, [*range(32), *range(127, EOS), BOS]] -= 1000
-    return logits.astype(np.float32)
+    return hidden
 
   def _fail_if_asked(self, batch: Batch) -> None:
     asked = {int(token) for token in batch.token_ids} & set(FAULTS)

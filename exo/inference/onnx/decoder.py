@@ -3,7 +3,7 @@
 Inputs: `x` (B, S, hidden), `seqlens_k` (B,) int32 with each row's total length less one, `total` (1,) int32 the longest
 total length, on the last stage `rows` (R,) int64 choosing tokens of the flattened batch, and per layer `past_k.i`,
 `past_v.i` (B, KV heads, room, head dim), which the operator updates in place. Output, named by `output`: hidden states
-(B, S, hidden) or logits (R, 1, vocabulary).
+(B, S, hidden) or logits (R, 1, vocabulary); on the last stage `hidden` names what its head sees, (B, S, hidden).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class DecoderGraph:
     self.graph = GraphBuilder()
     self._shard, self._checkpoint, self._config, self._context = shard, checkpoint, config, context
     self._linear = LinearLayers(self.graph, bits)
+    self.hidden: str | None = None
 
   def build(self, progress: Callable[[float], None]) -> GraphBuilder:
     g, config, shard = self.graph, self._config, self._shard
@@ -185,6 +186,8 @@ class DecoderGraph:
   def _head(self, residual: str, added: str) -> None:
     g, config = self.graph, self._config
     normed, _ = self._add_and_norm(residual, added, "model.norm.weight")
+    self.hidden = normed
+    g.output(normed, "float32", ["B", "S", config.hidden_size])
     g.input("rows", "int64", ["R"])
     flat = g.node("Reshape", [normed, g.weight(np.array([-1, 1, config.hidden_size], np.int64))])
     chosen = g.node("Gather", [flat, "rows"], axis=0)

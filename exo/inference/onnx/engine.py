@@ -39,7 +39,9 @@ _MAX_BINDINGS = 32
 
 class _Binding:
   """Buffers of one shape bound to one window of KV rows. Fill `x`, `seqlens`, `total` and `rows`, then `run`."""
-  def __init__(self, stage: OnnxStage, start: int, batch: int, length: int, n_rows: int) -> None:
+  def __init__(
+      self, stage: OnnxStage, start: int, batch: int, length: int, n_rows: int, hidden: str | None = None
+  ) -> None:
     self._session, self._io = stage.session, stage.session.io_binding()
     self.x = np.zeros((batch, length, stage.hidden_size), np.float32)
     self.seqlens, self.total = np.zeros(batch, np.int32), np.zeros(1, np.int32)
@@ -47,12 +49,13 @@ class _Binding:
     inputs: list[tuple[str, npt.NDArray[Any]]] = [("x", self.x), ("seqlens_k", self.seqlens), ("total", self.total)]
     if stage.shard.is_last:
       inputs.append(("rows", self.rows))
+    if stage.shard.is_last and hidden is None:
       self.y = np.zeros((n_rows, 1, stage.vocab_size), np.float32)
     else:
       self.y = np.zeros((batch, length, stage.hidden_size), np.float32)
     for name, array in inputs:
       self._io.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-    self._io.bind_output(stage.output_name, "cpu", 0, np.float32, self.y.shape, self.y.ctypes.data)
+    self._io.bind_output(hidden or stage.output_name, "cpu", 0, np.float32, self.y.shape, self.y.ctypes.data)
     for layer, pair in zip(stage.shard.layers, stage.arena.arrays, strict=True):
       for part, array in zip("kv", pair, strict=True):
         view = array[start:start + batch]
@@ -79,7 +82,7 @@ class OnnxStage(StageModel):
     bits = {"8": 8, "4": 4, "none": None, None: 8}[options.quantize]
     decoder = DecoderGraph(shard, checkpoint, context, bits)
     graph = decoder.build(progress)
-    self.output_name, weight_bytes = decoder.output, graph.weight_bytes
+    self.output_name, self._hidden_name, weight_bytes = decoder.output, decoder.hidden, graph.weight_bytes
     budget = max(0, options.memory_bytes - weight_bytes)
     if options.kv_memory_bytes is not None:
       budget = min(budget, options.kv_memory_bytes)
@@ -110,6 +113,19 @@ class OnnxStage(StageModel):
     for entry in batch.entries:
       self.arena.extend(entry.sequence, entry.n_tokens)
     return out
+
+  def hidden_states(self, batch: Batch) -> npt.NDArray[np.float32]:
+    self._check(batch)
+    x = self._embed(batch.token_ids) if batch.hidden is None else batch.hidden
+    parts, start = [], 0
+    for entry in batch.entries:
+      binding = _Binding(self, self.arena.row(entry.sequence), 1, entry.n_tokens, 0, self._hidden_name)
+      binding.x[0] = x[start:start + entry.n_tokens]
+      binding.seqlens[0], binding.total[0] = entry.position + entry.n_tokens - 1, entry.position + entry.n_tokens
+      parts.append(binding.run()[0])
+      self.arena.extend(entry.sequence, entry.n_tokens)
+      start += entry.n_tokens
+    return np.concatenate(parts)
 
   def _run_mixed(self, batch: Batch, x: Floats) -> Floats:
     """Decodes as one batch, every longer entry by itself."""

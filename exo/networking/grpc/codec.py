@@ -232,7 +232,8 @@ def _sampling_out(s: SamplingParams) -> pb.Sampling:
       presence_penalty=s.presence_penalty,
       repetition_penalty=s.repetition_penalty,
       seed=s.seed,
-      logit_bias=dict(s.logit_bias)
+      logit_bias=dict(s.logit_bias),
+      grammar=s.grammar
   )
   if s.top_logprobs is not None:
     body.top_logprobs = s.top_logprobs
@@ -242,7 +243,7 @@ def _sampling_out(s: SamplingParams) -> pb.Sampling:
 def _sampling_in(s: pb.Sampling) -> SamplingParams:
   return SamplingParams(
       s.temperature, s.top_p, s.top_k, s.min_p, s.frequency_penalty, s.presence_penalty, s.repetition_penalty, s.seed,
-      dict(s.logit_bias), s.top_logprobs if s.HasField("top_logprobs") else None
+      dict(s.logit_bias), s.top_logprobs if s.HasField("top_logprobs") else None, s.grammar
   )
 
 
@@ -255,7 +256,8 @@ def _request_out(r: m.Request) -> pb.Request:
       max_tokens=r.max_tokens,
       eos_ids=sorted(r.eos_ids),
       sampling=_sampling_out(r.sampling),
-      replay_ids=r.replay_ids
+      replay_ids=r.replay_ids,
+      embed=r.embed
   )
   if r.prompt_logprobs is not None:
     body.prompt_logprobs = r.prompt_logprobs
@@ -267,7 +269,7 @@ def _request_in(r: pb.Request) -> m.Request:
     raise ProtocolError("a request without a proper id")
   return m.Request(
       r.request_id, r.entry_node, tuple(r.prompt_ids), r.max_tokens, frozenset(r.eos_ids), _sampling_in(r.sampling),
-      r.choice, r.prompt_logprobs if r.HasField("prompt_logprobs") else None, tuple(r.replay_ids)
+      r.choice, r.prompt_logprobs if r.HasField("prompt_logprobs") else None, tuple(r.replay_ids), r.embed
   )
 
 
@@ -366,15 +368,19 @@ def _delivery_out(d: m.TokenDelivery) -> dict[str, Any]:
           tokens=[_logprob_out(t) for t in d.tokens],
           prompt_logprobs=[_logprob_out(t) for t in d.prompt_logprobs],
           width=d.width,
-          cached_tokens=d.cached_tokens
+          cached_tokens=d.cached_tokens,
+          embedding=b"" if d.embedding is None else d.embedding.tobytes()
       )
   }
 
 
 def _delivery_in(d: pb.TokenDelivery) -> m.TokenDelivery:
+  if len(d.embedding) % 4:
+    raise ProtocolError(f"an embedding came with {len(d.embedding)} bytes")
   return m.TokenDelivery(
       d.plan_id, d.request_id, d.choice, d.index, tuple(_logprob_in(t) for t in d.tokens), d.finish_reason,
-      tuple(_logprob_in(t) for t in d.prompt_logprobs), max(1, d.width), d.cached_tokens
+      tuple(_logprob_in(t) for t in d.prompt_logprobs), max(1, d.width), d.cached_tokens,
+      np.frombuffer(d.embedding, "<f4") if d.embedding else None
   )
 
 

@@ -385,7 +385,7 @@ class ClosePlan(_message.Message):
 class Sampling(_message.Message):
   __slots__ = (
       "temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty", "seed",
-      "logit_bias", "top_logprobs"
+      "logit_bias", "top_logprobs", "grammar"
   )
 
   class LogitBiasEntry(_message.Message):
@@ -408,6 +408,7 @@ class Sampling(_message.Message):
   SEED_FIELD_NUMBER: _ClassVar[int]
   LOGIT_BIAS_FIELD_NUMBER: _ClassVar[int]
   TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+  GRAMMAR_FIELD_NUMBER: _ClassVar[int]
   temperature: float
   top_p: float
   top_k: int
@@ -418,6 +419,7 @@ class Sampling(_message.Message):
   seed: int
   logit_bias: _containers.ScalarMap[int, float]
   top_logprobs: int
+  grammar: str
 
   def __init__(
       self,
@@ -430,7 +432,8 @@ class Sampling(_message.Message):
       repetition_penalty: _Optional[float] = ...,
       seed: _Optional[int] = ...,
       logit_bias: _Optional[_Mapping[int, float]] = ...,
-      top_logprobs: _Optional[int] = ...
+      top_logprobs: _Optional[int] = ...,
+      grammar: _Optional[str] = ...
   ) -> None:
     ...
 
@@ -438,7 +441,7 @@ class Sampling(_message.Message):
 class Request(_message.Message):
   __slots__ = (
       "request_id", "entry_node", "choice", "prompt_ids", "max_tokens", "eos_ids", "sampling", "prompt_logprobs",
-      "replay_ids"
+      "replay_ids", "embed"
   )
   REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
   ENTRY_NODE_FIELD_NUMBER: _ClassVar[int]
@@ -449,6 +452,7 @@ class Request(_message.Message):
   SAMPLING_FIELD_NUMBER: _ClassVar[int]
   PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
   REPLAY_IDS_FIELD_NUMBER: _ClassVar[int]
+  EMBED_FIELD_NUMBER: _ClassVar[int]
   request_id: str
   entry_node: str
   choice: int
@@ -458,6 +462,7 @@ class Request(_message.Message):
   sampling: Sampling
   prompt_logprobs: int
   replay_ids: _containers.RepeatedScalarFieldContainer[int]
+  embed: bool
 
   def __init__(
       self,
@@ -469,7 +474,8 @@ class Request(_message.Message):
       eos_ids: _Optional[_Iterable[int]] = ...,
       sampling: _Optional[_Union[Sampling, _Mapping]] = ...,
       prompt_logprobs: _Optional[int] = ...,
-      replay_ids: _Optional[_Iterable[int]] = ...
+      replay_ids: _Optional[_Iterable[int]] = ...,
+      embed: _Optional[bool] = ...
   ) -> None:
     ...
 
@@ -718,7 +724,8 @@ class LogprobEntry(_message.Message):
 
 class TokenDelivery(_message.Message):
   __slots__ = (
-      "plan_id", "request_id", "choice", "index", "tokens", "finish_reason", "prompt_logprobs", "width", "cached_tokens"
+      "plan_id", "request_id", "choice", "index", "tokens", "finish_reason", "prompt_logprobs", "width",
+      "cached_tokens", "embedding"
   )
   PLAN_ID_FIELD_NUMBER: _ClassVar[int]
   REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
@@ -729,6 +736,7 @@ class TokenDelivery(_message.Message):
   PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
   WIDTH_FIELD_NUMBER: _ClassVar[int]
   CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+  EMBEDDING_FIELD_NUMBER: _ClassVar[int]
   plan_id: str
   request_id: str
   choice: int
@@ -738,6 +746,7 @@ class TokenDelivery(_message.Message):
   prompt_logprobs: _containers.RepeatedCompositeFieldContainer[LogprobEntry]
   width: int
   cached_tokens: int
+  embedding: bytes
 
   def __init__(
       self,
@@ -749,6 +758,7 @@ class TokenDelivery(_message.Message):
       finish_reason: _Optional[str] = ...,
       prompt_logprobs: _Optional[_Iterable[_Union[LogprobEntry, _Mapping]]] = ...,
       width: _Optional[int] = ...,
-      cached_tokens: _Optional[int] = ...
+      cached_tokens: _Optional[int] = ...,
+      embedding: _Optional[bytes] = ...
   ) -> None:
     ...

@@ -1,0 +1,208 @@
+"""The body of a chat completion. Every other way to chat (Responses, Messages, Ollama's routes) is turned into one."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from exo.api.schema import PositiveCount, SamplingFields, check_depth
+from exo.errors import InvalidRequestError
+
+MAX_MESSAGES = 4096
+MAX_TOOLS = 128
+
+FunctionName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+
+
+class ContentPart(Struct):
+  type: str
+  text: str | None = None
+
+
+class FunctionCall(Struct):
+  name: str
+  arguments: str | dict[str, Any] | None = None
+
+  @property
+  def parsed(self) -> Any:
+    """The arguments as templates expect them: an object where they are one."""
+    if not isinstance(self.arguments, str):
+      value = self.arguments or {}
+    else:
+      try:
+        value = json.loads(self.arguments or "{}")
+      except (ValueError, RecursionError):
+        return self.arguments
+    check_depth(value, "messages")
+    return value
+
+
+class ToolCall(Struct):
+  function: FunctionCall
+  id: str | None = None
+  type: str = "function"
+
+
+class ChatMessage(Struct):
+  role: str
+  content: str | list[ContentPart] | None = None
+  name: str | None = None
+  tool_calls: list[ToolCall] | None = None
+  tool_call_id: str | None = None
+  reasoning_content: str | None = None
+
+  @property
+  def text(self) -> str:
+    """Text parts joined. Raises `InvalidRequestError` for other kinds of part."""
+    if not isinstance(self.content, list):
+      return self.content or ""
+    for part in self.content:
+      if part.type != "text" or part.text is None:
+        raise InvalidRequestError(
+            f"messages: a part of type {part.type[:40]!r} cannot be understood, only text can", "messages"
+        )
+    return "".join(part.text or "" for part in self.content)
+
+  def for_template(self) -> dict[str, Any]:
+    """As chat templates expect it: text parts joined, `developer` as `system`. Raises `InvalidRequestError`."""
+    role = {"developer": "system", "function": "tool"}.get(self.role, self.role)
+    if role not in ("system", "user", "assistant", "tool"):
+      raise InvalidRequestError(
+          f"messages: there is no role {self.role[:40]!r}; system, developer, user, assistant and tool are", "messages"
+      )
+    if self.content is None and role != "assistant":
+      raise InvalidRequestError(f"messages: a message of role {self.role} without content", "messages")
+    if self.content is None and not self.tool_calls and self.reasoning_content is None:
+      raise InvalidRequestError("messages: an assistant message without content or tool_calls", "messages")
+    message: dict[str, Any] = {"role": role, "content": self.text}
+    for key in ("name", "tool_call_id", "reasoning_content"):
+      if (value := getattr(self, key)) is not None:
+        message[key] = value
+    if self.tool_calls and role == "assistant":
+      message["tool_calls"] = [{
+          "id": call.id or "", "type": "function",
+          "function": {"name": call.function.name, "arguments": call.function.parsed}
+      } for call in self.tool_calls]
+    return message
+
+
+class FunctionDefinition(Struct):
+  name: FunctionName
+  description: str | None = None
+  parameters: dict[str, Any] | None = None
+  strict: bool | None = None
+
+  @property
+  def schema(self) -> dict[str, Any]:
+    """What the arguments must be; always an object."""
+    return {"type": "object"} | (self.parameters or {})
+
+
+class Tool(Struct):
+  function: FunctionDefinition
+  type: Literal["function"] = "function"
+
+  def for_template(self) -> dict[str, Any]:
+    function: dict[str, Any] = {"name": self.function.name, "description": self.function.description or ""}
+    function["parameters"] = self.function.parameters or {"type": "object", "properties": {}}
+    return {"type": "function", "function": function}
+
+
+class ToolName(Struct):
+  name: str
+
+
+class NamedToolChoice(Struct):
+  function: ToolName
+  type: Literal["function"] = "function"
+
+
+class JsonSchemaFormat(Struct):
+  name: str | None = None
+  description: str | None = None
+  schema: dict[str, Any] | bool | None = None
+  strict: bool | None = None
+
+
+class ResponseFormat(Struct):
+  type: Literal["text", "json_object", "json_schema"]
+  json_schema: JsonSchemaFormat | None = None
+
+  @property
+  def wanted(self) -> dict[str, Any] | None:
+    """The schema that the answer must follow, None for free text. Raises `InvalidRequestError`."""
+    if self.type == "text":
+      return None
+    if self.type == "json_object":
+      return {"type": "object"}
+    schema = self.json_schema.schema if self.json_schema is not None else None
+    if schema is None:
+      raise InvalidRequestError("response_format: json_schema needs a schema", "response_format")
+    if schema is False:
+      raise InvalidRequestError("response_format: the schema false allows nothing", "response_format")
+    if schema is True:
+      return {}
+    check_depth(schema, "response_format")
+    return schema
+
+
+class ChatCompletionRequest(SamplingFields, kw_only=True):
+  messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
+  max_tokens: PositiveCount | None = None
+  max_completion_tokens: PositiveCount | None = None
+  logprobs: bool | None = None
+  top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+  response_format: ResponseFormat | None = None
+  tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
+  tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
+  parallel_tool_calls: bool | None = None
+  chat_template_kwargs: dict[str, Any] | None = None
+
+  @property
+  def title(self) -> str:
+    """What was asked last, for the node's own screen."""
+    content = next((m.content for m in reversed(self.messages) if m.role == "user"), None)
+    return content if isinstance(content, str) else " ".join(part.text or "" for part in content or ())
+
+  @property
+  def token_logprobs(self) -> int | None:
+    """How many alternatives each token's log probability comes with; None: no log probabilities."""
+    if self.top_logprobs is not None and not self.logprobs:
+      raise InvalidRequestError("top_logprobs needs logprobs: true", "top_logprobs")
+    return (self.top_logprobs or 0) if self.logprobs else None
+
+  @property
+  def callable_tools(self) -> list[Tool]:
+    """The tools that the model may call. Raises `InvalidRequestError` for a choice that names none of them."""
+    tools = self.tools or []
+    names = [tool.function.name for tool in tools]
+    if len(set(names)) != len(names):
+      raise InvalidRequestError("tools: two functions have the same name", "tools")
+    for tool in tools:
+      check_depth(tool.function.parameters, "tools")
+    choice = self.tool_choice
+    if choice in (None, "auto", "none"):
+      return [] if choice == "none" else tools
+    if not tools:
+      raise InvalidRequestError("tool_choice is only allowed with tools", "tool_choice")
+    if isinstance(choice, NamedToolChoice):
+      tools = [tool for tool in tools if tool.function.name == choice.function.name]
+      if not tools:
+        raise InvalidRequestError(f"tool_choice: there is no function {choice.function.name[:64]!r}", "tool_choice")
+    return tools
+
+  @property
+  def must_call(self) -> bool:
+    return self.tool_choice == "required" or isinstance(self.tool_choice, NamedToolChoice)
+
+  @property
+  def one_call(self) -> bool:
+    """At most one call, or exactly one where there must be any."""
+    return self.parallel_tool_calls is False or isinstance(self.tool_choice, NamedToolChoice)
+
+
+class TokenEncodeRequest(Struct):
+  messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
+  model: str | None = None

@@ -1,0 +1,112 @@
+"""What a request allows its answer to be, as a grammar in llguidance's notation (a dialect of Lark)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from exo.api.chat_request import Tool
+from exo.api.tool_formats import ToolFormat
+from exo.inference.tokenizer import Tokenizer
+
+MAX_CALLS = 8
+# one line break and some indentation: a small model otherwise writes spaces without end
+_WHITESPACE = r"\n?[ ]{0,12}"
+
+
+@dataclass(frozen=True)
+class Thinking:
+  """The tags between which a reasoning model thinks. `open_already`: the prompt ends after the first of them."""
+  begin: str
+  end: str
+  open_already: bool = False
+
+
+def _json_rule(schema: Mapping[str, Any], lenient: bool) -> str:
+  options = {"whitespace_pattern": _WHITESPACE, "lenient": lenient}
+  return "%json " + json.dumps(dict(schema) | {"x-guidance": options})
+
+
+class _Writer:
+  """Texts as grammar terms: names of special tokens become those tokens."""
+  def __init__(self, tokenizer: Tokenizer) -> None:
+    self._tokenizer = tokenizer
+
+  def literal(self, text: str, marker: str = "") -> str:
+    """`marker`, a special token where it is one, and then `text`."""
+    special = self._tokenizer.special_id(marker) if marker else None
+    if special is not None:
+      return f"<[{special}]> {json.dumps(text)}" if text else f"<[{special}]>"
+    return json.dumps(marker + text) if marker + text else '""'
+
+  def through(self, rule: str, marker: str) -> str:
+    """A rule for any text up to and including `marker`."""
+    if (special := self._tokenizer.special_id(marker)) is not None:
+      return f"{rule}: TEXT <[{special}]>"
+    return f"{rule}[lazy]: TEXT {json.dumps(marker)}"
+
+
+def answer_grammar(
+    tokenizer: Tokenizer, *, schema: Mapping[str, Any] | None, tools: Sequence[Tool], form: ToolFormat | None,
+    must_call: bool, one_call: bool, thinking: Thinking | None, lenient: bool
+) -> str:
+  """The grammar of an answer; "" where everything is allowed.
+
+  `schema`: the answer is JSON of it. `must_call`: the answer is a call. Otherwise text in which every call, once it has
+  begun, is one of the tools' with arguments that its schema allows.
+  """
+  write = _Writer(tokenizer)
+  rules = [r"TEXT: /(.|\n)*/"]
+  calls = ""
+  if form is not None and form.can_force:
+    calls = _calls(
+        write, rules, tools, form, lenient, 1 if one_call else MAX_CALLS, free=not must_call and schema is None
+    )
+  if must_call:
+    body = calls
+  elif schema is not None:
+    rules.append("json_answer: " + _json_rule(schema, lenient=False))
+    body = f"json_answer | {calls}" if calls else "json_answer"
+  elif calls and form is not None and not form.bare:
+    body = f"{calls} TEXT"
+  else:
+    return ""
+  if thinking is not None and thinking.open_already:
+    rules.append(write.through("thoughts", thinking.end))
+    body = f"thoughts ({body})"
+  elif thinking is not None and not must_call and schema is None and tokenizer.special_id(thinking.begin) is not None:
+    return ""  # free text would forbid the thinking's tokens
+  return "\n".join([f"start: {body}", *rules])
+
+
+def _calls(
+    write: _Writer, rules: list[str], tools: Sequence[Tool], form: ToolFormat, lenient: bool, most: int, *, free: bool
+) -> str:
+  """Add rules for calls; returns the term for them. `free`: text may stand before each."""
+  begin = "" if form.bare else form.begins[0]
+  names = []
+  for i, tool in enumerate(tools):
+    tool_lenient = lenient and not tool.function.strict
+    rules.append(f"arguments_{i}: " + _json_rule(tool.function.schema, tool_lenient))
+    head = json.dumps(form.before_name + tool.function.name + form.before_arguments)
+    close = form.after_arguments.removesuffix("]") if form.listed else form.after_arguments
+    tail = write.literal(close + form.end) if close + form.end else ""
+    if form.listed:
+      head = json.dumps(form.before_name.removeprefix("[") + tool.function.name + form.before_arguments)
+    rules.append(f"call_{i}: {head} arguments_{i} {tail}")
+    names.append(f"call_{i}")
+  rules.append("call: " + " | ".join(names))
+  if form.listed:
+    body = 'call ("," call)' + f"{{0,{most - 1}}}" + ' "]"'
+    if free:
+      rules.append(write.through("call_begin", begin))
+      return f'(call_begin "[" {body})?'
+    return write.literal("[", begin) + " " + body
+  if free:
+    rules.append(write.through("call_begin", begin))
+    return f"(call_begin call){{0,{most}}}"
+  separator = '"; " ' if form.bare else ""
+  first = write.literal("", begin) + " call" if begin else "call"
+  return f"{first} ({separator}{first}){{0,{most - 1}}}" if most > 1 else first

@@ -1,0 +1,225 @@
+"""Ollama's routes, for the tools that speak them: `/api/chat`, `/api/generate`, `/api/tags`, `/api/show`, `/api/version`."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+import exo
+from exo.api.chat_parser import CallArguments, CallBegin, Content, Reasoning
+from exo.api.chat_run import ChatRun, chat_run
+from exo.api.errors import describe, json_response
+from exo.api.ollama_request import OllamaChatRequest, OllamaGenerateRequest, OllamaRequest, OllamaShowRequest
+from exo.api.schema import CompletionRequest, read_body
+from exo.api.text_run import TextRun, new_id, text_run
+from exo.api.tool_formats import tool_format
+from exo.download.model_store import ModelEntry
+from exo.errors import ExoError
+from exo.orchestration.node import Node
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Pieces = AsyncIterator[dict[str, Any]]
+
+
+def add_routes(
+    router: web.UrlDispatcher, with_node: Callable[[Callable[[web.Request, Node], Awaitable[web.StreamResponse]]],
+                                                   Handler]
+) -> None:
+  router.add_post("/api/chat", with_node(chat))
+  router.add_post("/api/generate", with_node(generate))
+  router.add_get("/api/tags", with_node(tags))
+  router.add_post("/api/show", with_node(show))
+  router.add_get("/api/version", with_node(version))
+
+
+def _now() -> str:
+  return datetime.now(UTC).isoformat().replace("+00:00", "Z")
+
+
+class _Clock:
+  """Ollama's durations, in nanoseconds."""
+  def __init__(self) -> None:
+    self._started, self._first = time.monotonic_ns(), 0
+
+  def begun(self) -> None:
+    self._first = self._first or time.monotonic_ns()
+
+  def end(self, run: ChatRun | TextRun, reason: str) -> dict[str, Any]:
+    now = time.monotonic_ns()
+    first = self._first or now
+    return {
+        "done": True, "done_reason": {"tool_calls": "stop"}.get(reason, reason), "total_duration": now - self._started,
+        "load_duration": 0, "prompt_eval_count": run.prompt_tokens, "prompt_eval_duration": first - self._started,
+        "eval_count": run.completion_tokens, "eval_duration": now - first
+    }
+
+
+async def _answer(request: web.Request, body: OllamaRequest, model: str, pieces: Pieces) -> web.StreamResponse:
+  """The pieces one a line, or joined into one."""
+  def line(piece: dict[str, Any]) -> dict[str, Any]:
+    return {"model": model, "created_at": _now()} | piece
+
+  if not body.streams:
+    whole: dict[str, Any] = {}
+    async for piece in pieces:
+      whole = _joined(whole, piece)
+    return json_response(line(whole))
+  response = web.StreamResponse(headers={"Cache-Control": "no-cache"})
+  response.content_type = "application/x-ndjson"
+  await response.prepare(request)
+  try:
+    async for piece in pieces:
+      await response.write(msgspec.json.encode(line(piece)) + b"\n")
+  except ConnectionError:
+    return response
+  except ExoError as error:
+    await response.write(msgspec.json.encode(describe(error)[1]) + b"\n")
+  await response.write_eof()
+  return response
+
+
+def _joined(whole: dict[str, Any], piece: dict[str, Any]) -> dict[str, Any]:
+  """Texts one after another, lists too; of everything else the last."""
+  out = dict(whole)
+  for key, value in piece.items():
+    if isinstance(value, dict):
+      out[key] = _joined(out.get(key, {}), value)
+    elif key in ("content", "response", "thinking", "tool_calls") and key in out:
+      out[key] = out[key] + value
+    else:
+      out[key] = value
+  return out
+
+
+async def chat(request: web.Request, node: Node) -> web.StreamResponse:
+  body = await read_body(request, OllamaChatRequest)
+  if not body.messages:
+    model = await node.model(body.model_name)
+    empty = {"message": {"role": "assistant", "content": ""}, "done": True, "done_reason": "load"}
+    return json_response({"model": model.id, "created_at": _now()} | empty)
+  async with chat_run(node, body.chat()) as run:
+    return await _answer(request, body, run.model.id, _chat_pieces(run))
+
+
+async def _chat_pieces(run: ChatRun) -> Pieces:
+  clock, reason = _Clock(), "stop"
+  name, arguments = "", ""
+
+  def called() -> dict[str, Any]:
+    try:
+      value = json.loads(arguments or "{}")
+    except ValueError:  # cut off
+      value = {}
+    return {
+        "message": {
+            "role": "assistant", "content": "", "tool_calls": [{"function": {"name": name, "arguments": value}}]
+        }, "done": False
+    }
+
+  async for delta in run:
+    clock.begun()
+    for part in delta.parts:
+      match part:
+        case Content(text):
+          yield {"message": {"role": "assistant", "content": text}, "done": False}
+        case Reasoning(text):
+          yield {"message": {"role": "assistant", "content": "", "thinking": text}, "done": False}
+        case CallBegin(_, new_name):
+          if name:
+            yield called()
+          name, arguments = new_name, ""
+        case CallArguments(_, text):
+          arguments += text
+    reason = delta.finish_reason or reason
+  if name:
+    yield called()
+  yield {"message": {"role": "assistant", "content": ""}} | clock.end(run, reason)
+
+
+async def generate(request: web.Request, node: Node) -> web.StreamResponse:
+  body = await read_body(request, OllamaGenerateRequest)
+  chat_body = body.chat()
+  if not body.prompt:
+    model = await node.model(body.model_name)
+    return json_response({"model": model.id, "created_at": _now(), "response": "", "done": True, "done_reason": "load"})
+  if not body.raw:
+    async with chat_run(node, chat_body) as run:
+      return await _answer(request, body, run.model.id, _generate_pieces(run))
+  fields = CompletionRequest(prompt=body.prompt)
+  body.fill(fields)
+  model = await node.model(fields.model)
+  ids = await asyncio.to_thread(model.tokenizer.encode, body.prompt, add_bos=True)
+  async with text_run(node, model, fields, ids, fields.max_tokens, request_id=new_id("cmpl-")) as raw:
+    return await _answer(request, body, model.id, _raw_pieces(raw))
+
+
+async def _generate_pieces(run: ChatRun) -> Pieces:
+  async for piece in _chat_pieces(run):
+    message = piece.pop("message")
+    thinking = {"thinking": message["thinking"]} if "thinking" in message else {}
+    yield {"response": message["content"]} | thinking | piece
+
+
+async def _raw_pieces(run: TextRun) -> Pieces:
+  clock, reason = _Clock(), "stop"
+  async for delta in run:
+    clock.begun()
+    reason = delta.finish_reason or reason
+    if delta.text:
+      yield {"response": delta.text, "done": False}
+  yield {"response": ""} | clock.end(run, reason)
+
+
+async def tags(request: web.Request, node: Node) -> web.Response:
+  """The models that are here."""
+  return json_response({"models": await asyncio.to_thread(lambda: [_tag(e) for e in node.catalog.listed() if e.path])})
+
+
+def _tag(entry: ModelEntry) -> dict[str, Any]:
+  path = entry.path
+  assert path is not None
+  files = [path] if path.is_file() else [p for p in path.glob("*") if p.is_file()]
+  modified = max((p.stat().st_mtime for p in files), default=0.0)
+  return {
+      "name": entry.id, "model": entry.id, "modified_at": datetime.fromtimestamp(modified, UTC).isoformat(),
+      "size": sum(p.stat().st_size for p in files), "digest": hashlib.sha256(entry.id.encode()).hexdigest(),
+      "details": _details(path, "")
+  }
+
+
+def _details(path: Path, family: str) -> dict[str, Any]:
+  return {
+      "parent_model": "", "format": "gguf" if path.suffix == ".gguf" else "safetensors", "family": family,
+      "families": [family] if family else [], "parameter_size": "", "quantization_level": ""
+  }
+
+
+async def show(request: web.Request, node: Node) -> web.Response:
+  body = await read_body(request, OllamaShowRequest)
+  name = (body.model or body.name or "").removesuffix(":latest") or None
+  model = await node.model(name)
+  config = model.checkpoint.config
+  template = model.tokenizer.chat_template or ""
+  capabilities = ["completion"
+                  ] + (["tools"] if tool_format(template) else []) + (["thinking"] if "</think>" in template else [])
+  family = config.model_type
+  return json_response({
+      "modelfile": f"FROM {model.id}\n", "parameters": "", "template": template,
+      "details": _details(model.checkpoint.path, family), "capabilities": capabilities, "model_info": {
+          "general.architecture": family, f"{family}.context_length": config.max_context,
+          f"{family}.embedding_length": config.hidden_size, f"{family}.block_count": config.n_layers
+      }
+  })
+
+
+async def version(request: web.Request, node: Node) -> web.Response:
+  return json_response({"version": exo.__version__})
