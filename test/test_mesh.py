@@ -118,6 +118,40 @@ def test_an_address_alone_is_enough() -> None:
   run(scenario)
 
 
+def test_one_seed_is_enough_to_meet_everybody_and_makes_one_link() -> None:
+  """Others are heard of through the peers that one has; an address that is offered again is not dialed again."""
+  async def scenario() -> None:
+    async with mesh("a") as (a, a_heard), mesh("b") as (b, b_heard), mesh("c") as (c, c_heard):
+      for _ in range(3):
+        a.offer(candidate(b, ""))
+        c.offer(candidate(b, ""))
+        await asyncio.sleep(0.4)
+      await a_heard.until(lambda: set(a.peers()) == {"b", "c"})
+      await c_heard.until(lambda: set(c.peers()) == {"a", "b"})
+      a.offer(candidate(b, ""))
+      await asyncio.sleep(0.5)
+      assert sorted(a_heard.events) == ["+b", "+c"] and sorted(b_heard.events) == ["+a", "+c"]
+      assert len(a._links["b"]) == len(b._links["c"]) == 1
+
+  run(scenario)
+
+
+def test_who_is_refused_is_told() -> None:
+  async def scenario() -> None:
+    async with mesh("a") as (a, a_heard), mesh("b") as (b, _), mesh("c") as (c, _):
+      a._node_ids = frozenset({"b"})
+      a.offer(candidate(b))
+      c.offer(candidate(a))
+      a.offer(candidate(c))
+      await a_heard.until(lambda: a_heard.events == ["+b"])
+      await asyncio.sleep(1)
+      assert set(a.peers()) == {"b"} and not c.peers()
+      assert any("c at 127.0.0.1 is not in --node-id-filter" in text for text in a.refusals())
+      assert any("c is not in --node-id-filter" in text for text in c.refusals())
+
+  run(scenario)
+
+
 def test_calls_fail_with_what_the_other_side_raised() -> None:
   async def scenario() -> None:
     async with mesh("a") as (a, a_heard), mesh("b") as (b, _):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from exo.networking.mesh import PeerCandidate
 from exo.networking.messages import Hello
@@ -14,6 +14,10 @@ class Discovery(ABC):
   @abstractmethod
   async def start(self, local: Hello, offer: Callable[[PeerCandidate], None]) -> None:
     """Begin to announce `local` and to offer what is found. Raises `ConfigError` for settings that cannot work."""
+
+  def refusals(self) -> Sequence[str]:
+    """Why nodes that were seen were not offered, latest last."""
+    return ()
 
   @abstractmethod
   async def stop(self) -> None:

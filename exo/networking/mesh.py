@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,12 +26,16 @@ class PeerCandidate:
 
 @dataclass(frozen=True, slots=True)
 class PeerStatus:
-  """A linked node: what it said of itself, how it is reached, and its latest heartbeat. `rtt_ms` 0 until measured."""
+  """A linked node: what it said of itself, how it is reached, and its latest heartbeat. `rtt_ms` 0 until measured.
+
+  A `suspect` one has not been heard for a while: it keeps what it has and gets nothing new.
+  """
   hello: Hello
   address: str
   interface: str = ""
   rtt_ms: float = 0.0
   heartbeat: Heartbeat | None = None
+  suspect: bool = False
 
 
 class MeshHandler(Protocol):
@@ -69,6 +73,10 @@ class Mesh(ABC):
   @abstractmethod
   def peers(self) -> Mapping[str, PeerStatus]:
     """The nodes that are linked now."""
+
+  def refusals(self) -> Sequence[str]:
+    """Why addresses and nodes were turned down, latest last."""
+    return ()
 
   @abstractmethod
   def send(self, node_id: str, message: Message) -> None:

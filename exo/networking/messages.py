@@ -58,12 +58,21 @@ class PlanPace:
 
 
 @dataclass(frozen=True, slots=True)
+class Rumour:
+  """The highest count of a node's heartbeats that somebody has seen, and where it was reached ("host:port" or "")."""
+  node_id: str
+  incarnation: int
+  beat: int
+  address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Heartbeat:
   """Sent on a connection of its own; an answer bears the number of what it answers.
 
   `load` is the part of the last seconds, 0..1, in which the device computed; `frames` counts what it has computed in all.
   `cpu_s` is the processor time that the process has used so far, `rss_mb` the memory that it occupies.
-  `leaving`: no new plans for this node, it shuts down or its engine is broken.
+  `rumours` are what `membership.py` passes on. `leaving`: no new plans for this node, it shuts down or its engine is broken.
   """
   number: int
   is_answer: bool = False
@@ -78,6 +87,7 @@ class Heartbeat:
   rss_mb: int = 0
   paces: tuple[PlanPace, ...] = ()
   leaving: bool = False
+  rumours: tuple[Rumour, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

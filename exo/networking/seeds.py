@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from exo.errors import ConfigError
@@ -46,6 +46,9 @@ class SeededDiscovery(Discovery):
   async def start(self, local: Hello, offer: Callable[[PeerCandidate], None]) -> None:
     await self._inner.start(local, offer)
     self._tasks.spawn(self._offer_all(offer), "offers")
+
+  def refusals(self) -> Sequence[str]:
+    return self._inner.refusals()
 
   async def stop(self) -> None:
     await self._tasks.close()

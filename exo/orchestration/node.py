@@ -144,6 +144,10 @@ class Node:
     active = next((plan.first.node_id for plan in self.plans.plans), None)
     return Topology(nodes, frozenset(edges), active)
 
+  def refusals(self) -> list[str]:
+    """Why nodes that were seen or dialed are no peers, latest last."""
+    return [*self._discovery.refusals(), *self._mesh.refusals()]
+
   @property
   def mesh(self) -> Mesh:
     return self._mesh
@@ -213,7 +217,7 @@ class Node:
 
   def _leaving_nodes(self) -> frozenset[str]:
     """Those that new plans must do without."""
-    gone = {n for n, p in self._mesh.peers().items() if p.heartbeat is not None and p.heartbeat.leaving}
+    gone = {n for n, p in self._mesh.peers().items() if p.suspect or (p.heartbeat is not None and p.heartbeat.leaving)}
     return frozenset(gone | {self.node_id} if self.plans.engine.broken else gone)
 
   # messages

@@ -7,7 +7,7 @@ import contextlib
 import socket
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import grpc
@@ -21,8 +21,9 @@ from exo.networking.grpc.codec import hello_in, hello_out
 from exo.networking.grpc.link import HEARTBEAT_S, STREAM_KINDS, Link
 from exo.networking.grpc.stream import CHANNEL_OPTIONS, MAX_STREAMS, METHOD, SERVER_OPTIONS, EnvelopeStream
 from exo.networking.grpc.tls import SERVER_NAME, TlsCredentials, explain_refusal
+from exo.networking.membership import Membership, State, Timing
 from exo.networking.mesh import Mesh, MeshHandler, PeerCandidate, PeerStatus
-from exo.networking.messages import Hello, Message
+from exo.networking.messages import Hello, Message, Rumour
 from exo.tasks import TaskOwner
 
 _GREETING_TIMEOUT_S = 5.0
@@ -32,28 +33,41 @@ _RETRY_S, _MAX_RETRY_S = 0.5, 5.0
 _LINK_KEY = "exo-link"
 # bounds on what beacons and strangers can make this node remember
 _MAX_KNOWN, _MAX_ADDRESSES, _MAX_PENDING, _MAX_REFUSALS = 256, 16, 64, 1024
+_TIMING = Timing()
+_RUMOUR_PRIORITY = -1  # behind every address that the node itself announces
 _SILENCE_S = 3 * HEARTBEAT_S
 
 
 @dataclass
 class _Known:
-  """What is known of where a node may be reached."""
+  """What is known of where a node may be reached; `node_id` is who answered at an address that came without one."""
   candidates: dict[tuple[str, int], tuple[PeerCandidate, float]] = field(default_factory=dict)
   dialing: bool = False
+  node_id: str = ""
 
 
 class GrpcMesh(Mesh):
-  """`hello.port` 0 takes a free port; `port` tells which after `start`. With a keyring, links are mutual TLS."""
+  """`hello.port` 0 takes a free port; `port` tells which after `start`. With a keyring, links are mutual TLS.
+
+  `node_ids`, where there are any, are the only nodes that it links to.
+  """
   def __init__(
-      self, hello: Hello, host: str, candidate_timeout_s: float, keyring: ClusterKeyring | None = None
+      self,
+      hello: Hello,
+      host: str,
+      candidate_timeout_s: float,
+      keyring: ClusterKeyring | None = None,
+      node_ids: tuple[str, ...] = ()
   ) -> None:
+    self._node_ids = frozenset(node_ids)
     self._hello, self._host, self._candidate_timeout_s = hello, host, candidate_timeout_s
     self._tls = None if keyring is None else TlsCredentials(keyring)
     self._rule = AddressRule(restricted=keyring is None)
     self._links: dict[str, list[Link]] = {}
     self._pending: dict[str, Link] = {}
     self._known: dict[str, _Known] = {}
-    self._refused: set[str] = set()
+    self._refused: dict[str, None] = {}
+    self._membership = Membership(hello.node_id, hello.incarnation, time.monotonic(), _TIMING)
     self._tasks = TaskOwner("mesh")
     self._channels: set[grpc.aio.Channel] = set()
     self._handler: MeshHandler | None = None
@@ -84,6 +98,7 @@ class GrpcMesh(Mesh):
           f"port {self._hello.port} on {self._host} is taken: choose another --node-port, or leave it out"
       )
     await self._server.start()
+    self._tasks.spawn(self._watch_members(), "membership")
     self._hello = replace(self._hello, port=port)
 
   async def stop(self) -> None:
@@ -100,6 +115,9 @@ class GrpcMesh(Mesh):
   def offer(self, candidate: PeerCandidate) -> None:
     if candidate.node_id == self._hello.node_id or self._stopping:
       return
+    if self._node_ids and candidate.node_id and candidate.node_id not in self._node_ids:
+      self._say_once(f"{candidate.node_id} at {candidate.host} is not in --node-id-filter")
+      return
     if candidate.configured:
       self._rule.configure(candidate.host)
     elif not self._rule.allows(candidate.host):
@@ -114,7 +132,7 @@ class GrpcMesh(Mesh):
     ):
       return
     known.candidates[candidate.host, candidate.port] = (candidate, time.monotonic())
-    if not known.dialing and candidate.node_id not in self._links:
+    if not known.dialing and not {candidate.node_id, known.node_id} & self._links.keys():
       known.dialing = True
       self._tasks.spawn(self._keep_dialing(key, known), f"dial {key}")
 
@@ -132,9 +150,35 @@ class GrpcMesh(Mesh):
 
   def peers(self) -> Mapping[str, PeerStatus]:
     return {
-        node_id: PeerStatus(link.peer, link.address, link.interface, link.rtt_ms, link.latest)
+        node_id: PeerStatus(
+            link.peer, link.address, link.interface, link.rtt_ms, link.latest,
+            self._membership.state(node_id) is State.SUSPECT
+        )
         for node_id, links in self._links.items() if (link := links[0])
     }
+
+  def refusals(self) -> Sequence[str]:
+    return list(self._refused)
+
+  # membership
+
+  async def _watch_members(self) -> None:
+    while True:
+      await asyncio.sleep(_TIMING.tick_s)
+      for change in self._membership.tick(time.monotonic()):
+        log(1, "%s is %s", change.node_id, change.after.name.lower())
+
+  def _heard(self, link: Link, rumours: tuple[Rumour, ...]) -> None:
+    """A heartbeat came, with what its sender knows of others: those that this node has no link to are tried."""
+    host = link.address.rpartition(":")[0]
+    changes = self._membership.heard(link.peer.node_id, rumours, time.monotonic(), f"{host}:{link.peer.port}")
+    for change in changes:
+      log(1, "%s is %s", change.node_id, change.after.name.lower())
+    for rumour in rumours:
+      if rumour.address and rumour.node_id not in self._links and rumour.node_id != self._hello.node_id:
+        host, _, port = rumour.address.rpartition(":")
+        if port.isascii() and port.isdigit() and 1024 <= int(port) <= 65535:
+          self.offer(PeerCandidate(rumour.node_id, host.strip("[]"), int(port), _RUMOUR_PRIORITY, "told by a peer"))
 
   def send(self, node_id: str, message: Message) -> None:
     self._link(node_id).post(message)
@@ -157,21 +201,25 @@ class GrpcMesh(Mesh):
       if key < self._hello.node_id and not nameless:
         await asyncio.sleep(_POLITE_S)
       pause_s = _RETRY_S
-      while key not in self._links:
+      while not {key, known.node_id} & self._links.keys():
         now = time.monotonic()
         known.candidates = {k: v for k, v in known.candidates.items() if now - v[1] < self._candidate_timeout_s}
         if not known.candidates:
           return
         for candidate, _ in sorted(known.candidates.values(), key=lambda c: -c[0].priority):
-          if await self._dial(candidate):
+          if node_id := await self._dial(candidate):
+            known.node_id = node_id
             return
         await asyncio.sleep(pause_s)
         pause_s = min(pause_s * 2, _MAX_RETRY_S)
     finally:
       known.dialing = False
 
-  async def _dial(self, candidate: PeerCandidate) -> bool:
-    """Open the three streams; heartbeats get a connection of their own, so that no tensor delays them."""
+  async def _dial(self, candidate: PeerCandidate) -> str:
+    """Open the three streams; heartbeats get a connection of their own, so that no tensor delays them.
+
+    Returns who is there, "" where no link could be made.
+    """
     address = f"[{candidate.host}]:{candidate.port}" if ":" in candidate.host else f"{candidate.host}:{candidate.port}"
     if candidate.configured:
       await self._configure_name(candidate.host)
@@ -192,16 +240,19 @@ class GrpcMesh(Mesh):
         if link is None:
           await self._check_identity(peer, address, candidate.node_id)
           assert self._handler is not None
-          link = Link(peer, address, True, self._handler)
+          if not candidate.node_id and peer.node_id in self._links:  # an address alone, of a node that is here already
+            await self._close_channels(channels)
+            return peer.node_id
+          link = Link(peer, address, True, self._handler, self._membership, self._heard)
           link.interface = candidate.interface
         link.attach(stream)
     except (grpc.RpcError, ProtocolError, TimeoutError, OSError, asyncio.InvalidStateError) as error:
       self._note_refusal(address, error)
       await self._close_channels(channels)
-      return False
+      return ""
     assert link is not None
     self._tasks.spawn(self._run_link(link, channels), f"link {link.peer.node_id}")
-    return True
+    return link.peer.node_id
 
   async def _open_channels(self, address: str) -> list[grpc.aio.Channel]:
     """One for data and calls, one for heartbeats, each with a connection of its own."""
@@ -228,7 +279,7 @@ class GrpcMesh(Mesh):
   def _say_once(self, text: str) -> None:
     """Not at every retry; and no stranger fills the log or the memory."""
     if text not in self._refused and len(self._refused) < _MAX_REFUSALS:
-      self._refused.add(text)
+      self._refused[text] = None
       log(1, "%s", text)
 
   async def _close_channels(self, channels: list[grpc.aio.Channel]) -> None:
@@ -246,6 +297,8 @@ class GrpcMesh(Mesh):
       if peer.incarnation != self._hello.incarnation:
         log(0, "another node at %s has this node's id %s: give one of them another --node-id", address, peer.node_id)
       raise ProtocolError("it is this node itself, or has its id")
+    if self._node_ids and peer.node_id not in self._node_ids:
+      raise ProtocolError(f"{peer.node_id} is not in --node-id-filter")
     if expected and peer.node_id != expected:
       raise ProtocolError(f"there is {peer.node_id}, not {expected}")
     links = self._links.get(peer.node_id)
@@ -294,7 +347,7 @@ class GrpcMesh(Mesh):
     if link is None:
       if len(self._pending) >= _MAX_PENDING:
         raise ProtocolError("too many links are being opened")
-      link = self._pending[key] = Link(peer, address, False, self._handler)
+      link = self._pending[key] = Link(peer, address, False, self._handler, self._membership, self._heard)
       self._tasks.spawn(self._forget_pending(key, link), f"pending {peer.node_id}")
     if link.attach(stream):
       del self._pending[key]

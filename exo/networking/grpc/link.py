@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from exo.errors import DeadlineError, ExoError, PeerLostError, ProtocolError, from_wire, to_wire
@@ -11,23 +12,28 @@ from exo.log import log
 from exo.networking.grpc import node_service_pb2 as pb
 from exo.networking.grpc.codec import decode, encode
 from exo.networking.grpc.stream import EnvelopeStream
+from exo.networking.membership import Membership
 from exo.networking.mesh import MeshHandler
-from exo.networking.messages import Failure, Heartbeat, Hello, Message
+from exo.networking.messages import Failure, Heartbeat, Hello, Message, Rumour
 from exo.tasks import TaskOwner
 
 STREAM_KINDS = ("data", "control", "heartbeat")
 HEARTBEAT_S = 0.5
 HEARTBEAT_TIMEOUT_S = 5.0
 
+Heard = Callable[["Link", tuple[Rumour, ...]], None]
+
 
 class Link:
   """Up once all three streams are there; down as soon as one ends or heartbeats stay away."""
-  def __init__(self, peer: Hello, address: str, dialed: bool, handler: MeshHandler) -> None:
+  def __init__(
+      self, peer: Hello, address: str, dialed: bool, handler: MeshHandler, membership: Membership, heard: Heard
+  ) -> None:
     self.peer, self.address, self.dialed = peer, address, dialed
     self.interface = ""
     self.rtt_ms = 0.0
     self.latest: Heartbeat | None = None
-    self._handler = handler
+    self._handler, self._membership, self._heard = handler, membership, heard
     self._streams: dict[str, EnvelopeStream] = {}
     self._tasks = TaskOwner(f"link to {peer.node_id}")
     self._calls: dict[int, asyncio.Future[Message]] = {}
@@ -132,6 +138,7 @@ class Link:
         self.rtt_ms = (time.monotonic() - sent) * 1e3
     else:
       self.latest = beat
+      self._heard(self, beat.rumours)
       self._post("heartbeat", encode(Heartbeat(beat.number, is_answer=True)))
 
   async def _beat(self) -> None:
@@ -141,7 +148,7 @@ class Link:
       self._sent_at[number] = before
       self._sent_at.pop(number - 20, None)
       mine = self._handler.heartbeat()
-      self._post("heartbeat", encode(replace(mine, number=number)))
+      self._post("heartbeat", encode(replace(mine, number=number, rumours=self._membership.beat())))
       number += 1
       await asyncio.sleep(HEARTBEAT_S)
       late_s = time.monotonic() - before - HEARTBEAT_S

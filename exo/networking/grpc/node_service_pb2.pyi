@@ -153,8 +153,8 @@ class Hello(_message.Message):
 
 class Heartbeat(_message.Message):
   __slots__ = (
-      "number", "is_answer", "free_memory_mb", "active", "loaded", "leaving", "used_memory_mb", "load", "frames",
-      "links", "cpu_s", "rss_mb", "paces"
+      "number", "is_answer", "free_memory_mb", "active", "loaded", "leaving", "rumours", "used_memory_mb", "load",
+      "frames", "links", "cpu_s", "rss_mb", "paces"
   )
   NUMBER_FIELD_NUMBER: _ClassVar[int]
   IS_ANSWER_FIELD_NUMBER: _ClassVar[int]
@@ -162,6 +162,7 @@ class Heartbeat(_message.Message):
   ACTIVE_FIELD_NUMBER: _ClassVar[int]
   LOADED_FIELD_NUMBER: _ClassVar[int]
   LEAVING_FIELD_NUMBER: _ClassVar[int]
+  RUMOURS_FIELD_NUMBER: _ClassVar[int]
   USED_MEMORY_MB_FIELD_NUMBER: _ClassVar[int]
   LOAD_FIELD_NUMBER: _ClassVar[int]
   FRAMES_FIELD_NUMBER: _ClassVar[int]
@@ -175,6 +176,7 @@ class Heartbeat(_message.Message):
   active: bool
   loaded: _containers.RepeatedCompositeFieldContainer[Shard]
   leaving: bool
+  rumours: _containers.RepeatedCompositeFieldContainer[Rumour]
   used_memory_mb: int
   load: float
   frames: int
@@ -191,6 +193,7 @@ class Heartbeat(_message.Message):
       active: _Optional[bool] = ...,
       loaded: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ...,
       leaving: _Optional[bool] = ...,
+      rumours: _Optional[_Iterable[_Union[Rumour, _Mapping]]] = ...,
       used_memory_mb: _Optional[int] = ...,
       load: _Optional[float] = ...,
       frames: _Optional[int] = ...,
@@ -198,6 +201,27 @@ class Heartbeat(_message.Message):
       cpu_s: _Optional[float] = ...,
       rss_mb: _Optional[int] = ...,
       paces: _Optional[_Iterable[_Union[PlanPace, _Mapping]]] = ...
+  ) -> None:
+    ...
+
+
+class Rumour(_message.Message):
+  __slots__ = ("node_id", "incarnation", "beat", "address")
+  NODE_ID_FIELD_NUMBER: _ClassVar[int]
+  INCARNATION_FIELD_NUMBER: _ClassVar[int]
+  BEAT_FIELD_NUMBER: _ClassVar[int]
+  ADDRESS_FIELD_NUMBER: _ClassVar[int]
+  node_id: str
+  incarnation: int
+  beat: int
+  address: str
+
+  def __init__(
+      self,
+      node_id: _Optional[str] = ...,
+      incarnation: _Optional[int] = ...,
+      beat: _Optional[int] = ...,
+      address: _Optional[str] = ...
   ) -> None:
     ...
 

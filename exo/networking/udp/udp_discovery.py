@@ -10,7 +10,7 @@ import asyncio
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from exo.errors import ConfigError, ProtocolError
@@ -50,7 +50,7 @@ class UdpDiscovery(Discovery):
     self._senders: dict[Interface, asyncio.DatagramTransport] = {}
     self._listener: asyncio.DatagramTransport | None = None
     self._answered: dict[str, float] = {}
-    self._said: set[str] = set()
+    self._said: dict[str, None] = {}
 
   async def start(self, local: Hello, offer: Offer) -> None:
     self._local, self._offer = local, offer
@@ -63,6 +63,9 @@ class UdpDiscovery(Discovery):
       ) from error
     self._listener, _ = await loop.create_datagram_endpoint(lambda: _Receiver(self._received), sock=listener)
     self._tasks.spawn(self._announce(), "beacons")
+
+  def refusals(self) -> Sequence[str]:
+    return list(self._said)
 
   async def stop(self) -> None:
     await self._tasks.close()
@@ -169,7 +172,7 @@ class UdpDiscovery(Discovery):
 
   def _say_once(self, text: str) -> None:
     if len(self._said) < _MAX_SEEN and text not in self._said:
-      self._said.add(text)
+      self._said[text] = None
       log(1, "%s", text)
 
 
