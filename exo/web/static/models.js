@@ -76,7 +76,7 @@ export class Models {
     if (m.here && m.id !== this.chosen) button("Use", () => this.choose(m.id));
     if (m.fetching) button("Cancel", () => this.cancel(m));
     else if (!m.here) button("Download", () => this.download(m));
-    if (m.here && m.deletable) button("Delete", () => this.remove(m), { class: "danger" });
+    if ((m.here || m.have) && m.deletable) button("Delete", () => this.remove(m), { class: "danger" });
     const facts = [m.size ? bytes(m.size) : "", m.fits === false ? "too large for this ring" : m.fits ? "fits this ring" : "",
       m.fetching ? "" : m.here ? "here" : m.have ? `${Math.round(100 * m.have / m.size)} % here` : "", m.note].filter(Boolean);
     const bar = m.fetching ? h("progress", { max: "100", value: m.percent, "aria-label": `Download of ${m.name}` }) : null;
