@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import plistlib
@@ -56,8 +55,6 @@ def test_chat(nodes: list[NodeProcess], command: list[str]) -> None:
 
 
 def test_tools(nodes: list[NodeProcess]) -> None:
-  if importlib.util.find_spec("exo.api.chat_request") is None:
-    pytest.skip("this version of the API takes no tools")
   done = run(sys.executable, "examples/tools.py", url=nodes[0].url)
   assert done.returncode == 0, done.stderr
   assert re.match(r"the model calls weather\(\{'city': '(Lisbon|Oslo|Nairobi)'\}\)\n.+", done.stdout)
