@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import socket
@@ -17,6 +18,7 @@ import pytest
 
 from exo.config import config_from
 from exo.errors import ConfigError
+from exo.inference.engines import probe_engine
 from test.support.hub import hub
 from test.support.nodes import ROOT, NodeProcess, free_port, ring, wait_until
 
@@ -68,6 +70,16 @@ def test_run_prints_the_answer_and_nothing_else(own_home: Path, quiet: tuple[str
   assert "tokens/s" in done.stderr
   again = exo(own_home, "run", "smollm2-135m", "--prompt", "What is 2 + 2?", "--max-tokens", "24", *quiet)
   assert again.stdout == done.stdout
+
+
+def test_loading_is_shown_as_it_goes(own_home: Path, quiet: tuple[str, ...]) -> None:
+  """tinygrad builds its kernels while it loads, long enough to be seen."""
+  probe = probe_engine("tinygrad")
+  if not probe.available:
+    pytest.skip(probe.reason)
+  done = exo(own_home, "run", "--prompt", "Hi", "--max-tokens", "2", "--inference-engine", "tinygrad", *quiet)
+  assert done.returncode == 0 and "loading" not in done.stdout
+  assert re.search(r"^loading smollm2-135m: \d+ %$", done.stderr, re.MULTILINE), done.stderr
 
 
 def test_run_uses_the_node_that_is_there(own_home: Path, quiet: tuple[str, ...]) -> None:

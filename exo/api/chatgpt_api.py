@@ -176,7 +176,7 @@ class ChatGPTAPI:
     engine = {"name": node.engine.name, "device": node.engine.device, "reason": node.engine.reason}
     return json_response({
         "nodes": nodes, "peer_graph": graph, "active_node_id": view.active_node_id, "node_id": node.node_id,
-        "engine": engine, "plans": plans, "time": time.time()
+        "loading": node.loading, "engine": engine, "plans": plans, "time": time.time()
     })
 
   async def _health(self, request: web.Request) -> web.Response:

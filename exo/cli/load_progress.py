@@ -19,7 +19,7 @@ _PLAIN_EVERY = 10  # percent, where stderr is a file
 class LoadProgress:
   def __init__(self, api: ApiClient) -> None:
     self._api = api
-    self._told = 0
+    self._told: dict[str, int] = {}
 
   async def run(self) -> None:
     """Show progress until cancelled."""
@@ -28,7 +28,9 @@ class LoadProgress:
     if not console.is_terminal:
       while True:
         for download in await self._downloads():
-          self._plain(download)
+          self._plain(f"fetching {download['model']}", int(download["percentage"]))
+        for model, fraction in (await self._loading()).items():
+          self._plain(f"loading {model}", int(fraction * 100))
         await asyncio.sleep(_POLL_S)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
@@ -41,6 +43,9 @@ class LoadProgress:
             tasks[model] = progress.add_task(f"fetching {model}", total=download["total_bytes"] or None)
           if model in tasks:
             progress.update(tasks[model], completed=download["downloaded_bytes"], total=download["total_bytes"] or None)
+        fractions = await self._loading()
+        if fractions:  # of this node's engine; slow ones compile kernels the first time
+          progress.update(loading, description=f"loading {min(fractions.values()) * 100:.0f} %")
         progress.update(loading, visible=all(d["done"] for d in await self._downloads()))
         await asyncio.sleep(_POLL_S)
 
@@ -48,8 +53,12 @@ class LoadProgress:
     data: list[dict[str, Any]] = (await self._api.get("/v1/download/progress"))["data"]
     return data
 
-  def _plain(self, download: dict[str, Any]) -> None:
-    percent = int(download["percentage"]) // _PLAIN_EVERY * _PLAIN_EVERY
-    if percent > self._told:
-      self._told = percent
-      print(f"fetching {download['model']}: {percent} %", file=sys.stderr)
+  async def _loading(self) -> dict[str, float]:
+    fractions: dict[str, float] = (await self._api.get("/v1/topology")).get("loading", {})
+    return fractions
+
+  def _plain(self, what: str, percent: int) -> None:
+    percent = percent // _PLAIN_EVERY * _PLAIN_EVERY
+    if percent > self._told.get(what, 0):
+      self._told[what] = percent
+      print(f"{what}: {percent} %", file=sys.stderr)

@@ -63,7 +63,7 @@ class Node:
     self._free_bytes, self._free_asked_at = 0, float("-inf")
     self.meter = Meter()
     self.activity = Activity(self.meter)
-    loader = ShardLoader(catalog, self._device, engine, config.quantize, config.tinygrad_debug)
+    self._loader = loader = ShardLoader(catalog, self._device, engine, config.quantize, config.tinygrad_debug)
     offered = hello.capabilities.memory * _MB
     kv_bytes = None if config.kv_cache_memory is None else config.kv_cache_memory * _MB
     self.plans = PlanHost(
@@ -76,6 +76,11 @@ class Node:
   @property
   def node_id(self) -> str:
     return self.hello.node_id
+
+  @property
+  def loading(self) -> dict[str, float]:
+    """Models of which this node's shard is being loaded: how far each is, from 0 to 1."""
+    return dict(self._loader.loading)
 
   @property
   def unhealthy(self) -> str | None:

@@ -30,6 +30,7 @@ class ShardLoader:
     self._catalog, self._device, self._choice, self._quantize = catalog, device, choice, quantize
     self._library_debug = library_debug
     self._engine: InferenceEngine | None = None
+    self.loading: dict[str, float] = {}  # model: how far its shard is, 0 to 1
 
   async def needed_bytes(self, shard: Shard) -> int:
     """An estimate of the shard's weights in memory, with room for a small KV cache."""
@@ -59,12 +60,18 @@ class ShardLoader:
       if self._engine is None:
         self._engine = load_engine(self._choice.name)
       return self._engine.load(
-          shard, checkpoint, replace(options, quantize=self._quantize, library_debug=self._library_debug),
-          lambda fraction: log(3, "%s: %.0f %%", shard, fraction * 100)
+          shard, checkpoint, replace(options, quantize=self._quantize, library_debug=self._library_debug), progress
       )
 
+    def progress(fraction: float) -> None:
+      self.loading[shard.model_id] = fraction
+      log(3, "%s: %.0f %%", shard, fraction * 100)
+
     started = time.monotonic()
-    model = await self._device.run(work)
+    try:
+      model = await self._device.run(work)
+    finally:
+      self.loading.pop(shard.model_id, None)
     gc.collect()
     gc.freeze()  # vocabularies and graphs stay: collections during generation need not look at them again
     log(
