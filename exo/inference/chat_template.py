@@ -10,10 +10,9 @@ from typing import Any
 
 from jinja2 import Template
 from jinja2.exceptions import TemplateError
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from exo.errors import InvalidRequestError, ModelFilesError
+from exo.inference.template_sandbox import FREE_CHARACTERS, BoundedEnvironment, bounded_filter, render_bounded
 
 MAX_TEMPLATE_CHARS = 256 * 1024
 # A template that a repository does not bring: ChatML, which most small models have seen.
@@ -36,13 +35,13 @@ def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, 
 def _compile(source: str) -> Template:
   if len(source) > MAX_TEMPLATE_CHARS:
     raise ModelFilesError(f"the chat template has {len(source)} characters; {MAX_TEMPLATE_CHARS} are allowed")
-  environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-  environment.filters["tojson"] = _to_json
+  environment = BoundedEnvironment()
+  environment.filters["tojson"] = bounded_filter("tojson", _to_json)
   environment.globals["raise_exception"] = _raise_exception
   environment.globals["strftime_now"] = lambda fmt: datetime.now().strftime(fmt)
   try:
     return environment.from_string(source)
-  except TemplateError as error:
+  except (TemplateError, SyntaxError, ValueError, RecursionError, MemoryError, OverflowError) as error:
     raise ModelFilesError(f"the model's chat template does not compile: {error}") from error
 
 
@@ -57,16 +56,19 @@ def render_chat(
 ) -> str:
   """The prompt of `messages`. Raises `InvalidRequestError` when the template refuses them."""
   template = _compile(source)
+  variables = {
+      "messages": [dict(message) for message in messages],
+      "tools": list(tools) if tools else None,
+      "add_generation_prompt": add_generation_prompt,
+      **special_tokens,
+      **(extra or {}),
+  }
+  sent = sum(len(value) for message in messages for value in message.values() if isinstance(value, str))
   try:
-    return template.render(
-        messages=[dict(message) for message in messages],
-        tools=list(tools) if tools else None,
-        add_generation_prompt=add_generation_prompt,
-        **(dict(special_tokens) | dict(extra or {})),
-    )
+    return render_bounded(template, variables, FREE_CHARACTERS + 16 * sent)
   except TemplateError as error:
     raise InvalidRequestError(f"the model's chat template refuses these messages: {error}", "messages") from error
-  except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+  except Exception as error:
     raise InvalidRequestError(
         f"the model's chat template cannot render these messages ({type(error).__name__}: {error})", "messages"
     ) from error

@@ -25,9 +25,11 @@ def read_network_config(path: Path) -> list[ConfiguredPeer]:
     text = path.read_text("utf-8")
   except OSError as error:
     raise ConfigError(f"{path}: {error.strerror}. It should be a JSON file such as {_EXAMPLE}") from error
+  except UnicodeDecodeError as error:
+    raise ConfigError(f"{path} is not UTF-8 text. It should be a JSON file such as {_EXAMPLE}") from error
   try:
     document = json.loads(text)
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     where = f"line {error.lineno}, column {error.colno}: {error.msg}" if isinstance(
         error, json.JSONDecodeError
     ) else error

@@ -74,7 +74,7 @@ def decode_beacon(data: bytes) -> Beacon:
     raise ProtocolError(f"a datagram of {len(data)} bytes")
   try:
     beacon = _DECODER.decode(data)
-  except (msgspec.MsgspecError, RecursionError) as error:
+  except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
     raise ProtocolError(f"a datagram that is no beacon: {error}") from error
   if beacon.type != "discovery" or not 1 <= len(beacon.node_id) <= 128 or not 1024 <= beacon.grpc_port <= 65535:
     raise ProtocolError("a beacon with an impossible type, id or port")
