@@ -168,7 +168,7 @@ def test_09_a_key_covers_everything(keyed: NodeProcess, method: str, path: str) 
 
 
 def test_09_health_and_the_page_are_open_and_the_key_opens_the_rest(keyed: NodeProcess) -> None:
-  for path in ("/health", "/healthcheck", "/", "/static/app.js"):
+  for path in ("/health", "/healthcheck", "/", "/static/style.css"):
     assert ask(keyed, "GET", path)[0] == 200
   assert ask(keyed, "GET", "/static/../v1/topology")[0] in (401, 404)
   for headers in ({"Authorization": f"Bearer {KEY}"}, {"authorization": f"bearer  {KEY}"}, {"x-api-key": KEY}):

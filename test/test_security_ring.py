@@ -8,7 +8,9 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -17,6 +19,9 @@ import pytest
 from cryptography import x509
 
 from exo.errors import ConfigError, ProtocolError
+from exo.inference.engine import BatchEntry, LogitsOf
+from exo.inference.sampling import SamplingParams, TokenLogprob
+from exo.networking import messages as m
 from exo.networking.address_rule import AddressRule
 from exo.networking.cluster_key import ClusterKeyring, derive, parse_key_texts, read_key_file, write_key_file
 from exo.networking.grpc import node_service_pb2 as pb
@@ -28,9 +33,12 @@ from exo.networking.udp.beacon import MAX_BYTES, decode_beacon, encode_beacon
 from exo.networking.udp.guard import MAX_SOURCES, SOURCE_BURST, DatagramGuard
 from exo.networking.udp.seal import FRESH_S, OVERHEAD_BYTES, DatagramSeal, ReplayedDatagramError
 from exo.networking.udp.udp_discovery import UdpDiscovery
+from exo.orchestration.frame_check import FrameBounds, check_frame
+from exo.orchestration.node import Node
 from test.support.clusters import KEY, OTHER_KEY, greet, hello, keyring, self_signed
 from test.support.nodes import NodeProcess, free_port, ring
 from test.test_mesh import Recorder
+from test.test_node import local_ring, settled, spec, text_of
 
 
 def run(scenario, timeout_s: float = 60) -> None:
@@ -397,14 +405,18 @@ def test_03_the_incumbent_stays_and_both_addresses_are_logged(monkeypatch: pytes
   run(scenario())
 
 
-def test_03_a_restart_replaces() -> None:
+def test_03_a_restart_replaces_and_a_younger_double_does_not() -> None:
   async def scenario() -> None:
-    async with mesh("a", keyring()) as (a, heard), mesh("b", keyring(), 3) as (b, _), mesh("b", keyring(),
-                                                                                           9) as (new, _):
-      a.offer(candidate(b))
-      await heard.until(lambda: heard.events == ["+b"])
-      new.offer(candidate(a))
-      await heard.until(lambda: "b" in a.peers() and a.peers()["b"].hello.incarnation == 9)
+    async with mesh("a", keyring()) as (a, heard):
+      async with mesh("b", keyring(), 3) as (b, _), mesh("b", keyring(), 5) as (double, _):
+        a.offer(candidate(b))
+        await heard.until(lambda: heard.events == ["+b"])
+        double.offer(candidate(a))
+        await asyncio.sleep(1)
+        assert a.peers()["b"].hello.incarnation == 3 and not double.peers()
+      async with mesh("b", keyring(), 9) as (new, _):
+        new.offer(candidate(a))
+        await heard.until(lambda: "b" in a.peers() and a.peers()["b"].hello.incarnation == 9)
 
   run(scenario())
 
@@ -459,3 +471,100 @@ def test_04_nothing_is_pickled() -> None:
     source = path.read_text()
     for name in ("pickle", "marshal", "shelve", "allow_pickle=True", "yaml.load", "eval(", "exec("):
       assert f"import {name}" not in source and (name.isidentifier() or f" {name}" not in source), f"{path}: {name}"
+
+
+BOUNDS = FrameBounds(hidden_size=4, vocab_size=100, max_context=64, max_sequences=2)
+REQUEST = m.Request("r", "a", (1, 2), 5, frozenset({2}), SamplingParams())
+
+
+def frame(**changes: Any) -> m.Frame:
+  fields: dict[str, Any] = {
+      "plan_id": "p", "epoch": "e", "step": 1,
+      "entries": (BatchEntry(1, 0, 2, LogitsOf.NONE), BatchEntry(2, 5, 1, LogitsOf.LAST)),
+      "token_ids": np.array([5, 6, 7],
+                            np.int32), "hidden": np.zeros((3, 4),
+                                                          np.float32), "opens": (m.SequenceOpen(1, REQUEST, 2), )
+  }
+  return m.Frame(**(fields | changes))
+
+
+def test_04_a_frame_within_its_plan_passes() -> None:
+  check_frame(frame(), BOUNDS)
+  check_frame(frame(entries=(), token_ids=m.EMPTY_TOKEN_IDS, hidden=None, opens=(), drops=(1, )), BOUNDS)
+
+
+@pytest.mark.parametrize(
+    "changes", [
+        {"hidden": None}, {"hidden": np.zeros((3, 5), np.float32)}, {"hidden": np.zeros((2, 4), np.float32)},
+        {"hidden": np.zeros((3, 4), np.int32)}, {"token_ids": np.array([5, 6, 100], np.int32)},
+        {"token_ids": np.array([5, -1, 7], np.int32)},
+        {"entries": (BatchEntry(1, 0, 2, LogitsOf.NONE), BatchEntry(1, 2, 1, LogitsOf.LAST))},
+        {"entries": (BatchEntry(1, 63, 2, LogitsOf.NONE), BatchEntry(2, 5, 1, LogitsOf.LAST))},
+        {"entries": tuple(BatchEntry(i, 0, 1, LogitsOf.NONE) for i in range(3))},
+        {"opens": (m.SequenceOpen(1, REQUEST, 65), )},
+        {"opens": (m.SequenceOpen(1, replace(REQUEST, prompt_ids=(100, )), 2), )},
+        {"opens": (m.SequenceOpen(1, replace(REQUEST, sampling=SamplingParams(temperature=float("nan"))), 2), )},
+        {"opens": (m.SequenceOpen(1, replace(REQUEST, sampling=SamplingParams(logit_bias={100: 1.0})), 2), )},
+    ]
+)  # yapf: disable
+def test_04_frames_beyond_plan_model_or_caches_are_refused(changes: dict[str, Any]) -> None:
+  with pytest.raises(ProtocolError):
+    check_frame(frame(**changes), BOUNDS)
+
+
+def test_04_and_05_what_a_peer_outside_of_the_plan_says_changes_nothing(tmp_path: Path) -> None:
+  """n0 and n1 work on a request of n0; n2, linked but without a stage, sends frames, tokens, failures and cancels."""
+  async def scenario() -> None:
+    async with local_ring(tmp_path, 1000, 700, 20) as (nodes, network):
+      expected = await text_of(nodes[0], spec("hello", 60))
+      plan = nodes[0].plans.plans[-1]
+      assert plan.node_ids == ["n0", "n1"] or set(plan.node_ids) == {"n0", "n1"}
+      intruder, wanted = network.nodes["n2"], spec("hello", 60)
+      working = asyncio.create_task(text_of(nodes[0], wanted))
+      await until_running(nodes[0])
+      failure = m.Failure("peer_lost", "made up", "{}")
+      lies: list[m.Message] = [
+          frame(plan_id=plan.plan_id, epoch=plan.epoch), frame(plan_id="nowhere", epoch="x"),
+          m.StepResult(plan.plan_id, 3, (m.SequenceToken(1, 65, "stop"), )), m.StepFailed(plan.plan_id, 3, failure),
+          m.TokenDelivery(plan.plan_id, wanted.request_id, 0, 1, (TokenLogprob(65, -1.0), ), "stop"),
+          m.TokenDelivery(plan.plan_id, wanted.request_id, 7, 0, ()),
+          m.RequestFailed(plan.plan_id, wanted.request_id, failure), m.Cancel(plan.plan_id, wanted.request_id),
+          m.ClosePlan(plan.plan_id, failure)
+      ]  # yapf: disable
+      for lie in lies:
+        for node_id in plan.node_ids:
+          intruder.send(node_id, lie)
+        await asyncio.sleep(0)
+      with pytest.raises(ProtocolError, match="cannot ask for n0"):
+        await intruder.call(plan.first.node_id, m.Submit(m.OpenPlan(plan, "x"), replace(REQUEST, entry_node="n0")), 5)
+      assert await working == expected
+      await settled(nodes)
+
+  run(scenario())
+
+
+async def until_running(node: Node) -> None:
+  async with asyncio.timeout(10):
+    while not len(node.desk):  # noqa: ASYNC110 - nothing tells of it
+      await asyncio.sleep(0)
+
+
+def test_05_gaps_and_duplicates_of_the_last_stage_are_refused(tmp_path: Path) -> None:
+  """The error goes to the client; what was refused is never part of an answer."""
+  async def scenario(index: int) -> None:
+    async with local_ring(tmp_path, 1000, 700) as (nodes, _):
+      await text_of(nodes[0], spec("warm", 3))
+      plan, wanted = nodes[0].plans.plans[-1], spec("hello", 500, logit_bias={256: -100.0})
+      working = asyncio.create_task(text_of(nodes[0], wanted))
+      generation = None
+      async with asyncio.timeout(10):
+        while generation is None or len(generation._emitted[0]) < 5:
+          await asyncio.sleep(0)
+          generation = nodes[0].desk._running.get(wanted.request_id)
+      lie = m.TokenDelivery(plan.plan_id, wanted.request_id, 0, index, (TokenLogprob(65, -1.0), ))
+      nodes[0].message(plan.last.node_id, lie)
+      with pytest.raises(ProtocolError, match="was due"):
+        await working
+
+  for index in (0, 400):  # a token that was there, and one that is not due yet
+    run(scenario(index))

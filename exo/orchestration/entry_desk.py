@@ -292,6 +292,9 @@ class EntryDesk:
     generation = self._running.get(delivery.request_id)
     if generation is None or generation.plan.plan_id != delivery.plan_id:
       return  # cancelled meanwhile, or moved
+    if sender != generation.plan.last.node_id:  # it must not be able to end what is another's
+      log(1, "refused tokens of request %s from %s, which is not its last stage", delivery.request_id, sender)
+      return
     try:
       generation.take(sender, delivery)
     except ProtocolError as error:

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import psutil
 
 from exo.config import Config
-from exo.errors import DrainingError, EngineUnavailableError, ExoError, ModelNotFoundError
+from exo.errors import DrainingError, EngineUnavailableError, ExoError, ModelNotFoundError, ProtocolError
 from exo.inference.device_thread import DeviceThread
 from exo.inference.engines import EngineChoice
 from exo.log import log
@@ -268,6 +268,8 @@ class Node:
       case Submit():
         if self._draining and sender != self.node_id:
           raise DrainingError(f"{self.node_id} is shutting down", node=self.node_id)
+        if message.request.entry_node != sender:
+          raise ProtocolError(f"{sender} cannot ask for {message.request.entry_node}")
         await self.plans.submit(message)
         return Done()
       case _:

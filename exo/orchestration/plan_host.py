@@ -37,6 +37,7 @@ from exo.networking.messages import (
     Submit,
 )
 from exo.orchestration.engine_health import EngineHealth
+from exo.orchestration.frame_check import FrameBounds, check_frame
 from exo.orchestration.meter import Meter
 from exo.orchestration.plan_driver import PlanDriver
 from exo.orchestration.scheduler import Limits, Scheduler
@@ -61,6 +62,7 @@ class _Open:
   plan: RingPlan
   runner: StageRunner
   fingerprint: str
+  bounds: FrameBounds
   driver: PlanDriver | None = None
   used_at: float = field(default_factory=time.monotonic)
 
@@ -175,11 +177,16 @@ class PlanHost:
       if (lost := self._lost.get(plan.plan_id)) is not None:
         await self._device.run(model.close)
         raise lost
-      grammars = await self._loader.grammars(shard) if shard.is_last else None
+      try:
+        bounds = await self._loader.frame_bounds(shard, model.memory)
+        grammars = await self._loader.grammars(shard) if shard.is_last else None
+      except BaseException:
+        await self._device.run(model.close)
+        raise
       runner = StageRunner(
           plan, self._node_id, model, self._device, self._send, self._meter, self._engine_failed, grammars
       )
-      self._open[plan.plan_id] = _Open(plan, runner, message.fingerprint)
+      self._open[plan.plan_id] = _Open(plan, runner, message.fingerprint, bounds)
     log(1, "plan %s is open here: %s", plan.plan_id, plan)
     if any(o.plan.model_id == plan.model_id for o in self._open.values() if o.plan.plan_id != plan.plan_id):
       self._tasks.spawn(self._retire(plan.model_id), f"retire plans of {plan.model_id}")
@@ -346,7 +353,7 @@ class PlanHost:
           return
         opened.driver.on_failure(message)
       case Cancel():
-        self._cancel(message)
+        self._cancel(sender, message)
       case ClosePlan():
         self._on_close(sender, message)
       case _:
@@ -362,11 +369,24 @@ class PlanHost:
     if previous is None or previous.node_id != sender:
       log(1, "ignored a frame of plan %s from %s, which is not its neighbour", frame.plan_id, sender)
       return
+    try:
+      check_frame(frame, opened.bounds)
+    except ProtocolError as error:
+      log(1, "refused a frame of plan %s from %s: %s", frame.plan_id, sender, error)
+      self._send(opened.plan.first.node_id, StepFailed(frame.plan_id, frame.step, Failure(*to_wire(error))))
+      return
     opened.used_at = time.monotonic()
     opened.runner.feed(frame)
 
-  def _cancel(self, message: Cancel) -> None:
+  def _cancel(self, sender: str, message: Cancel) -> None:
+    """For the node that asked, and no other."""
     starting = self._starting.get(message.plan_id)
+    waiting = [] if starting is None else starting.requests
+    driver = opened.driver if (opened := self._open.get(message.plan_id)) is not None else None
+    running = [] if driver is None else driver.scheduler.requests()
+    if any(r.entry_node != sender for r in (*waiting, *running) if r.request_id == message.request_id):
+      log(1, "ignored %s, which wants to cancel another node's request %s", sender, message.request_id)
+      return
     if starting is not None:
       starting.requests = [r for r in starting.requests if r.request_id != message.request_id]
     opened = self._open.get(message.plan_id)

@@ -6,13 +6,14 @@ import gc
 import time
 from dataclasses import replace
 
-from exo.errors import ModelFilesError
+from exo.errors import ModelFilesError, ProtocolError
 from exo.inference.device_thread import DeviceThread
-from exo.inference.engine import InferenceEngine, LoadOptions, StageModel
+from exo.inference.engine import InferenceEngine, LoadOptions, StageMemory, StageModel
 from exo.inference.engines import EngineChoice, load_engine, weight_memory
 from exo.inference.grammar import GrammarCompiler
 from exo.inference.shard import Shard
 from exo.log import log
+from exo.orchestration.frame_check import FrameBounds
 from exo.orchestration.model_catalog import ModelCatalog, model_size
 from exo.topology.ring_plan import MIN_KV_TOKENS
 
@@ -38,6 +39,13 @@ class ShardLoader:
     scale = weight_memory(self._choice.name, self._quantize).scale(size)
     cache = shard.layer_count * size.kv_bytes_per_token * MIN_KV_TOKENS
     return int(size.stage_bytes(shard.start_layer, shard.end_layer + 1) * scale) + cache
+
+  async def frame_bounds(self, shard: Shard, memory: StageMemory) -> FrameBounds:
+    """What frames for this shard may hold. Raises `ProtocolError` for a shard of another model."""
+    config = (await self._catalog.checkpoint(shard.model_id)).config
+    if shard.n_layers != config.n_layers:
+      raise ProtocolError(f"{shard.model_id} has {config.n_layers} layers here, not {shard.n_layers}")
+    return FrameBounds(config.hidden_size, config.vocab_size, memory.max_context, memory.max_sequences)
 
   async def load_anew(self, shard: Shard, fingerprint: str, options: LoadOptions) -> StageModel:
     """As `load`, with a new instance of the engine from now on."""
