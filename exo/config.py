@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from exo.errors import ConfigError
 
@@ -28,7 +28,7 @@ class Config:
   max_memory: int | None = None
   kv_cache_memory: int | None = None
   speculation: str = "off"
-  wire_dtype: str = "native"
+  wire_dtype: Literal["native", "16", "8"] = "native"
   disable_tui: bool = False
   wait_for_peers: int = 0
   grace_period: float = 30.0

@@ -96,11 +96,11 @@ def test_bad_tensors_are_refused(tensor: pb.Tensor) -> None:
 
 @pytest.mark.parametrize(
     "frame", [
-        pb.Frame(entries=[pb.Entry(sequence=1, n_tokens=2)], token_ids=bytes(4)),
-        pb.Frame(entries=[pb.Entry(sequence=1, n_tokens=0)], token_ids=b""),
-        pb.Frame(entries=[pb.Entry(sequence=1, n_tokens=1, logits=9)], token_ids=bytes(4)),
+        pb.Frame(entries=[1, 0, 2, 0], token_ids=bytes(4)),
+        pb.Frame(entries=[1, 0, 0, 0], token_ids=b""),
+        pb.Frame(entries=[1, 0, 1, 9], token_ids=bytes(4)),
         pb.Frame(
-            entries=[pb.Entry(sequence=1, n_tokens=1)],
+            entries=[1, 0, 1, 0],
             token_ids=bytes(4),
             hidden=pb.Tensor(dtype="float32", shape=[2, 2], data=bytes(16))
         ),
@@ -167,3 +167,29 @@ def test_errors_keep_their_class_and_data_on_the_way() -> None:
   assert isinstance(from_wire(*to_wire(QueueFullError("full", retry_after_s=5))), QueueFullError)
   assert from_wire(*to_wire(ValueError("x"))).kind == "internal_error"
   assert from_wire("from_the_future", "m", "not json").message == "m"
+
+
+@pytest.mark.parametrize(("wire", "relative", "bits"), [("16", 2**-11, 16), ("8", 1 / 254, 8.6)])
+def test_narrow_wire_formats_are_bounded_in_error(wire, relative: float, bits: float) -> None:
+  """16 bits: half a unit of float16's last place of each number; 8 bits: half a step of its block's largest."""
+  rng = np.random.default_rng(0)
+  array = (rng.standard_normal((7, 1000)) * 10.0**rng.integers(-3, 4, (7, 1000))).astype(np.float32)
+  array[3] = 0
+  tensor = encode_tensor(array, wire)
+  assert 8 * tensor.ByteSize() / array.size < bits
+  error = np.abs(decode_tensor(tensor).astype(np.float32) - array)
+  if wire == "16":
+    bound = np.abs(array) * relative + 2**-25
+  else:
+    padded = np.pad(np.abs(array), ((0, 0), (0, 24))).reshape(7, 16, 64)
+    bound = np.repeat(padded.max(axis=2) * relative, 64, axis=1)[:, :1000] * 1.0001
+  assert (error <= bound).all()
+  large = np.array([[1e6, -3.0]], np.float32)
+  np.testing.assert_allclose(decode_tensor(encode_tensor(large, "16")).astype(np.float32), large, rtol=2**-8)
+
+
+def test_malformed_scales_are_refused() -> None:
+  tensor = encode_tensor(np.ones((2, 70), np.float32), "8")
+  tensor.scales = tensor.scales[:-4]
+  with pytest.raises(ProtocolError, match="scales"):
+    decode_tensor(tensor)

@@ -72,7 +72,9 @@ def _make_node(
       local_models=tuple(store.local_models()),
       weight_memory=weight_memory(engine.name, config.quantize),
   )
-  mesh = GrpcMesh(hello, config.node_host, config.discovery_timeout, keyring, config.node_id_filter)
+  mesh = GrpcMesh(
+      hello, config.node_host, config.discovery_timeout, keyring, config.node_id_filter, wire=config.wire_dtype
+  )
   discovery = make_discovery(config, keyring)
   seeds = (*config.peers, *(read_seeds(config.state_dir) if keyring is not None else ()))
   if seeds:

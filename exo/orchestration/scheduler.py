@@ -166,11 +166,15 @@ class Scheduler:
     prompts are in a step.
     """
     limits = self.limits
+    ahead = len(self._in_flight) - limits.stages
+    if ahead > 0 or (ahead == 0 and limits.stages == 1):
+      return None
     decoding = any(s.decoding for s in self._running.values())
     # where only prompts are computed, one frame more lies ready, so that no stage waits for the others' pace
-    if len(self._in_flight) >= limits.stages + (limits.stages > 1 and not decoding):
+    if ahead == 0 and decoding:
       return None
-    self._make_room(0)
+    if self._kept:
+      self._make_room(0)
     draft = _Draft({s.number: s.computed for s in self._running.values()} if self._waiting else {})
     prompts = any(s.prompt_left for s in self._running.values()) or self._fits()
     self._add_decodes(draft, prompts)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from itertools import batched
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -29,28 +30,64 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "int32": np.dtype("<i4"),
 }
 _MAX_RANK = 4
+_BLOCK = 64  # numbers that share a scale on an 8-bit wire
+_FLOAT16_MOST = 65504.0
+WireDtype = Literal["native", "16", "8"]
+_LOGITS = {int(kind): kind for kind in LogitsOf}
 _MAX_LINKS = 256
 _MAX_PACES = 64
 
 
-def encode_tensor(array: npt.NDArray[Any]) -> pb.Tensor:
-  """Raw little-endian bytes with dtype and shape."""
+def encode_tensor(array: npt.NDArray[Any], wire: WireDtype = "native") -> pb.Tensor:
+  """Raw little-endian bytes with dtype and shape, floats narrowed to the bits that `wire` names."""
+  if wire != "native" and array.dtype.kind in "fV":
+    return _encode_narrow(array, wire)
   name = array.dtype.name
   if name not in _DTYPES:
     raise ProtocolError(f"tensors of {name} are not sent")
   return pb.Tensor(dtype=name, shape=array.shape, data=array.tobytes())
 
 
+def _encode_narrow(array: npt.NDArray[Any], wire: WireDtype) -> pb.Tensor:
+  """16 bits: float16, or bfloat16 where a value is too large for it. 8 bits: whole numbers with a scale a block."""
+  numbers = array.astype(np.float32)
+  if wire == "16":
+    fits = bool(np.abs(numbers).max(initial=0) <= _FLOAT16_MOST)
+    narrow = numbers.astype(np.float16 if fits else ml_dtypes.bfloat16)
+    return pb.Tensor(dtype=narrow.dtype.name, shape=array.shape, data=narrow.tobytes())
+  width = array.shape[-1]
+  padded = np.zeros((numbers.size // width, -(-width // _BLOCK) * _BLOCK), np.float32)
+  padded[:, :width] = numbers.reshape(-1, width)
+  blocks = padded.reshape(-1, _BLOCK)
+  scales = np.abs(blocks).max(axis=1) / np.float32(127)
+  whole = np.rint(blocks / np.where(scales > 0, scales, 1)[:, None]).astype(np.int8)
+  data = whole.reshape(padded.shape)[:, :width].tobytes()
+  return pb.Tensor(dtype="int8", shape=array.shape, data=data, scales=scales.astype("<f4").tobytes())
+
+
 def decode_tensor(tensor: pb.Tensor) -> npt.NDArray[Any]:
-  """A read-only array over the message's bytes."""
-  dtype = _DTYPES.get(tensor.dtype)
+  """A read-only array over the message's bytes; float32 where they were narrowed to 8 bits."""
+  dtype = np.dtype(np.int8) if tensor.dtype == "int8" else _DTYPES.get(tensor.dtype)
   shape = tuple(tensor.shape)
   if dtype is None or not 1 <= len(shape) <= _MAX_RANK or min(shape) < 1:
     raise ProtocolError(f"a tensor of {tensor.dtype[:20]!r} and shape {shape[:8]} is not allowed")
   data = tensor.data
   if math.prod(shape) * dtype.itemsize != len(data):
     raise ProtocolError(f"a tensor of shape {shape} and {tensor.dtype} came with {len(data)} bytes")
-  return np.frombuffer(data, dtype).reshape(shape)
+  array = np.frombuffer(data, dtype).reshape(shape)
+  return _widened(array, tensor.scales) if tensor.dtype == "int8" else array
+
+
+def _widened(array: npt.NDArray[np.int8], scale_bytes: bytes) -> npt.NDArray[np.float32]:
+  width = array.shape[-1]
+  blocks = -(-width // _BLOCK)
+  if len(scale_bytes) != 4 * blocks * (array.size // width):
+    raise ProtocolError(f"an int8 tensor of shape {array.shape} came with {len(scale_bytes)} bytes of scales")
+  scales = np.frombuffer(scale_bytes, "<f4").reshape(-1, blocks)
+  if not np.isfinite(scales).all():
+    raise ProtocolError("an int8 tensor came with scales that are no numbers")
+  wide: npt.NDArray[np.float32] = array.reshape(-1, width) * np.repeat(scales, _BLOCK, axis=1)[:, :width]
+  return wide.reshape(array.shape)
 
 
 def _shard_out(shard: Shard) -> pb.Shard:
@@ -282,7 +319,7 @@ def _submit_out(message: m.Submit) -> dict[str, Any]:
   return {"submit": pb.Submit(open=_open_out(message.open), request=_request_out(message.request))}
 
 
-def _frame_out(f: m.Frame) -> dict[str, Any]:
+def _frame_out(f: m.Frame, wire: WireDtype = "native") -> dict[str, Any]:
   body = pb.Frame(
       plan_id=f.plan_id,
       epoch=f.epoch,
@@ -291,9 +328,7 @@ def _frame_out(f: m.Frame) -> dict[str, Any]:
       token_ids=f.token_ids.tobytes(),
       compute_ms=f.compute_ms,
       run=f.run,
-      entries=[
-          pb.Entry(sequence=e.sequence, position=e.position, n_tokens=e.n_tokens, logits=e.logits) for e in f.entries
-      ],
+      entries=[number for e in f.entries for number in (e.sequence, e.position, e.n_tokens, e.logits)],
       opens=[
           pb.SequenceOpen(
               sequence=o.sequence,
@@ -309,14 +344,14 @@ def _frame_out(f: m.Frame) -> dict[str, Any]:
       spent_ms=f.spent_ms
   )
   if f.hidden is not None:
-    body.hidden.CopyFrom(encode_tensor(f.hidden))
+    body.hidden.CopyFrom(encode_tensor(f.hidden, wire))
   return {"frame": body}
 
 
 def _frame_in(f: pb.Frame) -> m.Frame:
   try:
-    entries = tuple(BatchEntry(e.sequence, e.position, e.n_tokens, LogitsOf(e.logits)) for e in f.entries)
-  except ValueError as error:
+    entries = tuple(BatchEntry(s, p, n, _LOGITS[w]) for s, p, n, w in batched(f.entries, 4))
+  except (ValueError, KeyError) as error:
     raise ProtocolError(f"a frame's entry is malformed: {error}") from error
   tokens = sum(e.n_tokens for e in entries)
   if len(f.token_ids) != 4 * tokens or any(e.n_tokens < 1 for e in entries):
@@ -423,7 +458,9 @@ _IN: dict[str, Callable[[Any], m.Message]] = {
 }
 
 
-def encode(message: m.Message, call_id: int = 0, is_reply: bool = False) -> pb.Item:
+def encode(message: m.Message, call_id: int = 0, is_reply: bool = False, wire: WireDtype = "native") -> pb.Item:
+  if isinstance(message, m.Frame):
+    return pb.Item(**_frame_out(message, wire))
   return pb.Item(call_id=call_id, is_reply=is_reply, **_OUT[type(message)](message))
 
 

@@ -17,7 +17,7 @@ from exo.errors import ConfigError, PeerUnreachableError, ProtocolError
 from exo.log import log
 from exo.networking.address_rule import AddressRule
 from exo.networking.cluster_key import ClusterKeyring
-from exo.networking.grpc.codec import hello_in, hello_out
+from exo.networking.grpc.codec import WireDtype, hello_in, hello_out
 from exo.networking.grpc.link import HEARTBEAT_S, STREAM_KINDS, Link
 from exo.networking.grpc.stream import CHANNEL_OPTIONS, MAX_STREAMS, METHOD, SERVER_OPTIONS, EnvelopeStream
 from exo.networking.grpc.tls import SERVER_NAME, TlsCredentials, explain_refusal
@@ -57,9 +57,10 @@ class GrpcMesh(Mesh):
       host: str,
       candidate_timeout_s: float,
       keyring: ClusterKeyring | None = None,
-      node_ids: tuple[str, ...] = ()
+      node_ids: tuple[str, ...] = (),
+      wire: WireDtype = "native"
   ) -> None:
-    self._node_ids = frozenset(node_ids)
+    self._node_ids, self._wire = frozenset(node_ids), wire
     self._hello, self._host, self._candidate_timeout_s = hello, host, candidate_timeout_s
     self._tls = None if keyring is None else TlsCredentials(keyring)
     self._rule = AddressRule(restricted=keyring is None)
@@ -243,7 +244,7 @@ class GrpcMesh(Mesh):
           if not candidate.node_id and peer.node_id in self._links:  # an address alone, of a node that is here already
             await self._close_channels(channels)
             return peer.node_id
-          link = Link(peer, address, True, self._handler, self._membership, self._heard)
+          link = Link(peer, address, True, self._handler, self._membership, self._heard, self._wire)
           link.interface = candidate.interface
         link.attach(stream)
     except (grpc.RpcError, ProtocolError, TimeoutError, OSError, asyncio.InvalidStateError) as error:
@@ -347,7 +348,7 @@ class GrpcMesh(Mesh):
     if link is None:
       if len(self._pending) >= _MAX_PENDING:
         raise ProtocolError("too many links are being opened")
-      link = self._pending[key] = Link(peer, address, False, self._handler, self._membership, self._heard)
+      link = self._pending[key] = Link(peer, address, False, self._handler, self._membership, self._heard, self._wire)
       self._tasks.spawn(self._forget_pending(key, link), f"pending {peer.node_id}")
     if link.attach(stream):
       del self._pending[key]

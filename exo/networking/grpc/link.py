@@ -10,7 +10,7 @@ from dataclasses import replace
 from exo.errors import DeadlineError, ExoError, PeerLostError, ProtocolError, from_wire, to_wire
 from exo.log import log
 from exo.networking.grpc import node_service_pb2 as pb
-from exo.networking.grpc.codec import decode, encode
+from exo.networking.grpc.codec import WireDtype, decode, encode
 from exo.networking.grpc.stream import EnvelopeStream
 from exo.networking.membership import Membership
 from exo.networking.mesh import MeshHandler
@@ -27,8 +27,16 @@ Heard = Callable[["Link", tuple[Rumour, ...]], None]
 class Link:
   """Up once all three streams are there; down as soon as one ends or heartbeats stay away."""
   def __init__(
-      self, peer: Hello, address: str, dialed: bool, handler: MeshHandler, membership: Membership, heard: Heard
+      self,
+      peer: Hello,
+      address: str,
+      dialed: bool,
+      handler: MeshHandler,
+      membership: Membership,
+      heard: Heard,
+      wire: WireDtype = "native"
   ) -> None:
+    self._wire = wire
     self.peer, self.address, self.dialed = peer, address, dialed
     self.interface = ""
     self.rtt_ms = 0.0
@@ -83,7 +91,7 @@ class Link:
     return False
 
   def post(self, message: Message) -> None:
-    self._post("data", encode(message))
+    self._post("data", encode(message, wire=self._wire))
 
   def _post(self, kind: str, item: pb.Item) -> None:
     try:

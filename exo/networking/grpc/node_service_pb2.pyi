@@ -572,38 +572,23 @@ class SequenceOpen(_message.Message):
     ...
 
 
-class Entry(_message.Message):
-  __slots__ = ("sequence", "position", "n_tokens", "logits")
-  SEQUENCE_FIELD_NUMBER: _ClassVar[int]
-  POSITION_FIELD_NUMBER: _ClassVar[int]
-  N_TOKENS_FIELD_NUMBER: _ClassVar[int]
-  LOGITS_FIELD_NUMBER: _ClassVar[int]
-  sequence: int
-  position: int
-  n_tokens: int
-  logits: int
-
-  def __init__(
-      self,
-      sequence: _Optional[int] = ...,
-      position: _Optional[int] = ...,
-      n_tokens: _Optional[int] = ...,
-      logits: _Optional[int] = ...
-  ) -> None:
-    ...
-
-
 class Tensor(_message.Message):
-  __slots__ = ("dtype", "shape", "data")
+  __slots__ = ("dtype", "shape", "data", "scales")
   DTYPE_FIELD_NUMBER: _ClassVar[int]
   SHAPE_FIELD_NUMBER: _ClassVar[int]
   DATA_FIELD_NUMBER: _ClassVar[int]
+  SCALES_FIELD_NUMBER: _ClassVar[int]
   dtype: str
   shape: _containers.RepeatedScalarFieldContainer[int]
   data: bytes
+  scales: bytes
 
   def __init__(
-      self, dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...
+      self,
+      dtype: _Optional[str] = ...,
+      shape: _Optional[_Iterable[int]] = ...,
+      data: _Optional[bytes] = ...,
+      scales: _Optional[bytes] = ...
   ) -> None:
     ...
 
@@ -632,7 +617,7 @@ class Frame(_message.Message):
   step: int
   opens: _containers.RepeatedCompositeFieldContainer[SequenceOpen]
   drops: _containers.RepeatedScalarFieldContainer[int]
-  entries: _containers.RepeatedCompositeFieldContainer[Entry]
+  entries: _containers.RepeatedScalarFieldContainer[int]
   token_ids: bytes
   hidden: Tensor
   compute_ms: _containers.RepeatedScalarFieldContainer[float]
@@ -649,7 +634,7 @@ class Frame(_message.Message):
       step: _Optional[int] = ...,
       opens: _Optional[_Iterable[_Union[SequenceOpen, _Mapping]]] = ...,
       drops: _Optional[_Iterable[int]] = ...,
-      entries: _Optional[_Iterable[_Union[Entry, _Mapping]]] = ...,
+      entries: _Optional[_Iterable[int]] = ...,
       token_ids: _Optional[bytes] = ...,
       hidden: _Optional[_Union[Tensor, _Mapping]] = ...,
       compute_ms: _Optional[_Iterable[float]] = ...,

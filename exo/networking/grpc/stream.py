@@ -51,14 +51,25 @@ class EnvelopeStream:
     self.kind = kind
     self._read, self._write = read, write
     self._outbox: deque[pb.Item] = deque()
-    self._wake = asyncio.Event()
+    self._ended: asyncio.Future[BaseException] | None = None  # while it runs; gets what broke a write
+    self._writer: asyncio.Task[None] | None = None
 
   def post(self, item: pb.Item) -> None:
-    """Queue an item. Raises `ProtocolError` when the other side has stopped reading."""
+    """Queue an item, or write it at once where nothing is being written.
+
+    Raises `ProtocolError` when the other side has stopped reading.
+    """
     if len(self._outbox) >= _MAX_QUEUED:
       raise ProtocolError(f"{_MAX_QUEUED} messages wait on one {self.kind} stream: the other side does not read")
     self._outbox.append(item)
-    self._wake.set()
+    if self._ended is not None and self._writer is None:
+      self._begin_writing(self._ended)
+
+  def _begin_writing(self, ended: asyncio.Future[BaseException]) -> None:
+    # started in place: a turn of the event loop less for every hop; what is posted meanwhile is written together
+    self._writer = asyncio.Task(self._send(ended), loop=ended.get_loop(), name=f"{self.kind} writer", eager_start=True)
+    if self._writer.done():
+      self._writer = None
 
   async def read_items(self) -> list[pb.Item] | None:
     data = await self._read()
@@ -70,18 +81,23 @@ class EnvelopeStream:
   async def run(self, receive: Callable[[EnvelopeStream, pb.Item], None]) -> str:
     """Serve both directions until one ends; returns why. What is queued together is written together."""
     reader = asyncio.create_task(self._receive(receive), name=f"{self.kind} reader")
-    writer = asyncio.create_task(self._send(), name=f"{self.kind} writer")
+    self._ended = ended = asyncio.get_running_loop().create_future()
+    if self._outbox:
+      self._begin_writing(ended)
     try:
-      done, _ = await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+      await asyncio.wait({reader, ended}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-      for task in (reader, writer):
+      self._ended = None
+      tasks = [reader] if self._writer is None else [reader, self._writer]
+      over = reader.done()
+      for task in tasks:
         task.cancel()
-      results = await asyncio.gather(reader, writer, return_exceptions=True)
-    for task, result in zip((reader, writer), results, strict=True):
-      if task in done and isinstance(result, BaseException):
-        if isinstance(result, grpc.RpcError):
-          return f"{result.code().name.lower()}" if hasattr(result, "code") else "broken"
-        return str(result) or type(result).__name__
+      results = await asyncio.gather(*tasks, return_exceptions=True)
+    error = results[0] if over else ended.result() if ended.done() else None
+    if isinstance(error, BaseException):
+      if isinstance(error, grpc.RpcError):
+        return f"{error.code().name.lower()}" if hasattr(error, "code") else "broken"
+      return str(error) or type(error).__name__
     return "closed by the other side"
 
   async def _receive(self, receive: Callable[[EnvelopeStream, pb.Item], None]) -> None:
@@ -89,10 +105,15 @@ class EnvelopeStream:
       for item in items:
         receive(self, item)
 
-  async def _send(self) -> None:
-    while True:
-      await self._wake.wait()
-      self._wake.clear()
+  async def _send(self, ended: asyncio.Future[BaseException]) -> None:
+    """Write what is queued, and what comes to it meanwhile."""
+    try:
       while self._outbox:
         count = min(len(self._outbox), _MAX_ITEMS_PER_WRITE)
         await self.write_items([self._outbox.popleft() for _ in range(count)])
+      self._writer = None
+    except asyncio.CancelledError:
+      raise
+    except BaseException as error:  # noqa: BLE001 - whatever breaks a write ends the stream, and says so
+      if not ended.done():
+        ended.set_result(error)
