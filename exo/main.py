@@ -19,6 +19,9 @@ def run() -> None:
       sys.exit(key_command(sys.argv[2:]))
     if sys.argv[1:2] in (["status"], ["stop"]):
       sys.exit(_local_command(sys.argv[1], sys.argv[2:]))
+    if sys.argv[1:2] == ["bench"]:
+      from exo.cli import bench_command as bench
+      sys.exit(bench.bench_command(config_from({}), bench.build_parser().parse_args(sys.argv[2:])))
     arguments = build_parser().parse_args()
     repeated = ("model_dirs", "api_allowed_hosts", "cors_origins")
     config = config_from(vars(arguments) | {name: tuple(getattr(arguments, name) or ()) or None for name in repeated})

@@ -47,6 +47,7 @@ class SamplingFields(Struct, kw_only=True):
   stream: bool | None = None
   stream_options: StreamOptions | None = None
   max_tokens: Count | None = None
+  ignore_eos: bool = False  # as other servers know it: only `max_tokens` and `stop` end an answer
   user: str | None = None
 
   @property

@@ -123,7 +123,8 @@ async def text_run(
   sampling = fields.sampling(
       model.tokenizer.vocab_size, node.config.default_temp, secrets.randbits(62), top_logprobs, grammar
   )
-  spec = GenerationSpec(request_id, tuple(prompt_ids), wanted, model.tokenizer.eos_ids, sampling, n, prompt_logprobs)
+  eos_ids = frozenset[int]() if fields.ignore_eos else model.tokenizer.eos_ids
+  spec = GenerationSpec(request_id, tuple(prompt_ids), wanted, eos_ids, sampling, n, prompt_logprobs)
   with node.activity.request(spec.request_id, model.id, title, len(prompt_ids), n) as watched:
     async with node.generation(spec, model) as generation:
       choices = [

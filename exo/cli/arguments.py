@@ -25,6 +25,7 @@ examples:
   exo run llama-3.2-3b                        chat
   exo run ./model.gguf --prompt "Hello"       a file or folder of your own
   exo status                                  what runs here, and the ring it is in (--json); exo stop
+  exo bench                                   how fast the ring is, also beside another server (--compare URL)
   exo key new                                 keep strangers out of the ring
   exo --discovery-module manual --discovery-config-path config.json
 """
@@ -37,9 +38,9 @@ def build_parser() -> argparse.ArgumentParser:
   parser.add_argument(
       "command",
       nargs="?",
-      choices=["run", "join", "key", "status", "stop"],
+      choices=["run", "join", "key", "status", "stop", "bench"],
       help="run: answer one prompt, or chat; join TOKEN: become part of a ring with a cluster key; key: make and "
-      "manage keys (`exo key --help`); status, stop: the nodes that run here; without it: start a node"
+      "manage keys (`exo key --help`); status, stop: the nodes that run here; bench: how fast the ring is (`exo bench --help`); without it: start a node"
   )
   parser.add_argument(
       "model_name",
