@@ -61,7 +61,7 @@ export class Ring {
     const width = $("picture").clientWidth;
     if (!state || !width) return;
     const ids = order(state), wide = width >= 600, detailed = wide || ids.length <= 2;
-    const height = ids.length <= 2 ? 200 : wide ? 460 : 330;
+    const height = ids.length <= 2 ? 200 : wide ? 490 : 330;
     const places = place(ids, width, height, detailed);
     const key = JSON.stringify([ids, width, state.rings, state.links.map((l) => l.nodes)]);
     if (key !== this.drawnKey) {
@@ -70,7 +70,7 @@ export class Ring {
       this.lines.clear();
     }
     const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": this.describe(ids) });
-    for (const link of state.links) if (places[link.nodes[0]] && places[link.nodes[1]]) root.append(...edge(link, places));
+    for (const link of state.links) if (link.nodes.every((id) => places[id])) root.append(...edge(link, places, ids, wide));
     const old = this.lines;
     this.lines = new Map();
     for (const ring of state.rings) {
@@ -170,13 +170,12 @@ export class Ring {
     if (key === this.factsKey) return;
     this.factsKey = key;
     const open = new Set([...$("nodes").querySelectorAll("details[open]")].map((d) => d.dataset.node));
-    const first = !$("nodes").childElementCount;
     // cards are updated in place, so that neither focus nor what is open is lost
     for (const card of [...$("nodes").children]) if (!cards.some((c) => c.id === card.dataset.node)) card.remove();
     for (const { id, title, rows } of cards) {
       let card = [...$("nodes").children].find((c) => c.dataset.node === id);
       if (!card) {
-        card = h("details", { "data-node": id, open: first || open.has(id) || cards.length <= 3 }, h("summary"), h("dl"));
+        card = h("details", { "data-node": id, open: open.has(id) || cards.length <= 2 }, h("summary"), h("dl"));
         $("nodes").append(card);
       }
       card.firstChild.textContent = title;
@@ -196,16 +195,19 @@ function order(state) {
 function place(ids, width, height, detailed) {
   if (ids.length === 1) return { [ids[0]]: { x: width / 2, y: 70 } };
   if (ids.length === 2) return { [ids[0]]: { x: width * 0.24, y: 80 }, [ids[1]]: { x: width * 0.76, y: 80 } };
-  const rx = width / 2 - (detailed ? 90 : 62), ry = height / 2 - (detailed ? 75 : 58);
+  const rx = width / 2 - (detailed ? 90 : 62), ry = height / 2 - (detailed ? 85 : 58);
   return Object.fromEntries(ids.map((id, i) => {
     const angle = -Math.PI / 2 + (2 * Math.PI * i) / ids.length;
     return [id, { x: width / 2 + rx * Math.cos(angle), y: height / 2 - 22 + ry * Math.sin(angle) }];
   }));
 }
 
-function edge(link, places) {
+/** A link; among many only neighbours in the ring have their figures beside it, the cards have all. */
+function edge(link, places, ids, wide) {
   const [a, b] = link.nodes.map((id) => places[id]);
-  const label = [link.rtt_ms ? `${link.rtt_ms.toFixed(link.rtt_ms < 10 ? 1 : 0)} ms` : "", link.interface].filter(Boolean).join(" · ");
+  const apart = Math.abs(ids.indexOf(link.nodes[0]) - ids.indexOf(link.nodes[1]));
+  const neighbours = apart === 1 || apart === ids.length - 1;
+  const label = !neighbours ? "" : [link.rtt_ms ? `${link.rtt_ms.toFixed(link.rtt_ms < 10 ? 1 : 0)} ms` : "", wide || ids.length < 3 ? link.interface : ""].filter(Boolean).join(" · ");
   return [svg("line", { x1: a.x, y1: a.y, x2: b.x, y2: b.y, class: "link" }),
     svg("text", { x: (a.x + b.x) / 2, y: (a.y + b.y) / 2 - 4, class: "link-label" }, label)];
 }
