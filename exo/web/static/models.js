@@ -3,11 +3,11 @@
 import { ApiError, events, json, request } from "./api.js";
 import { $, bytes, h } from "./element.js";
 
-const CHOSEN = "exo.model", POLL_MS = 1_000, IDLE_POLL_MS = 10_000;
+const CHOSEN = "exo.model", POLL_MS = 1_000, IDLE_POLL_MS = 10_000, EAGER_MS = 10_000;
 
 export class Models {
   constructor(ring, confirm) {
-    Object.assign(this, { ring, confirm, list: [], wanted: "", polling: false });
+    Object.assign(this, { ring, confirm, list: [], polling: false, eagerUntil: 0 });
     $("model").addEventListener("change", () => this.choose($("model").value));
     $("model-search").addEventListener("input", () => this.draw());
     $("models-section").addEventListener("toggle", () => this.refresh());
@@ -32,7 +32,7 @@ export class Models {
     }
     this.polling = true;
     try {
-      this.list = await pool();
+      this.list = await pool(this.ring.state?.node_id);
       $("models-note").textContent = "";
     } catch (error) {
       $("models-note").textContent = error.message;
@@ -41,7 +41,7 @@ export class Models {
     }
     this.options();
     this.draw();
-    const busy = this.list.some((m) => m.fetching);
+    const busy = this.list.some((m) => m.fetching) || performance.now() < this.eagerUntil;
     this.timer = setTimeout(() => this.refresh(), busy ? POLL_MS : IDLE_POLL_MS);
   }
 
@@ -76,7 +76,7 @@ export class Models {
     if (m.here && m.id !== this.chosen) button("Use", () => this.choose(m.id));
     if (m.fetching) button("Cancel", () => this.cancel(m));
     else if (!m.here) button("Download", () => this.download(m));
-    if ((m.here || m.have) && m.deletable) button("Delete", () => this.remove(m), { class: "danger" });
+    if ((m.here || m.have) && m.deletable && !m.fetching) button("Delete", () => this.remove(m), { class: "danger" });
     const facts = [m.size ? bytes(m.size) : "", m.fits === false ? "too large for this ring" : m.fits ? "fits this ring" : "",
       m.fetching ? "" : m.here ? "here" : m.have ? `${Math.round(100 * m.have / m.size)} % here` : "", m.note].filter(Boolean);
     const bar = m.fetching ? h("progress", { max: "100", value: m.percent, "aria-label": `Download of ${m.name}` }) : null;
@@ -95,6 +95,7 @@ export class Models {
       $("models-note").textContent = `${m.name}: ${error.message}`;
       return;
     }
+    this.eagerUntil = performance.now() + EAGER_MS; // what was asked for begins, or fails, a moment later
     await this.refresh();
   }
 
@@ -110,8 +111,8 @@ export class Models {
   }
 }
 
-/** Every model, from `/modelpool` and the known names. */
-async function pool() {
+/** Every model: the known names, what `/modelpool` says of them, and downloads that have failed or only begin. */
+async function pool(here) {
   const found = new Map();
   for (const { id } of (await json("/v1/models")).data) found.set(id, { id, name: id, here: true });
   try {
@@ -120,6 +121,11 @@ async function pool() {
     }
   } catch (error) {
     if (!(error instanceof ApiError) || error.status !== 404) throw error;
+  }
+  for (const d of (await json("/v1/download/progress")).data) {
+    if (d.node_id !== here || d.done) continue;
+    const known = found.get(d.model) ?? { id: d.model, name: d.model, here: false, size: d.total_bytes, have: d.downloaded_bytes, deletable: false };
+    found.set(d.model, { ...known, error: d.error ?? known.error, fetching: !d.error && (known.fetching || !found.has(d.model)), percent: d.percentage });
   }
   return [...found.values()].sort((a, b) => Number(b.here) - Number(a.here) || a.name.localeCompare(b.name));
 }

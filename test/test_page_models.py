@@ -1,0 +1,110 @@
+"""The page's model picker in a real browser: sizes, what fits, download with progress, cancel, use, delete."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from selenium.webdriver import Chrome
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+
+from test.support.browser import IS_INSTALLED, chromium, complaints
+from test.support.hub import Hub, hub
+from test.support.nodes import NodeProcess, ring
+from test.test_page import all_of, by_id, until
+
+stores = pytest.importorskip("test.support.stores", reason="the routes of models are not part of this version")
+
+if not IS_INSTALLED:
+  pytest.skip("chromium and chromedriver are not installed (scripts/test-deps.sh)", allow_module_level=True)
+
+REPO = "org/big"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+  with hub({REPO: stores.write_big(tmp_path_factory.mktemp("repo") / "big", 12)}) as playing:
+    yield playing
+
+
+@pytest.fixture(scope="module")
+def node(server: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
+  home = tmp_path_factory.mktemp("home")
+  env = {"HF_ENDPOINT": server.url, "HF_HOME": str(home / "hf"), "PIP_NO_INDEX": "1"}
+  with ring(home, 1, "--inference-engine", "dummy", "--default-model", "dummy", env=env) as (one, ):
+    yield one
+
+
+@pytest.fixture
+def page(node: NodeProcess, tmp_path: Path) -> Iterator[Chrome]:
+  with chromium(tmp_path / "profile") as driver:
+    driver.get(node.url)
+    by_id(driver, "models-section").find_element(By.TAG_NAME, "summary").click()
+    until(driver, lambda: all_of(driver, "#models li"))
+    yield driver
+
+
+def search(page: Chrome, text: str) -> None:
+  box = by_id(page, "model-search")
+  box.clear()
+  box.send_keys(text)
+
+
+def row(page: Chrome, model: str) -> WebElement:
+  return page.find_element(By.CSS_SELECTOR, f"#models [data-model='{model}']")
+
+
+def press(page: Chrome, model: str, label: str) -> None:
+  until(page, lambda: any(b.text == label for b in row(page, model).find_elements(By.TAG_NAME, "button")))
+  next(b for b in row(page, model).find_elements(By.TAG_NAME, "button") if b.text == label).click()
+
+
+def text_of(page: Chrome, model: str) -> str:
+  """At one moment: rows are made anew while a download goes on."""
+  return str(
+      page.execute_script(
+          "return document.querySelector(`#models [data-model='${arguments[0]}']`)?.textContent ?? ''", model
+      )
+  )
+
+
+def test_the_picker_knows_sizes_and_what_the_ring_can_hold(page: Chrome) -> None:
+  search(page, "405")
+  until(page, lambda: "too large for this ring" in text_of(page, "llama-3.1-405b"))
+  assert " GB" in text_of(page, "llama-3.1-405b")
+  search(page, "smollm2-135m")
+  until(page, lambda: "fits this ring" in text_of(page, "smollm2-135m"))
+  search(page, "no such thing")
+  until(page, lambda: "No known model" in by_id(page, "models").text)
+
+
+def test_download_cancel_use_and_delete(page: Chrome, server: Hub) -> None:
+  server.faults.bytes_per_s = 3e6
+  search(page, REPO)
+  press(page, REPO, "Download")
+  until(page, lambda: all_of(page, "#models progress") and "MB of" in text_of(page, REPO), 20)
+  press(page, REPO, "Cancel")
+  until(page, lambda: not all_of(page, "#models progress") and "Download" in text_of(page, REPO), 20)
+  server.faults.bytes_per_s = None
+  press(page, REPO, "Download")
+  until(page, lambda: "here" in text_of(page, REPO) and "Use" in text_of(page, REPO), 30)
+  press(page, REPO, "Use")
+  assert by_id(page, "model").get_attribute("value") == REPO
+  press(page, REPO, "Delete")
+  until(page, by_id(page, "confirm").is_displayed)
+  assert "can be downloaded again" in by_id(page, "confirm-text").text
+  by_id(page, "confirm-yes").click()
+  until(page, lambda: "Use" not in text_of(page, REPO) and "here" not in text_of(page, REPO).split("·")[-1], 20)
+  assert by_id(page, "model").get_attribute("value") == ""
+  assert not complaints(page)
+
+
+def test_a_download_that_cannot_be_says_why(page: Chrome, server: Hub) -> None:
+  server.faults.bytes_per_s = None
+  search(page, "org/nothing")
+  press(page, "org/nothing", "Download")
+  until(
+      page, lambda: "org/nothing" in by_id(page, "models-note").text or "hub has no" in by_id(page, "models").text, 30
+  )
