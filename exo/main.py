@@ -22,13 +22,18 @@ def run() -> None:
     if sys.argv[1:2] == ["bench"]:
       from exo.cli import bench_command as bench
       sys.exit(bench.bench_command(config_from({}), bench.build_parser().parse_args(sys.argv[2:])))
+    if sys.argv[1:2] == ["demo"]:
+      sys.exit(_demo(sys.argv[2:]))
     arguments = build_parser().parse_args()
     repeated = ("model_dirs", "api_allowed_hosts", "cors_origins")
     config = config_from(vars(arguments) | {name: tuple(getattr(arguments, name) or ()) or None for name in repeated})
     log.set_level(config.debug)
     log.set_format(config.log_format)
     quiet_libraries(config.debug)
-    if arguments.command == "run":
+    if arguments.command == "doctor":
+      from exo.cli.doctor_command import doctor_command
+      status = doctor_command(config)
+    elif arguments.command == "run":
       from exo.cli.run_command import run_command
       status = run_command(config, arguments)
     else:
@@ -49,3 +54,8 @@ def _local_command(command: str, argv: list[str]) -> int:
   from exo.cli import status_command as local
   arguments = local.build_parser(command).parse_args(argv)
   return (local.status_command if command == "status" else local.stop_command)(config_from({}), arguments)
+
+
+def _demo(argv: list[str]) -> int:
+  from exo.cli import demo_command as demo
+  return demo.demo_command(config_from({}), demo.build_parser().parse_args(argv))

@@ -26,6 +26,8 @@ MAX_BODY_BYTES = 16 * 2**20
 # from the connection, or the answer before, until the next request's headers are complete
 HEADER_TIMEOUT_S = 30.0
 
+_SHOWN_REFUSALS = 20
+
 NodeHandler = Callable[[web.Request, Node], Awaitable[web.StreamResponse]]
 
 
@@ -160,7 +162,10 @@ class ChatGPTAPI:
         nodes[node_id] |= {"cpu_s": round(beat.cpu_s, 2), "rss_mb": beat.rss_mb}
         paces |= {pace.plan_id: pace for pace in beat.paces}
       if peer is not None:
-        nodes[node_id]["rtt_ms"] = round(peer.rtt_ms, 3)
+        nodes[node_id] |= {
+            "rtt_ms": round(peer.rtt_ms, 3), "address": peer.address, "interface": peer.interface,
+            "suspect": peer.suspect
+        }
     graph: dict[str, list[dict[str, str]]] = {node_id: [] for node_id in view.nodes}
     for edge in sorted(view.connections, key=lambda e: (e.from_id, e.to_id)):
       graph[edge.from_id].append({"from_id": edge.from_id, "to_id": edge.to_id, "description": edge.description})
@@ -176,7 +181,8 @@ class ChatGPTAPI:
     engine = {"name": node.engine.name, "device": node.engine.device, "reason": node.engine.reason}
     return json_response({
         "nodes": nodes, "peer_graph": graph, "active_node_id": view.active_node_id, "node_id": node.node_id,
-        "loading": node.loading, "engine": engine, "plans": plans, "time": time.time()
+        "loading": node.loading, "engine": engine, "plans": plans, "refused": node.refusals()[-_SHOWN_REFUSALS:],
+        "time": time.time()
     })
 
   async def _health(self, request: web.Request) -> web.Response:

@@ -26,6 +26,8 @@ examples:
   exo run ./model.gguf --prompt "Hello"       a file or folder of your own
   exo status                                  what runs here, and the ring it is in (--json); exo stop
   exo bench                                   how fast the ring is, also beside another server (--compare URL)
+  exo doctor                                  interfaces, ports, engines, peers and what is wrong with them
+  exo demo                                    three nodes, one killed in mid-sentence: the text goes on
   exo key new                                 keep strangers out of the ring
   exo --discovery-module manual --discovery-config-path config.json
 """
@@ -38,9 +40,10 @@ def build_parser() -> argparse.ArgumentParser:
   parser.add_argument(
       "command",
       nargs="?",
-      choices=["run", "join", "key", "status", "stop", "bench"],
+      choices=["run", "join", "key", "status", "stop", "bench", "doctor", "demo"],
       help="run: answer one prompt, or chat; join TOKEN: become part of a ring with a cluster key; key: make and "
-      "manage keys (`exo key --help`); status, stop: the nodes that run here; bench: how fast the ring is (`exo bench --help`); without it: start a node"
+      "manage keys (`exo key --help`); status, stop: the nodes that run here; bench: how fast the ring is (`exo bench --help`); doctor: "
+      "what is wrong, if anything; demo: three nodes, one killed in mid-sentence; without it: start a node"
   )
   parser.add_argument(
       "model_name",

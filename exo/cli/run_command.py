@@ -24,6 +24,7 @@ from exo.download.model_store import model_name
 from exo.errors import ConfigError, ExoError
 from exo.log import escape
 from exo.runtime_file import running_nodes
+from exo.topology.slow_links import slow_link_hint
 
 _PEERS_S = 1.0  # a node of this machine or network answers a first beacon well within this
 
@@ -80,6 +81,7 @@ class _Session:
   def __init__(self, config: Config, model: str | None, max_tokens: int | None) -> None:
     self._config, self._model, self._max_tokens = config, model, max_tokens
     self._messages: list[dict[str, str]] = []
+    self._hinted = False
     self._context = self._client(config, model)
 
   async def open(self) -> None:
@@ -129,6 +131,15 @@ class _Session:
     sys.stdout.flush()
     if tokens > 1 and first:
       print(f"{tokens} tokens, {(tokens - 1) / max(time.monotonic() - first, 1e-6):.1f} tokens/s", file=sys.stderr)
+      await self._hint()
+
+  async def _hint(self) -> None:
+    """Say so, once, where slow links make the ring slower than one of its nodes."""
+    for plan in (await self._api.get("/v1/topology"))["plans"]:
+      times = plan.get("times")
+      if times and not self._hinted and (hint := slow_link_hint(times["lap_ms"], times["compute_ms"])):
+        self._hinted = True
+        print(hint, file=sys.stderr)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

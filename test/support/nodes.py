@@ -104,6 +104,10 @@ class NodeProcess:
   def peers(self) -> set[str]:
     return set(self.get("/v1/topology")[1]["nodes"])
 
+  def wait_peers(self, count: int) -> None:
+    """Until the ring has so many nodes, this one counted."""
+    wait_until(lambda: len(self.peers()) == count, 15, f"a ring of {count}")
+
   def kill(self) -> None:
     """As a power cut would."""
     self.process.kill()

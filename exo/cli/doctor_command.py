@@ -1,0 +1,213 @@
+"""`exo doctor`: what keeps this machine from being a good node, in one screen."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import psutil
+
+import exo
+from exo.cli.client import ApiClient
+from exo.config import DEFAULT_API_PORT, Config
+from exo.download.model_store import ModelStore
+from exo.errors import ExoError
+from exo.inference.engines import choose_engine, engine_names, probe_engine
+from exo.log import escape
+from exo.networking.udp.interfaces import list_interfaces
+from exo.runtime_file import RuntimeInfo, running_nodes
+from exo.topology.slow_links import slow_link_hint
+
+_ASK_S = 5.0
+_LOW_DISK_MB = 2048
+_SHOWN_REFUSALS = 5
+
+Level = Literal["ok", "note", "FAIL"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+  """One line. `FAIL` makes the exit status 1."""
+  level: Level
+  topic: str
+  text: str
+
+
+def doctor_command(config: Config) -> int:
+  """Print all findings; 1 if something is broken."""
+  print(f"exo {exo.__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
+  failed, topic = False, ""
+  for check in (_engines, _memory, _interfaces, _ports, _firewall, _clock, _models, _nodes):
+    for finding in _guarded(check, config):
+      shown = finding.topic if finding.topic != topic else ""
+      topic = finding.topic
+      failed = failed or finding.level == "FAIL"
+      print(escape(f"  {'' if finding.level == 'ok' else finding.level:4s} {shown:10s} {finding.text}"))
+  print("something is wrong: see FAIL above" if failed else "all is well")
+  return 1 if failed else 0
+
+
+def _guarded(check: Callable[[Config], Iterator[Finding]], config: Config) -> Iterator[Finding]:
+  try:
+    yield from check(config)
+  except ExoError as error:
+    yield Finding("FAIL", check.__name__.strip("_"), str(error))
+  except (OSError, ValueError, subprocess.SubprocessError) as error:
+    yield Finding("note", check.__name__.strip("_"), f"could not be looked at: {error}")
+
+
+def _engines(config: Config) -> Iterator[Finding]:
+  choice = choose_engine(config.inference_engine)
+  yield Finding("ok", "engines", f"{choice.name} on {choice.device}, because {choice.reason}")
+  for name in engine_names():
+    probe = probe_engine(name)
+    if name != choice.name and probe.preference >= 0:
+      state = f"can run on {probe.device}" if probe.available else "cannot run"
+      yield Finding("ok", "engines", f"{name} {state}: {probe.reason}")
+
+
+def _memory(config: Config) -> Iterator[Finding]:
+  memory = psutil.virtual_memory()
+  yield Finding("ok", "memory", f"{memory.total // 2**20} MB, {memory.available // 2**20} MB of them free")
+
+
+def _interfaces(config: Config) -> Iterator[Finding]:
+  interfaces = list_interfaces()
+  for found in interfaces:
+    used = not config.interface_type_filter or found.kind in config.interface_type_filter
+    yield Finding("ok", "interfaces", f"{found.name} {found.kind} {found.address}{'' if used else ', filtered out'}")
+  if all(found.kind == "loopback" for found in interfaces):
+    yield Finding("note", "interfaces", "no network but this machine's own: no other machine can be found")
+
+
+def _ports(config: Config) -> Iterator[Finding]:
+  own = {port for info in running_nodes(config.state_dir) for port in (info.api_port, info.grpc_port)}
+  api = config.chatgpt_api_port or DEFAULT_API_PORT
+  if api in own:
+    yield Finding("ok", "ports", f"TCP {api} (API) is a running node's")
+  elif _taken(socket.SOCK_STREAM, api):
+    level: Level = "FAIL" if config.chatgpt_api_port else "note"
+    yield Finding(level, "ports", f"TCP {api} (API) is taken by another program: choose another --chatgpt-api-port")
+  else:
+    yield Finding("ok", "ports", f"TCP {api} (API) is free")
+  if config.discovery_module == "udp":
+    if _taken(socket.SOCK_DGRAM, config.listen_port):
+      yield Finding(
+          "FAIL", "ports",
+          f"UDP {config.listen_port} (beacons) is taken by another program: choose another --listen-port"
+      )
+    else:
+      yield Finding("ok", "ports", f"UDP {config.listen_port} (beacons) can be listened on")
+
+
+def _taken(kind: int, port: int) -> bool:
+  """Whether a node could not bind the port; nodes share UDP ports with each other."""
+  with socket.socket(socket.AF_INET, kind) as sock:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if kind == socket.SOCK_DGRAM and hasattr(socket, "SO_REUSEPORT"):
+      sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+      sock.bind(("", port) if kind == socket.SOCK_DGRAM else ("127.0.0.1", port))
+    except OSError:
+      return True
+  return False
+
+
+def _command(*argv: str) -> str:
+  """What a program of the system says; "" where there is none."""
+  if shutil.which(argv[0]) is None:
+    return ""
+  return subprocess.run(argv, capture_output=True, text=True, timeout=_ASK_S, check=False).stdout
+
+
+def _firewall(config: Config) -> Iterator[Finding]:
+  port = config.listen_port
+  if sys.platform == "darwin":
+    said = _command("/usr/libexec/ApplicationFirewall/socketfilterfw", "--getglobalstate")
+    if "enabled" in said:
+      yield Finding("note", "firewall", "macOS's firewall is on: allow incoming connections for Python when it asks")
+      return
+  elif "Status: active" in _command("ufw", "status"):
+    yield Finding("note", "firewall", f"ufw is on: `ufw allow {port}/udp`, and --node-port N with `ufw allow N/tcp`")
+    return
+  elif "running" in _command("firewall-cmd", "--state"):
+    yield Finding(
+        "note", "firewall", f"firewalld is on: `firewall-cmd --add-port={port}/udp`, and the same for --node-port"
+    )
+    return
+  elif "drop" in (rules := _command("nft", "list", "ruleset")) and "hook input" in rules:
+    yield Finding(
+        "note", "firewall", f"nftables drops some of what comes in: let UDP {port} and the --node-port through"
+    )
+    return
+  yield Finding("ok", "firewall", "none that is known")
+
+
+def _clock(config: Config) -> Iterator[Finding]:
+  """Datagrams under a cluster key are good for 30 seconds."""
+  now = time.strftime("%Y-%m-%d %H:%M:%S %Z")
+  if "NTPSynchronized=no" in _command("timedatectl", "show", "-p", "NTPSynchronized"):
+    yield Finding("note", "clock", f"{now}, not synchronized: with a cluster key nodes must agree within 30 s")
+  else:
+    yield Finding("ok", "clock", now)
+
+
+def _models(config: Config) -> Iterator[Finding]:
+  home = config.exo_home
+  home.mkdir(parents=True, exist_ok=True)
+  probe = home / ".doctor"
+  probe.write_text("")
+  probe.unlink()
+  free_mb = shutil.disk_usage(home).free // 2**20
+  names = [entry.id for entry in ModelStore(home, config.model_dirs).listed() if entry.path is not None]
+  held = f"{len(names)} models: {', '.join(names[:4])}{', …' if len(names) > 4 else ''}" if names else "no models yet"
+  level: Level = "note" if free_mb < _LOW_DISK_MB else "ok"
+  yield Finding(level, "models", f"{home}, {free_mb} MB free, {held}")
+
+
+def _nodes(config: Config) -> Iterator[Finding]:
+  nodes = running_nodes(config.state_dir)
+  if not nodes:
+    yield Finding("ok", "nodes", "none runs here now: `exo` starts one, and this shows its peers then")
+  for info in nodes:
+    try:
+      ring, problem = asyncio.run(asyncio.wait_for(_ask(info), _ASK_S))
+    except (ExoError, OSError, TimeoutError) as error:
+      yield Finding("FAIL", "nodes", f"{info.node_id} (pid {info.pid}) does not answer at {info.api_url}: {error}")
+      continue
+    yield Finding("FAIL" if problem else "ok", "nodes", f"{info.node_id} at {info.api_url} {problem or 'is healthy'}")
+    yield from _ring(info.node_id, ring)
+
+
+async def _ask(info: RuntimeInfo) -> tuple[Any, str]:
+  async with ApiClient(info) as api:
+    try:
+      await api.get("/healthcheck")
+      problem = ""
+    except ExoError as error:
+      problem = f"is not healthy: {error}"
+    return await api.get("/v1/topology"), problem
+
+
+def _ring(node_id: str, ring: Any) -> Iterator[Finding]:
+  for other, peer in sorted(ring["nodes"].items()):
+    if other != node_id:
+      route = f"{peer.get('address', '?')} by {peer.get('interface') or '?'}"
+      doubt = ", not heard for a while" if peer.get("suspect") else ""
+      yield Finding("note" if doubt else "ok", "peers", f"{other} at {route}, {peer.get('rtt_ms', 0):.1f} ms{doubt}")
+  if len(ring["nodes"]) == 1:
+    yield Finding("ok", "peers", f"{node_id} has none")
+  for text in ring.get("refused", [])[-_SHOWN_REFUSALS:]:
+    yield Finding("note", "refused", text)
+  for plan in ring["plans"]:
+    pace = plan.get("times")
+    if pace and (hint := slow_link_hint(pace["lap_ms"], pace["compute_ms"])):
+      yield Finding("note", "speed", f"{plan['model']}: {hint}")
