@@ -38,6 +38,8 @@ class Config:
   broadcast_port: int = DEFAULT_DISCOVERY_PORT
   discovery_timeout: float = 30.0
   discovery_config_path: Path | None = None
+  tailscale_api_key: str | None = field(default=None, repr=False)
+  tailnet_name: str | None = None
   peers: tuple[str, ...] = ()
   node_id_filter: tuple[str, ...] = ()
   interface_type_filter: tuple[str, ...] = ()
@@ -127,6 +129,8 @@ def _check(config: Config) -> None:
     raise ConfigError(f"--default-temp must be from 0 to 2, not {config.default_temp}")
   if config.discovery_module == "manual" and config.discovery_config_path is None:
     raise ConfigError("--discovery-module manual needs --discovery-config-path FILE, a JSON file that names the peers")
+  if config.discovery_module == "tailscale" and not (config.tailscale_api_key and config.tailnet_name):
+    raise ConfigError("--discovery-module tailscale needs --tailscale-api-key KEY and --tailnet-name NAME")
   if config.api_key is not None and not (
       config.api_key.isascii() and config.api_key.isprintable() and config.api_key.strip()
   ):

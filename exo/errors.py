@@ -86,6 +86,11 @@ class CacheReuseError(EngineError):
   kind = "cache_reuse_error"
 
 
+class DiscoveryError(ExoError):
+  """A service that discovery asks gave no usable answer; it may later."""
+  kind = "discovery_error"
+
+
 class PeerUnreachableError(ExoError):
   """There is no link to that node."""
   kind = "peer_unreachable"

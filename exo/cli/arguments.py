@@ -116,7 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
 
   discovery = parser.add_argument_group("discovery")
   discovery.add_argument(
-      "--discovery-module", choices=["udp", "manual", "none"], help="how nodes are found (default udp)"
+      "--discovery-module", choices=["udp", "manual", "tailscale", "none"], help="how nodes are found (default udp)"
   )
   discovery.add_argument("--listen-port", type=int, metavar="PORT", help="UDP port for beacons (default 5678)")
   discovery.add_argument(
@@ -129,6 +129,8 @@ def build_parser() -> argparse.ArgumentParser:
       help="seconds after which an address that nobody announces is forgotten (default 30)"
   )
   discovery.add_argument("--discovery-config-path", type=Path, metavar="FILE", help="the JSON file of manual discovery")
+  discovery.add_argument("--tailscale-api-key", metavar="KEY", help="for --discovery-module tailscale")
+  discovery.add_argument("--tailnet-name", metavar="NAME", help="the Tailscale network, as in its admin console")
   discovery.add_argument(
       "--peers", type=_names, metavar="HOST:PORT,…", help="nodes to join by address alone, beside those that are found"
   )

@@ -47,6 +47,10 @@ def make_discovery(config: Config, keyring: ClusterKeyring | None) -> Discovery:
     return ManualDiscovery(config.discovery_config_path, config.node_id_filter)
   if config.discovery_module == "none":
     return NoDiscovery()
+  if config.discovery_module == "tailscale":
+    from exo.networking.tailscale.tailscale_discovery import TailscaleDiscovery
+    assert config.tailscale_api_key is not None and config.tailnet_name is not None
+    return TailscaleDiscovery(config.tailscale_api_key, config.tailnet_name, config.node_id_filter)
   from exo.networking.udp.guard import DatagramGuard
   from exo.networking.udp.seal import DatagramSeal
   from exo.networking.udp.udp_discovery import UdpDiscovery

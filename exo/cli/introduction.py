@@ -58,6 +58,8 @@ def _how_found(config: Config) -> str:
   match config.discovery_module:
     case "manual":
       return f"the file {config.discovery_config_path}"
+    case "tailscale":
+      return f"the Tailscale network {config.tailnet_name}"
     case "none":
       return "nobody"
     case _:

@@ -58,7 +58,9 @@ class TailscaleApi:
     )
     return self
 
-  async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+  async def __aexit__(
+      self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+  ) -> None:
     await self._session.close()
 
   async def devices(self) -> list[Device]:
@@ -68,7 +70,8 @@ class TailscaleApi:
   async def attributes(self, device_id: str) -> dict[str, Any]:
     """A device's posture attributes by their full names, such as `custom:exo_node_id`."""
     path = f"/api/v2/device/{quote(device_id, safe='')}/attributes"
-    return (await self._get(path, _Attributes)).attributes
+    found: _Attributes = await self._get(path, _Attributes)
+    return found.attributes
 
   async def set_attribute(self, device_id: str, name: str, value: str | int) -> None:
     path = f"/api/v2/device/{quote(device_id, safe='')}/attributes/{name}"

@@ -33,6 +33,7 @@ class TailscaleDiscovery(Discovery):
     self._node_ids, self._addresses = node_ids, device_addresses
     self._tasks = TaskOwner("tailscale discovery")
     self._said: dict[str, None] = {}
+    self._announced = False
 
   async def start(self, local: Hello, offer: Callable[[PeerCandidate], None]) -> None:
     await self._api.__aenter__()
@@ -62,7 +63,7 @@ class TailscaleDiscovery(Discovery):
     if own is None:
       raise ConfigError("this machine is no device of that Tailscale network: run `tailscale up` first")
     c = local.capabilities
-    for name, value in {
+    values: dict[str, str | int] = {
         "node_id": local.node_id.replace("-", "_"),
         "node_port": local.port,
         "device_capability_chip": _plain(c.chip),
@@ -71,7 +72,8 @@ class TailscaleDiscovery(Discovery):
         "device_capability_flops_fp16": str(c.flops.fp16),
         "device_capability_flops_fp32": str(c.flops.fp32),
         "device_capability_flops_int8": str(c.flops.int8),
-    }.items():
+    }
+    for name, value in values.items():
       await self._api.set_attribute(own.device_id, f"{_PREFIX}{name}", value)
     self._announced = True
 
@@ -79,7 +81,7 @@ class TailscaleDiscovery(Discovery):
     while True:
       try:
         devices = await self._api.devices()
-        if not getattr(self, "_announced", False):
+        if not self._announced:
           await self._announce(local, devices)
         own = await asyncio.to_thread(self._own, devices)
         for device in devices:
@@ -94,20 +96,18 @@ class TailscaleDiscovery(Discovery):
     node_id, port = attributes.get(f"{_PREFIX}node_id"), attributes.get(f"{_PREFIX}node_port")
     if node_id is None and port is None:
       return  # not a node
-    try:
-      number = int(port)
-    except (TypeError, ValueError):
-      number = 0
+    digits = str(port)
+    number = int(digits) if digits.isascii() and digits.isdigit() else 0
     if not isinstance(node_id, str) or not 1024 <= number <= 65535:
       self._say_once(f"{device.hostname} has impossible exo attributes: id {node_id!r}, port {port!r}")
       return
     if self._node_ids and node_id not in {n.replace("-", "_") for n in self._node_ids}:
       self._say_once(f"{device.hostname} ({node_id}) is not in --node-id-filter")
       return
-    for address in sorted(device.addresses, key=lambda a: ":" in a):
+    if device.addresses:
       # the attribute cannot hold every character of an id, so the address alone counts and the node says who it is
+      address = min(device.addresses, key=lambda a: ":" in a)
       offer(PeerCandidate("", address, number, 1, "tailscale", configured=True))
-      break
 
   def _say_once(self, text: str) -> None:
     if text not in self._said and len(self._said) < _MAX_SAID:
