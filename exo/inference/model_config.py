@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +65,23 @@ class ModelConfig:
 
   @classmethod
   def from_hf(cls, config: Mapping[str, Any]) -> ModelConfig:
-    """Raises `ModelFilesError` when a key is missing or out of bounds."""
+    """Raises `ModelFilesError` when a key is missing, of another type than it should be, or out of bounds."""
+    try:
+      found = cls._from_hf(config)
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
+      raise ModelFilesError(f"config.json: a value is not of the kind that it should be ({error})") from error
+    sizes = {"head_dim": found.head_dim, "vocab_size": found.vocab_size, "num_key_value_heads": found.n_kv_heads,
+             "max_position_embeddings": found.max_context}  # yapf: disable
+    for key, size in sizes.items():
+      if size < 1:
+        raise ModelFilesError(f"config.json: {key} must be positive")
+    numbers = (found.norm_eps, found.attention_scale, found.attention_softcap, found.final_softcap)
+    if not all(map(math.isfinite, numbers)) or not 0 <= found.rotary_dim <= found.head_dim:
+      raise ModelFilesError("config.json: a value is not a plausible number")
+    return found
+
+  @classmethod
+  def _from_hf(cls, config: Mapping[str, Any]) -> ModelConfig:
     text = dict(config)
     if isinstance(config.get("text_config"), Mapping):  # multimodal repositories nest their language model
       text |= config["text_config"]
