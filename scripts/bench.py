@@ -4,6 +4,7 @@
   python scripts/bench.py speed      decode and prefill over HTTP on one core, against llama.cpp on the same file
                                      (pip install -e '.[bench]' for the comparison)
   python scripts/bench.py engines    the same for Gemma 3 270M; mlx and tinygrad against the stock libraries
+  python scripts/bench.py ring       batching, hops, long prompts, prefix reuse and drafts on pinned nodes (--lines 1 3)
 Machines are noisy: the two sides alternate, and medians and ratios are what to look at. --json FILE keeps the figures.
 """
 
@@ -232,13 +233,19 @@ BENCHMARKS: dict[str, Callable[[dict[str, Any], int], None]] = {
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("what", nargs="*", choices=list(BENCHMARKS), default=["start", "speed"])
+  parser.add_argument("what", nargs="*", choices=[*BENCHMARKS, "ring"], default=["start", "speed"])
   parser.add_argument("--rounds", type=int, default=9)
+  parser.add_argument("--lines", type=int, nargs="+", choices=range(1, 6), default=[1, 2, 3, 4, 5], help="of ring")
   parser.add_argument("--json", type=Path, metavar="FILE")
   arguments = parser.parse_args()
   figures: dict[str, Any] = {}
   for what in arguments.what or ["start", "speed"]:
-    BENCHMARKS[what](figures, arguments.rounds)
+    if what == "ring":
+      from scripts.bench_ring import bench_ring
+      print("the ring at full speed (medians)")
+      bench_ring(home_with_model(), arguments.rounds, arguments.lines, row, figures)
+    else:
+      BENCHMARKS[what](figures, arguments.rounds)
   if arguments.json:
     arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
 

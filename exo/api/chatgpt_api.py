@@ -206,6 +206,7 @@ def _times(pace: PlanPace | None) -> dict[str, Any]:
   return {
       "times": {
           "lap_ms": pace.lap_ms, "compute_ms": pace.compute_ms, "wait_ms": pace.wait_ms, "hop_ms": pace.hop_ms,
-          "hop_p99_ms": pace.hop_p99_ms, "transport_ms": pace.transport_ms, "laps": pace.laps
+          "hop_p99_ms": pace.hop_p99_ms, "transport_ms": pace.transport_ms, "laps": pace.laps, "drafted": pace.drafted,
+          "accepted": pace.accepted, "wasted": round(pace.wasted, 4)
       }
   }

@@ -45,7 +45,8 @@ class PlanPace:
 
   `compute_ms` and `wait_ms` have one entry a stage: its engine's time, and what a frame waited there beside. `hop_ms` is
   a lap's time less all compute, divided by the hops, of the `laps` that had the ring to themselves; `transport_ms` that
-  of all laps less all that the stages spent, which leaves codec, gRPC and the wire.
+  of all laps less all that the stages spent, which leaves codec, gRPC and the wire. `drafted` and `accepted` count tokens,
+  `wasted` is the part of the compute of all decodes that went to wrong drafts.
   """
   plan_id: str
   lap_ms: float
@@ -55,6 +56,9 @@ class PlanPace:
   hop_p99_ms: float
   transport_ms: float
   laps: int
+  drafted: int = 0
+  accepted: int = 0
+  wasted: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

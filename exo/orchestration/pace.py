@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from exo.inference.engine import LogitsOf
 from exo.networking.messages import PlanPace, StepResult
 from exo.orchestration.scheduler import Step
 
@@ -52,8 +53,9 @@ class Pace:
     """A step with something to compute leaves."""
     if not step.entries:
       return
-    prompt_tokens = sum(entry.n_tokens for entry in step.entries if entry.n_tokens > 1)
-    decodes = sum(1 for entry in step.entries if entry.n_tokens == 1)
+    prompts = [e for e in step.entries if e.n_tokens > 1 and e.logits != LogitsOf.ALL]  # with all logits: drafts
+    prompt_tokens = sum(entry.n_tokens for entry in prompts)
+    decodes = len(step.entries) - len(prompts)
     for lap in self._laps.values():
       lap.alone = False
     self._laps[step.number] = _Lap(now_s, decodes, prompt_tokens, not self._laps)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from exo.errors import ExoError, PeerUnreachableError, from_wire, to_wire
 from exo.log import log
-from exo.networking.messages import Failure, Frame, Message, Request, RequestFailed, StepFailed, StepResult
+from exo.networking.messages import Failure, Frame, Message, PlanPace, Request, RequestFailed, StepFailed, StepResult
 from exo.orchestration.meter import Meter
 from exo.orchestration.pace import Pace
 from exo.orchestration.scheduler import Scheduler
@@ -31,6 +32,16 @@ class PlanDriver:
   @property
   def idle(self) -> bool:
     return not self.scheduler.requests() and not self.scheduler.counts.steps_in_flight
+
+  def summary(self) -> PlanPace:
+    """What recent steps took, and what drafts were worth."""
+    drafter = self.scheduler.drafter
+    return replace(
+        self.pace.summary(self.plan.plan_id),
+        drafted=drafter.drafted,
+        accepted=drafter.accepted,
+        wasted=drafter.wasted_ms / drafter.compute_ms if drafter.compute_ms else 0.0
+    )
 
   def submit(self, request: Request) -> None:
     """Raises `QueueFullError` or `InvalidRequestError`."""

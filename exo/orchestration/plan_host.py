@@ -119,7 +119,7 @@ class PlanHost:
   @property
   def paces(self) -> tuple[PlanPace, ...]:
     """Of the plans that begin here."""
-    return tuple(o.driver.pace.summary(plan_id) for plan_id, o in self._open.items() if o.driver is not None)
+    return tuple(o.driver.summary() for o in self._open.values() if o.driver is not None)
 
   @property
   def busy(self) -> bool:

@@ -194,13 +194,17 @@ def _pace_out(p: m.PlanPace) -> pb.PlanPace:
       hop_ms=p.hop_ms,
       hop_p99_ms=p.hop_p99_ms,
       transport_ms=p.transport_ms,
-      laps=p.laps
+      laps=p.laps,
+      drafted=p.drafted,
+      accepted=p.accepted,
+      wasted=p.wasted
   )
 
 
 def _pace_in(p: pb.PlanPace) -> m.PlanPace:
   return m.PlanPace(
-      p.plan_id, p.lap_ms, tuple(p.compute_ms), tuple(p.wait_ms), p.hop_ms, p.hop_p99_ms, p.transport_ms, p.laps
+      p.plan_id[:64], p.lap_ms, tuple(p.compute_ms), tuple(p.wait_ms), p.hop_ms, p.hop_p99_ms, p.transport_ms, p.laps,
+      p.drafted, p.accepted, p.wasted
   )
 
 

@@ -242,7 +242,10 @@ class PeerLink(_message.Message):
 
 
 class PlanPace(_message.Message):
-  __slots__ = ("plan_id", "lap_ms", "compute_ms", "wait_ms", "hop_ms", "hop_p99_ms", "transport_ms", "laps")
+  __slots__ = (
+      "plan_id", "lap_ms", "compute_ms", "wait_ms", "hop_ms", "hop_p99_ms", "transport_ms", "laps", "drafted",
+      "accepted", "wasted"
+  )
   PLAN_ID_FIELD_NUMBER: _ClassVar[int]
   LAP_MS_FIELD_NUMBER: _ClassVar[int]
   COMPUTE_MS_FIELD_NUMBER: _ClassVar[int]
@@ -251,6 +254,9 @@ class PlanPace(_message.Message):
   HOP_P99_MS_FIELD_NUMBER: _ClassVar[int]
   TRANSPORT_MS_FIELD_NUMBER: _ClassVar[int]
   LAPS_FIELD_NUMBER: _ClassVar[int]
+  DRAFTED_FIELD_NUMBER: _ClassVar[int]
+  ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+  WASTED_FIELD_NUMBER: _ClassVar[int]
   plan_id: str
   lap_ms: float
   compute_ms: _containers.RepeatedScalarFieldContainer[float]
@@ -259,6 +265,9 @@ class PlanPace(_message.Message):
   hop_p99_ms: float
   transport_ms: float
   laps: int
+  drafted: int
+  accepted: int
+  wasted: float
 
   def __init__(
       self,
@@ -269,7 +278,10 @@ class PlanPace(_message.Message):
       hop_ms: _Optional[float] = ...,
       hop_p99_ms: _Optional[float] = ...,
       transport_ms: _Optional[float] = ...,
-      laps: _Optional[int] = ...
+      laps: _Optional[int] = ...,
+      drafted: _Optional[int] = ...,
+      accepted: _Optional[int] = ...,
+      wasted: _Optional[float] = ...
   ) -> None:
     ...
 
