@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from exo.errors import ExoError, PeerUnreachableError, from_wire, to_wire
-from exo.log import log
+from exo.log import enabled, log
 from exo.networking.messages import Failure, Frame, Message, PlanPace, Request, RequestFailed, StepFailed, StepResult
 from exo.orchestration.meter import Meter
 from exo.orchestration.pace import Pace
@@ -71,6 +71,15 @@ class PlanDriver:
       self._run = 2 if step_ms < _QUICK_STEP_MS and not self.scheduler.counts.waiting else 1
     self._pump()
     if lap_ms is not None:
+      if enabled(2):
+        stages = ", ".join(
+            f"{ms:.2f} ms of {spent:.2f}" for ms, spent in zip(result.compute_ms, result.spent_ms, strict=False)
+        )
+        hops = (lap_ms - sum(result.spent_ms)) / len(result.compute_ms)
+        log(
+            2, "step %d of %s: a lap of %.2f ms, stages computed %s, %.2f ms a hop", result.step, self.plan.plan_id,
+            lap_ms, stages, hops
+        )
       self._meter.step_returned(self.plan.model_id, lap_ms / 1e3, result.compute_ms)
 
   def on_failure(self, failed: StepFailed) -> None:

@@ -20,7 +20,7 @@ from exo.errors import (
 )
 from exo.inference.device_thread import DeviceThread
 from exo.inference.engine import LoadOptions
-from exo.log import enabled, log
+from exo.log import log
 from exo.networking.messages import (
     Cancel,
     ClosePlan,
@@ -342,9 +342,6 @@ class PlanHost:
         if opened is None or opened.driver is None or sender != opened.plan.last.node_id:
           log(2, "ignored a result of plan %s from %s", message.plan_id, sender)
           return
-        if enabled(2):
-          spans = " + ".join(f"{ms:.2f}" for ms in message.compute_ms)
-          log(2, "step %d of %s: stages took %s ms", message.step, message.plan_id, spans)
         opened.driver.on_result(message)
       case StepFailed():
         opened = self._open.get(message.plan_id)
