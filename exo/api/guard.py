@@ -150,7 +150,8 @@ class Guard:
   # what is sent
 
   async def _check_body(self, request: web.Request) -> None:
-    if request.method != "DELETE" and request.content_type != "application/json":
+    kind = request.content_type
+    if request.method != "DELETE" and kind != "application/json" and not kind.endswith("+json"):
       raise _Refused(415, "the body must be JSON: Content-Type: application/json", "content_type")
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
       raise _Refused(415, "compressed bodies are not read", "content_encoding")
