@@ -10,7 +10,19 @@ from typing import Any
 
 from aiohttp import web
 
-from exo.api import cancel, chat, completions, embeddings, messages, metrics, ollama, page, responses, ring_stream
+from exo.api import (
+    cancel,
+    chat,
+    completions,
+    embeddings,
+    messages,
+    metrics,
+    ollama,
+    openapi,
+    page,
+    responses,
+    ring_stream,
+)
 from exo.api.connections import ConnectionTable
 from exo.api.errors import error_middleware, json_response
 from exo.api.guard import Guard
@@ -61,6 +73,7 @@ class ChatGPTAPI:
     router.add_post("/v1/messages/count_tokens", self._with_node(messages.count_tokens))
     router.add_post("/v1/cancel/{id}", self._with_node(cancel.cancel))
     ollama.add_routes(router, self._with_node)
+    router.add_get("/openapi.json", self._openapi)
     router.add_get("/v1/download/progress", self._downloads)
     router.add_get("/healthcheck", self._health)
     router.add_get("/health", self._health)
@@ -78,6 +91,7 @@ class ChatGPTAPI:
     async def handle(request: web.Request) -> web.StreamResponse:
       return await handler(request, self._node)
 
+    handle.__doc__ = handler.__doc__
     return handle
 
   async def start(self) -> None:
@@ -184,6 +198,10 @@ class ChatGPTAPI:
         "loading": node.loading, "engine": engine, "plans": plans, "refused": node.refusals()[-_SHOWN_REFUSALS:],
         "time": time.time()
     })
+
+  async def _openapi(self, request: web.Request) -> web.Response:
+    """This API, described for machines."""
+    return json_response(openapi.document(self.app.router))
 
   async def _health(self, request: web.Request) -> web.Response:
     if (reason := self._node.unhealthy) is not None:

@@ -1,0 +1,140 @@
+"""GET /openapi.json: the API as an OpenAPI 3.1 document, made from the routes that are there and the types they read."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+import exo
+from exo.api.chat_request import ChatCompletionRequest, TokenEncodeRequest
+from exo.api.messages_request import CountTokensRequest, MessagesRequest
+from exo.api.ollama_request import OllamaChatRequest, OllamaGenerateRequest, OllamaShowRequest
+from exo.api.responses_request import ResponsesRequest
+from exo.api.schema import CompletionRequest, EmbeddingRequest
+
+_PAGE = re.compile(r"/(static/.*|favicon\.ico)?")
+_ALWAYS = (401, 403)
+_READS = (400, 404, 408, 413, 415)
+_RUNS = (429, 499, 503, 504)
+_REASONS = {
+    200: "The answer", 400: "The request is wrong; `param` names the field", 401: "An API key is wanted",
+    403: "The host name or the origin is not allowed", 404: "No such route, model or request",
+    408: "The body came too slowly", 413: "The body is too large", 415: "The body is not JSON",
+    429: "Too many requests wait; `Retry-After` says when to try again", 499: "The request was cancelled",
+    503: "The node or its ring cannot serve now", 504: "The ring gave nothing for too long"
+}
+_STREAM = "text/event-stream"
+_NDJSON = "application/x-ndjson"
+
+
+@dataclass(frozen=True)
+class _Operation:
+  """What a route reads and gives. `keys` are always in its answer; `stream` is the type of a streamed one."""
+  summary: str
+  body: Any = None
+  keys: tuple[str, ...] = ()
+  stream: str = ""
+
+
+_CHAT = _Operation("Chat", ChatCompletionRequest, ("id", "object", "created", "model", "choices", "usage"), _STREAM)
+_TEXT = _Operation("Continue a text", CompletionRequest, ("id", "object", "created", "model", "choices"), _STREAM)
+_EMBED = _Operation("Embed texts", EmbeddingRequest, ("object", "data", "model", "usage"))
+_ENCODE = _Operation(
+    "Tokenize a chat", TokenEncodeRequest, ("length", "num_tokens", "encoded_tokens", "encoded_prompt")
+)
+
+_OPERATIONS: dict[str, _Operation] = {
+    "POST /chat/completions": _CHAT,
+    "POST /completions": _TEXT,
+    "POST /embeddings": _EMBED,
+    "POST /chat/token/encode": _ENCODE,
+    "POST /responses": _Operation("Chat, OpenAI's newer way", ResponsesRequest, ("id", "status", "output"), _STREAM),
+    "POST /messages": _Operation("Chat, Anthropic's way", MessagesRequest, ("id", "content", "stop_reason"), _STREAM),
+    "POST /messages/count_tokens": _Operation("Count a chat's tokens", CountTokensRequest, ("input_tokens", )),
+    "POST /cancel/{id}": _Operation("End a running request", keys=("id", "cancelled")),
+    "GET /models": _Operation("The models", keys=("object", "data")),
+    "GET /models/{model}": _Operation("One model", keys=("id", "object")),
+    "GET /topology": _Operation("The ring", keys=("nodes", "peer_graph")),
+    "POST /api/chat": _Operation("Chat, Ollama's way", OllamaChatRequest, ("model", "done"), _NDJSON),
+    "POST /api/generate": _Operation("Answer, Ollama's way", OllamaGenerateRequest, ("model", "done"), _NDJSON),
+    "GET /api/tags": _Operation("The models that are here, Ollama's way", keys=("models", )),
+    "POST /api/show": _Operation("One model, Ollama's way", OllamaShowRequest, ("details", "capabilities")),
+    "GET /api/version": _Operation("The version", keys=("version", )),
+}
+
+
+def document(router: web.UrlDispatcher) -> dict[str, Any]:
+  """The document of all routes but the page's."""
+  bodies = [operation.body for operation in _OPERATIONS.values() if operation.body is not None]
+  references, components = msgspec.json.schema_components(bodies, ref_template="#/components/schemas/{name}")
+  schemas = dict(zip(bodies, references, strict=True))
+  components["Error"] = _ERROR
+  paths: dict[str, dict[str, Any]] = {}
+  for method, path, handler in sorted(_routes(router), key=lambda r: (r[1], r[0])):
+    operation = _OPERATIONS.get(f"{method} {path.removeprefix('/v1')}")
+    if operation is None:
+      told = (inspect.getdoc(handler) or path).partition("\n")[0]
+      operation = _Operation(told)
+    paths.setdefault(path, {})[method.lower()] = _described(method, path, operation, schemas)
+  return {
+      "openapi": "3.1.0", "info": {
+          "title": "exo", "version": exo.__version__,
+          "description": "One ring of machines that runs large language models."
+      }, "paths": paths, "components": {
+          "schemas": components, "securitySchemes": {
+              "bearer": {"type": "http", "scheme": "bearer"},
+              "key": {"type": "apiKey", "in": "header", "name": "x-api-key"}
+          }
+      }, "security": [{}, {"bearer": []}, {"key": []}]
+  }
+
+
+_TEXT_OR_NULL = {"type": ["string", "null"]}
+_ERROR = {
+    "type": "object", "required": ["error"], "properties": {
+        "error": {
+            "type": "object", "required": ["message", "type", "param", "code"], "properties": {
+                "message": {"type": "string"}, "type": {"type": "string"}, "param": _TEXT_OR_NULL, "code": _TEXT_OR_NULL
+            }
+        }
+    }
+}
+
+
+def _routes(router: web.UrlDispatcher) -> Iterable[tuple[str, str, Any]]:
+  for route in router.routes():
+    if route.resource is not None and route.method not in ("HEAD", "OPTIONS", "*"):
+      path = route.resource.canonical
+      if not _PAGE.fullmatch(path):
+        yield route.method, path, route.handler
+
+
+def _described(method: str, path: str, operation: _Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
+  statuses = {*_ALWAYS, 404, 503}
+  if method != "GET":
+    statuses |= {*_READS, *_RUNS}
+  answer: dict[str, Any] = {}
+  if operation.keys:
+    answer = {"type": "object", "required": list(operation.keys)}
+  content = {"application/json": {"schema": answer}}
+  if operation.stream:
+    content[operation.stream] = {"schema": {"type": "string"}}
+  responses: dict[str, Any] = {"200": {"description": _REASONS[200], "content": content if operation.keys else {}}}
+  for status in sorted(statuses):
+    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    responses[str(status)] = {"description": _REASONS[status], "content": error}
+  out: dict[str, Any] = {
+      "summary": operation.summary, "operationId": re.sub(r"\W+", "_", f"{method.lower()}{path}").strip("_"),
+      "responses": responses
+  }
+  if names := re.findall(r"\{(\w+)\}", path):
+    out["parameters"] = [{"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in names]
+  if operation.body is not None:
+    out["requestBody"] = {"required": True, "content": {"application/json": {"schema": schemas[operation.body]}}}
+  return out
