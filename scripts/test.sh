@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 scripts/test-deps.sh
-. ./install.sh test
+. ./install.sh test clients
 
 python format.py --check ./exo ./test ./scripts
 ruff check .

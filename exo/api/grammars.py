@@ -29,6 +29,18 @@ def _json_rule(schema: Mapping[str, Any], lenient: bool) -> str:
   return "%json " + json.dumps(dict(schema) | {"x-guidance": options})
 
 
+def _closed(schema: Any) -> Any:
+  """A tool's schema in which objects have the properties that are named and no others, unless it says otherwise."""
+  if isinstance(schema, list):
+    return [_closed(item) for item in schema]
+  if not isinstance(schema, dict):
+    return schema
+  closed = {key: value if key in ("enum", "const", "default") else _closed(value) for key, value in schema.items()}
+  if schema.get("type") == "object" and isinstance(schema.get("properties"), dict):
+    closed.setdefault("additionalProperties", False)
+  return closed
+
+
 class _Writer:
   """Texts as grammar terms: names of special tokens become those tokens."""
   def __init__(self, tokenizer: Tokenizer) -> None:
@@ -89,7 +101,7 @@ def _calls(
   names = []
   for i, tool in enumerate(tools):
     tool_lenient = lenient and not tool.function.strict
-    rules.append(f"arguments_{i}: " + _json_rule(tool.function.schema, tool_lenient))
+    rules.append(f"arguments_{i}: " + _json_rule(_closed(tool.function.schema), tool_lenient))
     head = json.dumps(form.before_name + tool.function.name + form.before_arguments)
     close = form.after_arguments.removesuffix("]") if form.listed else form.after_arguments
     tail = write.literal(close + form.end) if close + form.end else ""

@@ -24,7 +24,7 @@ _TEXTS = [
     "hello", "", "x", "語🙂", "user", "assistant", "system", "tool", "text", "function", "auto", "required", "dummy",
     "get_weather", "json_object", "json", "input_text", "message", "tool_use", "tool_result", "\\", '"', "\n", "{"
 ]
-_FAULTS = tuple(FAULTS) + (SLOW, )
+_FAULTS = (*FAULTS, SLOW)
 _LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
 

@@ -90,7 +90,8 @@ class NodeProcess:
       with urllib.request.urlopen(request, timeout=timeout_s) as response:
         return response.status, json.load(response)
     except urllib.error.HTTPError as error:
-      return error.code, json.load(error)
+      with error:
+        return error.code, json.load(error)
     except (urllib.error.URLError, ConnectionError, TimeoutError):
       return 0, None
 
