@@ -48,25 +48,38 @@ CALL = '{"name": "get_weather", "arguments": ' + WRITTEN + "}"
 CASES: list[tuple[ToolFormat, str, str, list[Any]]] = [
     (formats.HERMES, f"Let me see.\n<tool_call>\n{CALL}\n</tool_call>", "Let me see.", [ARGUMENTS]),
     (formats.HERMES, f"<tool_call>{CALL}</tool_call>\n<tool_call>\n{CALL}\n</tool_call>", "", [ARGUMENTS] * 2),
-    (formats.HERMES, '<tool_call>{"arguments": {"city": "Paris", "days": 3}, "name": "get_weather"}</tool_call>', "",
-     [SIMPLE]),
+    (
+        formats.HERMES, '<tool_call>{"arguments": {"city": "Paris", "days": 3}, "name": "get_weather"}</tool_call>', "",
+        [SIMPLE]
+    ),
     (formats.HERMES, "<tool_call>no json</tool_call>", "<tool_call>no json</tool_call>", []),
     (formats.LLAMA3, '{"name": "get_weather", "parameters": ' + WRITTEN + "}", "", [ARGUMENTS]),
-    (formats.LLAMA3, '<|python_tag|>{"type": "function", "name": "get_weather", "parameters": ' + WRITTEN + "}", "",
-     [ARGUMENTS]),
-    (formats.LLAMA3, '{"name": "get_weather", "parameters": ' + WRITTEN + '}; {"name": "get_weather", "parameters": {}}',
-     "", [ARGUMENTS, {}]),
+    (
+        formats.LLAMA3, '<|python_tag|>{"type": "function", "name": "get_weather", "parameters": ' + WRITTEN + "}", "",
+        [ARGUMENTS]
+    ),
+    (
+        formats.LLAMA3,
+        '{"name": "get_weather", "parameters": ' + WRITTEN + '}; {"name": "get_weather", "parameters": {}}', "",
+        [ARGUMENTS, {}]
+    ),
     (formats.LLAMA3, '{"temperature": 21, "unit": "c"}', '{"temperature": 21, "unit": "c"}', []),
     (formats.MISTRAL, f"[TOOL_CALLS][{CALL}, {CALL}]", "", [ARGUMENTS] * 2),
     (formats.MISTRAL, f"[TOOL_CALLS] [{CALL}]", "", [ARGUMENTS]),
-    (formats.MISTRAL_NAMED, f"[TOOL_CALLS]get_weather[ARGS]{WRITTEN}[TOOL_CALLS]get_weather[ARGS]{{}}", "",
-     [ARGUMENTS, {}]),
+    (
+        formats.MISTRAL_NAMED, f"[TOOL_CALLS]get_weather[ARGS]{WRITTEN}[TOOL_CALLS]get_weather[ARGS]{{}}", "",
+        [ARGUMENTS, {}]
+    ),
     (formats.MISTRAL_NAMED, f"[TOOL_CALLS]get_weather[CALL_ID]abc123xyz[ARGS]{WRITTEN}", "", [ARGUMENTS]),
     (formats.FUNCTIONARY, f"<function=get_weather>{WRITTEN}</function>", "", [ARGUMENTS]),
-    (formats.QWEN_CODER, "Sure.\n<tool_call>\n<function=get_weather>\n<parameter=city>\nParis\n</parameter>\n"
-     "<parameter=days>\n3\n</parameter>\n</function>\n</tool_call>", "Sure.", [SIMPLE]),
-    (formats.FUNCTION_GEMMA, "<start_function_call>call:get_weather{city:<escape>Paris<escape>,days:3}<end_function_call>",
-     "", [SIMPLE]),
+    (
+        formats.QWEN_CODER, "Sure.\n<tool_call>\n<function=get_weather>\n<parameter=city>\nParis\n</parameter>\n"
+        "<parameter=days>\n3\n</parameter>\n</function>\n</tool_call>", "Sure.", [SIMPLE]
+    ),
+    (
+        formats.FUNCTION_GEMMA,
+        "<start_function_call>call:get_weather{city:<escape>Paris<escape>,days:3}<end_function_call>", "", [SIMPLE]
+    ),
     (formats.GEMMA, '<|tool_call>call:get_weather{city:<|"|>Paris<|"|>,days:3}<tool_call|>', "", [SIMPLE]),
 ]
 
