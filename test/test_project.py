@@ -29,7 +29,7 @@ LAYERS = [
     {"exo.orchestration"},
     {"exo.networking", "exo.download"},
     {"exo.inference"},
-    {"exo.topology", "exo.models"},
+    {"exo.topology", "exo.models", "exo.model_card"},
     {"exo.inference.shard"},
     {"exo.config", "exo.errors", "exo.log", "exo.tasks", "exo.runtime_file", "exo.private_files", "exo"},
 ]
