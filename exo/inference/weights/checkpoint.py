@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from exo.errors import ModelFilesError
 from exo.inference.model_config import ModelConfig
+from exo.inference.weights.block_map import BlockMap
 from exo.inference.weights.tensor import StoredTensor
 
 if TYPE_CHECKING:
@@ -52,7 +53,11 @@ class Checkpoint(ABC):
 
   @abstractmethod
   def tensor(self, name: str) -> StoredTensor:
-    """The tensor, memory-mapped. Raises `ModelFilesError` when it is not there."""
+    """The tensor, memory-mapped. Raises `ModelFilesError` when it is not there, or not on this machine yet."""
+
+  def spans(self, name: str) -> list[tuple[Path, int, int]]:
+    """The bytes [start, end) of files that `tensor(name)` reads. Raises `ModelFilesError` when there is no such tensor."""
+    raise ModelFilesError(f"{self.path.name} has no tensor {name}")
 
   @abstractmethod
   def tokenizer(self) -> Tokenizer:
@@ -80,6 +85,12 @@ class Checkpoint(ABC):
     for name in sorted(self.names()):
       digest.update(f"{name} {self.tensor_bytes(name)}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def check_present(blocks: BlockMap | None, file: Path, name: str, start: int, end: int) -> None:
+  """Raises `ModelFilesError` for bytes of a file that is here only in part and lacks them; None is the map of a whole one."""
+  if blocks is not None and not blocks.has(start, end):
+    raise ModelFilesError(f"tensor {name} is not on this machine: of {file.name} only other parts have been fetched")
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

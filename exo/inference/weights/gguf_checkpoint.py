@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from exo.errors import ModelFilesError, UnsupportedModelError
-from exo.inference.weights.checkpoint import Checkpoint
+from exo.inference.weights.block_map import BlockMap
+from exo.inference.weights.checkpoint import Checkpoint, check_present
 from exo.inference.weights.gguf_header import GgufHeader, GgufTensor, parse_gguf_header
 from exo.inference.weights.tensor import StoredTensor
 
@@ -92,6 +93,7 @@ class GgufCheckpoint(Checkpoint):
       self._map: npt.NDArray[np.uint8] = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
     except (OSError, ValueError) as error:
       raise ModelFilesError(f"{path.name} cannot be read: {error}") from error
+    self._blocks = BlockMap.beside(path)
     self._header: GgufHeader = parse_gguf_header(memoryview(self._map), self._map.size)
     self._architecture = str(self._header.metadata.get("general.architecture", ""))
     if self._architecture not in _MODEL_TYPES:
@@ -214,9 +216,14 @@ class GgufCheckpoint(Checkpoint):
       raise ModelFilesError(f"{self.path.name} has no tensor {name}") from None
 
   def _read(self, info: GgufTensor, name: str, offset: float = 0.0) -> StoredTensor:
+    check_present(self._blocks, self.path, name, info.start, info.start + info.n_bytes)
     rows = int(np.prod(info.shape[:-1], dtype=np.int64))
     data = self._map[info.start:info.start + info.n_bytes].reshape(*info.shape[:-1], info.n_bytes // rows)
     return StoredTensor(name, info.shape, info.encoding, data, offset)
+
+  def spans(self, name: str) -> list[tuple[Path, int, int]]:
+    info = self._info(name)
+    return [(self.path, info.start, info.start + info.n_bytes)]
 
   def tensor(self, name: str) -> StoredTensor:
     info = self._info(name)

@@ -28,6 +28,10 @@ _ENCODINGS = {
 }
 
 
+class GgufCutOffError(ModelFilesError):
+  """The header goes on beyond the bytes that are here."""
+
+
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
   """`shape` is (…, out, in); `start` and `n_bytes` count from the file's beginning."""
@@ -53,14 +57,14 @@ class _Cursor:
     try:
       value = fmt.unpack_from(self.data, self.at)[0]
     except struct.error:
-      raise ModelFilesError("the GGUF header ends too early: the file is cut off or damaged") from None
+      raise GgufCutOffError("the GGUF header ends too early: the file is cut off or damaged") from None
     self.at += fmt.size
     return value
 
   def skip(self, count: int) -> memoryview:
     end = self.at + count
     if count < 0 or end > min(len(self.data), MAX_HEADER_BYTES):
-      raise ModelFilesError("the GGUF header ends too early: the file is cut off or damaged")
+      raise GgufCutOffError("the GGUF header ends too early: the file is cut off or damaged")
     part, self.at = self.data[self.at:end], end
     return part
 
@@ -76,7 +80,7 @@ def _array(cursor: _Cursor) -> list[Any]:
   kind, count = cursor.take(_U32), cursor.take(_U64)
   if kind == _STRING:
     if count * 8 > len(cursor.data) - cursor.at:
-      raise ModelFilesError("the GGUF header claims more strings than the file could hold")
+      raise GgufCutOffError("the GGUF header claims more strings than the file could hold")
     return [_string(cursor) for _ in range(count)]
   if kind not in _SCALARS:
     raise ModelFilesError(f"the GGUF header holds an array of unknown kind {kind}")

@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from exo.errors import ModelFilesError
-from exo.inference.weights.checkpoint import Checkpoint
+from exo.inference.weights.block_map import BlockMap
+from exo.inference.weights.checkpoint import Checkpoint, check_present
 from exo.inference.weights.tensor import AffineGroups, StoredTensor
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ class SafetensorsCheckpoint(Checkpoint):
     self.path = path
     self._config = read_json(path / "config.json")
     self._maps: dict[Path, npt.NDArray[np.uint8]] = {}
+    self._blocks: dict[Path, BlockMap | None] = {}
     self._entries: dict[str, tuple[Path, SafetensorsEntry]] = {}
     for file in self._files():
       mapped = self._open(file)
@@ -139,6 +141,7 @@ class SafetensorsCheckpoint(Checkpoint):
 
   def _open(self, file: Path) -> npt.NDArray[np.uint8]:
     try:
+      self._blocks[file] = BlockMap.beside(file)
       self._maps[file] = np.asarray(np.memmap(file, dtype=np.uint8, mode="r"))
     except (OSError, ValueError) as error:
       raise ModelFilesError(f"{file.name} cannot be read: {error}") from error
@@ -185,8 +188,19 @@ class SafetensorsCheckpoint(Checkpoint):
       return self.tensor(stack).part(expert)
     return self._raw(name)
 
+  def spans(self, name: str) -> list[tuple[Path, int, int]]:
+    if name in self._packed:
+      parts = [f"{self._packed[name]}.{part}" for part in ("weight", "scales", "biases")]
+    elif name not in self._entries and (found := self._stacked(name)):
+      parts = [found[0]]
+    else:
+      parts = [name]
+    entries = [self._entry(part) for part in parts]
+    return [(file, entry.start, entry.start + entry.n_bytes) for file, entry in entries]
+
   def _raw(self, name: str) -> StoredTensor:
     file, entry = self._entry(name)
+    check_present(self._blocks[file], file, name, entry.start, entry.start + entry.n_bytes)
     raw = self._maps[file][entry.start:entry.start + entry.n_bytes]
     rows = entry.shape[:-1] if entry.shape else ()
     shape = entry.shape or (1, )

@@ -1,0 +1,181 @@
+"""What a model consists of: its files with sizes and hashes, and which of them are wanted.
+
+Names, sizes and hashes come from strangers (a hub, a mirror, a peer); everything is checked here, once.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from exo.errors import DownloadError, ModelFilesError
+from exo.inference.weights.block_map import MAX_FILE_BYTES
+
+WEIGHT_SUFFIXES = (".safetensors", ".gguf")
+SUFFIXES = (*WEIGHT_SUFFIXES, ".json", ".txt", ".model", ".jinja")
+INDEX = "model.safetensors.index.json"
+MAX_AUXILIARY_BYTES = 64 * 2**20
+_MAX_FILES = 20_000
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=@,()\- ]{0,199}(?:/[A-Za-z0-9_][A-Za-z0-9._+=@,()\- ]{0,199}){0,7}")
+_SHA256, _SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}(?:/[A-Za-z0-9][A-Za-z0-9._-]{0,99}){0,3}")
+# of several quantizations in one repository, the first of these
+_GGUF_PREFERENCE = ("Q4_K_M", "Q4_K_S", "Q4_0", "Q4_1", "Q5_K_M", "Q6_K", "Q8_0", "BF16", "F16", "F32")
+
+
+def check_file_name(name: str) -> str:
+  """The name itself. Raises `ModelFilesError` for one that could lead out of the model's folder or is no plain path."""
+  if not is_plain_name(name):
+    raise ModelFilesError(f"the repository names a file {str(name)[:80]!r}, which is no name that exo would write to")
+  return name
+
+
+def is_plain_name(name: Any) -> bool:
+  return isinstance(name, str) and _NAME.fullmatch(name) is not None and ".." not in name
+
+
+def is_hostile_name(name: Any) -> bool:
+  """Whether no honest repository holds a file of this name: it climbs, is absolute, or is an address."""
+  return not isinstance(name, str) or name.startswith(("/", "~")
+                                                      ) or any(part in name for part in ("..", "\\", "\0", "//", ":"))
+
+
+def inside(folder: Path, name: str) -> Path:
+  """The file's path in `folder`, links followed. Raises `ModelFilesError` when that is somewhere else."""
+  path = folder / check_file_name(name)
+  if not path.resolve().is_relative_to(folder.resolve()):
+    raise ModelFilesError(f"{name} lies outside the model's folder")
+  return path
+
+
+def check_revision(revision: str) -> str:
+  """Raises `DownloadError` for what cannot be a branch, a tag or a commit."""
+  if not _REVISION.fullmatch(revision) or ".." in revision:
+    raise DownloadError(f"{revision[:80]!r} is not the name of a revision: give a branch, a tag or a commit")
+  return revision
+
+
+@dataclass(frozen=True, slots=True)
+class RepoFile:
+  """A file of a repository. `sha256` is known of large files, `git_oid` (SHA-1 of git's blob) of small ones."""
+  name: str
+  size: int
+  sha256: str | None = None
+  git_oid: str | None = None
+
+  @property
+  def is_weights(self) -> bool:
+    return self.name.endswith(WEIGHT_SUFFIXES)
+
+
+@dataclass(frozen=True)
+class Manifest:
+  """All of a model's files that are wanted. `revision` tells versions apart (a commit, or a local model's stamp)."""
+  model_id: str
+  source: str
+  revision: str
+  files: tuple[RepoFile, ...]
+
+  def file(self, name: str) -> RepoFile | None:
+    return next((file for file in self.files if file.name == name), None)
+
+  def identity(self, file: RepoFile) -> str:
+    """What tells this version of a file from others, on every node: its hash, else the version of the model."""
+    return file.sha256 or file.git_oid or f"{self.source} {self.revision}"
+
+  @property
+  def weights(self) -> tuple[RepoFile, ...]:
+    return tuple(file for file in self.files if file.is_weights)
+
+  @property
+  def auxiliary(self) -> tuple[RepoFile, ...]:
+    """Configuration, tokenizer, templates: fetched whole, always."""
+    return tuple(file for file in self.files if not file.is_weights)
+
+  @property
+  def total_bytes(self) -> int:
+    return sum(file.size for file in self.files)
+
+  @property
+  def is_gguf(self) -> bool:
+    return any(file.name.endswith(".gguf") for file in self.files)
+
+  def with_weights(self, names: Iterable[str]) -> Manifest:
+    """The same with only these weight files."""
+    keep = set(names)
+    return replace(self, files=tuple(f for f in self.files if not f.is_weights or f.name in keep))
+
+  def to_json(self) -> str:
+    return json.dumps(asdict(self), separators=(",", ":"))
+
+
+def manifest_from_json(text: str) -> Manifest:
+  """Raises `ModelFilesError` for anything that is not a proper manifest."""
+  try:
+    value = json.loads(text)
+    raw_files = value["files"]
+    names = [value[key] for key in ("model_id", "source", "revision")]
+    if not isinstance(raw_files, list) or len(raw_files) > _MAX_FILES:
+      raise ValueError("files")
+    files = tuple(checked_file(f["name"], f["size"], f.get("sha256"), f.get("git_oid")) for f in raw_files)
+  except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    raise ModelFilesError("a model's list of files is malformed") from error
+  if not all(isinstance(n, str) and 0 < len(n) <= 300 for n in names) or len({f.name for f in files}) != len(files):
+    raise ModelFilesError("a model's list of files is malformed")
+  return Manifest(names[0], names[1], names[2], files)
+
+
+def checked_file(name: Any, size: Any, sha256: Any = None, git_oid: Any = None) -> RepoFile:
+  """Raises `ModelFilesError`."""
+  check_file_name(name)
+  if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= MAX_FILE_BYTES:
+    raise ModelFilesError(f"{name} is said to have {size!r} bytes")
+  if sha256 is not None and not (isinstance(sha256, str) and _SHA256.fullmatch(sha256)):
+    raise ModelFilesError(f"{name} comes with something that is no SHA-256")
+  if git_oid is not None and not (isinstance(git_oid, str) and _SHA1.fullmatch(git_oid)):
+    git_oid = None
+  return RepoFile(name, size, sha256, git_oid)
+
+
+def wanted_files(repo: str, files: Iterable[RepoFile], variant: str | None) -> list[RepoFile]:
+  """The files that make the model: safetensors with configuration and tokenizer, or one GGUF file.
+
+  `variant` chooses among GGUF files (`Q4_K_M`). Raises `DownloadError` when there are no weights that exo reads.
+  """
+  usable = [f for f in files if f.name.endswith(SUFFIXES)]
+  ggufs = sorted((f for f in usable if f.name.endswith(".gguf") and "mmproj" not in f.name), key=lambda f: f.name)
+  root = [f for f in usable if "/" not in f.name]
+  safetensors = [f for f in root if f.name.endswith(".safetensors")]
+  if variant is None and safetensors:
+    if any(f.name == "model.safetensors" for f in safetensors) and not any(f.name == INDEX for f in root):
+      safetensors = [f for f in safetensors if f.name == "model.safetensors"]
+    elif len(safetensors) > 1:
+      safetensors = [f for f in safetensors if not f.name.startswith("consolidated")]
+    small = [f for f in root if not f.is_weights and f.size <= MAX_AUXILIARY_BYTES]
+    return small + safetensors
+  if not ggufs:
+    what = f"no GGUF file {variant!r}" if variant else f"no weights that exo reads ({', '.join(WEIGHT_SUFFIXES)})"
+    raise DownloadError(f"{repo} holds {what}: choose another repository")
+  return [_choose_gguf(repo, ggufs, variant)]
+
+
+def _choose_gguf(repo: str, ggufs: list[RepoFile], variant: str | None) -> RepoFile:
+  def is_of(file: RepoFile, kind: str) -> bool:
+    return re.search(rf"(^|[-._/]){re.escape(kind)}($|[-._/])", file.name, re.IGNORECASE) is not None
+
+  for kind in (variant, ) if variant else _GGUF_PREFERENCE:
+    found = [f for f in ggufs if is_of(f, kind) or f.name == kind]
+    if found and re.search(r"-\d{5}-of-\d{5}\.gguf$", found[0].name):
+      raise DownloadError(
+          f"{repo}: {found[0].name} is one part of several, which exo does not read: choose another file"
+      )
+    if found:
+      return found[0]
+  if variant is None and len(ggufs) == 1:
+    return ggufs[0]
+  names = ", ".join(PurePosixPath(f.name).name for f in ggufs[:6])
+  raise DownloadError(f"{repo} holds several GGUF files ({names} …): name one as {repo}:Q8_0, say")
