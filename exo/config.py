@@ -61,6 +61,8 @@ class Config:
   model_dirs: tuple[Path, ...] = ()
   models: tuple[Path, ...] = ()
   max_parallel_downloads: int = 8
+  download_limit: float | None = None  # MB/s from the hub
+  download_quick_check: bool = False
   # environment
   exo_home: Path = Path("~/.cache/exo/downloads")
   log_format: str = "text"
@@ -111,20 +113,28 @@ def quiet_libraries(debug: int) -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
+_LEAST = {
+    "wait_for_peers": 0,
+    "max_memory": 1,
+    "kv_cache_memory": 1,
+    "max_generate_tokens": 1,
+    "discovery_timeout": 0.1,
+    "max_parallel_downloads": 1,
+    "download_limit": 0.001,
+    "grace_period": 0,
+    "chatgpt_api_response_timeout": 1,
+}
+
+
 def _check(config: Config) -> None:
   for flag, port in (("--node-port", config.node_port), ("--chatgpt-api-port", config.chatgpt_api_port),
                      ("--listen-port", config.listen_port), ("--broadcast-port", config.broadcast_port)):
     if port is not None and not 0 <= port <= 65535:
       raise ConfigError(f"{flag} must be from 0 (any free one) to 65535, not {port}")
-  for flag, number, least in (("--wait-for-peers", config.wait_for_peers, 0), ("--max-memory", config.max_memory, 1),
-                              ("--kv-cache-memory", config.kv_cache_memory,
-                               1), ("--max-generate-tokens", config.max_generate_tokens,
-                                    1), ("--discovery-timeout", config.discovery_timeout,
-                                         0.1), ("--max-parallel-downloads", config.max_parallel_downloads,
-                                                1), ("--grace-period", config.grace_period, 0),
-                              ("--chatgpt-api-response-timeout", config.chatgpt_api_response_timeout, 1)):
+  for name, least in _LEAST.items():
+    number = getattr(config, name)
     if number is not None and number < least:
-      raise ConfigError(f"{flag} must be at least {least}, not {number}")
+      raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, not {number}")
   if not 0 <= config.default_temp <= 2:
     raise ConfigError(f"--default-temp must be from 0 to 2, not {config.default_temp}")
   if config.discovery_module == "manual" and config.discovery_config_path is None:

@@ -71,6 +71,11 @@ class DownloadError(ExoError):
   kind = "download_error"
 
 
+class ModelInUseError(ExoError):
+  """The model cannot be deleted while requests run on it."""
+  kind = "model_in_use"
+
+
 class EngineUnavailableError(ExoError):
   """The chosen engine cannot run on this machine; the message says what to install."""
   kind = "engine_unavailable"

@@ -23,6 +23,7 @@ _STATUS: dict[type[BaseException], tuple[int, str, str | None]] = {
     errors.ModelTooLargeError: (503, "server_error", "model_too_large"),
     errors.ModelFilesError: (503, "server_error", "model_files_error"),
     errors.UnsupportedModelError: (400, "invalid_request_error", "unsupported_model"),
+    errors.ModelInUseError: (409, "invalid_request_error", "model_in_use"),
     errors.DownloadError: (503, "server_error", "download_error"),
     errors.EngineUnavailableError: (503, "server_error", "engine_unavailable"),
     errors.QueueFullError: (429, "rate_limit_error", "queue_full"),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import exo
 from exo.api.chatgpt_api import ChatGPTAPI
 from exo.config import Config
-from exo.download.model_store import ModelStore
+from exo.download.model_store import DownloadOptions, ModelStore
 from exo.errors import ConfigError
 from exo.inference.engines import EngineChoice, choose_engine, weight_memory
 from exo.networking.address_rule import AddressRule
@@ -61,10 +61,15 @@ def make_discovery(config: Config, keyring: ClusterKeyring | None) -> Discovery:
   )
 
 
+def download_options(config: Config) -> DownloadOptions:
+  limit = None if config.download_limit is None else config.download_limit * 1e6
+  return DownloadOptions(config.max_parallel_downloads, limit, config.download_quick_check)
+
+
 def _make_node(
     config: Config, node_id: str, engine: EngineChoice, device: DeviceCapabilities, keyring: ClusterKeyring | None
 ) -> Node:
-  store = ModelStore(config.exo_home, config.model_dirs, config.models, config.max_parallel_downloads)
+  store = ModelStore(config.exo_home, config.model_dirs, config.models, download_options(config))
   hello = Hello(
       node_id=node_id,
       incarnation=time.time_ns() // 10**6,

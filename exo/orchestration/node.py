@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 import psutil
 
 from exo.config import Config
+from exo.download.model_store import ModelEntry
 from exo.errors import DrainingError, EngineUnavailableError, ExoError, ModelNotFoundError, ProtocolError
 from exo.inference.device_thread import DeviceThread
 from exo.inference.engines import EngineChoice
@@ -19,11 +20,15 @@ from exo.networking.discovery import Discovery
 from exo.networking.mesh import Mesh
 from exo.networking.messages import (
     Done,
+    DownloadNews,
+    FindBlocks,
+    FindModel,
     Heartbeat,
     Hello,
     Message,
     OpenPlan,
     PeerLink,
+    ReadRange,
     RequestFailed,
     Submit,
     TokenDelivery,
@@ -32,6 +37,7 @@ from exo.orchestration.activity import Activity
 from exo.orchestration.entry_desk import EntryDesk, Generation, GenerationSpec
 from exo.orchestration.meter import Meter
 from exo.orchestration.model_catalog import ModelCatalog, ModelInfo
+from exo.orchestration.model_sharing import ModelSharing
 from exo.orchestration.plan_book import PlanBook
 from exo.orchestration.plan_host import PlanHost
 from exo.orchestration.shard_loader import ShardLoader
@@ -72,6 +78,7 @@ class Node:
     )
     self._book = PlanBook(self._open_stages)
     self.desk = EntryDesk(hello.node_id, self.send, self.call)
+    self.sharing = ModelSharing(catalog.store, mesh.peers, self.send, self.call, lambda: self.plans.busy)
 
   @property
   def node_id(self) -> str:
@@ -119,6 +126,7 @@ class Node:
     await self._discovery.stop()
     await self._book.close()
     await self.plans.close()
+    await self.catalog.store.close()
     await self._mesh.stop()
     await self._tasks.close()
     await asyncio.to_thread(self._device.close)
@@ -163,8 +171,6 @@ class Node:
     view = self.topology().without(avoid | self._leaving_nodes())
     if not view.nodes and self.plans.engine.broken:
       raise EngineUnavailableError(f"{self.plans.engine.problem}, and there is no other node")
-    if model.is_local:  # only those that hold it too can take part
-      view = view.only([self.node_id, *(n for n, p in peers.items() if model.id in p.hello.local_models)])
     hellos = [h for h in (self.hello, *(p.hello for p in peers.values())) if h.node_id in view.nodes]
     epoch = membership_epoch((h.node_id, h.incarnation, h.capabilities.memory) for h in hellos)
     capacity = {h.node_id: h.capabilities.memory * _MB for h in hellos}
@@ -194,6 +200,27 @@ class Node:
       except ModelNotFoundError:
         wanted = self.config.default_model
     return await self.catalog.info(wanted)
+
+  def fetch_in_background(self, entry: ModelEntry) -> None:
+    """Bring the whole model here; how it goes is told by its progress, failures included."""
+    async def work() -> None:
+      try:
+        await self.catalog.store.fetch(entry)
+      except ExoError as error:
+        log(1, "%s was not fetched: %s", entry.id, error)
+
+    self._tasks.spawn(work(), f"fetch {entry.id}")
+
+  async def delete_model(self, model_id: str) -> int:
+    """Remove a model from this node's disk, memory and caches; returns the bytes freed on disk.
+
+    Raises `ModelNotFoundError`, `ModelInUseError`, `InvalidRequestError` for a folder of the user's own.
+    """
+    name = self.catalog.find(model_id).id
+    await self.plans.close_model(name)
+    freed = await self.catalog.delete(name)
+    self.sharing.forget(name)
+    return freed
 
   @asynccontextmanager
   async def generation(self, spec: GenerationSpec, model: ModelInfo) -> AsyncIterator[Generation]:
@@ -243,6 +270,8 @@ class Node:
     match message:
       case TokenDelivery():
         self.desk.on_delivery(sender, message)
+      case DownloadNews():
+        self.sharing.on_news(sender, message)
       case RequestFailed():
         self.desk.on_failed(sender, message)
       case _:
@@ -253,6 +282,7 @@ class Node:
     self.desk.peer_joined(peer.node_id)
     self.meter.peer_events["joined"] += 1
     log(1, "%s joined: %s, engine %s", peer.node_id, peer.capabilities, peer.engine)
+    self.sharing.peer_joined(peer.node_id)
 
   def peer_left(self, node_id: str, reason: str) -> None:
     self.meter.peer_events["left"] += 1
@@ -260,11 +290,14 @@ class Node:
     self._book.peer_left(node_id)
     self.plans.peer_left(node_id, reason)
     self.desk.peer_left(node_id, reason)
+    self.sharing.peer_left(node_id)
 
   async def answer(self, sender: str, message: Message) -> Message:
     match message:
       case OpenPlan():
         return await self.plans.open(message)
+      case FindModel() | FindBlocks() | ReadRange():
+        return await self.sharing.answer(message)
       case Submit():
         if self._draining and sender != self.node_id:
           raise DrainingError(f"{self.node_id} is shutting down", node=self.node_id)

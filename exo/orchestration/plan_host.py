@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from exo.errors import (
     ExoError,
+    ModelInUseError,
     ModelTooLargeError,
     PeerLostError,
     PeerUnreachableError,
@@ -412,6 +413,15 @@ class PlanHost:
         self._lost[plan_id] = error
     for starting in self._starting.values():
       starting.requests = [r for r in starting.requests if r.entry_node != node_id]
+
+  async def close_model(self, model_id: str) -> None:
+    """Give back what is loaded of a model. Raises `ModelInUseError` while requests run on it."""
+    opened = [o for o in self._open.values() if o.plan.model_id == model_id]
+    loading = any(plan_id not in self._open for plan_id in self._opening)
+    if loading or any(not o.runner.idle or (o.driver is not None and not o.driver.idle) for o in opened):
+      raise ModelInUseError(f"{model_id} is in use: wait for its requests to end, or cancel them", model=model_id)
+    for one in opened:
+      await self._close_everywhere(one, PlanClosedError(f"{model_id} was deleted on {self._node_id}"))
 
   async def _close_everywhere(self, opened: _Open, error: ExoError) -> None:
     for node_id in opened.plan.node_ids:

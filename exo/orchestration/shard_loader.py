@@ -63,6 +63,7 @@ class ShardLoader:
       raise ModelFilesError(
           f"this node holds another model under the name {shard.model_id}: give one of the two another name"
       )
+    await self._catalog.fetch_shard(shard)
 
     def work() -> StageModel:
       if self._engine is None:

@@ -19,6 +19,7 @@ from exo.inference.engine import BatchEntry, LogitsOf
 from exo.inference.sampling import SamplingParams, TokenLogprob
 from exo.inference.shard import Shard
 from exo.networking import messages as m
+from exo.networking.grpc import model_codec
 from exo.networking.grpc import node_service_pb2 as pb
 from exo.topology.device_capabilities import DeviceCapabilities, DeviceFlops
 from exo.topology.ring_plan import RingPlan, Stage, WeightMemory
@@ -142,7 +143,7 @@ def hello_in(item: pb.Item) -> tuple[m.Hello, str]:
     raise ProtocolError(
         f"the other node speaks protocol {h.protocol}, this one {m.PROTOCOL_VERSION}: update the older one"
     )
-  if not 1 <= len(h.node_id) <= 128 or h.stream not in ("data", "control", "heartbeat"):
+  if not 1 <= len(h.node_id) <= 128 or h.stream not in ("data", "control", "heartbeat", "bulk"):
     raise ProtocolError("a stream began with a malformed greeting")
   hello = m.Hello(
       h.node_id, h.incarnation, h.port, _capabilities_in(h.capabilities), h.engine[:40], h.device[:200], h.version[:40],
@@ -444,6 +445,7 @@ _OUT: dict[type, Callable[[Any], dict[str, Any]]] = {
     m.StepFailed: lambda x:
     {"step_failed": pb.StepFailed(plan_id=x.plan_id, step=x.step, failure=_failure_out(x.failure))},
     m.TokenDelivery: _delivery_out,
+    **model_codec.OUT,
 }
 _IN: dict[str, Callable[[Any], m.Message]] = {
     "heartbeat": _heartbeat_in,
@@ -459,6 +461,7 @@ _IN: dict[str, Callable[[Any], m.Message]] = {
     "step_result": _result_in,
     "step_failed": lambda x: m.StepFailed(x.plan_id, x.step, _failure_in(x.failure)),
     "token_delivery": _delivery_in,
+    **model_codec.IN,
 }
 
 

@@ -36,6 +36,8 @@ _MAX_KNOWN, _MAX_ADDRESSES, _MAX_PENDING, _MAX_REFUSALS = 256, 16, 64, 1024
 _TIMING = Timing()
 _RUMOUR_PRIORITY = -1  # behind every address that the node itself announces
 _SILENCE_S = 3 * HEARTBEAT_S
+_CONNECTIONS = 3
+_CONNECTION_OF = {"heartbeat": 1, "bulk": 2}  # data and control share the first
 
 
 @dataclass
@@ -217,7 +219,8 @@ class GrpcMesh(Mesh):
       known.dialing = False
 
   async def _dial(self, candidate: PeerCandidate) -> str:
-    """Open the three streams; heartbeats get a connection of their own, so that no tensor delays them.
+    """Open the four streams; heartbeats and files get connections of their own, so that neither waits for the other
+    nor for a tensor.
 
     Returns who is there, "" where no link could be made.
     """
@@ -229,7 +232,7 @@ class GrpcMesh(Mesh):
     link_id, link = uuid.uuid4().hex, None
     try:
       for kind in STREAM_KINDS:
-        channel = channels[kind == "heartbeat"]
+        channel = channels[_CONNECTION_OF.get(kind, 0)]
         call = channel.stream_stream(METHOD)(metadata=((_LINK_KEY, link_id), ))
         stream = EnvelopeStream(kind, _reader(call), call.write)
         async with asyncio.timeout(_GREETING_TIMEOUT_S):
@@ -256,13 +259,13 @@ class GrpcMesh(Mesh):
     return link.peer.node_id
 
   async def _open_channels(self, address: str) -> list[grpc.aio.Channel]:
-    """One for data and calls, one for heartbeats, each with a connection of its own."""
+    """One for data and calls, one for heartbeats, one for files, each with a connection of its own."""
     options: list[tuple[str, int | str]] = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
     if self._tls is None:
-      return [grpc.aio.insecure_channel(address, options=options) for _ in range(2)]
+      return [grpc.aio.insecure_channel(address, options=options) for _ in range(_CONNECTIONS)]
     options.append(("grpc.ssl_target_name_override", SERVER_NAME))
     credentials = await asyncio.to_thread(self._tls.channel)
-    return [grpc.aio.secure_channel(address, credentials, options=options) for _ in range(2)]
+    return [grpc.aio.secure_channel(address, credentials, options=options) for _ in range(_CONNECTIONS)]
 
   async def _configure_name(self, host: str) -> None:
     """Let the addresses of a host name that a person gave connect to this node too."""

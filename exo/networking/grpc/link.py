@@ -1,4 +1,4 @@
-"""The three streams to one node that one dial opened, and the calls that are under way on them."""
+"""The four streams to one node that one dial opened, and the calls that are under way on them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from exo.networking.grpc.codec import WireDtype, decode, encode
 from exo.networking.grpc.stream import EnvelopeStream
 from exo.networking.membership import Membership
 from exo.networking.mesh import MeshHandler
-from exo.networking.messages import Failure, Heartbeat, Hello, Message, Rumour
+from exo.networking.messages import Failure, Heartbeat, Hello, Message, ReadRange, Rumour
 from exo.tasks import TaskOwner
 
-STREAM_KINDS = ("data", "control", "heartbeat")
+STREAM_KINDS = ("data", "control", "heartbeat", "bulk")
 HEARTBEAT_S = 0.5
 HEARTBEAT_TIMEOUT_S = 5.0
 
@@ -25,7 +25,7 @@ Heard = Callable[["Link", tuple[Rumour, ...]], None]
 
 
 class Link:
-  """Up once all three streams are there; down as soon as one ends or heartbeats stay away."""
+  """Up once all four streams are there; down as soon as one ends or heartbeats stay away."""
   def __init__(
       self,
       peer: Hello,
@@ -103,7 +103,7 @@ class Link:
     call_id, self._next_call = self._next_call, self._next_call + 1
     future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
     self._calls[call_id] = future
-    self._post("control", encode(message, call_id))
+    self._post("bulk" if isinstance(message, ReadRange) else "control", encode(message, call_id))
     try:
       reply = await asyncio.wait_for(future, timeout_s)
     except TimeoutError:
@@ -123,11 +123,11 @@ class Link:
       if future is not None and not future.done():
         future.set_result(message)
     elif call_id:
-      self._tasks.spawn(self._answer(call_id, message), type(message).__name__)
+      self._tasks.spawn(self._answer(stream.kind, call_id, message), type(message).__name__)
     else:
       self._handler.message(self.peer.node_id, message)
 
-  async def _answer(self, call_id: int, message: Message) -> None:
+  async def _answer(self, kind: str, call_id: int, message: Message) -> None:
     reply: Message
     try:
       reply = await self._handler.answer(self.peer.node_id, message)
@@ -136,7 +136,7 @@ class Link:
     except Exception as error:  # noqa: BLE001 - the caller must hear of a bug here, not wait for its deadline
       log(0, "%s from %s failed: %s: %s", type(message).__name__, self.peer.node_id, type(error).__name__, error)
       reply = Failure(*to_wire(error))
-    self._post("control", encode(reply, call_id, is_reply=True))
+    self._post(kind, encode(reply, call_id, is_reply=True))
 
   def _on_heartbeat(self, beat: Heartbeat) -> None:
     self._heard_at = time.monotonic()

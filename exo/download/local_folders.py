@@ -1,0 +1,55 @@
+"""Models that lie in folders of the user's own, or in huggingface_hub's cache: read, never written to."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from exo.download.manifest import MAX_AUXILIARY_BYTES, SUFFIXES, Manifest, RepoFile, is_plain_name
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def is_model(path: Path) -> bool:
+  if path.is_file():
+    return path.suffix == ".gguf"
+  return path.is_dir() and ((path / "config.json").is_file() or any(path.glob("*.gguf")))
+
+
+def model_name(path: Path) -> str:
+  """The name under which a local folder or file is known: its own, without `.gguf`."""
+  return path.stem if path.suffix == ".gguf" else path.name
+
+
+def models_in(folders: Iterable[Path], single: Iterable[Path] = ()) -> dict[str, Path]:
+  """Models by name, read anew so that added ones appear; of equal names the first counts."""
+  found: dict[str, Path] = {}
+  children = (child for folder in folders if folder.is_dir() for child in sorted(folder.iterdir()))
+  for path in (*single, *children):
+    if not path.name.startswith(".") and is_model(path):
+      found.setdefault(model_name(path), path)
+  return found
+
+
+def describe(model_id: str, path: Path, source: str) -> Manifest:
+  """The files of a local model as others may fetch them. Its revision changes with their sizes and times."""
+  base, files = (path.parent, [path]) if path.is_file() else (path, sorted(path.iterdir()))
+  found: list[RepoFile] = []
+  stamp = hashlib.sha256()
+  for file in files:
+    if not file.is_file() or not is_plain_name(file.name) or not file.name.endswith(SUFFIXES):
+      continue
+    status = file.stat()
+    entry = RepoFile(file.relative_to(base).as_posix(), status.st_size, _cached_hash(file))
+    if entry.is_weights or entry.size <= MAX_AUXILIARY_BYTES:
+      found.append(entry)
+      stamp.update(f"{entry.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+  return Manifest(model_id, source, stamp.hexdigest()[:40], tuple(found))
+
+
+def _cached_hash(file: Path) -> str | None:
+  """huggingface_hub's cache links each large file to one that is named by its SHA-256."""
+  name = file.readlink().name if file.is_symlink() else ""
+  return name if _SHA256.fullmatch(name) else None

@@ -1,0 +1,90 @@
+"""The part of a model that every node needs: configuration, tokenizer, and the headers that say where each tensor lies."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+from exo.download.manifest import INDEX, Manifest, inside, is_plain_name
+from exo.download.transfer import Transfer, run_all
+from exo.errors import ModelFilesError, UnsupportedModelError
+from exo.inference.weights.gguf_header import MAX_HEADER_BYTES as MAX_GGUF_HEADER_BYTES
+from exo.inference.weights.gguf_header import GgufCutOffError, parse_gguf_header
+from exo.inference.weights.safetensors_checkpoint import MAX_HEADER_BYTES, parse_safetensors_header, read_json
+
+_FIRST_GGUF_BYTES = 1 << 19
+_PARALLEL_HEADERS = 16
+
+
+async def fetch_head(transfer: Transfer, folder: Path) -> Manifest:
+  """Bring the head of a model and return the manifest with the weight files that its index names.
+
+  Raises `DownloadError`, `ModelFilesError` for a damaged or hostile one, `UnsupportedModelError` for one that wants to
+  run code of its own.
+  """
+  manifest = transfer.manifest
+  await transfer.whole(file.name for file in manifest.auxiliary)
+  manifest = await asyncio.to_thread(_chosen, manifest, folder)
+  slots = asyncio.Semaphore(_PARALLEL_HEADERS)
+
+  async def header(name: str) -> None:
+    async with slots:
+      await (_gguf_header if name.endswith(".gguf") else _safetensors_header)(transfer, inside(folder, name), name)
+
+  await run_all(header(file.name) for file in manifest.weights)
+  return manifest
+
+
+def _chosen(manifest: Manifest, folder: Path) -> Manifest:
+  if manifest.is_gguf:
+    return manifest
+  config = read_json(folder / "config.json")
+  if config.get("auto_map") or config.get("trust_remote_code"):
+    raise UnsupportedModelError(f"{manifest.source} wants to run code of its own repository, which exo never does")
+  index = read_json(folder / INDEX).get("weight_map")
+  if index is None:
+    return manifest
+  if not isinstance(index, dict) or not all(is_plain_name(v) and "/" not in v for v in index.values()):
+    raise ModelFilesError(f"{manifest.source}: {INDEX} names files outside the repository's folder")
+  lacking = sorted(set(index.values()) - {file.name for file in manifest.weights})
+  if lacking:
+    raise ModelFilesError(f"{manifest.source} lacks {lacking[0]}, which its {INDEX} names")
+  return manifest.with_weights(index.values())
+
+
+async def _safetensors_header(transfer: Transfer, path: Path, name: str) -> None:
+  file = (await transfer.file(name)).file
+  if file.size < 8:
+    raise ModelFilesError(f"{name} is too short to be a safetensors file")
+  await transfer.bring({name: [(0, 8)]})
+  length = int.from_bytes(await asyncio.to_thread(_read, path, 8), "little")
+  if not 2 <= length <= min(MAX_HEADER_BYTES, file.size - 8):
+    raise ModelFilesError(f"{name} claims a header of {length} bytes: it is damaged")
+  await transfer.bring({name: [(0, 8 + length)]})
+  header = await asyncio.to_thread(_read, path, 8 + length)
+  await asyncio.to_thread(parse_safetensors_header, memoryview(header), file.size, name)
+
+
+async def _gguf_header(transfer: Transfer, path: Path, name: str) -> None:
+  """The header does not tell its length: more of it is fetched until it parses."""
+  size, wanted = (await transfer.file(name)).file.size, _FIRST_GGUF_BYTES
+  while True:
+    wanted = min(wanted, size)
+    await transfer.bring({name: [(0, wanted)]})
+    data = await asyncio.to_thread(_read, path, wanted)
+    try:
+      header = await asyncio.to_thread(parse_gguf_header, memoryview(data), size)
+      break
+    except GgufCutOffError:
+      if wanted >= min(size, MAX_GGUF_HEADER_BYTES):
+        raise
+    wanted = wanted * 3 // 2
+  # rotary factors are configuration that stands among the tensors
+  factors = [t for t in header.tensors.values() if t.name.startswith("rope_")]
+  await transfer.bring({name: [(t.start, t.start + t.n_bytes) for t in factors]})
+
+
+def _read(path: Path, count: int) -> bytes:
+  with path.open("rb") as file:
+    return os.pread(file.fileno(), count, 0)

@@ -1,0 +1,182 @@
+"""The models that this machine knows: what each name means, and what of it lies where. Nothing here writes or fetches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from exo.download import hub
+from exo.download.local_folders import describe, models_in
+from exo.download.manifest import Manifest, RepoFile, check_file_name, inside, manifest_from_json
+from exo.download.sparse_file import held_spans
+from exo.errors import ExoError, ModelFilesError, ModelNotFoundError
+from exo.inference.weights.block_map import map_path, span_bytes
+from exo.log import log
+from exo.model_card import HubSource, ModelCard, NeighbourSource, WheelSource
+from exo.models import CARDS, card_of, nearest
+
+DUMMY_MODEL = "dummy"
+MANIFEST = ".exo/manifest.json"
+_MAX_MANIFEST_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+  """A model by the name that users and peers know it by. `path` is there for models that are whole on this machine.
+
+  `card` is None for a folder or file of the user's own; those are never written to.
+  """
+  id: str
+  pretty_name: str
+  path: Path | None
+  card: ModelCard | None
+
+  @property
+  def is_local(self) -> bool:
+    """It lies in a folder of the user's own, under a name given by that folder."""
+    return self.card is None and self.id != DUMMY_MODEL
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+  """Files of a model on this machine, to read. `base` is their folder; `is_ours` when exo has put them there."""
+  manifest: Manifest
+  base: Path
+  is_ours: bool = True
+
+  def path(self, name: str) -> Path:
+    """Of one file. Raises `ModelFilesError` for a name that leads out of the folder."""
+    return inside(self.base, name) if self.is_ours else self.base / check_file_name(name)
+
+  @property
+  def openable(self) -> Path:
+    """What `open_checkpoint` takes."""
+    weights = self.manifest.weights
+    return self.path(weights[0].name) if self.manifest.is_gguf and len(weights) == 1 else self.base
+
+  def held_bytes(self) -> int:
+    return sum(span_bytes(held_spans(self.path(file.name))) for file in self.manifest.files)
+
+  def is_sound(self) -> bool:
+    """Every file is there at its full length, though perhaps with holes."""
+    paths = [(self.path(file.name), file.size) for file in self.manifest.files]
+    return all(path.is_file() and path.stat().st_size == size for path, size in paths)
+
+  def is_whole(self) -> bool:
+    return self.held_bytes() == self.manifest.total_bytes
+
+
+class ModelLibrary:
+  """Finds models by name, in folders of the user's own, in `home`, in huggingface_hub's cache, in the registry."""
+  def __init__(self, home: Path, model_dirs: Iterable[Path] = (), models: Iterable[Path] = ()) -> None:
+    self._home = home
+    self._model_dirs, self._models = tuple(model_dirs), tuple(models)
+
+  # names
+
+  def local_models(self) -> dict[str, Path]:
+    """Models of the user's own folders, by name."""
+    return models_in(self._model_dirs, self._models)
+
+  def listed(self) -> list[ModelEntry]:
+    """Every model that can be asked for by name: the user's own, those that have been fetched, those of the registry."""
+    entries = {name: ModelEntry(name, name, path, None) for name, path in self.local_models().items()}
+    for card in (*self._fetched_cards(), *CARDS.values()):
+      if card.id not in entries:
+        entries[card.id] = self.entry(card)
+    return list(entries.values())
+
+  def _fetched_cards(self) -> list[ModelCard]:
+    """Models in `home` that the registry does not name."""
+    known = {card.source.folder for card in CARDS.values()}
+    cards = []
+    for file in sorted(self._home.glob(f"*/{MANIFEST}")):
+      folder = file.parents[1]
+      if folder.name in known:
+        continue
+      try:
+        manifest = read_manifest(folder)
+      except ModelFilesError as error:
+        log(1, "%s: %s", folder.name, error)
+        continue
+      card = card_of(manifest.model_id) or neighbour_card(manifest.model_id)
+      if card.source.folder == folder.name:
+        cards.append(card)
+    return cards
+
+  def find(self, name: str) -> ModelEntry:
+    """Raises `ModelNotFoundError` with the nearest names; an unknown name never becomes another model."""
+    local = self.local_models()
+    if name in local:
+      return ModelEntry(name, name, local[name], None)
+    if name == DUMMY_MODEL:
+      return ModelEntry(name, "Dummy", Path(name), None)
+    card = card_of(name)
+    if card is None and (self._home / neighbour_card(name).source.folder / MANIFEST).is_file():
+      card = neighbour_card(name)
+    if card is not None:
+      return self.entry(card)
+    close = nearest(name, [*local, *CARDS])
+    hint = f" Did you mean {', '.join(close)}?" if close else " `GET /v1/models` lists the known ones."
+    raise ModelNotFoundError(f"there is no model {name!r}.{hint}", model=name)
+
+  def entry(self, card: ModelCard) -> ModelEntry:
+    try:
+      holding = self.holding_of(card)
+      path = holding.openable if holding is not None and holding.is_whole() else None
+    except (OSError, ExoError) as error:
+      log(1, "%s: %s", card.id, error)
+      path = None
+    return ModelEntry(card.id, card.pretty_name, path, card)
+
+  # what is here
+
+  def holding(self, name: str) -> Holding | None:
+    """What of a model is on this machine, its head at least. Raises `ModelNotFoundError`, `ModelFilesError`."""
+    entry = self.find(name)
+    if entry.card is not None:
+      return self.holding_of(entry.card)
+    if entry.path is None or entry.id == DUMMY_MODEL:
+      return None
+    base = entry.path.parent if entry.path.is_file() else entry.path
+    return Holding(describe(entry.id, entry.path, "local"), base, False)
+
+  def holding_of(self, card: ModelCard) -> Holding | None:
+    folder = self._home / card.source.folder
+    if (folder / MANIFEST).is_file():
+      return Holding(read_manifest(folder), folder)
+    if isinstance(card.source, WheelSource):  # put there by hand, or by an earlier version
+      file = folder / card.source.file_name
+      whole = file.is_file() and not map_path(file).is_file()
+      if whole and file.stat().st_size == card.source.member_bytes:
+        return Holding(wheel_manifest(card.id, card.source), folder)
+    if isinstance(card.source, HubSource) and card.source.variant is None:
+      snapshot = hub.cached_snapshot(card.source)
+      if snapshot is not None:
+        return Holding(describe(card.id, snapshot, card.source.repo), snapshot, False)
+    return None
+
+  def _sound_holding(self, card: ModelCard) -> Holding | None:
+    """None also where files of it are gone or cut off since."""
+    holding = self.holding_of(card)
+    return holding if holding is not None and holding.is_sound() else None
+
+
+def neighbour_card(name: str) -> ModelCard:
+  return ModelCard(name, name, NeighbourSource(name))
+
+
+def wheel_manifest(model_id: str, source: WheelSource) -> Manifest:
+  file = RepoFile(source.file_name, source.member_bytes, source.member_sha256)
+  return Manifest(model_id, f"pypi:{source.package}", source.version, (file, ))
+
+
+def read_manifest(folder: Path) -> Manifest:
+  path = folder / MANIFEST
+  try:
+    if path.stat().st_size > _MAX_MANIFEST_BYTES:
+      raise ModelFilesError(f"{path} is implausibly large")
+    return manifest_from_json(path.read_text("utf-8"))
+  except (OSError, UnicodeDecodeError) as error:
+    raise ModelFilesError(f"{path} cannot be read: {error}") from error

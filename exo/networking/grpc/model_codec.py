@@ -1,0 +1,90 @@
+"""The messages about models between neighbours, to protobuf and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+from exo.errors import ProtocolError
+from exo.networking import messages as m
+from exo.networking.grpc import node_service_pb2 as pb
+
+_MAX_FILES = 20_000
+_TEXT = 2000
+
+
+def _find_blocks_out(x: m.FindBlocks) -> dict[str, Any]:
+  files = [pb.FindBlocks.File(name=name, identity=identity) for name, identity in x.files]
+  return {"find_blocks": pb.FindBlocks(model_id=x.model_id, files=files)}
+
+
+def _find_blocks_in(x: pb.FindBlocks) -> m.FindBlocks:
+  if len(x.files) > _MAX_FILES:
+    raise ProtocolError(f"somebody asks for {len(x.files)} files of one model")
+  return m.FindBlocks(x.model_id, tuple((file.name, file.identity) for file in x.files))
+
+
+def _blocks_found_out(x: m.BlocksFound) -> dict[str, Any]:
+  files = [
+      pb.BlocksFound.File(name=name, edges=[edge for span in spans for edge in span]) for name, spans in x.files
+      if spans
+  ]
+  return {"blocks_found": pb.BlocksFound(files=files)}
+
+
+def _blocks_found_in(x: pb.BlocksFound) -> m.BlocksFound:
+  files = []
+  for file in x.files:
+    edges = list(file.edges)
+    if len(edges) % 2 or any(a >= b for a, b in pairwise(edges)):
+      raise ProtocolError("spans of a file are out of order")
+    files.append((file.name, tuple(zip(edges[::2], edges[1::2], strict=True))))
+  return m.BlocksFound(tuple(files))
+
+
+def _read_out(x: m.ReadRange) -> dict[str, Any]:
+  body = pb.ReadRange(model_id=x.model_id, name=x.name, identity=x.identity, start=x.start, end=x.end)
+  return {"read_range": body}
+
+
+def _news_out(x: m.DownloadNews) -> dict[str, Any]:
+  body = pb.DownloadNews(
+      model_id=x.model_id,
+      downloaded_bytes=x.downloaded_bytes,
+      total_bytes=x.total_bytes,
+      done=x.done,
+      bytes_per_s=x.bytes_per_s,
+      from_peers_bytes=x.from_peers_bytes,
+      from_hub_bytes=x.from_hub_bytes,
+      error=x.error[:_TEXT],
+      status=x.status
+  )
+  return {"download_news": body}
+
+
+def _news_in(x: pb.DownloadNews) -> m.DownloadNews:
+  return m.DownloadNews(
+      x.model_id[:_TEXT], x.downloaded_bytes, x.total_bytes, x.done, x.bytes_per_s, x.from_peers_bytes,
+      x.from_hub_bytes, x.error[:_TEXT], x.status[:_TEXT]
+  )
+
+
+OUT: dict[type, Callable[[Any], dict[str, Any]]] = {
+    m.FindModel: lambda x: {"find_model": pb.FindModel(model_id=x.model_id)},
+    m.ModelFound: lambda x: {"model_found": pb.ModelFound(manifest_json=x.manifest_json)},
+    m.FindBlocks: _find_blocks_out,
+    m.BlocksFound: _blocks_found_out,
+    m.ReadRange: _read_out,
+    m.RangeData: lambda x: {"range_data": pb.RangeData(data=x.data, digests=x.digests)},
+    m.DownloadNews: _news_out,
+}
+IN: dict[str, Callable[[Any], m.Message]] = {
+    "find_model": lambda x: m.FindModel(x.model_id),
+    "model_found": lambda x: m.ModelFound(x.manifest_json),
+    "find_blocks": _find_blocks_in,
+    "blocks_found": _blocks_found_in,
+    "read_range": lambda x: m.ReadRange(x.model_id, x.name, x.identity, x.start, x.end),
+    "range_data": lambda x: m.RangeData(x.data, x.digests),
+    "download_news": _news_in,
+}
