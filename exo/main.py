@@ -36,6 +36,12 @@ def run() -> None:
     elif arguments.command == "run":
       from exo.cli.run_command import run_command
       status = run_command(config, arguments)
+    elif arguments.command in ("models", "pull", "rm"):
+      from exo.cli import models_command
+      commands = {
+          "models": models_command.models_command, "pull": models_command.pull_command, "rm": models_command.rm_command
+      }
+      status = commands[arguments.command](config, arguments)
     else:
       if arguments.command == "join":
         from exo.cli.key_command import join

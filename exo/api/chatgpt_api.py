@@ -14,6 +14,7 @@ from exo.api import (
     cancel,
     chat,
     completions,
+    downloads,
     embeddings,
     messages,
     metrics,
@@ -74,7 +75,7 @@ class ChatGPTAPI:
     router.add_post("/v1/cancel/{id}", self._with_node(cancel.cancel))
     ollama.add_routes(router, self._with_node)
     router.add_get("/openapi.json", self._openapi)
-    router.add_get("/v1/download/progress", self._downloads)
+    downloads.add_routes(router, self._with_node)
     router.add_get("/healthcheck", self._health)
     router.add_get("/health", self._health)
     router.add_get("/v1/topology/stream", self._with_node(ring_stream.ring_stream))
@@ -143,18 +144,6 @@ class ChatGPTAPI:
     if "/" in name and name not in {entry.id for entry in self._node.catalog.listed()}:
       raise ModelNotFoundError(f"there is no model {name!r} here", model=name)
     return json_response(self._describe_model(self._node.catalog.find(name).id))
-
-  async def _downloads(self, request: web.Request) -> web.Response:
-    """Downloads of this node, running and done since it started."""
-    data = [{
-        "node_id": self._node.node_id,
-        "model": progress.model_id,
-        "downloaded_bytes": progress.downloaded_bytes,
-        "total_bytes": progress.total_bytes,
-        "percentage": round(100 * progress.fraction, 1),
-        "done": progress.done,
-    } for progress in self._node.catalog.downloads.values()]
-    return json_response({"object": "list", "data": data})
 
   # the ring
 

@@ -16,6 +16,7 @@ environment:
   EXO_HOME      where models are kept (default ~/.cache/exo/downloads)
   HF_ENDPOINT   a mirror of the Hugging Face hub;  HF_TOKEN  your token there
   EXO_CLUSTER_KEY, EXO_API_KEY   as --cluster-key and --api-key
+  HF_HUB_OFFLINE=1    ask no hub;  HF_HOME, HF_HUB_CACHE  its token and cache
   DEBUG=0..9    0 quiet, 1 membership, plans and requests, 2 hops, 3 frames and shapes, more for less
   DEBUG_DISCOVERY=1   every beacon;  TINYGRAD_DEBUG=1..6   tinygrad's own
 
@@ -23,6 +24,7 @@ examples:
   exo                                         join the ring, or begin one
   exo run --prompt "What is 2 + 2?"           answer with the default model
   exo run llama-3.2-3b                        chat
+  exo models                                  what there is, what is here, what fits
   exo run ./model.gguf --prompt "Hello"       a file or folder of your own
   exo status                                  what runs here, and the ring it is in (--json); exo stop
   exo bench                                   how fast the ring is, also beside another server (--compare URL)
@@ -40,16 +42,18 @@ def build_parser() -> argparse.ArgumentParser:
   parser.add_argument(
       "command",
       nargs="?",
-      choices=["run", "join", "key", "status", "stop", "bench", "doctor", "demo"],
-      help="run: answer one prompt, or chat; join TOKEN: become part of a ring with a cluster key; key: make and "
-      "manage keys (`exo key --help`); status, stop: the nodes that run here; bench: how fast the ring is (`exo bench --help`); doctor: "
-      "what is wrong, if anything; demo: three nodes, one killed in mid-sentence; without it: start a node"
+      choices=["run", "models", "pull", "rm", "join", "key", "status", "stop", "bench", "doctor", "demo"],
+      help="run: answer one prompt, or chat; models: list them; pull, rm: fetch or delete one; join TOKEN: become part of "
+      "a ring with a cluster key; key: make and manage keys (`exo key --help`); status, stop: the nodes that run here; "
+      "bench: how fast the ring is (`exo bench --help`); doctor: what is wrong, if anything; demo: three nodes, one "
+      "killed in mid-sentence; without it: start a node"
   )
   parser.add_argument(
       "model_name",
       nargs="?",
       metavar="model",
-      help="for run: a known name, a folder or GGUF file, or a Hugging Face id (default: --default-model)"
+      help="a known name, for run also a folder or GGUF file, or a Hugging Face id: org/name, org/name@revision, "
+      "org/name:Q4_K_M (default: --default-model)"
   )
   parser.add_argument("--version", action="version", version=f"exo {__version__}")
 
@@ -102,6 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
   )
 
   models = parser.add_argument_group("models")
+  models.add_argument("--json", action="store_true", help="for exo models: a list for programs")
   models.add_argument("--default-model", metavar="MODEL", help="where a request names none (default smollm2-135m)")
   models.add_argument(
       "--model-dir",
@@ -112,7 +117,18 @@ def build_parser() -> argparse.ArgumentParser:
       metavar="DIR",
       help="a folder whose model folders and GGUF files are models under their names; repeatable"
   )
-  models.add_argument("--max-parallel-downloads", type=int, metavar="N", help="files fetched at once (default 8)")
+  models.add_argument(
+      "--max-parallel-downloads", type=int, metavar="N", help="connections to the hub at once (default 8)"
+  )
+  models.add_argument(
+      "--download-limit", type=float, metavar="MB/S", help="fetch no faster than this from the hub (default: no limit)"
+  )
+  models.add_argument(
+      "--download-quick-check",
+      action="store_true",
+      default=None,
+      help="trust the size of files that came here by other means instead of hashing them"
+  )
 
   discovery = parser.add_argument_group("discovery")
   discovery.add_argument(

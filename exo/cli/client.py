@@ -51,6 +51,14 @@ class ApiClient:
           return json.loads(line[6:])
     raise ExoError("the node closed the stream")
 
+  async def post(self, path: str, body: Any) -> Any:
+    async with self._session.post(path, json=body) as response:
+      return await _checked(response)
+
+  async def delete(self, path: str) -> Any:
+    async with self._session.delete(path) as response:
+      return await _checked(response)
+
   async def chat(self, model: str | None, messages: list[dict[str, str]],
                  max_tokens: int | None) -> AsyncIterator[Delta]:
     """Stream an answer."""

@@ -7,7 +7,16 @@ import sys
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TaskID, TextColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from exo.cli.client import ApiClient
 
@@ -17,6 +26,7 @@ _PLAIN_EVERY = 10  # percent, where stderr is a file
 
 
 class LoadProgress:
+  """Shows the downloads of all nodes of the ring: a stage elsewhere that still fetches is waited for too."""
   def __init__(self, api: ApiClient) -> None:
     self._api = api
     self._told: dict[str, int] = {}
@@ -28,25 +38,32 @@ class LoadProgress:
     if not console.is_terminal:
       while True:
         for download in await self._downloads():
-          self._plain(f"fetching {download['model']}", int(download["percentage"]))
+          self._plain(f"fetching {download['model']} on {download['node_id']}", int(download["percentage"]))
         for model, fraction in (await self._loading()).items():
           self._plain(f"loading {model}", int(fraction * 100))
         await asyncio.sleep(_POLL_S)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+        TimeRemainingColumn()
+    )
     with Progress(*columns, console=console, transient=True) as progress:
-      tasks: dict[str, TaskID] = {}
+      tasks: dict[tuple[str, str], TaskID] = {}
       loading = progress.add_task("loading", total=None)
       while True:
-        for download in await self._downloads():
-          model = download["model"]
-          if model not in tasks and not download["done"]:
-            tasks[model] = progress.add_task(f"fetching {model}", total=download["total_bytes"] or None)
-          if model in tasks:
-            progress.update(tasks[model], completed=download["downloaded_bytes"], total=download["total_bytes"] or None)
+        downloads = await self._downloads()
+        several = len({download["node_id"] for download in downloads}) > 1
+        for download in downloads:
+          key, total = (download["node_id"], download["model"]), download["total_bytes"] or None
+          if key not in tasks and not _ended(download):
+            tasks[key] = progress.add_task("", total=total)
+          if key in tasks:
+            where = f" on {download['node_id']}" if several else ""
+            text = f"{download['status']}: {download['model']}{where}"
+            progress.update(tasks[key], completed=download["downloaded_bytes"], total=total, description=text)
         fractions = await self._loading()
         if fractions:  # of this node's engine; slow ones compile kernels the first time
           progress.update(loading, description=f"loading {min(fractions.values()) * 100:.0f} %")
-        progress.update(loading, visible=all(d["done"] for d in await self._downloads()))
+        progress.update(loading, visible=all(_ended(d) for d in downloads))
         await asyncio.sleep(_POLL_S)
 
   async def _downloads(self) -> list[dict[str, Any]]:

@@ -10,23 +10,18 @@ import asyncio
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from exo.cli.assemble import running_node
-from exo.cli.client import ApiClient, answers
 from exo.cli.load_progress import LoadProgress
+from exo.cli.node_client import node_client
 from exo.config import Config
 from exo.download.model_store import model_name
 from exo.errors import ConfigError, ExoError
 from exo.log import escape
-from exo.runtime_file import running_nodes
 from exo.topology.slow_links import slow_link_hint
-
-_PEERS_S = 1.0  # a node of this machine or network answers a first beacon well within this
 
 T = TypeVar("T")
 
@@ -82,29 +77,13 @@ class _Session:
     self._config, self._model, self._max_tokens = config, model, max_tokens
     self._messages: list[dict[str, str]] = []
     self._hinted = False
-    self._context = self._client(config, model)
+    self._context = node_client(config, model)
 
   async def open(self) -> None:
     self._api = await self._context.__aenter__()
 
   async def close(self) -> None:
     await self._context.__aexit__(None, None, None)
-
-  @staticmethod
-  @asynccontextmanager
-  async def _client(config: Config, model: str | None) -> AsyncIterator[ApiClient]:
-    """A running node of this machine that knows the model, else a new one that leaves with us."""
-    for info in running_nodes(config.state_dir):
-      if await answers(info):
-        async with ApiClient(info) as api:
-          if not config.models or model in {entry["id"] for entry in (await api.get("/v1/models"))["data"]}:
-            yield api
-            return
-    async with running_node(config, lambda: None) as running:
-      peers = max(1, config.wait_for_peers)
-      await running.node.wait_for_peers(peers, config.discovery_timeout if config.wait_for_peers else _PEERS_S)
-      async with ApiClient(running.info) as api:
-        yield api
 
   async def ask(self, question: str) -> None:
     """Print the answer as it comes. Cancelling it stops the generation and keeps what was said."""
