@@ -43,7 +43,8 @@ def build_parser() -> argparse.ArgumentParser:
       "command",
       nargs="?",
       choices=["run", "models", "pull", "rm", "join", "key", "status", "stop", "bench", "doctor", "demo"],
-      help="run: answer one prompt, or chat; models: list them; pull, rm: fetch or delete one; join TOKEN: become part of "
+      help=
+      "run: answer one prompt, or chat; models: list them; pull, rm: fetch or delete one; join TOKEN: become part of "
       "a ring with a cluster key; key: make and manage keys (`exo key --help`); status, stop: the nodes that run here; "
       "bench: how fast the ring is (`exo bench --help`); doctor: what is wrong, if anything; demo: three nodes, one "
       "killed in mid-sentence; without it: start a node"

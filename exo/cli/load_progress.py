@@ -79,3 +79,7 @@ class LoadProgress:
     if percent > self._told.get(what, 0):
       self._told[what] = percent
       print(f"{what}: {percent} %", file=sys.stderr)
+
+
+def _ended(download: dict[str, Any]) -> bool:
+  return bool(download["done"] or download["error"])
