@@ -131,9 +131,9 @@ class _NodeCollector:
     )
 
   def _downloads(self) -> Iterable[Metric]:
-    downloads = list(self._node.catalog.downloads.values())
+    downloads = list(self._node.sharing.downloads.values())
     yield _gauge(
-        "exo_downloads_in_progress", "Models being fetched by this node.", (), {(): sum(not d.done for d in downloads)}
+        "exo_downloads_in_progress", "Models being fetched by this node.", (), {(): sum(not d.ended for d in downloads)}
     )
     yield _gauge(
         "exo_download_downloaded_bytes", "Bytes of a model that are here, of those fetched since the start.",

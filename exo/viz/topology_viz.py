@@ -55,8 +55,9 @@ class TopologyViz:
         PromptLine(r.title, r.tail, r.outcome, r.tokens, r.tokens_per_s) for r in node.activity.recent[-_SHOWN_PROMPTS:]
     ]
     downloads = [
-        DownloadLine(d.model_id, d.downloaded_bytes, d.total_bytes) for d in node.catalog.downloads.values()
-        if not d.done
+        DownloadLine(f"{d.model_id} on {name}", d.downloaded_bytes, d.total_bytes)
+        for name, of_node in {node.node_id: node.sharing.downloads, **node.sharing.remote_downloads}.items()
+        for d in of_node.values() if not d.ended
     ]
     title = f"exo · {self._api_url}"
     return screen(ring_view(node), prompts, downloads, list(self._lines), title, size.width, size.height)
