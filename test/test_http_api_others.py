@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import signal
 import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ import pytest
 from openai import OpenAI
 
 from test.support.http import assert_error, call, connect, raw_stream, stream_json
-from test.support.nodes import NodeProcess, ring
+from test.support.nodes import NodeProcess, ring, wait_until
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HELLO: list[Any] = [{"role": "user", "content": "hello"}]
@@ -210,6 +211,32 @@ def test_34_health_topology_and_tokens(node: NodeProcess) -> None:
   encoded = node.post("/v1/chat/token/encode", {"messages": HELLO})[1]
   assert encoded["num_tokens"] == len(encoded["encoded_tokens"]) == encoded["length"] == len(encoded["encoded_prompt"])
   assert node.get("/v1/download/progress")[0] == 200
+
+
+def test_34_quitting(tmp_path: Path) -> None:
+  """From the same machine, without a key."""
+  with ring(tmp_path, 1, "--inference-engine", "dummy", "--default-model", "dummy") as (leaving, ):
+    assert leaving.get("/quit")[0] == 405
+    assert leaving.post("/quit", {})[0] == 200
+    assert leaving.process.wait(20) == 0
+
+
+def test_34_and_35_a_draining_node(tmp_path: Path) -> None:
+  """Told to stop, it finishes what runs, says 503 to what is new, and ends."""
+  with ring(tmp_path, 1, "--inference-engine", "dummy", "--default-model", "dummy") as (leaving, ):
+    body = {"messages": HELLO, "stream": True, "max_tokens": 8000, "logit_bias": {"256": -100}}
+    connection = connect(leaving)
+    connection.request("POST", CHAT, json.dumps(body), JSON)
+    response = connection.getresponse()
+    response.readline()
+    leaving.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: leaving.get("/healthcheck")[0] == 503, 5, "the word that it drains")
+    assert leaving.get("/health")[1]["reason"]
+    assert_error(*leaving.post(CHAT, {"messages": HELLO}), 503)
+    assert response.read().endswith(b"data: [DONE]\n\n")
+    response.close()
+    connection.close()
+    assert leaving.process.wait(20) == 0
 
 
 def test_ollama(node: NodeProcess) -> None:

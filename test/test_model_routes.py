@@ -59,7 +59,7 @@ def progress(node: NodeProcess, model: str = REPO) -> dict[str, Any]:
   return next((item for item in data if item["model"] == model), {})
 
 
-def test_the_lists_name_every_model(node: NodeProcess) -> None:
+def test_34_the_lists_name_every_model(node: NodeProcess) -> None:
   names = {entry["id"] for entry in node.get("/v1/models")[1]["data"]}
   assert set(CARDS) <= names
   first = node.get("/initial_models")[1]
@@ -71,7 +71,7 @@ def test_the_lists_name_every_model(node: NodeProcess) -> None:
   assert not entry["downloaded"] and entry["total_size"] > 8e11 and entry["fits"] is False and entry["layers"] == 126
 
 
-def test_a_download_is_told_cancelled_resumed_and_deleted(node: NodeProcess, server: Hub) -> None:
+def test_34_a_download_is_told_cancelled_resumed_and_deleted(node: NodeProcess, server: Hub) -> None:
   server.faults.bytes_per_s = 8e6
   assert request(node, "POST", "/download", {"model": REPO})[0] == 200
   seen = wait_until(lambda: (p := progress(node)) and p["downloaded_bytes"] > 4e6 and p, 20, "a part of it")
@@ -99,7 +99,7 @@ def test_a_download_is_told_cancelled_resumed_and_deleted(node: NodeProcess, ser
   assert request(node, "DELETE", f"/models/{REPO}")[0] == 404
 
 
-def test_mistakes_get_an_answer(node: NodeProcess) -> None:
+def test_34_mistakes_get_an_answer(node: NodeProcess) -> None:
   for method, path, body, status in (("POST", "/download", {}, 400), ("POST", "/download", {"model": 7}, 400),
                                      ("POST", "/download", {"model": "no-such"},
                                       404), ("POST", "/download", {"model": "../../etc/passwd"},

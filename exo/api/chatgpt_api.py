@@ -76,6 +76,7 @@ class ChatGPTAPI:
     ollama.add_routes(router, self._with_node)
     router.add_get("/openapi.json", self._openapi)
     downloads.add_routes(router, self._with_node)
+    router.add_post("/quit", self._quit)
     router.add_get("/healthcheck", self._health)
     router.add_get("/health", self._health)
     router.add_get("/v1/topology/stream", self._with_node(ring_stream.ring_stream))
@@ -191,6 +192,11 @@ class ChatGPTAPI:
   async def _openapi(self, request: web.Request) -> web.Response:
     """This API, described for machines."""
     return json_response(openapi.document(self.app.router))
+
+  async def _quit(self, request: web.Request) -> web.Response:
+    """End the node as SIGTERM does: what runs is finished first."""
+    self._stop_node()
+    return json_response({"status": "ok", "message": "this node finishes what runs and ends"})
 
   async def _health(self, request: web.Request) -> web.Response:
     if (reason := self._node.unhealthy) is not None:
