@@ -12,7 +12,7 @@ import pytest
 
 from exo.errors import EngineError
 from exo.inference.dummy.checkpoint import DummyCheckpoint
-from exo.inference.engine import LoadOptions, LogitsOf
+from exo.inference.engine import Batch, BatchEntry, LoadOptions, LogitsOf
 from exo.inference.engines import load_engine, probe_engine, weight_memory
 from exo.inference.shard import Shard
 from exo.inference.weights.checkpoint import EMBEDDING, Checkpoint, open_checkpoint
@@ -182,6 +182,28 @@ def test_planning_knows_what_weights_take(engine: str, goldens: Path) -> None:
   stages, size = Stages(engine, opened), model_size(opened)
   expected = weight_memory(name, held or None).scale(size) * size.stage_bytes(0, size.n_layers)
   assert 0.7 < stages.models[0].memory.weight_bytes / expected < 1.5
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])
+def test_what_embeddings_are_made_of(engine: str, architecture: str, goldens: Path, tokens: list[int]) -> None:
+  """Hidden states after the final norm, alike on all engines, also of the second half of a prompt and over two stages."""
+  if engine == "dummy":
+    pytest.skip("the dummy engine computes nothing that others do")
+  opened = open_checkpoint(goldens / architecture)
+
+  def hidden_states(name: str, cuts: tuple[int, ...]) -> npt.NDArray[Any]:
+    stages, found = Stages(name, opened, cuts, quantize="none"), []
+    for start, end in ((0, 20), (20, 40)):
+      entries, x = (BatchEntry(1, start, end - start, LogitsOf.NONE), ), None
+      ids = np.asarray(tokens[start:end], np.int32)
+      for model in stages.models[:-1]:
+        x = model.step(Batch(entries, ids, x))
+      found.append(stages.models[-1].hidden_states(Batch(entries, ids, x)))
+    return np.concatenate(found)
+
+  got, expected = hidden_states(engine.partition(":")[0], (3, )), hidden_states("onnx", ())
+  assert got.dtype == np.float32 and got.shape == (40, opened.config.hidden_size)
+  assert relative_error(got, expected) < 1e-4
 
 
 def test_a_stage_reads_its_own_tensors_only(engine: str, goldens: Path, monkeypatch: pytest.MonkeyPatch) -> None:

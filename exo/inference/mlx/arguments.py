@@ -18,14 +18,14 @@ from exo.inference.rope import RopeScaling, attention_factor, inverse_frequencie
 from exo.inference.weights.checkpoint import HEAD, Checkpoint
 
 # architectures whose windows and rotary embeddings are ours; gemma3_text has windows of its own
-_OURS = frozenset({"llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3_text", "phi3"})
+DESCRIBED = frozenset({"llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3_text", "phi3"})
 _OWN_WINDOWS = frozenset({"gemma3_text"})
 
 
 def model_arguments(checkpoint: Checkpoint) -> dict[str, Any]:
   """The configuration for `ModelArgs.from_dict`."""
   config, arguments = checkpoint.config, dict(checkpoint.hf_config)
-  if config.model_type not in _OURS:
+  if config.model_type not in DESCRIBED:
     return _with_older_keys(arguments)
   arguments |= {
       "head_dim": config.head_dim,
@@ -60,7 +60,7 @@ def _with_older_keys(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def ignored_windows(config: ModelConfig) -> tuple[int | None, ...]:
   """By layer, the sliding window that the model's file does not know of."""
-  if config.model_type not in _OURS or config.model_type in _OWN_WINDOWS:
+  if config.model_type not in DESCRIBED or config.model_type in _OWN_WINDOWS:
     return (None, ) * config.n_layers
   return config.sliding_window
 
@@ -81,7 +81,7 @@ class Rope(nn.Module):  # type: ignore[misc]
 
 def set_ropes(layers: list[Any], config: ModelConfig) -> None:
   """Give layers the rotary embedding of their checkpoint where it is more than a base."""
-  if config.model_type not in _OURS:
+  if config.model_type not in DESCRIBED:
     return
   made: dict[RopeScaling, Rope] = {}
   for layer, rope in zip(layers, config.rope, strict=True):

@@ -64,12 +64,21 @@ class SlicedModel:
 
     `token_ids` (batch, tokens) int32; `hidden` what the stage before gave. Nothing is computed yet.
     """
+    out, kept = self._call(token_ids, caches, hidden, rows)
+    return out if self._shard.is_last else kept
+
+  def last_hidden(self, token_ids: Any, caches: Sequence[Any], hidden: Any) -> Any:
+    """As a call, but of any stage what its last layer gives; norm and head are never computed."""
+    return self._call(token_ids, caches, hidden, None)[1]
+
+  def _call(self, token_ids: Any, caches: Sequence[Any], hidden: Any, rows: Any) -> tuple[Any, Any]:
+    """(what the model gives, what the stage's last layer gave)."""
     self._hidden, self._rows = hidden, rows
     try:
       out = self._model(
           token_ids, cache=[self._prototypes[i] if k is None else caches[k] for i, k in enumerate(self._source)]
       )
-      return out if self._shard.is_last else self._hidden
+      return out, self._hidden
     finally:
       self._hidden = self._rows = None
 
@@ -93,7 +102,7 @@ class SlicedModel:
 
   def _choose_rows(self, cls: Any, own: Any, *args: Any, **kwargs: Any) -> Any:
     """Norm and head see only the tokens whose logits are wanted."""
-    out = cls.__call__(own, *args, **kwargs)
+    self._hidden = out = cls.__call__(own, *args, **kwargs)
     return out if self._rows is None else out[:, self._rows]
 
 

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from exo.errors import CacheReuseError, EngineError, ExoError, UnsupportedModelError
 from exo.inference.engine import Batch, BatchEntry, LoadOptions, StageMemory, StageModel
-from exo.inference.mlx.arguments import ignored_windows, model_arguments, set_ropes
+from exo.inference.final_norm import FinalNorm
+from exo.inference.mlx.arguments import DESCRIBED, ignored_windows, model_arguments, set_ropes
 from exo.inference.mlx.cache import DecodeBatch, KvCache
 from exo.inference.mlx.library import model_classes, set_threads
 from exo.inference.mlx.sliced_model import SlicedModel
@@ -51,6 +52,7 @@ class MlxStage(StageModel):
   ) -> None:
     config = checkpoint.config
     self.shard, self._config = shard, config
+    self._final_norm = FinalNorm(checkpoint)
     set_threads(options.threads)
     on_gpu = mx.default_device() == mx.gpu
     held = holding(checkpoint, shard.start_layer, on_gpu)
@@ -192,6 +194,23 @@ class MlxStage(StageModel):
       raise
     except Exception as error:
       raise EngineError(f"mlx: {type(error).__name__}: {error}") from error
+
+  def hidden_states(self, batch: Batch) -> npt.NDArray[np.float32]:
+    if self._config.model_type not in DESCRIBED:
+      raise UnsupportedModelError(f"models of type {self._config.model_type!r} give no embeddings on the mlx engine")
+    self._check(batch)
+    ids, parts, start = mx.array(batch.token_ids), [], 0
+    hidden = None if batch.hidden is None else self._to_mlx(batch.hidden)
+    for entry in batch.entries:
+      end = start + entry.n_tokens
+      own = None if hidden is None else hidden[None, start:end]
+      parts.append(self._model.last_hidden(ids[None, start:end], self._caches(entry.sequence), own)[0])
+      start = end
+    out = mx.concatenate(parts).astype(mx.float32)
+    mx.eval(out)
+    for entry in batch.entries:
+      self._sequences[entry.sequence].length += entry.n_tokens
+    return self._final_norm(_to_numpy(out))
 
   def _check(self, batch: Batch) -> None:
     for entry in batch.entries:

@@ -21,6 +21,7 @@ from exo.inference.engine import (
     StageModel,
     gather_logit_rows,
 )
+from exo.inference.final_norm import FinalNorm
 from exo.inference.rope import attention_factor, inverse_frequencies
 from exo.inference.shard import Shard
 from exo.inference.tinygrad.decoder import Decoder, run, tile_of
@@ -61,6 +62,7 @@ class TinygradStage(StageModel):
     self._kv = KvPages(tokens // PAGE + options.max_sequences, options.max_sequences, self._device.on_cpu)
     self._decoder.bind(self._kv.total, lambda fraction: progress(0.5 + fraction / 2))
     self._embedding = checkpoint.tensor(EMBEDDING) if shard.is_first else None
+    self._final_norm = FinalNorm(checkpoint)
     self._embedding_scale = np.float32(config.embedding_scale)
     self._ropes = [(
         *arrays, inverse_frequencies(rope, config.rotary_dim,
@@ -73,6 +75,13 @@ class TinygradStage(StageModel):
     return self._memory
 
   def step(self, batch: Batch) -> npt.NDArray[Any]:
+    return self._run(batch, gather_logit_rows(batch.entries) if self.shard.is_last else None)
+
+  def hidden_states(self, batch: Batch) -> npt.NDArray[np.float32]:
+    return self._final_norm(self._run(batch, None))
+
+  def _run(self, batch: Batch, wanted: npt.NDArray[np.int64] | None) -> npt.NDArray[Any]:
+    """Logits of the `wanted` tokens, or all tokens' hidden states where that is None."""
     self._open(batch)
     if batch.hidden is None:
       assert self._embedding is not None
@@ -84,7 +93,6 @@ class TinygradStage(StageModel):
     counts = [entry.n_tokens for entry in batch.entries]
     places = np.repeat(np.array([self._kv.held(e.sequence).place for e in batch.entries], np.int32), counts)
     positions = np.concatenate([np.arange(e.position, e.position + e.n_tokens, dtype=np.int32) for e in batch.entries])
-    wanted = gather_logit_rows(batch.entries) if self.shard.is_last else None
     outs = []
     for start in range(0, n, MAX_ROWS):
       end = min(n, start + MAX_ROWS)
