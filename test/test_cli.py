@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from exo.cli.repetition import goes_in_circles
 from exo.config import config_from
 from exo.errors import ConfigError
 from exo.inference.engines import probe_engine
@@ -80,6 +81,25 @@ def test_loading_is_shown_as_it_goes(own_home: Path, quiet: tuple[str, ...]) -> 
   done = exo(own_home, "run", "--prompt", "Hi", "--max-tokens", "2", "--inference-engine", "tinygrad", *quiet)
   assert done.returncode == 0 and "loading" not in done.stdout
   assert re.search(r"^loading smollm2-135m: \d+ %$", done.stderr, re.MULTILINE), done.stderr
+
+
+@pytest.mark.parametrize(("text", "circles"), [
+    ("One thing. Another thing, which is longer.\n" * 6, True),
+    ("A beginning of its own. " + "One thing. Another thing, which is longer.\n" * 6, True),
+    ("One thing. Another thing, which is longer.\n" * 5, False),
+    ("".join(f"Line {i} says something of its own.\n" for i in range(60)), False),
+    ("| a | b |\n" * 5, False),
+    ("\n" * 500, False),
+    ("", False),
+])
+def test_a_model_that_goes_in_circles(text: str, circles: bool) -> None:
+  assert goes_in_circles(text) == circles
+
+
+def test_run_comes_to_an_end(own_home: Path, quiet: tuple[str, ...]) -> None:
+  """The README's first command, without a limit: a small model may not know when to stop."""
+  done = exo(own_home, "run", "--prompt", "What is 2 + 2?", *quiet)
+  assert done.returncode == 0 and "4" in done.stdout and len(done.stdout) < 10_000
 
 
 def test_run_uses_the_node_that_is_there(own_home: Path, quiet: tuple[str, ...]) -> None:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from exo.cli.load_progress import LoadProgress
 from exo.cli.node_client import node_client
+from exo.cli.repetition import goes_in_circles
 from exo.config import Config
 from exo.download.model_store import model_name
 from exo.errors import ConfigError, ExoError
@@ -71,6 +72,9 @@ def _chat(loop: _Loop, session: _Session) -> int:
       print(f"exo: {error}", file=sys.stderr)
 
 
+_LOOKED_AT = 4000  # deltas, when a line ends
+
+
 class _Session:
   """A conversation with one node."""
   def __init__(self, config: Config, model: str | None, max_tokens: int | None) -> None:
@@ -89,7 +93,7 @@ class _Session:
     """Print the answer as it comes. Cancelling it stops the generation and keeps what was said."""
     self._messages.append({"role": "user", "content": question})
     said: list[str] = []
-    first, tokens = 0.0, 0
+    first, tokens, circles = 0.0, 0, False
     progress = LoadProgress(self._api)
     watching = asyncio.create_task(progress.run(), name="progress")
     try:
@@ -103,11 +107,16 @@ class _Session:
         # a model may have been taught to drive a terminal
         sys.stdout.write(escape(delta.text) if sys.stdout.isatty() else delta.text)
         sys.stdout.flush()
+        if self._max_tokens is None and "\n" in delta.text and goes_in_circles("".join(said[-_LOOKED_AT:])):
+          circles = True
+          break
     finally:
       await _end(watching)
       self._messages.append({"role": "assistant", "content": "".join(said)})
     sys.stdout.write("\n")
     sys.stdout.flush()
+    if circles:
+      print("stopped: the model says the same over and over (--max-tokens N lets it go on)", file=sys.stderr)
     if tokens > 1 and first:
       print(f"{tokens} tokens, {(tokens - 1) / max(time.monotonic() - first, 1e-6):.1f} tokens/s", file=sys.stderr)
       await self._hint()
