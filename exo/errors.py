@@ -36,11 +36,6 @@ class InvalidRequestError(ExoError):
     super().__init__(message, param=param, code=code)
 
 
-class MediaTypeError(ExoError):
-  """The body is of another content type than the route takes."""
-  kind = "media_type"
-
-
 class RequestNotFoundError(ExoError):
   """No request with this id is running."""
   kind = "request_not_found"

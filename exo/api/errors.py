@@ -17,7 +17,6 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 # status, OpenAI type and code by class of error; subclasses count as the nearest entry
 _STATUS: dict[type[BaseException], tuple[int, str, str | None]] = {
     errors.InvalidRequestError: (400, "invalid_request_error", None),
-    errors.MediaTypeError: (415, "invalid_request_error", "unsupported_media_type"),
     errors.RequestNotFoundError: (404, "invalid_request_error", "request_not_found"),
     errors.ModelNotFoundError: (404, "invalid_request_error", "model_not_found"),
     errors.ModelTooLargeError: (503, "server_error", "model_too_large"),

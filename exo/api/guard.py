@@ -152,7 +152,9 @@ class Guard:
   async def _check_body(self, request: web.Request) -> None:
     kind = request.content_type
     if request.method != "DELETE" and kind != "application/json" and not kind.endswith("+json"):
-      raise _Refused(415, "the body must be JSON: Content-Type: application/json", "content_type")
+      raise _Refused(
+          415, "the body must be JSON: send it with the header Content-Type: application/json", "unsupported_media_type"
+      )
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
       raise _Refused(415, "compressed bodies are not read", "content_encoding")
     length = request.content_length or request.client_max_size

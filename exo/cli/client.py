@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +60,7 @@ class ApiClient:
       return await _checked(response)
 
   async def chat(self, model: str | None, messages: list[dict[str, str]],
-                 max_tokens: int | None) -> AsyncIterator[Delta]:
+                 max_tokens: int | None) -> AsyncGenerator[Delta, None]:
     """Stream an answer."""
     body: dict[str, Any] = {"messages": messages, "stream": True, "stream_options": {"include_usage": True}}
     if model is not None:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Coroutine
+from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -97,19 +98,19 @@ class _Session:
     progress = LoadProgress(self._api)
     watching = asyncio.create_task(progress.run(), name="progress")
     try:
-      async for delta in self._api.chat(self._model, self._messages, self._max_tokens):
-        if delta.text and not first:
-          first = time.monotonic()
-          await _end(watching)
-        if delta.usage:
-          tokens = delta.usage["completion_tokens"]
-        said.append(delta.text)
-        # a model may have been taught to drive a terminal
-        sys.stdout.write(escape(delta.text) if sys.stdout.isatty() else delta.text)
-        sys.stdout.flush()
-        if self._max_tokens is None and "\n" in delta.text and goes_in_circles("".join(said[-_LOOKED_AT:])):
-          circles = True
-          break
+      async with aclosing(self._api.chat(self._model, self._messages, self._max_tokens)) as deltas:
+        async for delta in deltas:
+          if delta.text and not first:
+            first = time.monotonic()
+            await _end(watching)
+          tokens = delta.usage["completion_tokens"] if delta.usage else tokens + bool(delta.text)
+          said.append(delta.text)
+          # a model may have been taught to drive a terminal
+          sys.stdout.write(escape(delta.text) if sys.stdout.isatty() else delta.text)
+          sys.stdout.flush()
+          if self._max_tokens is None and "\n" in delta.text and goes_in_circles("".join(said[-_LOOKED_AT:])):
+            circles = True
+            break
     finally:
       await _end(watching)
       self._messages.append({"role": "assistant", "content": "".join(said)})

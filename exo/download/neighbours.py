@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from exo.download.manifest import Manifest, RepoFile
+from exo.errors import PeerUnreachableError
 from exo.inference.weights.block_map import Span
 
 READ_BYTES = 1 << 19  # the most that one read asks for
@@ -41,4 +42,4 @@ class NoNeighbours:
     return {}
 
   async def read(self, node_id: str, manifest: Manifest, file: RepoFile, start: int, end: int) -> RangeRead:
-    raise NotImplementedError
+    raise PeerUnreachableError(f"there is no link to {node_id}", node=node_id)

@@ -151,22 +151,15 @@ class StageModel(ABC):
     """Give all memory back. No method may be called afterwards."""
 
 
-class InferenceEngine(ABC):
-  """Loads shards. One instance a process."""
+@dataclass(frozen=True, slots=True)
+class InferenceEngine:
+  """Loads shards; one instance a process.
+
+  `load` reads the shard's own weights, calls its last argument with fractions 0..1, and gives the shard ready to step.
+  It raises `UnsupportedModelError` for an architecture the engine cannot run, `ModelFilesError` for damaged weights.
+  """
   name: str
-
-  @abstractmethod
-  def load(
-      self,
-      shard: Shard,
-      checkpoint: Checkpoint,
-      options: LoadOptions,
-      progress: Callable[[float], None],
-  ) -> StageModel:
-    """Read the shard's own weights, call `progress` with fractions 0..1, and make it ready to step.
-
-    Raises `UnsupportedModelError` for an architecture the engine cannot run, `ModelFilesError` for damaged weights.
-    """
+  load: Callable[[Shard, Checkpoint, LoadOptions, Callable[[float], None]], StageModel]
 
 
 def gather_logit_rows(entries: tuple[BatchEntry, ...]) -> npt.NDArray[np.int64]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from exo.inference.engine import LogitsOf
 from exo.networking.messages import PlanPace, StepResult
-from exo.orchestration.scheduler import Step
+from exo.orchestration.step import Step
 
 _RECENT = 512  # steps
 _SMOOTH = 0.2

@@ -417,7 +417,7 @@ class PlanHost:
   async def close_model(self, model_id: str) -> None:
     """Give back what is loaded of a model. Raises `ModelInUseError` while requests run on it."""
     opened = [o for o in self._open.values() if o.plan.model_id == model_id]
-    loading = any(plan_id not in self._open for plan_id in self._opening)
+    loading = any(opening.plan.model_id == model_id for opening in self._opening.values())
     if loading or any(not o.runner.idle or (o.driver is not None and not o.driver.idle) for o in opened):
       raise ModelInUseError(f"{model_id} is in use: wait for its requests to end, or cancel them", model=model_id)
     for one in opened:

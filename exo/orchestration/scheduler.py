@@ -18,11 +18,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from exo.errors import InvalidRequestError, QueueFullError
-from exo.inference.engine import BatchEntry, LogitsOf, TokenIds
+from exo.inference.engine import BatchEntry, LogitsOf
 from exo.networking.messages import EMPTY_TOKEN_IDS, Request, SequenceOpen, SequenceToken
 from exo.orchestration.drafter import Drafter
 from exo.orchestration.prefix_cache import MIN_REUSED, Match, PrefixCache, common_prefix
 from exo.orchestration.sequence import RunningSequence
+from exo.orchestration.step import Step, StepDraft
 
 _SHORT_TAIL = 32  # tokens of a kept cache that are given up rather than copying all before them
 
@@ -44,19 +45,6 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-  """One frame's worth of work; fields are as in `Frame`."""
-  number: int
-  entries: tuple[BatchEntry, ...]
-  token_ids: TokenIds
-  opens: tuple[SequenceOpen, ...]
-  drops: tuple[int, ...]
-  run: int = 1
-  ends: tuple[int, ...] = ()
-  truncates: tuple[tuple[int, int], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Counts:
   """For metrics and admission."""
   running: int
@@ -65,27 +53,6 @@ class Counts:
   reserved_kv_tokens: int
   kept: int = 0
   kept_kv_tokens: int = 0
-
-
-@dataclass(slots=True)
-class _Draft:
-  """A step while it is put together.
-
-  `settled` is what each running sequence had computed in earlier steps, `sources` are kept caches that it copies.
-  """
-  settled: dict[int, int]
-  entries: list[BatchEntry] = field(default_factory=list)
-  tokens: list[int] = field(default_factory=list)
-  opens: list[SequenceOpen] = field(default_factory=list)
-  truncates: list[tuple[int, int]] = field(default_factory=list)
-  sources: set[int] = field(default_factory=set)
-
-  def add(self, sequence: RunningSequence, token_ids: list[int], logits: LogitsOf) -> None:
-    if sequence.cut:
-      self.truncates.append((sequence.number, sequence.computed))
-      sequence.cut = False
-    self.entries.append(BatchEntry(sequence.number, sequence.computed, len(token_ids), logits))
-    self.tokens.extend(token_ids)
 
 
 @dataclass
@@ -175,7 +142,7 @@ class Scheduler:
       return None
     if self._kept:
       self._make_room(0)
-    draft = _Draft({s.number: s.computed for s in self._running.values()} if self._waiting else {})
+    draft = StepDraft({s.number: s.computed for s in self._running.values()} if self._waiting else {})
     prompts = any(s.prompt_left for s in self._running.values()) or self._fits()
     self._add_decodes(draft, prompts)
     if not draft.entries or limits.stages == 1:  # on a ring, prompts go in frames of their own
@@ -186,7 +153,7 @@ class Scheduler:
         self._add_prompts(draft, budget)
     return self._let_out(draft, run)
 
-  def _let_out(self, draft: _Draft, run: int) -> Step | None:
+  def _let_out(self, draft: StepDraft, run: int) -> Step | None:
     if not (draft.entries or draft.opens or self._drops or self._ends):
       return None
     number, self._next_step = self._next_step, self._next_step + 1
@@ -211,7 +178,7 @@ class Scheduler:
     sequence = self._running.get(entry.sequence)
     return sequence is None or entry.position >= sequence.prompt_tokens
 
-  def _add_decodes(self, draft: _Draft, prompts: bool) -> None:
+  def _add_decodes(self, draft: StepDraft, prompts: bool) -> None:
     limits = self.limits
     replaying = [s for s in self._running.values() if s.replaying]
     ready = [s for s in self._running.values() if s.ready_to_decode and not s.replaying]
@@ -239,14 +206,14 @@ class Scheduler:
       draft.add(sequence, [sequence.tokens[sequence.computed]], LogitsOf.NONE)
       sequence.computed += 1
 
-  def _add_prompts(self, draft: _Draft, budget: int) -> None:
+  def _add_prompts(self, draft: StepDraft, budget: int) -> None:
     for sequence in [s for s in self._running.values() if s.prompt_left]:
       budget -= self._chunk(sequence, budget, draft)
     while budget >= 2 and (admitted := self._admit(draft)) is not None:
       budget -= self._chunk(admitted, budget, draft)
 
   @staticmethod
-  def _chunk(sequence: RunningSequence, budget: int, draft: _Draft) -> int:
+  def _chunk(sequence: RunningSequence, budget: int, draft: StepDraft) -> int:
     """Put the next part of a prompt into the step; returns the tokens that it took.
 
     No part is of one token (unless the whole prompt is): one token alone takes other kernels, whose results differ in
@@ -278,7 +245,7 @@ class Scheduler:
     needed = min(self.needed(self._waiting[0]), self.limits.max_kv_tokens)
     return self._reserved + needed <= self.limits.max_kv_tokens
 
-  def _admit(self, draft: _Draft) -> RunningSequence | None:
+  def _admit(self, draft: StepDraft) -> RunningSequence | None:
     """The next waiting request as a sequence, if there is a row and memory for it."""
     if not self._fits():
       return None
@@ -306,7 +273,7 @@ class Scheduler:
     draft.opens.append(SequenceOpen(number, told, prompt, match.sequence if match else 0, length))
     return sequence
 
-  def _find_prefix(self, request: Request, draft: _Draft) -> tuple[Match | None, bool]:
+  def _find_prefix(self, request: Request, draft: StepDraft) -> tuple[Match | None, bool]:
     """(what the prompt can begin with, whether waiting a step would give more). Two tokens at least stay to compute."""
     whole = request.prompt_logprobs is not None or request.embed  # every token's result is wanted
     if whole or request.request_id in self._computed_anew or not self.limits.keep_caches:
@@ -321,7 +288,7 @@ class Scheduler:
       soon = max(soon, common)
     return best, soon >= MIN_REUSED + (best.length if best else 0)
 
-  def _place(self, match: Match | None, needed: int, draft: _Draft) -> tuple[int, int] | None:
+  def _place(self, match: Match | None, needed: int, draft: StepDraft) -> tuple[int, int] | None:
     """(the number of a new sequence, how much of a cache it begins with), with room made for it; None while there is none.
 
     A kept cache that ends soon after what is wanted goes on as the new sequence, others are copied.

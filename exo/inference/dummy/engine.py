@@ -33,10 +33,9 @@ SLOW, _SLOW_S = 5, 0.004  # one step, on the last stage
 
 
 class DummyStage(StageModel):
-  def __init__(self, shard: Shard, vocab_size: int, options: LoadOptions, step_s: float, faulty: set[int]) -> None:
+  def __init__(self, shard: Shard, vocab_size: int, options: LoadOptions, faulty: set[int]) -> None:
     self.shard, self._faulty = shard, faulty
     self._vocab_size = vocab_size
-    self._step_s = step_s
     self._slow: set[int] = set()
     self._cache: dict[int, npt.NDArray[np.int64]] = {}  # sequence: (tokens, layers), what each layer remembers
     budget = options.kv_memory_bytes or options.memory_bytes
@@ -68,8 +67,6 @@ class DummyStage(StageModel):
     self._slow |= {e.sequence for e in batch.entries} if SLOW in batch.token_ids else set()
     if self.shard.is_last and self._slow & {e.sequence for e in batch.entries}:
       time.sleep(_SLOW_S)
-    if self._step_s:
-      time.sleep(self._step_s)
     if batch.hidden is None:
       hidden = (batch.token_ids[:, None].astype(np.int64) * 31 + np.arange(1, _HIDDEN + 1) * 7) % _PRIME
     else:
@@ -122,23 +119,12 @@ class DummyStage(StageModel):
     self._cache.clear()
 
 
-class DummyEngine(InferenceEngine):
-  name = "dummy"
-
-  def __init__(self, step_s: float = 0.0) -> None:
-    self._step_s = step_s
-    self._faulty: set[int] = set()
-
-  def load(
-      self,
-      shard: Shard,
-      checkpoint: Checkpoint,
-      options: LoadOptions,
-      progress: Callable[[float], None],
-  ) -> StageModel:
-    progress(1.0)
-    return DummyStage(shard, checkpoint.config.vocab_size, options, self._step_s, self._faulty)
-
-
 def create() -> InferenceEngine:
-  return DummyEngine()
+  """What breaks one stage breaks all of this engine's; a new one works."""
+  faulty: set[int] = set()
+
+  def load(shard: Shard, checkpoint: Checkpoint, options: LoadOptions, progress: Callable[[float], None]) -> StageModel:
+    progress(1.0)
+    return DummyStage(shard, checkpoint.config.vocab_size, options, faulty)
+
+  return InferenceEngine("dummy", load)

@@ -224,18 +224,5 @@ class OnnxStage(StageModel):
     del self.session
 
 
-class OnnxEngine(InferenceEngine):
-  name = "onnx"
-
-  def load(
-      self,
-      shard: Shard,
-      checkpoint: Checkpoint,
-      options: LoadOptions,
-      progress: Callable[[float], None],
-  ) -> StageModel:
-    return OnnxStage(shard, checkpoint, options, progress)
-
-
 def create() -> InferenceEngine:
-  return OnnxEngine()
+  return InferenceEngine("onnx", OnnxStage)

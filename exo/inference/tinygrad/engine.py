@@ -199,18 +199,5 @@ class TinygradStage(StageModel):
     del self._decoder, self._kv
 
 
-class TinygradEngine(InferenceEngine):
-  name = "tinygrad"
-
-  def load(
-      self,
-      shard: Shard,
-      checkpoint: Checkpoint,
-      options: LoadOptions,
-      progress: Callable[[float], None],
-  ) -> StageModel:
-    return TinygradStage(shard, checkpoint, options, progress)
-
-
 def create() -> InferenceEngine:
-  return TinygradEngine()
+  return InferenceEngine("tinygrad", TinygradStage)
