@@ -17,7 +17,7 @@ from exo.orchestration.step import Step
 
 _RECENT = 512  # steps
 _SMOOTH = 0.2
-_PATIENCE = 2.4  # how many times its pace alone a token may take while prompts are computed
+_PATIENCE = 2.1  # how many times its pace alone a token may take while prompts are computed
 _LEAST_CHUNK = 16
 _FIRST_CHUNK = 32
 

@@ -70,6 +70,7 @@ class Scheduler:
   _next_sequence: int = 1
   _next_step: int = 1
   _reserved: int = 0
+  _prompts_behind: int = 0  # steps of prompts let out since the last step of decodes
 
   @property
   def counts(self) -> Counts:
@@ -137,20 +138,24 @@ class Scheduler:
     if ahead > 0 or (ahead == 0 and limits.stages == 1):
       return None
     decoding = any(s.decoding for s in self._running.values())
-    # where only prompts are computed, one frame more lies ready, so that no stage waits for the others' pace
-    if ahead == 0 and decoding:
+    prompts = any(s.prompt_left for s in self._running.values()) or self._fits()
+    # where prompts are computed, one frame more lies ready, so that no stage waits for the others' pace
+    if ahead == 0 and decoding and not prompts:
       return None
     if self._kept:
       self._make_room(0)
     draft = StepDraft({s.number: s.computed for s in self._running.values()} if self._waiting else {})
-    prompts = any(s.prompt_left for s in self._running.values()) or self._fits()
     self._add_decodes(draft, prompts)
+    if draft.entries:
+      self._prompts_behind = 0
     if not draft.entries or limits.stages == 1:  # on a ring, prompts go in frames of their own
       budget = limits.step_tokens - len(draft.tokens)
       if decoding and chunk_tokens is not None:
         budget = min(budget, max(2, chunk_tokens))
-      if limits.stages == 1 or not decoding or self._prompt_steps < limits.stages - 1:
+      # every stage computes the decodes and `stages` - 1 prompts by turns: one more would make the decodes wait for it
+      if limits.stages == 1 or not decoding or self._prompts_behind < limits.stages - 1:
         self._add_prompts(draft, budget)
+        self._prompts_behind += bool(draft.entries)
     return self._let_out(draft, run)
 
   def _let_out(self, draft: StepDraft, run: int) -> Step | None:
