@@ -1,5 +1,7 @@
 """What goes over the wire comes back equal, and what a stranger sends is refused, never trusted."""
 
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -42,6 +44,7 @@ MESSAGES = [
     m.ClosePlan("p", m.Failure("peer_lost", "gone", "{}")),
     m.ClosePlan("p"),
     m.Submit(m.OpenPlan(PLAN, "abc"), REQUEST),
+    m.Submit(m.OpenPlan(PLAN, "abc"), replace(REQUEST, replay_ids=(4, 5, 6, 7), replay_wide=(m.WideStep(1, 2, 5), ))),
     m.Cancel("p", "r1"),
     m.Failure("x", "y", '{"a": 1}'),
     m.Done(),
@@ -68,6 +71,13 @@ def test_frames_round_trip() -> None:
   np.testing.assert_array_equal(frame.token_ids, FRAME.token_ids)
   assert (frame.entries, frame.opens, frame.drops,
           frame.compute_ms) == (FRAME.entries, FRAME.opens, FRAME.drops, (1.5, ))
+
+
+@pytest.mark.parametrize("wide", [(0, 0, 1), (0, 2, 1), (0, 1, 65), (2, 2, 2), (9, 1, 1)])
+def test_wide_steps_that_do_not_fit_are_refused(wide: tuple[int, int, int]) -> None:
+  request = replace(REQUEST, replay_ids=(4, 5, 6), replay_wide=(m.WideStep(*wide), ))
+  with pytest.raises(ProtocolError, match="wide steps"):
+    decode(encode(m.Submit(m.OpenPlan(PLAN, "abc"), request), 1))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.int32])

@@ -123,6 +123,22 @@ def test_truncated_copied_and_dropped_caches(engine: str, checkpoint: Checkpoint
   same(engine, stages.step([(1, 0, tokens)]), expected)
 
 
+@pytest.mark.parametrize("wide", [(1, 3), (2, 3), (4, 4), (3, 16)])
+def test_a_replayed_step_of_drafts_gives_the_cache_that_it_gave(
+    engine: str, checkpoint: Checkpoint, tokens: list[int], wide: tuple[int, int]
+) -> None:
+  """A failover after speculation: what the wrong drafts were does not matter, only that there were as many."""
+  stages, (stay, width) = Stages(engine, checkpoint, (2, )), wide
+  for sequence, drafts in ((1, tokens[30:]), (2, tokens[19 + stay:20 + stay] * width)):
+    stages.step([(sequence, 0, tokens[:19])])
+    stages.step([(sequence, 19, tokens[19:20])])
+    stages.step([(sequence, 20, [*tokens[20:20 + stay], *drafts][:width])])
+    stages.each("truncate", sequence, 20 + stay)
+  following = tokens[20 + stay:21 + stay]
+  made, replayed = (stages.step([(sequence, 20 + stay, following)]) for sequence in (1, 2))
+  np.testing.assert_array_equal(made, replayed)
+
+
 def test_sequences_come_and_go_without_touching_each_other(
     engine: str, checkpoint: Checkpoint, tokens: list[int]
 ) -> None:

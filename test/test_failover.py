@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -48,6 +49,22 @@ def test_fault_2_a_stage_killed_in_decode(
     assert len(streamed.resumptions) == 1 and streamed.resumptions[0].startswith("resumed on 2 nodes after "), streamed
     assert "resumed on 2 nodes" in entry.log
     assert 'exo_failovers_total{outcome="resumed"} 1.0' in entry.metrics()
+
+
+def test_fault_2_with_drafts(model_home: Path) -> None:
+  """Issue 4: the widths of a request's steps are known to its entry node, and replayed."""
+  verse = "one sun, two moons, three stars, four winds, five seas, six hills, seven roads. "
+  with ring(model_home, 1) as (node, ):
+    expected = stream(node, verse * 16, chat=False, max_tokens=90).text
+  with ring(model_home, 3, "--speculation", "auto") as nodes:
+    by_id = {node.node_id: node for node in nodes}
+    assert nodes[0].chat("hello", max_tokens=1)[0] == 200
+    places = stages(nodes[0])
+    victim, entry = by_id[places[0]], by_id[places[1]]
+    streamed = stream(entry, verse * 16, lambda count: victim.kill() if count == 28 else None, chat=False, max_tokens=90)
+    assert streamed.text == expected and streamed.resumptions and streamed.done
+    replayed = re.search(r"computing (\d+) tokens again, (\d+) of their steps with drafts", entry.log)
+    assert replayed is not None and int(replayed[1]) >= 28 and int(replayed[2]) >= 1, entry.log
 
 
 def test_fault_1_a_stage_killed_in_prefill(model_home: Path, unbroken: dict[str, str]) -> None:

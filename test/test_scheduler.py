@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from exo.errors import InvalidRequestError, QueueFullError
 from exo.inference.engine import LogitsOf
 from exo.inference.sampling import SamplingParams
-from exo.networking.messages import Request, SequenceToken
+from exo.networking.messages import Request, SequenceToken, WideStep
 from exo.orchestration.scheduler import Limits, Scheduler
 from exo.orchestration.step import Step
 
@@ -31,7 +31,7 @@ class FakeRing:
     self.prompts: dict[int, int] = {}
     self.output: dict[str, list[int]] = {}
     self.in_flight: list[Step] = []
-    self.steps = self.reused = self.drafted = 0
+    self.steps = self.reused = self.drafted = self.replayed = 0
     self.run = 1
 
   def answer(self, length: int) -> int:
@@ -84,8 +84,14 @@ class FakeRing:
         if entry.logits and len(cache) >= prompt:
           out.append(self.token(entry.sequence, len(cache)))
         continue
-      if len(cache) < prompt + len(self.specs[entry.sequence].replay_ids):
-        assert not entry.logits and entry.n_tokens == 1, "what the client has is not sampled"
+      spec = self.specs[entry.sequence]
+      if entry.position + 1 < prompt + len(spec.replay_ids):
+        assert not entry.logits, "what the client has is not sampled"
+        index = entry.position - prompt
+        wide = next((w for w in spec.replay_wide if w.index == index), WideStep(index, 1, 1))
+        assert entry.n_tokens == wide.width, "not the step that made these tokens"
+        assert tuple(ids[:wide.count]) == spec.replay_ids[index:index + wide.count]
+        self.replayed += wide.count
         continue
       for k, following in enumerate([*ids[1:], None]):  # drafts, as long as they are right
         self.drafted += following is not None
@@ -152,18 +158,28 @@ def test_every_request_gets_its_tokens_and_everything_is_freed(
 @settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 60), st.integers(1, 30), st.integers(0, 29)), min_size=1, max_size=8),
-    st.integers(1, 4)
+    st.integers(1, 4), st.randoms()
 )
-def test_replayed_tokens_go_through_singly_and_the_rest_follows(sizes, stages: int) -> None:
+def test_replayed_tokens_go_through_as_they_were_made_and_the_rest_follows(sizes, stages: int, random) -> None:
   scheduler = Scheduler(Limits(3, 300, 128, stages, 16, 100))
   ring = FakeRing(scheduler)
   for i, (prompt, count, had) in enumerate(sizes):
-    had = min(had, count - 1)
-    scheduler.add(request(f"r{i}", prompt, count, replay_ids=tuple(1000 + prompt + k for k in range(had))))
+    had, wide, index = min(had, count - 1), [], 0
+    while index < had - 1:
+      stay = random.randint(1, min(4, had - 1 - index))
+      width = min(stay + random.randint(0, 2), count - index)
+      if random.random() < 0.5 and width > 1:
+        wide.append(WideStep(index, stay, width))
+        index += stay
+      else:
+        index += 1
+    ids = tuple(1000 + prompt + k for k in range(had))
+    scheduler.add(request(f"r{i}", prompt, count, replay_ids=ids, replay_wide=tuple(wide)))
   while ring.turn():
     pass
   for i, (prompt, count, had) in enumerate(sizes):
     assert ring.output[f"r{i}"] == [1000 + prompt + k for k in range(min(had, count - 1), count)]
+  assert ring.replayed == sum(max(0, min(had, count - 1) - 1) for _, count, had in sizes)
   assert scheduler.counts.running == scheduler.counts.reserved_kv_tokens == 0
 
 

@@ -95,12 +95,20 @@ class Heartbeat:
 
 
 @dataclass(frozen=True, slots=True)
+class WideStep:
+  """A step computed `width` tokens of one sequence: generated tokens `index` to `index` + `count` - 1, and wrong drafts."""
+  index: int
+  count: int
+  width: int
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
   """One choice of one client's request. `prompt_logprobs` None: not wanted; k: each prompt token's with k others.
 
-  `replay_ids` are tokens that its client has already, from a ring that lost a node: they are computed again, one a step
-  as they were made, and nothing is sampled until they are through. With `embed` nothing is generated: the
-  answer is the mean of the prompt's final hidden states.
+  `replay_ids` are tokens that its client has already, from a ring that lost a node: they are computed again in steps like
+  those that made them, one token each but for those in `replay_wide`, and nothing is sampled until they are through. With
+  `embed` nothing is generated: the answer is the mean of the prompt's final hidden states.
   """
   request_id: str
   entry_node: str
@@ -112,6 +120,7 @@ class Request:
   prompt_logprobs: int | None = None
   replay_ids: tuple[int, ...] = ()
   embed: bool = False
+  replay_wide: tuple[WideStep, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from exo.errors import (
 )
 from exo.inference.sampling import SamplingParams
 from exo.log import log
-from exo.networking.messages import Cancel, Message, OpenPlan, Request, RequestFailed, Submit, TokenDelivery
+from exo.networking.messages import Cancel, Message, OpenPlan, Request, RequestFailed, Submit, TokenDelivery, WideStep
 from exo.topology.ring_plan import RingPlan
 
 _SUBMIT_TIMEOUT_S = 30.0
@@ -81,6 +81,7 @@ class Generation:
     self._attempts = 0
     self._events: deque[TokenDelivery | ExoError | Resumption] = deque()
     self._emitted: list[list[int]] = [[] for _ in range(spec.n)]
+    self._wide: list[list[WideStep]] = [[] for _ in range(spec.n)]
     self._wanted, self._computing = set(range(spec.n)), set(range(spec.n))
     self._loop = asyncio.get_running_loop()
     self._heard_at = self._loop.time()
@@ -120,7 +121,8 @@ class Generation:
             choice,
             prompt_logprobs=None if self._emitted[choice] else spec.prompt_logprobs,
             replay_ids=tuple(self._emitted[choice]),
-            embed=spec.embed
+            embed=spec.embed,
+            replay_wide=tuple(self._wide[choice])
         ) for choice in sorted(self._computing)
     ]
 
@@ -132,6 +134,8 @@ class Generation:
     emitted = self._emitted[choice]
     if delivery.index != len(emitted):
       raise ProtocolError(f"token {delivery.index} of request {self.spec.request_id} came where {len(emitted)} was due")
+    if delivery.width > 1 and emitted and delivery.tokens:  # it began with the token before
+      self._wide[choice].append(WideStep(len(emitted) - 1, len(delivery.tokens), delivery.width))
     emitted.extend(token.token_id for token in delivery.tokens)
     if delivery.finish_reason:
       self._computing.discard(choice)
@@ -248,6 +252,14 @@ class EntryDesk:
     log(1, "request %s: %d prompt tokens on %s", generation.ring_id, len(generation.spec.prompt_ids), message.plan)
     first = message.plan.first.node_id
     for request in requests:
+      if request.replay_ids:
+        log(
+            1,
+            "computing %d tokens again, %d of their steps with drafts",
+            len(request.replay_ids),
+            len(request.replay_wide),
+            request=generation.ring_id
+        )
       try:
         await self._call(first, Submit(message, request), _SUBMIT_TIMEOUT_S)
       except DeadlineError as error:

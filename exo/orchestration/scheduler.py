@@ -4,9 +4,9 @@ Decodes of all running sequences join into steps, as many at once as there are s
 leave the decodes their pace. A sequence that waits for its next token is in no step. Caches of finished requests are kept
 until their room is needed, and a new prompt begins with what of it one of them holds.
 
-A request that lost its ring brings the tokens that its client has (`Request.replay_ids`). They are fed as single-token
-steps, the shape in which they were first computed, since other shapes differ in the last bits; as all of them are known,
-one sequence may be in every step in flight.
+A request that lost its ring brings the tokens that its client has (`Request.replay_ids`). They are fed in steps of
+the widths in which they were first computed, since other shapes differ in the last bits; as all of them are known, one
+sequence may be in every step in flight.
 """
 
 from __future__ import annotations
@@ -207,9 +207,14 @@ class Scheduler:
       token_ids = [sequence.tokens[sequence.computed], *drafts]
       draft.add(sequence, token_ids, LogitsOf.ALL if drafts else LogitsOf.LAST)
       sequence.computed += 1
-    for sequence in replaying[:room]:
-      draft.add(sequence, [sequence.tokens[sequence.computed]], LogitsOf.NONE)
-      sequence.computed += 1
+    for sequence in replaying:
+      again, stay = sequence.replay_step()
+      room -= len(again)
+      if room < 0 and draft.entries:
+        break
+      draft.add(sequence, again, LogitsOf.NONE)
+      sequence.computed += stay
+      sequence.cut = stay < len(again)
 
   def _add_prompts(self, draft: StepDraft, budget: int) -> None:
     for sequence in [s for s in self._running.values() if s.prompt_left]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from exo.networking.messages import Request
+from exo.networking.messages import Request, WideStep
 
 
 @dataclass(slots=True)
@@ -47,3 +47,10 @@ class RunningSequence:
   def replaying(self) -> bool:
     """The token after the next one is known too."""
     return self.prompt_left == 0 and self.computed + 1 < len(self.tokens)
+
+  def replay_step(self) -> tuple[list[int], int]:
+    """The next tokens to compute again, and how many of them stay: wrong drafts may have been anything, but were there."""
+    index = self.computed - self.prompt_tokens
+    wide = next((w for w in self.request.replay_wide if w.index == index), WideStep(index, 1, 1))
+    stay = self.tokens[self.computed:self.computed + wide.count]
+    return stay + stay[-1:] * (wide.width - wide.count), wide.count

@@ -36,12 +36,18 @@ def stream(
     prompt: str,
     on_text: Callable[[int], None] | None = None,
     timeout_s: float = 60,
+    *,
+    chat: bool = True,
     **fields: Any
 ) -> Streamed:
-  """Stream a chat; `on_text` is called after each piece of text with how many there were. The greedy default model."""
-  body = {"messages": [{"role": "user", "content": prompt}], "stream": True, **fields}
+  """Stream a chat, or a prompt's continuation; `on_text` is called after each piece of text with how many there were.
+
+  Greedy, on the default model.
+  """
+  asked = {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt, "temperature": 0}
+  body = {**asked, "stream": True, **fields}
   request = urllib.request.Request(
-      node.url + "/v1/chat/completions",
+      node.url + ("/v1/chat/completions" if chat else "/v1/completions"),
       json.dumps(body).encode(), {"Content-Type": "application/json"}
   )
   out, started = Streamed(), time.monotonic()
@@ -64,7 +70,7 @@ def _take(out: Streamed, event: dict[str, Any], at_s: float) -> None:
     out.error = event["error"]
     return
   for choice in event["choices"]:
-    if choice["delta"].get("content"):
-      out.text += choice["delta"]["content"]
+    if text := choice["delta"].get("content") if "delta" in choice else choice["text"]:
+      out.text += text
       out.times.append(at_s)
     out.finish = choice["finish_reason"] or out.finish

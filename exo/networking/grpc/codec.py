@@ -37,6 +37,7 @@ WireDtype = Literal["native", "16", "8"]
 _LOGITS = {int(kind): kind for kind in LogitsOf}
 _MAX_LINKS = 256
 _MAX_PACES = 64
+_MAX_WIDTH = 64  # tokens of one sequence in a step that is not a prompt's
 
 
 def encode_tensor(array: npt.NDArray[Any], wire: WireDtype = "native") -> pb.Tensor:
@@ -304,7 +305,8 @@ def _request_out(r: m.Request) -> pb.Request:
       eos_ids=sorted(r.eos_ids),
       sampling=_sampling_out(r.sampling),
       replay_ids=r.replay_ids,
-      embed=r.embed
+      embed=r.embed,
+      replay_wide=[number for w in r.replay_wide for number in (w.index, w.count, w.width)]
   )
   if r.prompt_logprobs is not None:
     body.prompt_logprobs = r.prompt_logprobs
@@ -314,9 +316,14 @@ def _request_out(r: m.Request) -> pb.Request:
 def _request_in(r: pb.Request) -> m.Request:
   if not 1 <= len(r.request_id) <= 128 or not 1 <= len(r.entry_node) <= 128:
     raise ProtocolError("a request without a proper id")
+  if len(r.replay_wide) % 3:
+    raise ProtocolError("a request's wide steps are not threes")
+  wide = tuple(m.WideStep(*numbers) for numbers in batched(r.replay_wide, 3))
+  if any(not 1 <= w.count <= w.width <= _MAX_WIDTH or w.index + w.count >= len(r.replay_ids) for w in wide):
+    raise ProtocolError("a request's wide steps do not fit the tokens that it replays")
   return m.Request(
       r.request_id, r.entry_node, tuple(r.prompt_ids), r.max_tokens, frozenset(r.eos_ids), _sampling_in(r.sampling),
-      r.choice, r.prompt_logprobs if r.HasField("prompt_logprobs") else None, tuple(r.replay_ids), r.embed
+      r.choice, r.prompt_logprobs if r.HasField("prompt_logprobs") else None, tuple(r.replay_ids), r.embed, wide
   )
 
 

@@ -499,7 +499,7 @@ class Sampling(_message.Message):
 class Request(_message.Message):
   __slots__ = (
       "request_id", "entry_node", "choice", "prompt_ids", "max_tokens", "eos_ids", "sampling", "prompt_logprobs",
-      "replay_ids", "embed"
+      "replay_ids", "replay_wide", "embed"
   )
   REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
   ENTRY_NODE_FIELD_NUMBER: _ClassVar[int]
@@ -510,6 +510,7 @@ class Request(_message.Message):
   SAMPLING_FIELD_NUMBER: _ClassVar[int]
   PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
   REPLAY_IDS_FIELD_NUMBER: _ClassVar[int]
+  REPLAY_WIDE_FIELD_NUMBER: _ClassVar[int]
   EMBED_FIELD_NUMBER: _ClassVar[int]
   request_id: str
   entry_node: str
@@ -520,6 +521,7 @@ class Request(_message.Message):
   sampling: Sampling
   prompt_logprobs: int
   replay_ids: _containers.RepeatedScalarFieldContainer[int]
+  replay_wide: _containers.RepeatedScalarFieldContainer[int]
   embed: bool
 
   def __init__(
@@ -533,6 +535,7 @@ class Request(_message.Message):
       sampling: _Optional[_Union[Sampling, _Mapping]] = ...,
       prompt_logprobs: _Optional[int] = ...,
       replay_ids: _Optional[_Iterable[int]] = ...,
+      replay_wide: _Optional[_Iterable[int]] = ...,
       embed: _Optional[bool] = ...
   ) -> None:
     ...
