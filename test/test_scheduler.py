@@ -378,3 +378,12 @@ def test_scoring_wants_every_row() -> None:
   first = scheduler.next_step()
   assert first is not None and first.entries[0].logits == LogitsOf.ALL
   np.testing.assert_array_equal(first.token_ids, np.arange(10, 42))
+
+
+def test_a_prompt_whose_first_token_is_its_last_was_no_draft() -> None:
+  scheduler = Scheduler(Limits(4, 4000, 512, max_drafting=4))
+  ring = FakeRing(scheduler)
+  scheduler.add(request("short", 30, 1))
+  ring.finish()
+  assert ring.output["short"] == ring.expected(30, 1)
+  assert scheduler.drafter.drafted == 0

@@ -360,6 +360,7 @@ class Scheduler:
     Those of sequences cancelled meanwhile are ignored. `refused` sequences begin again without help.
     """
     entries = self._in_flight.pop(step, ())
+    decodes = [entry for entry in entries if self._decodes(entry)]  # before sequences end, and are not known any more
     counts: dict[int, int] = {}
     for token in tokens:
       sequence = self._running.get(token.sequence)
@@ -372,24 +373,25 @@ class Scheduler:
         sequence.tokens.append(token.token_id)
       if token.finish_reason or len(sequence.tokens) > self.limits.max_context:
         self._finish(token.sequence)
-    self._learn(step, entries, counts, compute_ms)
+    if len(decodes) == len(entries):
+      self._learn(decodes, counts, compute_ms)
     for number in refused:
       self._begin_again(number, step)
 
-  def _learn(self, step: int, entries: tuple[BatchEntry, ...], counts: dict[int, int], compute_ms: float) -> None:
+  def _learn(self, entries: list[BatchEntry], counts: dict[int, int], compute_ms: float) -> None:
     """What drafts of a step of decodes were worth, and which caches they left too long."""
     if not self.limits.max_drafting:
       return
     right = 0
     for entry in entries:
-      if entry.n_tokens > 1 and entry.sequence in counts and self._decodes(entry):
+      if entry.n_tokens > 1 and entry.sequence in counts:
         accepted = counts[entry.sequence] - 1
         right += accepted
         self.drafter.learn(entry.sequence, entry.n_tokens - 1, accepted)
         sequence = self._running.get(entry.sequence)
         if sequence is not None:
           sequence.cut = accepted < entry.n_tokens - 1
-    if counts and all(entry.logits and self._decodes(entry) for entry in entries):
+    if counts and all(entry.logits for entry in entries):
       widths = [entry.n_tokens for entry in entries]
       self.drafter.observe(widths, right, compute_ms, max(counts.values()) if max(widths) == 1 else 1)
 
