@@ -61,7 +61,9 @@ def test_fault_2_with_drafts(model_home: Path) -> None:
     assert nodes[0].chat("hello", max_tokens=1)[0] == 200
     places = stages(nodes[0])
     victim, entry = by_id[places[0]], by_id[places[1]]
-    streamed = stream(entry, verse * 16, lambda count: victim.kill() if count == 28 else None, chat=False, max_tokens=90)
+    streamed = stream(
+        entry, verse * 16, lambda count: victim.kill() if count == 28 else None, chat=False, max_tokens=90
+    )
     assert streamed.text == expected and streamed.resumptions and streamed.done
     replayed = re.search(r"computing (\d+) tokens again, (\d+) of their steps with drafts", entry.log)
     assert replayed is not None and int(replayed[1]) >= 28 and int(replayed[2]) >= 1, entry.log

@@ -42,7 +42,7 @@ class Drafter:
   """Drafts for the sequences of one plan. Costs are learned in units of a step that decodes one token."""
   def __init__(self) -> None:
     self._lookups: dict[int, _Lookup] = {}
-    self._single_ms = 0.0
+    self._single_ms: dict[int, float] = {}  # of a step without drafts, by its number of sequences
     self._wide_ms: dict[int, float] = {}
     self.drafted = self.accepted = 0
     self.compute_ms = self.wasted_ms = 0.0
@@ -78,8 +78,8 @@ class Drafter:
   def _extra(self, length: int) -> float:
     """What verifying so many drafts costs beyond decoding one token, in steps that decode one token."""
     known = [width for width in self._wide_ms if width >= length + 1]
-    if known and self._single_ms:
-      return max(0.05, self._wide_ms[min(known)] / self._single_ms - 1)
+    if known and 1 in self._single_ms:
+      return max(0.05, self._wide_ms[min(known)] / self._single_ms[1] - 1)
     return 0.2 + 0.25 * length
 
   def learn(self, sequence: int, drafted: int, accepted: int) -> None:
@@ -95,16 +95,16 @@ class Drafter:
   def observe(self, widths: list[int], accepted: int, ms: float, run: int = 1) -> None:
     """A step of decodes took so long on all stages together; `accepted` drafts of it were right."""
     self.compute_ms += ms
-    if len(widths) != 1:
+    sequences, drafted = len(widths), sum(widths) - len(widths)
+    single_ms = self._single_ms.get(sequences)
+    if not drafted:
+      self._single_ms[sequences] = ms / run if single_ms is None else single_ms + 0.2 * (ms / run - single_ms)
       return
-    width = widths[0]
-    if width == 1:
-      self._single_ms += 0.2 * (ms / run - self._single_ms) if self._single_ms else ms / run
-      return
-    before = self._wide_ms.get(width, ms)
-    self._wide_ms[width] = before + _SMOOTH * (ms - before)
-    if self._single_ms:
-      self.wasted_ms += max(0.0, ms - self._single_ms) * (width - 1 - accepted) / (width - 1)
+    if sequences == 1:
+      before = self._wide_ms.get(widths[0], ms)
+      self._wide_ms[widths[0]] = before + _SMOOTH * (ms - before)
+    if single_ms is not None:
+      self.wasted_ms += max(0.0, ms - single_ms) * (drafted - accepted) / drafted
 
   def forget(self, sequence: int) -> None:
     self._lookups.pop(sequence, None)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
+_MAX_DRAFTING = 8  # sequences of one step; their rows are computed as one matrix
 _GPU_KV_TOKENS = 16384
 _BITS = {"8": 8, "4": 4, "none": None, None: None}
 
@@ -57,7 +58,9 @@ class TinygradStage(StageModel):
     tokens = budget // element
     if not self._device.on_cpu:  # taken at once there, where a CPU's memory is taken page by page
       tokens = min(tokens, max(context, _GPU_KV_TOKENS))
-    self._memory = StageMemory(self._device.weight_bytes, element, tokens, options.max_sequences, context)
+    self._memory = StageMemory(
+        self._device.weight_bytes, element, tokens, options.max_sequences, context, max_drafting=_MAX_DRAFTING
+    )
     # a sequence's last page is partly empty
     self._kv = KvPages(tokens // PAGE + options.max_sequences, options.max_sequences, self._device.on_cpu)
     self._decoder.bind(self._kv.total, lambda fraction: progress(0.5 + fraction / 2))
