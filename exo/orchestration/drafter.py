@@ -78,8 +78,9 @@ class Drafter:
   def _extra(self, length: int) -> float:
     """What verifying so many drafts costs beyond decoding one token, in steps that decode one token."""
     known = [width for width in self._wide_ms if width >= length + 1]
-    if known and 1 in self._single_ms:
-      return max(0.05, self._wide_ms[min(known)] / self._single_ms[1] - 1)
+    single_ms = self._single_ms.get(1)
+    if known and single_ms:
+      return max(0.05, self._wide_ms[min(known)] / single_ms - 1)
     return 0.2 + 0.25 * length
 
   def learn(self, sequence: int, drafted: int, accepted: int) -> None:
