@@ -36,6 +36,7 @@ def test_a_ring_is_measured_and_compared(dummy_ring: list[NodeProcess]) -> None:
     assert all(node["rss_mb"] > 0 and node["cpu_percent"] > 0 for node in figures["nodes"].values())
     hop, = figures["hops"]
     assert len(hop["compute_ms"]) == 2 and hop["hop_ms"] > 0 and hop["hop_p99_ms"] >= hop["hop_ms"]
+  assert 0 < one.get("/v1/topology")[1]["nodes"]["node1"]["codec_ms"] < hop["transport_ms"]
 
 
 @pytest.mark.parametrize("dummy_ring", [1], indirect=True)

@@ -168,7 +168,7 @@ class ChatGPTAPI:
       if peer is not None:
         nodes[node_id] |= {
             "rtt_ms": round(peer.rtt_ms, 3), "address": peer.address, "interface": peer.interface,
-            "suspect": peer.suspect
+            "suspect": peer.suspect, "codec_ms": round(peer.codec_ms, 3)
         }
     graph: dict[str, list[dict[str, str]]] = {node_id: [] for node_id in view.nodes}
     for edge in sorted(view.connections, key=lambda e: (e.from_id, e.to_id)):

@@ -28,7 +28,8 @@ class PeerCandidate:
 class PeerStatus:
   """A linked node: what it said of itself, how it is reached, and its latest heartbeat. `rtt_ms` 0 until measured.
 
-  A `suspect` one has not been heard for a while: it keeps what it has and gets nothing new.
+  `codec_ms` is the recent mean of what it takes here to turn one message of the data stream into its wire form or back. A
+  `suspect` one has not been heard for a while: it keeps what it has and gets nothing new.
   """
   hello: Hello
   address: str
@@ -36,6 +37,7 @@ class PeerStatus:
   rtt_ms: float = 0.0
   heartbeat: Heartbeat | None = None
   suspect: bool = False
+  codec_ms: float = 0.0
 
 
 class MeshHandler(Protocol):

@@ -155,7 +155,7 @@ class GrpcMesh(Mesh):
     return {
         node_id: PeerStatus(
             link.peer, link.address, link.interface, link.rtt_ms, link.latest,
-            self._membership.state(node_id) is State.SUSPECT
+            self._membership.state(node_id) is State.SUSPECT, link.codec_ms
         )
         for node_id, links in self._links.items() if (link := links[0])
     }

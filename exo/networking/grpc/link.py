@@ -39,7 +39,7 @@ class Link:
     self._wire = wire
     self.peer, self.address, self.dialed = peer, address, dialed
     self.interface = ""
-    self.rtt_ms = 0.0
+    self.rtt_ms = self.codec_ms = 0.0
     self.latest: Heartbeat | None = None
     self._handler, self._membership, self._heard = handler, membership, heard
     self._streams: dict[str, EnvelopeStream] = {}
@@ -91,7 +91,13 @@ class Link:
     return False
 
   def post(self, message: Message) -> None:
-    self._post("data", encode(message, wire=self._wire))
+    started = time.perf_counter()
+    item = encode(message, wire=self._wire)
+    self._note_codec(started)
+    self._post("data", item)
+
+  def _note_codec(self, started: float) -> None:
+    self.codec_ms += 0.05 * ((time.perf_counter() - started) * 1e3 - self.codec_ms)
 
   def _post(self, kind: str, item: pb.Item) -> None:
     try:
@@ -115,7 +121,10 @@ class Link:
     return reply
 
   def _receive(self, stream: EnvelopeStream, item: pb.Item) -> None:
+    started = time.perf_counter()
     message, call_id, is_reply = decode(item)
+    if stream.kind == "data":
+      self._note_codec(started)
     if isinstance(message, Heartbeat):
       self._on_heartbeat(message)
     elif is_reply:
