@@ -129,6 +129,10 @@ def test_manual_discovery_offers_the_others_and_follows_the_file(
   assert asyncio.run(scenario()) == [{("b", 50001)}, {("b", 50001)}, {("c", 5)}]
 
 
+def peer_with(capabilities: str) -> str:
+  return '{"peers": {"a": {"address": "x", "port": 5,\n\n"device_capabilities": ' + capabilities + "}}}"
+
+
 @pytest.mark.parametrize(("text", "reason"), [
     ('{"peers": {\n"a": {"address": "x", "port": 1},,\n}}', "line 2, column"),
     ("[]", '"peers" must be an object'),
@@ -136,6 +140,12 @@ def test_manual_discovery_offers_the_others_and_follows_the_file(
     ('{"peers": {"a": {"port": 5}}}', "peers.a.address must be a host name"),
     ('{"peers": {"a": {"address": "x", "port": "5"}}}', "peers.a.port must be a number"),
     ('{"peers": {"a": {"address": "x", "port": 70000}}}', "peers.a.port must be a number"),
+    ('{"peers": {"a": {"address": "x", "port": 5},\n "b": {\n"address": "x",\n"port": 0}}}', "line 4: peers.b.port"),
+    (peer_with("5"), "line 3: peers.a.device_capabilities must be an object"),
+    (peer_with('{"chip": 1}'), "peers.a.device_capabilities.chip must be a text"),
+    (peer_with('{"memory":\n "8 GB"}'), "line 3: peers.a.device_capabilities.memory must be a number of MB"),
+    (peer_with('{"flops":\n\n{"int8": -1}}'), "line 5: peers.a.device_capabilities.flops.int8 must be a number"),
+    (peer_with('{"flops": 3}'), "peers.a.device_capabilities.flops must be an object"),
 ])
 def test_a_wrong_file_is_named_with_line_or_key(tmp_path: Path, text: str, reason: str) -> None:
   path = tmp_path / "config.json"

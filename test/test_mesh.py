@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from exo.errors import ConfigError, DeadlineError, ModelTooLargeError, PeerLostError, PeerUnreachableError
+from exo.networking.arrival import ArrivalWatch
 from exo.networking.grpc.grpc_mesh import GrpcMesh
 from exo.networking.mesh import PeerCandidate
 from exo.networking.messages import Cancel, ClosePlan, Done, Heartbeat, Hello, Message
@@ -241,3 +242,14 @@ def test_a_taken_port_is_a_clear_error() -> None:
       await second.stop()
 
   run(scenario)
+
+
+def test_what_does_not_arrive_is_missed_in_time_and_what_is_slow_is_not() -> None:
+  watch = ArrivalWatch()
+  assert not any(watch.overdue(sent, sent, now) for now, sent in enumerate(range(0, 9000, 100)))  # all of it came
+  assert not any(watch.overdue(10_000, 9_000 + now, 100.0 + now) for now in range(60))  # it comes, a little at a time
+  assert not watch.overdue(10_500, 10_000, 200.0) and not watch.overdue(10_600, 10_000, 203.9)
+  assert watch.overdue(10_600, 10_000, 204.1)
+  assert not watch.overdue(10_600, 10_600, 204.2) and not watch.overdue(10_700, 10_600, 209.0)
+  large = ArrivalWatch()  # a long prompt's hidden states on 1 Mbit/s that a download shares
+  assert not any(large.overdue(2**19, 0, now) for now in range(30))

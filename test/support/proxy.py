@@ -53,12 +53,12 @@ class SlowProxy:
     self._loop.close()
 
   async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    number, self.connections = self.connections, self.connections + 1
     try:
       there, back = await asyncio.open_connection("127.0.0.1", self._target)
     except OSError:
-      writer.close()
+      writer.close()  # nobody listens there yet
       return
+    number, self.connections = self.connections, self.connections + 1
     self._writers += [writer, back]
     await asyncio.gather(self._pipe(number, reader, back), self._pipe(number, there, writer), return_exceptions=True)
 

@@ -169,6 +169,7 @@ def _heartbeat_out(message: m.Heartbeat) -> dict[str, Any]:
           rss_mb=message.rss_mb,
           paces=[_pace_out(p) for p in message.paces],
           leaving=message.leaving,
+          data_bytes=message.data_bytes,
           rumours=[
               pb.Rumour(node_id=r.node_id, incarnation=r.incarnation, beat=r.beat, address=r.address)
               for r in message.rumours
@@ -183,7 +184,8 @@ def _heartbeat_in(h: pb.Heartbeat) -> m.Heartbeat:
       min(1.0, max(0.0, h.load)), h.frames,
       tuple(m.PeerLink(p.node_id[:128], p.rtt_ms, p.interface[:40]) for p in h.links[:_MAX_LINKS]), h.cpu_s, h.rss_mb,
       tuple(_pace_in(p) for p in h.paces[:_MAX_PACES]), h.leaving,
-      tuple(m.Rumour(r.node_id[:128], r.incarnation, r.beat, r.address[:80]) for r in h.rumours[:_MAX_LINKS])
+      tuple(m.Rumour(r.node_id[:128], r.incarnation, r.beat, r.address[:80]) for r in h.rumours[:_MAX_LINKS]),
+      h.data_bytes
   )
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from exo.errors import DeadlineError, ExoError, PeerLostError, ProtocolError, from_wire, to_wire
 from exo.log import log
+from exo.networking.arrival import ArrivalWatch
 from exo.networking.grpc import node_service_pb2 as pb
 from exo.networking.grpc.codec import WireDtype, decode, encode
 from exo.networking.grpc.stream import EnvelopeStream
@@ -48,6 +49,7 @@ class Link:
     self._next_call = 1
     self._sent_at: dict[int, float] = {}
     self._heard_at = time.monotonic()
+    self._arrivals = ArrivalWatch()
     self.closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
   def attach(self, stream: EnvelopeStream) -> bool:
@@ -155,6 +157,8 @@ class Link:
         self.rtt_ms = (time.monotonic() - sent) * 1e3
     else:
       self.latest = beat
+      if self._arrivals.overdue(beat.data_bytes, self._streams["data"].read_bytes, self._heard_at):
+        self.end("what it sends does not arrive, though its heartbeats do")
       self._heard(self, beat.rumours)
       self._post("heartbeat", encode(Heartbeat(beat.number, is_answer=True)))
 
@@ -164,8 +168,9 @@ class Link:
       before = time.monotonic()
       self._sent_at[number] = before
       self._sent_at.pop(number - 20, None)
-      mine = self._handler.heartbeat()
-      self._post("heartbeat", encode(replace(mine, number=number, rumours=self._membership.beat())))
+      sent = self._streams["data"].written_bytes
+      mine = replace(self._handler.heartbeat(), number=number, rumours=self._membership.beat(), data_bytes=sent)
+      self._post("heartbeat", encode(mine))
       number += 1
       await asyncio.sleep(HEARTBEAT_S)
       late_s = time.monotonic() - before - HEARTBEAT_S

@@ -53,6 +53,7 @@ class EnvelopeStream:
     self._outbox: deque[pb.Item] = deque()
     self._ended: asyncio.Future[BaseException] | None = None  # while it runs; gets what broke a write
     self._writer: asyncio.Task[None] | None = None
+    self.read_bytes = self.written_bytes = 0  # since it runs
 
   def post(self, item: pb.Item) -> None:
     """Queue an item, or write it at once where nothing is being written.
@@ -73,13 +74,19 @@ class EnvelopeStream:
 
   async def read_items(self) -> list[pb.Item] | None:
     data = await self._read()
-    return None if data is None else envelope_items(data)
+    if data is None:
+      return None
+    self.read_bytes += len(data)
+    return envelope_items(data)
 
   async def write_items(self, items: list[pb.Item]) -> None:
-    await self._write(envelope_bytes(items))
+    data = envelope_bytes(items)
+    self.written_bytes += len(data)
+    await self._write(data)
 
   async def run(self, receive: Callable[[EnvelopeStream, pb.Item], None]) -> str:
     """Serve both directions until one ends; returns why. What is queued together is written together."""
+    self.read_bytes = self.written_bytes = 0
     reader = asyncio.create_task(self._receive(receive), name=f"{self.kind} reader")
     self._ended = ended = asyncio.get_running_loop().create_future()
     if self._outbox:
