@@ -55,10 +55,10 @@ def test_fault_4_a_partition_and_its_end(tmp_path: Path, long_text: str, ways: s
 
     def part(count: int) -> None:
       if count == 50:
-        net.filter(2, *(f"ip saddr {net.address(i)} drop" for i in (0, 1)))
+        net.filter(2, *(f"{net.sent_by(i)} drop" for i in (0, 1)))
         if ways == "two ways":
           for i in (0, 1):
-            net.filter(i, f"ip saddr {net.address(2)} drop")
+            net.filter(i, f"{net.sent_by(2)} drop")
 
     streamed = net.on(0, lambda: stream(nodes[0], HELLO, part, **LONG))
     assert streamed.text == long_text and len(streamed.resumptions) == 1, streamed
@@ -149,3 +149,23 @@ def test_fault_7_a_stage_that_stands_still_for_half_a_minute(tmp_path: Path, lon
     wait_until(lambda: all(len(node.peers()) == 3 for node in nodes), 15, "the return")
     for node in nodes:
       assert stream(node, HELLO, **LONG).text == long_text
+
+
+@pytest.mark.network
+def test_hosts_without_ipv4_find_each_other_by_ipv6(tmp_path: Path, long_text: str) -> None:
+  """Beacons to the multicast group, links to link-local addresses with their zone."""
+  with hosts(2) as net:
+    for i in range(2):
+      net.filter(i, "ip saddr 10.0.0.0/8 drop")
+    nodes = [NodeProcess(tmp_path / str(i), *DUMMY, node_id=f"node{i}", prefix=net.prefix(i)) for i in range(2)]
+    try:
+      for i, node in enumerate(nodes):
+        net.on(i, node.wait_ready)
+      wait_until(lambda: all(peers(net, nodes, i) == {"node0", "node1"} for i in range(2)), 20, "a ring over IPv6")
+      address = net.on(0, lambda: nodes[0].get("/v1/topology")[1]["nodes"]["node1"]["address"])
+      assert address.startswith("[fe80::") and "%" in address
+      streamed = net.on(0, lambda: stream(nodes[0], HELLO, **LONG | {"max_tokens": 40}))
+      assert streamed.text == long_text[:len(streamed.text)] and len(streamed.text) > 30
+    finally:
+      for node in nodes:
+        node.stop()

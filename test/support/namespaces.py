@@ -50,6 +50,10 @@ class Hosts:
   def address(self, i: int) -> str:
     return f"{self._net}.{i + 1}"
 
+  def sent_by(self, i: int) -> str:
+    """What an nft rule says of everything that host i sends, over IPv4 and IPv6."""
+    return f"ether saddr 02:00:00:00:00:{i + 1:02x}"
+
   def prefix(self, i: int) -> tuple[str, ...]:
     return "ip", "netns", "exec", self.names[i]
 
@@ -72,6 +76,7 @@ class Hosts:
     for i, name in enumerate(self.names):
       run("ip", "-n", self._hub, "link", "add", f"to{i}", "type", "veth", "peer", "name", "eth0", "netns", name)
       run("ip", "-n", self._hub, "link", "set", f"to{i}", "master", self._bridge, "up")
+      run("ip", "-n", name, "link", "set", "eth0", "address", f"02:00:00:00:00:{i + 1:02x}")
       run("ip", "-n", name, "addr", "add", f"{self.address(i)}/24", "brd", "+", "dev", "eth0")
       run("ip", "-n", name, "link", "set", "eth0", "up")
       run("ip", "-n", name, "route", "add", "default", "dev", "eth0")
@@ -81,7 +86,7 @@ class Hosts:
       run("ip", "netns", "del", name, check=False)
 
   def filter(self, i: int, *rules: str) -> None:
-    """Replace what host i drops of what comes in: nft statements such as `ip saddr 10.0.0.1 drop`."""
+    """Replace what host i drops of what comes in: nft statements such as `udp dport 5678 drop`."""
     lines = ["flush ruleset"]
     if rules:
       lines += ["table inet exo {", "chain input {", "type filter hook input priority 0", *rules, "}", "}"]

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
@@ -174,7 +175,8 @@ class GrpcMesh(Mesh):
   def _heard(self, link: Link, rumours: tuple[Rumour, ...]) -> None:
     """A heartbeat came, with what its sender knows of others: those that this node has no link to are tried."""
     host = link.address.rpartition(":")[0]
-    changes = self._membership.heard(link.peer.node_id, rumours, time.monotonic(), f"{host}:{link.peer.port}")
+    elsewhere = "" if "%" in host else f"{host}:{link.peer.port}"  # a link-local address means nothing to others
+    changes = self._membership.heard(link.peer.node_id, rumours, time.monotonic(), elsewhere)
     for change in changes:
       log(1, "%s is %s", change.node_id, change.after.name.lower())
     for rumour in rumours:
@@ -209,7 +211,7 @@ class GrpcMesh(Mesh):
         known.candidates = {k: v for k, v in known.candidates.items() if now - v[1] < self._candidate_timeout_s}
         if not known.candidates:
           return
-        for candidate, _ in sorted(known.candidates.values(), key=lambda c: -c[0].priority):
+        for candidate, _ in sorted(known.candidates.values(), key=lambda c: (-c[0].priority, ":" in c[0].host)):
           if node_id := await self._dial(candidate):
             known.node_id = node_id
             return
@@ -422,5 +424,5 @@ def _reader(call: grpc.aio.StreamStreamCall | grpc.aio.ServicerContext):  # type
 
 
 def _peer_address(peer: str) -> str:
-  """"ipv4:10.0.0.2:41234" as "10.0.0.2:41234"."""
-  return peer.partition(":")[2].replace("%5B", "[").replace("%5D", "]")
+  """"ipv4:10.0.0.2:41234" as "10.0.0.2:41234", "ipv6:%5Bfe80::1%254%5D:41234" as "[fe80::1%4]:41234"."""
+  return unquote(peer.partition(":")[2])

@@ -17,16 +17,27 @@ _KINDS = (
     ("wifi", re.compile(r"^(wl|wifi|ath|awdl|llw)")),
     ("ethernet", re.compile(r"^(eth|en|em|eno|ens|enp)")),
 )
+# macOS's own business: links to phones and screens, tunnels to nowhere
+_NO_IPV6 = re.compile(r"^(awdl|llw|anpi|utun|gif|stf|lo)")
+BEACON_GROUP = "ff12::6578:6f"  # transient, link-local; "exo"
 PRIORITIES = {"thunderbolt": 5, "ethernet": 4, "wifi": 3, "other": 2, "loopback": 2, "vpn": 1, "virtual": 0}
 
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-  """One IPv4 address of an interface."""
+  """One address of an interface, whose beacons go to `broadcast`; of IPv6 its link-local one, if it has one.
+
+  `index` is the interface's number, for IPv6 alone.
+  """
   name: str
   kind: str
   address: str
   broadcast: str
+  index: int = 0
+
+  @property
+  def is_ipv6(self) -> bool:
+    return ":" in self.address
 
   @property
   def priority(self) -> int:
@@ -44,7 +55,7 @@ def interface_kind(name: str) -> str:
 
 
 def list_interfaces() -> list[Interface]:
-  """Every IPv4 address of this machine, best interfaces first."""
+  """Every IPv4 address of this machine and one IPv6 address of each interface, best interfaces first."""
   import ifaddr
   found = []
   for adapter in ifaddr.get_adapters():
@@ -52,4 +63,8 @@ def list_interfaces() -> list[Interface]:
       if isinstance(ip.ip, str):
         network = ipaddress.IPv4Network(f"{ip.ip}/{ip.network_prefix}", strict=False)
         found.append(Interface(adapter.name, interface_kind(adapter.name), ip.ip, str(network.broadcast_address)))
+    ipv6 = sorted((ip.ip[0] for ip in adapter.ips if not isinstance(ip.ip, str)),
+                  key=lambda a: not a.startswith("fe80"))
+    if ipv6 and adapter.index and not _NO_IPV6.match(adapter.name):
+      found.append(Interface(adapter.name, interface_kind(adapter.name), ipv6[0], BEACON_GROUP, adapter.index))
   return sorted(found, key=lambda interface: (-interface.priority, interface.name, interface.address))

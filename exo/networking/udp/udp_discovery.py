@@ -1,4 +1,4 @@
-"""Discovery by UDP broadcast on every interface.
+"""Discovery by UDP on every interface: broadcast over IPv4, a multicast group over IPv6.
 
 All nodes of a machine share the listening port. Each interface also has a socket of its own, from which beacons leave
 and to which answers come, so that two nodes on one machine and nodes that hear only one way find each other.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from exo.networking.address_rule import AddressRule
 from exo.networking.discovery import Discovery
 from exo.networking.mesh import PeerCandidate
 from exo.networking.messages import Hello
+from exo.networking.udp import sockets
 from exo.networking.udp.beacon import Beacon, decode_beacon, encode_beacon
 from exo.networking.udp.guard import DatagramGuard
 from exo.networking.udp.interfaces import Interface, list_interfaces
@@ -48,7 +48,8 @@ class UdpDiscovery(Discovery):
     self._guard = guard or DatagramGuard(None, AddressRule(restricted=True))
     self._tasks = TaskOwner("udp discovery")
     self._senders: dict[Interface, asyncio.DatagramTransport] = {}
-    self._listener: asyncio.DatagramTransport | None = None
+    self._listeners: list[asyncio.DatagramTransport] = []
+    self._group_listener: socket.socket | None = None
     self._answered: dict[str, float] = {}
     self._said: dict[str, None] = {}
 
@@ -56,12 +57,19 @@ class UdpDiscovery(Discovery):
     self._local, self._offer = local, offer
     loop = asyncio.get_running_loop()
     try:
-      listener = _shared_socket(self._listen_port)
+      listeners = [sockets.listener(self._listen_port)]
     except OSError as error:
       raise ConfigError(
           f"UDP port {self._listen_port} cannot be listened on ({error.strerror}): choose another --listen-port"
       ) from error
-    self._listener, _ = await loop.create_datagram_endpoint(lambda: _Receiver(self._received), sock=listener)
+    try:
+      self._group_listener = sockets.listener(self._listen_port, socket.AF_INET6)
+      listeners.append(self._group_listener)
+    except OSError as error:  # a machine without IPv6
+      log(1, "no beacons over IPv6: %s", error)
+    for listener in listeners:
+      transport, _ = await loop.create_datagram_endpoint(lambda: _Receiver(self._received), sock=listener)
+      self._listeners.append(transport)
     self._tasks.spawn(self._announce(), "beacons")
 
   def refusals(self) -> Sequence[str]:
@@ -69,7 +77,7 @@ class UdpDiscovery(Discovery):
 
   async def stop(self) -> None:
     await self._tasks.close()
-    for transport in (*self._senders.values(), *([self._listener] if self._listener else [])):
+    for transport in (*self._senders.values(), *self._listeners):
       transport.close()
     self._senders.clear()
 
@@ -93,15 +101,13 @@ class UdpDiscovery(Discovery):
       self._senders.pop(gone).close()
     for interface in wanted:
       if interface not in self._senders:
-        sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        sender.setblocking(False)
-        sender.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         try:
-          sender.bind((interface.address, 0))
+          sender = sockets.sender(interface)
         except OSError as error:
           log(2, "no beacons from %s (%s): %s", interface.name, interface.address, error)
-          sender.close()
           continue
+        if interface.is_ipv6 and self._group_listener is not None:
+          sockets.hear_group(self._group_listener, interface)
         transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
             lambda: _Receiver(self._received), sock=sender
         )
@@ -121,23 +127,20 @@ class UdpDiscovery(Discovery):
   def _broadcast(self, *, reply: bool) -> None:
     for interface, transport in self._senders.items():
       data = self._beacon(interface, reply=reply)
-      targets = {interface.broadcast, "255.255.255.255"}
-      if interface.kind == "loopback":
-        # Linux hands a broadcast on the loopback network to every socket of the machine
-        targets = {interface.broadcast} if sys.platform == "linux" else {"127.0.0.1"}
-      for target in targets:
-        transport.sendto(data, (target, self._broadcast_port))
+      for target in sockets.targets(interface, self._broadcast_port):
+        transport.sendto(data, target)
 
   def _received(self, transport: asyncio.DatagramTransport, data: bytes, source: tuple[Any, ...]) -> None:
+    host = sockets.host_of(source)
     try:
-      body = self._guard.open(data, str(source[0]))
+      body = self._guard.open(data, host)
       if body is None:
         return
       beacon = decode_beacon(body)
     except ReplayedDatagramError:
       return
     except ProtocolError as error:
-      self._say_once(f"ignored a datagram from {source[0]}: {error}")
+      self._say_once(f"ignored a datagram from {host}: {error}")
       return
     if beacon.node_id == self._local.node_id:
       return
@@ -148,17 +151,16 @@ class UdpDiscovery(Discovery):
       self._say_once(f"ignored {beacon.node_id} on {beacon.interface_type}: not in --interface-type-filter")
       return
     if self._debug:
-      log(0, "beacon of %s from %s:%s on %s", beacon.node_id, source[0], source[1], beacon.interface_name)
+      log(0, "beacon of %s from %s:%s on %s", beacon.node_id, host, source[1], beacon.interface_name)
     self._offer(
         PeerCandidate(
-            beacon.node_id, str(source[0]), beacon.grpc_port, beacon.priority, beacon.interface_name
-            or beacon.interface_type
+            beacon.node_id, host, beacon.grpc_port, beacon.priority, beacon.interface_name or beacon.interface_type
         )
     )
     if beacon.reply:
-      self._answer(beacon, (str(source[0]), int(source[1])))
+      self._answer(beacon, source)
 
-  def _answer(self, beacon: Beacon, source: tuple[str, int]) -> None:
+  def _answer(self, beacon: Beacon, source: tuple[Any, ...]) -> None:
     """Tell a new node of this one at once, where its beacon came from; at most once a second each."""
     now = time.monotonic()
     if now - self._answered.get(beacon.node_id, -_ANSWER_EVERY_S) < _ANSWER_EVERY_S:
@@ -167,28 +169,17 @@ class UdpDiscovery(Discovery):
       self._answered.clear()
     self._answered[beacon.node_id] = now
     for interface, transport in self._senders.items():
-      if (interface.kind == "loopback") == source[0].startswith("127."):
+      if len(source) == 4:
+        near = interface.is_ipv6 and source[3] in (0, interface.index)
+      else:
+        near = not interface.is_ipv6 and (interface.kind == "loopback") == source[0].startswith("127.")
+      if near:
         transport.sendto(self._beacon(interface, reply=False), source)
 
   def _say_once(self, text: str) -> None:
     if len(self._said) < _MAX_SEEN and text not in self._said:
       self._said[text] = None
       log(1, "%s", text)
-
-
-def _shared_socket(port: int) -> socket.socket:
-  """A socket on all addresses whose port other nodes of this machine may share."""
-  sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-  try:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if hasattr(socket, "SO_REUSEPORT"):
-      sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    sock.setblocking(False)
-    sock.bind(("", port))
-  except OSError:
-    sock.close()
-    raise
-  return sock
 
 
 class _Receiver(asyncio.DatagramProtocol):
