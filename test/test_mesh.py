@@ -58,8 +58,8 @@ def hello(node_id: str, incarnation: int = 1, port: int = 0) -> Hello:
 
 
 @asynccontextmanager
-async def mesh(node_id: str, incarnation: int = 1) -> AsyncIterator[tuple[GrpcMesh, Recorder]]:
-  created, recorder = GrpcMesh(hello(node_id, incarnation), "127.0.0.1", 30), Recorder()
+async def mesh(node_id: str, incarnation: int = 1, host: str = "127.0.0.1") -> AsyncIterator[tuple[GrpcMesh, Recorder]]:
+  created, recorder = GrpcMesh(hello(node_id, incarnation), host, 30), Recorder()
   await created.start(recorder)
   try:
     yield created, recorder
@@ -106,6 +106,43 @@ def test_both_dialing_makes_one_peer() -> None:
       assert set(a.peers()) == {"b"} and a.peers()["b"].rtt_ms > 0
       beat = a.peers()["b"].heartbeat
       assert beat is not None and beat.free_memory_mb == 1234 and beat.active
+
+  run(scenario)
+
+
+def test_a_better_route_that_appears_is_turned_to_without_a_message_lost() -> None:
+  """A cable is plugged in: what runs does not notice, and the worse link ends once all is on the better one."""
+  async def scenario() -> None:
+    async with mesh("a", host="0.0.0.0") as (a, a_heard), mesh("b", host="0.0.0.0") as (b, b_heard):
+      port, sent = b.hello.port, 0
+      a.offer(PeerCandidate("b", "127.0.0.1", port, 1, "slow"))
+      await a_heard.until(lambda: "b" in a.peers())
+      await b_heard.until(lambda: "a" in b.peers())
+      a.offer(PeerCandidate("b", "127.0.0.3", port, 1, "as slow"))
+      a.offer(PeerCandidate("b", "127.0.0.2", port, 5, "fast"))
+
+      async def talk(seconds: float, pause_s: float) -> None:
+        nonlocal sent
+        until = asyncio.get_running_loop().time() + seconds
+        while asyncio.get_running_loop().time() < until:
+          a.send("b", ClosePlan(f"{sent}"))
+          b.send("a", ClosePlan(f"{sent}"))
+          sent += 1
+          await asyncio.sleep(pause_s)
+
+      await talk(1.5, 0.001)  # as busy as this, there is no moment to turn
+      calling = asyncio.create_task(a.call("b", Cancel("p", "r"), 5))
+      while a.peers()["b"].interface != "fast" or len(b._links["a"]) > 1:
+        await talk(0.1, 0.02)
+        await asyncio.sleep(0.8)
+      await talk(0.3, 0.001)
+      assert await calling == Done()
+      await a_heard.until(lambda: len(a_heard.messages) == sent)
+      await b_heard.until(lambda: len(b_heard.messages) == sent)
+      for heard in (a_heard, b_heard):
+        assert [message.plan_id for _, message in heard.messages] == [str(i) for i in range(sent)]
+      assert a_heard.events == ["+b"] and b_heard.events == ["+a"]
+      assert len(a._links["b"]) == 1 and a.peers()["b"].address == f"127.0.0.2:{port}"
 
   run(scenario)
 

@@ -310,9 +310,9 @@ def test_01_without_a_key_far_addresses_are_neither_dialed_nor_heard() -> None:
   async def scenario() -> None:
     async with mesh("a", None) as (a, _):
       a.offer(PeerCandidate("far", "203.0.113.9", 50000))
-      assert not a._known
+      assert not a._book.nodes
       a.offer(PeerCandidate("named", "203.0.113.9", 50000, configured=True))
-      assert set(a._known) == {"named"}
+      assert set(a._book.nodes) == {"named"}
     guard = DatagramGuard(None, AddressRule(restricted=True))
     with pytest.raises(ProtocolError, match="this network"):
       guard.open(b"{}", "203.0.113.10")
@@ -354,7 +354,7 @@ def test_02_announced_nodes_are_bounded() -> None:
       for i in range(5000):
         a.offer(PeerCandidate(f"n{i}", "127.0.0.1", 1024 + i))
         a.offer(PeerCandidate("one", "127.0.0.1", 1024 + i))
-      assert len(a._known) <= 256 and all(len(k.candidates) <= 16 for k in a._known.values())
+      assert len(a._book.nodes) <= 256 and all(len(k.candidates) <= 16 for k in a._book.nodes.values())
 
   run(scenario())
 

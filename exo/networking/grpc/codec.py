@@ -170,6 +170,7 @@ def _heartbeat_out(message: m.Heartbeat) -> dict[str, Any]:
           paces=[_pace_out(p) for p in message.paces],
           leaving=message.leaving,
           data_bytes=message.data_bytes,
+          data_read_bytes=message.data_read_bytes,
           rumours=[
               pb.Rumour(node_id=r.node_id, incarnation=r.incarnation, beat=r.beat, address=r.address)
               for r in message.rumours
@@ -185,7 +186,7 @@ def _heartbeat_in(h: pb.Heartbeat) -> m.Heartbeat:
       tuple(m.PeerLink(p.node_id[:128], p.rtt_ms, p.interface[:40]) for p in h.links[:_MAX_LINKS]), h.cpu_s, h.rss_mb,
       tuple(_pace_in(p) for p in h.paces[:_MAX_PACES]), h.leaving,
       tuple(m.Rumour(r.node_id[:128], r.incarnation, r.beat, r.address[:80]) for r in h.rumours[:_MAX_LINKS]),
-      h.data_bytes
+      h.data_bytes, h.data_read_bytes
   )
 
 

@@ -8,7 +8,7 @@ import socket
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from urllib.parse import unquote
 
 import grpc
@@ -16,10 +16,12 @@ import grpc.aio
 
 from exo.errors import ConfigError, PeerUnreachableError, ProtocolError
 from exo.log import log
-from exo.networking.address_rule import AddressRule
+from exo.networking.address_book import AddressBook, KnownNode
+from exo.networking.address_rule import AddressRule, own_addresses, parse_address
 from exo.networking.cluster_key import ClusterKeyring
 from exo.networking.grpc.codec import WireDtype, hello_in, hello_out
 from exo.networking.grpc.link import HEARTBEAT_S, STREAM_KINDS, Link
+from exo.networking.grpc.routes import turn_to_later
 from exo.networking.grpc.stream import CHANNEL_OPTIONS, MAX_STREAMS, METHOD, SERVER_OPTIONS, EnvelopeStream
 from exo.networking.grpc.tls import SERVER_NAME, TlsCredentials, explain_refusal
 from exo.networking.membership import Membership, State, Timing
@@ -32,21 +34,14 @@ _GREETING_TIMEOUT_S = 5.0
 _POLITE_S = 0.7
 _RETRY_S, _MAX_RETRY_S = 0.5, 5.0
 _LINK_KEY = "exo-link"
-# bounds on what beacons and strangers can make this node remember
-_MAX_KNOWN, _MAX_ADDRESSES, _MAX_PENDING, _MAX_REFUSALS = 256, 16, 64, 1024
+# bounds on what strangers can make this node remember
+_MAX_PENDING, _MAX_REFUSALS = 64, 1024
+_TRY_BETTER_S = 30.0
 _TIMING = Timing()
 _RUMOUR_PRIORITY = -1  # behind every address that the node itself announces
 _SILENCE_S = 3 * HEARTBEAT_S
 _CONNECTIONS = 3
 _CONNECTION_OF = {"heartbeat": 1, "bulk": 2}  # data and control share the first
-
-
-@dataclass
-class _Known:
-  """What is known of where a node may be reached; `node_id` is who answered at an address that came without one."""
-  candidates: dict[tuple[str, int], tuple[PeerCandidate, float]] = field(default_factory=dict)
-  dialing: bool = False
-  node_id: str = ""
 
 
 class GrpcMesh(Mesh):
@@ -64,12 +59,12 @@ class GrpcMesh(Mesh):
       wire: WireDtype = "native"
   ) -> None:
     self._node_ids, self._wire = frozenset(node_ids), wire
-    self._hello, self._host, self._candidate_timeout_s = hello, host, candidate_timeout_s
+    self._hello, self._host = hello, host
     self._tls = None if keyring is None else TlsCredentials(keyring)
     self._rule = AddressRule(restricted=keyring is None)
     self._links: dict[str, list[Link]] = {}
     self._pending: dict[str, Link] = {}
-    self._known: dict[str, _Known] = {}
+    self._book = AddressBook(candidate_timeout_s)
     self._refused: dict[str, None] = {}
     self._membership = Membership(hello.node_id, hello.incarnation, time.monotonic(), _TIMING)
     self._tasks = TaskOwner("mesh")
@@ -130,27 +125,37 @@ class GrpcMesh(Mesh):
       )
       return
     key = candidate.node_id or f"{candidate.host}:{candidate.port}"
-    known = self._remember(key)
-    if known is None or (
-        len(known.candidates) >= _MAX_ADDRESSES and (candidate.host, candidate.port) not in known.candidates
-    ):
+    try:
+      known = self._book.note(key, candidate, self._links, time.monotonic())
+    except OverflowError as error:
+      self._say_once(str(error))
       return
-    known.candidates[candidate.host, candidate.port] = (candidate, time.monotonic())
-    if not known.dialing and not {candidate.node_id, known.node_id} & self._links.keys():
+    if known is None or known.dialing:
+      return
+    linked = {candidate.node_id, known.node_id} & self._links.keys()
+    if not linked:
       known.dialing = True
       self._tasks.spawn(self._keep_dialing(key, known), f"dial {key}")
+    elif candidate.node_id in linked and self._is_better(candidate, known):
+      known.dialing = True
+      self._tasks.spawn(self._try_better(candidate, known), f"dial {key}")
 
-  def _remember(self, key: str) -> _Known | None:
-    """What is known of a node; None when the table is full of others that are still being announced."""
-    if key not in self._known and len(self._known) >= _MAX_KNOWN:
-      oldest = time.monotonic() - self._candidate_timeout_s
-      for other, known in list(self._known.items()):
-        if not known.dialing and other not in self._links and all(at < oldest for _, at in known.candidates.values()):
-          del self._known[other]
-      if len(self._known) >= _MAX_KNOWN:
-        self._say_once(f"{_MAX_KNOWN} nodes are being announced: more are not listened to")
-        return None
-    return self._known.setdefault(key, _Known())
+  def _is_better(self, candidate: PeerCandidate, known: KnownNode) -> bool:
+    """Whether to try this route beside a link that this node has dialed. Between two nodes of one machine none is."""
+    links, now = self._links[candidate.node_id], time.monotonic()
+    better = links[0].dialed and all(candidate.priority > link.priority for link in links)
+    if not better or now < known.try_better_s:
+      return False
+    known.try_better_s = now + _TRY_BETTER_S
+    return parse_address(candidate.host) not in own_addresses()
+
+  async def _try_better(self, candidate: PeerCandidate, known: KnownNode) -> None:
+    """A second link; `routes.py` says when it takes the first one's place."""
+    try:
+      if await self._dial(candidate):
+        log(1, "a better route to %s: %s", candidate.node_id, candidate.interface or candidate.host)
+    finally:
+      known.dialing = False
 
   def peers(self) -> Mapping[str, PeerStatus]:
     return {
@@ -174,6 +179,7 @@ class GrpcMesh(Mesh):
 
   def _heard(self, link: Link, rumours: tuple[Rumour, ...]) -> None:
     """A heartbeat came, with what its sender knows of others: those that this node has no link to are tried."""
+    turn_to_later(self._links.get(link.peer.node_id, []), link)
     host = link.address.rpartition(":")[0]
     elsewhere = "" if "%" in host else f"{host}:{link.peer.port}"  # a link-local address means nothing to others
     changes = self._membership.heard(link.peer.node_id, rumours, time.monotonic(), elsewhere)
@@ -199,19 +205,17 @@ class GrpcMesh(Mesh):
 
   # dialing
 
-  async def _keep_dialing(self, key: str, known: _Known) -> None:
+  async def _keep_dialing(self, key: str, known: KnownNode) -> None:
     """Try a node's addresses, best first, until there is a link or nobody offers them any more."""
     try:
-      nameless = any(not candidate.node_id for candidate, _ in known.candidates.values())
-      if key < self._hello.node_id and not nameless:
+      if key < self._hello.node_id and not known.nameless:
         await asyncio.sleep(_POLITE_S)
       pause_s = _RETRY_S
       while not {key, known.node_id} & self._links.keys():
-        now = time.monotonic()
-        known.candidates = {k: v for k, v in known.candidates.items() if now - v[1] < self._candidate_timeout_s}
+        self._book.forget_old(known, time.monotonic())
         if not known.candidates:
           return
-        for candidate, _ in sorted(known.candidates.values(), key=lambda c: (-c[0].priority, ":" in c[0].host)):
+        for candidate in known.best_first():
           if node_id := await self._dial(candidate):
             known.node_id = node_id
             return
@@ -250,7 +254,7 @@ class GrpcMesh(Mesh):
             await self._close_channels(channels)
             return peer.node_id
           link = Link(peer, address, True, self._handler, self._membership, self._heard, self._wire)
-          link.interface = candidate.interface
+          link.interface, link.priority = candidate.interface, candidate.priority
         link.attach(stream)
     except (grpc.RpcError, ProtocolError, TimeoutError, OSError, asyncio.InvalidStateError) as error:
       self._note_refusal(address, error)
@@ -401,7 +405,7 @@ class GrpcMesh(Mesh):
       assert self._handler is not None
       if not self._stopping:
         self._handler.peer_left(node_id, reason)
-        known = self._known.get(node_id)
+        known = self._book.nodes.get(node_id)
         if known and known.candidates and not known.dialing:
           known.dialing = True
           self._tasks.spawn(self._keep_dialing(node_id, known), f"dial {node_id}")

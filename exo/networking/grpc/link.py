@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,11 +23,16 @@ STREAM_KINDS = ("data", "control", "heartbeat", "bulk")
 HEARTBEAT_S = 0.5
 HEARTBEAT_TIMEOUT_S = 5.0
 
+_numbers = itertools.count()
 Heard = Callable[["Link", tuple[Rumour, ...]], None]
 
 
 class Link:
-  """Up once all four streams are there; down as soon as one ends or heartbeats stay away."""
+  """Up once all four streams are there; down as soon as one ends or heartbeats stay away.
+
+  Links are numbered as they come. `all_arrived`: the peer had read all of the data stream by its latest heartbeat;
+  `still_beats`: for how many heartbeats that was so either way and nothing moved.
+  """
   def __init__(
       self,
       peer: Hello,
@@ -41,6 +47,10 @@ class Link:
     self.peer, self.address, self.dialed = peer, address, dialed
     self.interface = ""
     self.rtt_ms = self.codec_ms = 0.0
+    self.number, self.priority = next(_numbers), 0
+    self.all_arrived, self.still_beats = False, 0
+    self._moved = (0, 0)
+    self._answering = 0
     self.latest: Heartbeat | None = None
     self._handler, self._membership, self._heard = handler, membership, heard
     self._streams: dict[str, EnvelopeStream] = {}
@@ -140,6 +150,7 @@ class Link:
 
   async def _answer(self, kind: str, call_id: int, message: Message) -> None:
     reply: Message
+    self._answering += 1
     try:
       reply = await self._handler.answer(self.peer.node_id, message)
     except ExoError as error:
@@ -147,6 +158,8 @@ class Link:
     except Exception as error:  # noqa: BLE001 - the caller must hear of a bug here, not wait for its deadline
       log(0, "%s from %s failed: %s: %s", type(message).__name__, self.peer.node_id, type(error).__name__, error)
       reply = Failure(*to_wire(error))
+    finally:
+      self._answering -= 1
     self._post(kind, encode(reply, call_id, is_reply=True))
 
   def _on_heartbeat(self, beat: Heartbeat) -> None:
@@ -157,10 +170,20 @@ class Link:
         self.rtt_ms = (time.monotonic() - sent) * 1e3
     else:
       self.latest = beat
+      self._look_at_traffic(beat)
       if self._arrivals.overdue(beat.data_bytes, self._streams["data"].read_bytes, self._heard_at):
         self.end("what it sends does not arrive, though its heartbeats do")
       self._heard(self, beat.rumours)
       self._post("heartbeat", encode(Heartbeat(beat.number, is_answer=True)))
+
+  def _look_at_traffic(self, beat: Heartbeat) -> None:
+    """Whether what was sent has arrived, and for how many heartbeats nothing has moved either way."""
+    data = self._streams["data"]
+    moved = (data.written_bytes, data.read_bytes)
+    self.all_arrived = data.idle and beat.data_read_bytes == data.written_bytes
+    still = self.all_arrived and beat.data_bytes == data.read_bytes and moved == self._moved
+    self.still_beats = self.still_beats + 1 if still and not self._calls and not self._answering else 0
+    self._moved = moved
 
   async def _beat(self) -> None:
     number = 0
@@ -168,8 +191,14 @@ class Link:
       before = time.monotonic()
       self._sent_at[number] = before
       self._sent_at.pop(number - 20, None)
-      sent = self._streams["data"].written_bytes
-      mine = replace(self._handler.heartbeat(), number=number, rumours=self._membership.beat(), data_bytes=sent)
+      data = self._streams["data"]
+      mine = replace(
+          self._handler.heartbeat(),
+          number=number,
+          rumours=self._membership.beat(),
+          data_bytes=data.written_bytes,
+          data_read_bytes=data.read_bytes
+      )
       self._post("heartbeat", encode(mine))
       number += 1
       await asyncio.sleep(HEARTBEAT_S)

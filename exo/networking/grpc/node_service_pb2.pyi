@@ -176,7 +176,7 @@ class Hello(_message.Message):
 class Heartbeat(_message.Message):
   __slots__ = (
       "number", "is_answer", "free_memory_mb", "active", "loaded", "leaving", "rumours", "used_memory_mb", "load",
-      "frames", "links", "cpu_s", "rss_mb", "paces", "data_bytes"
+      "frames", "links", "cpu_s", "rss_mb", "paces", "data_bytes", "data_read_bytes"
   )
   NUMBER_FIELD_NUMBER: _ClassVar[int]
   IS_ANSWER_FIELD_NUMBER: _ClassVar[int]
@@ -193,6 +193,7 @@ class Heartbeat(_message.Message):
   RSS_MB_FIELD_NUMBER: _ClassVar[int]
   PACES_FIELD_NUMBER: _ClassVar[int]
   DATA_BYTES_FIELD_NUMBER: _ClassVar[int]
+  DATA_READ_BYTES_FIELD_NUMBER: _ClassVar[int]
   number: int
   is_answer: bool
   free_memory_mb: int
@@ -208,6 +209,7 @@ class Heartbeat(_message.Message):
   rss_mb: int
   paces: _containers.RepeatedCompositeFieldContainer[PlanPace]
   data_bytes: int
+  data_read_bytes: int
 
   def __init__(
       self,
@@ -225,7 +227,8 @@ class Heartbeat(_message.Message):
       cpu_s: _Optional[float] = ...,
       rss_mb: _Optional[int] = ...,
       paces: _Optional[_Iterable[_Union[PlanPace, _Mapping]]] = ...,
-      data_bytes: _Optional[int] = ...
+      data_bytes: _Optional[int] = ...,
+      data_read_bytes: _Optional[int] = ...
   ) -> None:
     ...
 

@@ -72,6 +72,11 @@ class EnvelopeStream:
     if self._writer.done():
       self._writer = None
 
+  @property
+  def idle(self) -> bool:
+    """Nothing is queued or being written."""
+    return not self._outbox and self._writer is None
+
   async def read_items(self) -> list[pb.Item] | None:
     data = await self._read()
     if data is None:

@@ -1,0 +1,66 @@
+"""Where nodes may be reached: what discovery and peers said, as long as they keep saying it. Bounded, and pure.
+
+Whoever calls tells the time, in seconds of one clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import dataclass, field
+
+from exo.networking.mesh import PeerCandidate
+
+# whatever beacons and strangers say
+_MAX_NODES, _MAX_ADDRESSES = 256, 16
+
+
+@dataclass
+class KnownNode:
+  """One node's addresses; `node_id` is who answered at an address that came without one.
+
+  `dialing` while somebody tries them. A better route than the one in use is not tried before `try_better_s`.
+  """
+  candidates: dict[tuple[str, int], tuple[PeerCandidate, float]] = field(default_factory=dict)
+  dialing: bool = False
+  node_id: str = ""
+  try_better_s: float = 0.0
+
+  @property
+  def nameless(self) -> bool:
+    """One of the addresses came without the node's id."""
+    return any(not candidate.node_id for candidate, _ in self.candidates.values())
+
+  def best_first(self) -> list[PeerCandidate]:
+    """By priority; of equal ones IPv4 first."""
+    found = [candidate for candidate, _ in self.candidates.values()]
+    return sorted(found, key=lambda candidate: (-candidate.priority, ":" in candidate.host))
+
+
+class AddressBook:
+  """All nodes that are known, by id, or by "host:port" where an address alone is."""
+  def __init__(self, timeout_s: float) -> None:
+    self._timeout_s = timeout_s
+    self.nodes: dict[str, KnownNode] = {}
+
+  def note(self, key: str, candidate: PeerCandidate, linked: Container[str], now_s: float) -> KnownNode | None:
+    """Remember an address; None where the node has too many. Raises `OverflowError` when too many nodes are announced.
+
+    Nodes that nobody announces any more give way, unless they are `linked`.
+    """
+    if key not in self.nodes and len(self.nodes) >= _MAX_NODES:
+      oldest = now_s - self._timeout_s
+      for other, known in list(self.nodes.items()):
+        if not known.dialing and other not in linked and all(at < oldest for _, at in known.candidates.values()):
+          del self.nodes[other]
+      if len(self.nodes) >= _MAX_NODES:
+        raise OverflowError(f"{_MAX_NODES} nodes are being announced: more are not listened to")
+    known = self.nodes.setdefault(key, KnownNode())
+    place = candidate.host, candidate.port
+    if place not in known.candidates and len(known.candidates) >= _MAX_ADDRESSES:
+      return None
+    known.candidates[place] = (candidate, now_s)
+    return known
+
+  def forget_old(self, known: KnownNode, now_s: float) -> None:
+    """Leave out what nobody has said for too long."""
+    known.candidates = {k: v for k, v in known.candidates.items() if now_s - v[1] < self._timeout_s}
