@@ -277,6 +277,14 @@ _ALL: tuple[ModelCard, ...] = (
         "phi-4-mini", "Phi 4 Mini", Shape(32, 3072, 8192, 24, 8, 200064, 128, tied=True), "unsloth/Phi-4-mini-instruct",
         "Phi-4-mini-instruct-4bit", "unsloth/Phi-4-mini-instruct-GGUF"
     ),
+    # weights as Meta's model card counts them; the mlx engine runs it
+    _card(
+        "llama-4-scout",
+        "Llama 4 Scout", (48, 109_000_000_000),
+        "meta-llama/Llama-4-Scout-17B-16E-Instruct",
+        "Llama-4-Scout-17B-16E-Instruct-4bit",
+        default="mlx"
+    ),
     # checkpoint sizes as OpenAI's model card gives them
     _card(
         "gpt-oss-20b",

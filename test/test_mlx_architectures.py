@@ -29,7 +29,10 @@ def error(a: Any, b: Any) -> float:
 
 
 EXPECTED = json.loads((Path(__file__).parent / "data" / "mlx_architectures.json").read_text())
-FAST = ["bailing_moe_v3", "cohere2", "deepseek_v3", "deepseek_v32", "falcon_h1", "gpt2", "gpt_oss", "olmo3", "stablelm"]
+FAST = [
+    "bailing_moe_v3", "cohere2", "deepseek_v3", "deepseek_v32", "falcon_h1", "gpt2", "gpt_oss", "llama4", "olmo3",
+    "stablelm"
+]
 
 
 def agrees_with_its_split(checkpoint: Checkpoint) -> None:

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from exo.download.manifest import RepoFile
+from exo.download.whole_hash import WholeHash
 from exo.errors import DownloadError, ModelFilesError
 from exo.inference.weights.block_map import BlockMap, Span, digests_of, identity_hash, map_path, merged
 from exo.log import log
@@ -21,8 +22,10 @@ _READ_BYTES = 1 << 22
 class SparseFile:
   """`path` has its full length from the beginning; `map` tells which of its blocks are there."""
   def __init__(self, path: Path, file: RepoFile, identity: str, *, quick: bool = False) -> None:
-    """Open or create; what lies there of another `identity` goes. What an earlier, interrupted download left is checked against its hashes first; a file that came
-    here by other means is kept if it has the right size and (unless `quick`) the right hash.
+    """Open or create; what lies there of another `identity` goes.
+
+    What an earlier, interrupted download left is checked against its hashes first; a file that came here by other means
+    is kept if it has the right size and (unless `quick`) the right hash.
 
     Raises `DownloadError` when the disk does not let it.
     """
@@ -39,6 +42,7 @@ class SparseFile:
       if os.fstat(self._descriptor).st_size != file.size:
         os.ftruncate(self._descriptor, file.size)
       self._recheck()
+      self._hash = WholeHash(self._descriptor, file)
     except OSError as error:
       self.close()
       raise disk_error(path, error) from error
@@ -106,9 +110,10 @@ class SparseFile:
       while view:
         written = os.pwrite(self._descriptor, view, at)
         view, at = view[written:], at + written
+      self.map.mark(start, found)
+      self._hash.follow(self.map)
     except OSError as error:
       raise disk_error(self.path, error) from error
-    self.map.mark(start, found)
 
   def sync(self) -> None:
     """All that was written is on disk from here on. Raises `DownloadError`."""
@@ -128,7 +133,7 @@ class SparseFile:
     """Whether the whole file has the hash that its repository tells; true where none is told. Remembered."""
     if self.map.verified:
       return True
-    if not matches(self.path, self.file):
+    if os.fstat(self._descriptor).st_size != self.file.size or not self._hash.matches():
       return False
     self.map.stamp(self.map.synced_ns, verified=True)
     return True
@@ -136,6 +141,7 @@ class SparseFile:
   def forget(self) -> None:
     """Let every block count as missing."""
     self.map.clear([(0, max(self.file.size, 1))])
+    self._hash.reset()
 
   def close(self) -> None:
     """A whole file of any kind but weights needs its map no longer."""

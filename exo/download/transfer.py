@@ -286,11 +286,6 @@ def _leaves(error: BaseException) -> list[BaseException]:
   return [error]
 
 
-def _closerun_all(files: Iterable[SparseFile]) -> None:
-  for file in files:
-    file.close()
-
-
 def _close_all(files: Iterable[SparseFile]) -> None:
   for file in files:
     file.close()

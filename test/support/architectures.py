@@ -96,6 +96,14 @@ _SMALL: dict[str, Any] = {
     "d_state": 16,
 }
 
+# of architectures whose configuration nests the text's
+_TEXT: dict[str, dict[str, Any]] = {
+    "llama4": {
+        **_SMALL, "model_type": "llama4_text", "attention_chunk_size": 8, "interleave_moe_layer_step": 2,
+        "intermediate_size": 64, "intermediate_size_mlp": 128, "num_experts_per_tok": 1, "floor_scale": 8
+    }
+}
+
 
 def architectures() -> list[str]:
   """Every model file of this mlx-lm that has a model in it."""
@@ -107,7 +115,8 @@ def small_arguments(architecture: str) -> dict[str, Any]:
   """A configuration of the architecture with small numbers for all keys that this file knows."""
   arguments = library.model_classes(architecture)[1]
   names = {field.name for field in dataclasses.fields(arguments)}
-  return {name: value for name, value in _SMALL.items() if name in names} | {"model_type": architecture}
+  found = {name: value for name, value in _SMALL.items() if name in names} | {"model_type": architecture}
+  return found | {"text_config": _TEXT[architecture]} if architecture in _TEXT else found
 
 
 class SmallCheckpoint(Checkpoint):

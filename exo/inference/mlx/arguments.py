@@ -22,6 +22,12 @@ DESCRIBED = frozenset({"llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gemma
 _OWN_WINDOWS = frozenset({"gemma3_text"})
 
 
+def architecture(checkpoint: Checkpoint) -> str:
+  """mlx-lm's name of it: of a multimodal repository the whole's, which mlx-lm's model takes the text's part of."""
+  kind = checkpoint.config.model_type
+  return kind if kind in DESCRIBED else str(checkpoint.hf_config.get("model_type") or kind)
+
+
 def model_arguments(checkpoint: Checkpoint) -> dict[str, Any]:
   """The configuration for `ModelArgs.from_dict`."""
   config, arguments = checkpoint.config, dict(checkpoint.hf_config)

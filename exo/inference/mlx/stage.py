@@ -18,7 +18,7 @@ import numpy.typing as npt
 from exo.errors import CacheReuseError, EngineError, ExoError, UnsupportedModelError
 from exo.inference.engine import Batch, BatchEntry, LoadOptions, StageMemory, StageModel
 from exo.inference.final_norm import FinalNorm
-from exo.inference.mlx.arguments import DESCRIBED, ignored_windows, model_arguments, set_ropes
+from exo.inference.mlx.arguments import DESCRIBED, architecture, ignored_windows, model_arguments, set_ropes
 from exo.inference.mlx.cache import DecodeBatch, KvCache
 from exo.inference.mlx.library import model_classes, set_threads
 from exo.inference.mlx.sliced_model import SlicedModel
@@ -62,7 +62,7 @@ class MlxStage(StageModel):
     if on_gpu and (limit := mx.device_info().get("max_recommended_working_set_size")):
       mx.set_wired_limit(int(limit))
 
-    model_class, argument_class = model_classes(config.model_type)
+    model_class, argument_class = model_classes(architecture(checkpoint))
     arguments = model_arguments(checkpoint)
 
     def make_model() -> Any:
