@@ -25,9 +25,9 @@ from exo.networking import messages as m
 from exo.networking.address_rule import AddressRule
 from exo.networking.cluster_key import ClusterKeyring, derive, parse_key_texts, read_key_file, write_key_file
 from exo.networking.grpc import node_service_pb2 as pb
-from exo.networking.grpc.codec import decode_tensor, encode_tensor
 from exo.networking.grpc.grpc_mesh import GrpcMesh
 from exo.networking.grpc.stream import METHOD
+from exo.networking.grpc.tensor_codec import decode_tensor, encode_tensor
 from exo.networking.mesh import PeerCandidate
 from exo.networking.udp.beacon import MAX_BYTES, decode_beacon, encode_beacon
 from exo.networking.udp.guard import MAX_SOURCES, SOURCE_BURST, DatagramGuard

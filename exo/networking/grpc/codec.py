@@ -5,224 +5,36 @@ Decoding checks everything that a peer could get wrong and raises `ProtocolError
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from itertools import batched
-from typing import Any, Literal
+from typing import Any
 
-import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 
 from exo.errors import ProtocolError
 from exo.inference.engine import BatchEntry, LogitsOf
 from exo.inference.sampling import SamplingParams, TokenLogprob
-from exo.inference.shard import Shard
 from exo.networking import messages as m
 from exo.networking.grpc import model_codec
 from exo.networking.grpc import node_service_pb2 as pb
-from exo.topology.device_capabilities import DeviceCapabilities, DeviceFlops
-from exo.topology.ring_plan import RingPlan, Stage, WeightMemory
+from exo.networking.grpc.peer_codec import heartbeat_in, heartbeat_out, shard_in, shard_out
+from exo.networking.grpc.tensor_codec import WireDtype, decode_tensor, encode_tensor
+from exo.topology.ring_plan import RingPlan, Stage
 
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "float32": np.dtype("<f4"),
-    "float16": np.dtype("<f2"),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "int32": np.dtype("<i4"),
-}
-_MAX_RANK = 4
-_BLOCK = 64  # numbers that share a scale on an 8-bit wire
-_FLOAT16_MOST = 65504.0
-WireDtype = Literal["native", "16", "8"]
 _LOGITS = {int(kind): kind for kind in LogitsOf}
-_MAX_LINKS = 256
-_MAX_PACES = 64
 _MAX_WIDTH = 64  # tokens of one sequence in a step that is not a prompt's
-
-
-def encode_tensor(array: npt.NDArray[Any], wire: WireDtype = "native") -> pb.Tensor:
-  """Raw little-endian bytes with dtype and shape, floats narrowed to the bits that `wire` names."""
-  if wire != "native" and array.dtype.kind in "fV":
-    return _encode_narrow(array, wire)
-  name = array.dtype.name
-  if name not in _DTYPES:
-    raise ProtocolError(f"tensors of {name} are not sent")
-  return pb.Tensor(dtype=name, shape=array.shape, data=array.tobytes())
-
-
-def _encode_narrow(array: npt.NDArray[Any], wire: WireDtype) -> pb.Tensor:
-  """16 bits: float16, or bfloat16 where a value is too large for it. 8 bits: whole numbers with a scale a block."""
-  numbers = array.astype(np.float32)
-  if wire == "16":
-    fits = bool(np.abs(numbers).max(initial=0) <= _FLOAT16_MOST)
-    narrow = numbers.astype(np.float16 if fits else ml_dtypes.bfloat16)
-    return pb.Tensor(dtype=narrow.dtype.name, shape=array.shape, data=narrow.tobytes())
-  width = array.shape[-1]
-  padded = np.zeros((numbers.size // width, -(-width // _BLOCK) * _BLOCK), np.float32)
-  padded[:, :width] = numbers.reshape(-1, width)
-  blocks = padded.reshape(-1, _BLOCK)
-  scales = np.abs(blocks).max(axis=1) / np.float32(127)
-  whole = np.rint(blocks / np.where(scales > 0, scales, 1)[:, None]).astype(np.int8)
-  data = whole.reshape(padded.shape)[:, :width].tobytes()
-  return pb.Tensor(dtype="int8", shape=array.shape, data=data, scales=scales.astype("<f4").tobytes())
-
-
-def decode_tensor(tensor: pb.Tensor) -> npt.NDArray[Any]:
-  """A read-only array over the message's bytes; float32 where they were narrowed to 8 bits."""
-  dtype = np.dtype(np.int8) if tensor.dtype == "int8" else _DTYPES.get(tensor.dtype)
-  shape = tuple(tensor.shape)
-  if dtype is None or not 1 <= len(shape) <= _MAX_RANK or min(shape) < 1:
-    raise ProtocolError(f"a tensor of {tensor.dtype[:20]!r} and shape {shape[:8]} is not allowed")
-  data = tensor.data
-  if math.prod(shape) * dtype.itemsize != len(data):
-    raise ProtocolError(f"a tensor of shape {shape} and {tensor.dtype} came with {len(data)} bytes")
-  array = np.frombuffer(data, dtype).reshape(shape)
-  return _widened(array, tensor.scales) if tensor.dtype == "int8" else array
-
-
-def _widened(array: npt.NDArray[np.int8], scale_bytes: bytes) -> npt.NDArray[np.float32]:
-  width = array.shape[-1]
-  blocks = -(-width // _BLOCK)
-  if len(scale_bytes) != 4 * blocks * (array.size // width):
-    raise ProtocolError(f"an int8 tensor of shape {array.shape} came with {len(scale_bytes)} bytes of scales")
-  scales = np.frombuffer(scale_bytes, "<f4").reshape(-1, blocks)
-  if not np.isfinite(scales).all():
-    raise ProtocolError("an int8 tensor came with scales that are no numbers")
-  wide: npt.NDArray[np.float32] = array.reshape(-1, width) * np.repeat(scales, _BLOCK, axis=1)[:, :width]
-  return wide.reshape(array.shape)
-
-
-def _shard_out(shard: Shard) -> pb.Shard:
-  return pb.Shard(
-      model_id=shard.model_id, start_layer=shard.start_layer, end_layer=shard.end_layer, n_layers=shard.n_layers
-  )
-
-
-def _shard_in(shard: pb.Shard) -> Shard:
-  try:
-    return Shard(shard.model_id, shard.start_layer, shard.end_layer, shard.n_layers)
-  except ValueError as error:
-    raise ProtocolError(str(error)) from error
-
-
-def _capabilities_out(c: DeviceCapabilities) -> pb.DeviceCapabilities:
-  return pb.DeviceCapabilities(
-      model=c.model, chip=c.chip, memory=c.memory, fp32=c.flops.fp32, fp16=c.flops.fp16, int8=c.flops.int8
-  )
-
-
-def _capabilities_in(c: pb.DeviceCapabilities) -> DeviceCapabilities:
-  return DeviceCapabilities(c.model[:200], c.chip[:200], max(0, c.memory), DeviceFlops(c.fp32, c.fp16, c.int8))
-
-
-def _bounded(weight_bytes: float) -> float:
-  return weight_bytes if 0 <= weight_bytes <= 16 else 0.0  # also not a number
-
-
-def hello_out(hello: m.Hello, stream: str) -> pb.Item:
-  body = pb.Hello(
-      node_id=hello.node_id,
-      incarnation=hello.incarnation,
-      stream=stream,
-      port=hello.port,
-      capabilities=_capabilities_out(hello.capabilities),
-      engine=hello.engine,
-      device=hello.device,
-      version=hello.version,
-      local_models=hello.local_models,
-      protocol=m.PROTOCOL_VERSION,
-      plain_weight_bytes=hello.weight_memory.plain,
-      packed_weight_bytes=hello.weight_memory.packed
-  )
-  return pb.Item(hello=body)
-
-
-def hello_in(item: pb.Item) -> tuple[m.Hello, str]:
-  """(who it is, which kind of stream this is)."""
-  h = item.hello
-  if h.protocol != m.PROTOCOL_VERSION:
-    raise ProtocolError(
-        f"the other node speaks protocol {h.protocol}, this one {m.PROTOCOL_VERSION}: update the older one"
-    )
-  if not 1 <= len(h.node_id) <= 128 or h.stream not in ("data", "control", "heartbeat", "bulk"):
-    raise ProtocolError("a stream began with a malformed greeting")
-  hello = m.Hello(
-      h.node_id, h.incarnation, h.port, _capabilities_in(h.capabilities), h.engine[:40], h.device[:200], h.version[:40],
-      tuple(h.local_models), WeightMemory(_bounded(h.plain_weight_bytes), _bounded(h.packed_weight_bytes))
-  )
-  return hello, h.stream
-
-
-def _heartbeat_out(message: m.Heartbeat) -> dict[str, Any]:
-  return {
-      "heartbeat": pb.Heartbeat(
-          number=message.number,
-          is_answer=message.is_answer,
-          active=message.active,
-          free_memory_mb=message.free_memory_mb,
-          loaded=[_shard_out(s) for s in message.loaded],
-          used_memory_mb=message.used_memory_mb,
-          load=message.load,
-          frames=message.frames,
-          links=[pb.PeerLink(node_id=p.node_id, rtt_ms=p.rtt_ms, interface=p.interface) for p in message.links],
-          cpu_s=message.cpu_s,
-          rss_mb=message.rss_mb,
-          paces=[_pace_out(p) for p in message.paces],
-          leaving=message.leaving,
-          data_bytes=message.data_bytes,
-          data_read_bytes=message.data_read_bytes,
-          rumours=[
-              pb.Rumour(node_id=r.node_id, incarnation=r.incarnation, beat=r.beat, address=r.address)
-              for r in message.rumours
-          ]
-      )
-  }
-
-
-def _heartbeat_in(h: pb.Heartbeat) -> m.Heartbeat:
-  return m.Heartbeat(
-      h.number, h.is_answer, h.free_memory_mb, h.active, tuple(_shard_in(s) for s in h.loaded), h.used_memory_mb,
-      min(1.0, max(0.0, h.load)), h.frames,
-      tuple(m.PeerLink(p.node_id[:128], p.rtt_ms, p.interface[:40]) for p in h.links[:_MAX_LINKS]), h.cpu_s, h.rss_mb,
-      tuple(_pace_in(p) for p in h.paces[:_MAX_PACES]), h.leaving,
-      tuple(m.Rumour(r.node_id[:128], r.incarnation, r.beat, r.address[:80]) for r in h.rumours[:_MAX_LINKS]),
-      h.data_bytes, h.data_read_bytes
-  )
-
-
-def _pace_out(p: m.PlanPace) -> pb.PlanPace:
-  return pb.PlanPace(
-      plan_id=p.plan_id,
-      lap_ms=p.lap_ms,
-      compute_ms=p.compute_ms,
-      wait_ms=p.wait_ms,
-      hop_ms=p.hop_ms,
-      hop_p99_ms=p.hop_p99_ms,
-      transport_ms=p.transport_ms,
-      laps=p.laps,
-      drafted=p.drafted,
-      accepted=p.accepted,
-      wasted=p.wasted
-  )
-
-
-def _pace_in(p: pb.PlanPace) -> m.PlanPace:
-  return m.PlanPace(
-      p.plan_id[:64], p.lap_ms, tuple(p.compute_ms), tuple(p.wait_ms), p.hop_ms, p.hop_p99_ms, p.transport_ms, p.laps,
-      p.drafted, p.accepted, p.wasted
-  )
 
 
 def _plan_out(plan: RingPlan, addresses: dict[str, str]) -> pb.Plan:
   stages = [
-      pb.Stage(node_id=s.node_id, shard=_shard_out(s.shard), address=addresses.get(s.node_id, "")) for s in plan.stages
+      pb.Stage(node_id=s.node_id, shard=shard_out(s.shard), address=addresses.get(s.node_id, "")) for s in plan.stages
   ]
   return pb.Plan(model_id=plan.model_id, epoch=plan.epoch, stages=stages)
 
 
 def _plan_in(plan: pb.Plan) -> RingPlan:
   try:
-    return RingPlan(plan.model_id, plan.epoch, tuple(Stage(s.node_id, _shard_in(s.shard)) for s in plan.stages))
+    return RingPlan(plan.model_id, plan.epoch, tuple(Stage(s.node_id, shard_in(s.shard)) for s in plan.stages))
   except ValueError as error:
     raise ProtocolError(f"a plan is malformed: {error}") from error
 
@@ -440,7 +252,7 @@ def _delivery_in(d: pb.TokenDelivery) -> m.TokenDelivery:
 
 
 _OUT: dict[type, Callable[[Any], dict[str, Any]]] = {
-    m.Heartbeat: _heartbeat_out,
+    m.Heartbeat: heartbeat_out,
     m.OpenPlan: lambda x: {"open_plan": _open_out(x)},
     m.PlanOpened: _opened_out,
     m.ClosePlan: _close_out,
@@ -458,7 +270,7 @@ _OUT: dict[type, Callable[[Any], dict[str, Any]]] = {
     **model_codec.OUT,
 }
 _IN: dict[str, Callable[[Any], m.Message]] = {
-    "heartbeat": _heartbeat_in,
+    "heartbeat": heartbeat_in,
     "open_plan": _open_in,
     "plan_opened": _opened_in,
     "close_plan": _close_in,

@@ -19,10 +19,11 @@ from exo.log import log
 from exo.networking.address_book import AddressBook, KnownNode
 from exo.networking.address_rule import AddressRule, own_addresses, parse_address
 from exo.networking.cluster_key import ClusterKeyring
-from exo.networking.grpc.codec import WireDtype, hello_in, hello_out
 from exo.networking.grpc.link import HEARTBEAT_S, STREAM_KINDS, Link
+from exo.networking.grpc.peer_codec import hello_in, hello_out
 from exo.networking.grpc.routes import turn_to_later
 from exo.networking.grpc.stream import CHANNEL_OPTIONS, MAX_STREAMS, METHOD, SERVER_OPTIONS, EnvelopeStream
+from exo.networking.grpc.tensor_codec import WireDtype
 from exo.networking.grpc.tls import SERVER_NAME, TlsCredentials, explain_refusal
 from exo.networking.membership import Membership, State, Timing
 from exo.networking.mesh import Mesh, MeshHandler, PeerCandidate, PeerStatus

@@ -12,8 +12,9 @@ from exo.errors import DeadlineError, ExoError, PeerLostError, ProtocolError, fr
 from exo.log import log
 from exo.networking.arrival import ArrivalWatch
 from exo.networking.grpc import node_service_pb2 as pb
-from exo.networking.grpc.codec import WireDtype, decode, encode
+from exo.networking.grpc.codec import decode, encode
 from exo.networking.grpc.stream import EnvelopeStream
+from exo.networking.grpc.tensor_codec import WireDtype
 from exo.networking.membership import Membership
 from exo.networking.mesh import MeshHandler
 from exo.networking.messages import Failure, Heartbeat, Hello, Message, ReadRange, Rumour

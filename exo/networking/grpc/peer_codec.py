@@ -1,0 +1,136 @@
+"""What nodes say of themselves, greetings and heartbeats, to protobuf and back; strings and lists of others are bounded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from exo.errors import ProtocolError
+from exo.inference.shard import Shard
+from exo.networking import messages as m
+from exo.networking.grpc import node_service_pb2 as pb
+from exo.topology.device_capabilities import DeviceCapabilities, DeviceFlops
+from exo.topology.ring_plan import WeightMemory
+
+_MAX_LINKS = 256
+_MAX_PACES = 64
+
+
+def shard_out(shard: Shard) -> pb.Shard:
+  return pb.Shard(
+      model_id=shard.model_id, start_layer=shard.start_layer, end_layer=shard.end_layer, n_layers=shard.n_layers
+  )
+
+
+def shard_in(shard: pb.Shard) -> Shard:
+  try:
+    return Shard(shard.model_id, shard.start_layer, shard.end_layer, shard.n_layers)
+  except ValueError as error:
+    raise ProtocolError(str(error)) from error
+
+
+def _capabilities_out(c: DeviceCapabilities) -> pb.DeviceCapabilities:
+  return pb.DeviceCapabilities(
+      model=c.model, chip=c.chip, memory=c.memory, fp32=c.flops.fp32, fp16=c.flops.fp16, int8=c.flops.int8
+  )
+
+
+def _capabilities_in(c: pb.DeviceCapabilities) -> DeviceCapabilities:
+  return DeviceCapabilities(c.model[:200], c.chip[:200], max(0, c.memory), DeviceFlops(c.fp32, c.fp16, c.int8))
+
+
+def _bounded(weight_bytes: float) -> float:
+  return weight_bytes if 0 <= weight_bytes <= 16 else 0.0  # also not a number
+
+
+def hello_out(hello: m.Hello, stream: str) -> pb.Item:
+  body = pb.Hello(
+      node_id=hello.node_id,
+      incarnation=hello.incarnation,
+      stream=stream,
+      port=hello.port,
+      capabilities=_capabilities_out(hello.capabilities),
+      engine=hello.engine,
+      device=hello.device,
+      version=hello.version,
+      local_models=hello.local_models,
+      protocol=m.PROTOCOL_VERSION,
+      plain_weight_bytes=hello.weight_memory.plain,
+      packed_weight_bytes=hello.weight_memory.packed
+  )
+  return pb.Item(hello=body)
+
+
+def hello_in(item: pb.Item) -> tuple[m.Hello, str]:
+  """(who it is, which kind of stream this is)."""
+  h = item.hello
+  if h.protocol != m.PROTOCOL_VERSION:
+    raise ProtocolError(
+        f"the other node speaks protocol {h.protocol}, this one {m.PROTOCOL_VERSION}: update the older one"
+    )
+  if not 1 <= len(h.node_id) <= 128 or h.stream not in ("data", "control", "heartbeat", "bulk"):
+    raise ProtocolError("a stream began with a malformed greeting")
+  hello = m.Hello(
+      h.node_id, h.incarnation, h.port, _capabilities_in(h.capabilities), h.engine[:40], h.device[:200], h.version[:40],
+      tuple(h.local_models), WeightMemory(_bounded(h.plain_weight_bytes), _bounded(h.packed_weight_bytes))
+  )
+  return hello, h.stream
+
+
+def heartbeat_out(message: m.Heartbeat) -> dict[str, Any]:
+  return {
+      "heartbeat": pb.Heartbeat(
+          number=message.number,
+          is_answer=message.is_answer,
+          active=message.active,
+          free_memory_mb=message.free_memory_mb,
+          loaded=[shard_out(s) for s in message.loaded],
+          used_memory_mb=message.used_memory_mb,
+          load=message.load,
+          frames=message.frames,
+          links=[pb.PeerLink(node_id=p.node_id, rtt_ms=p.rtt_ms, interface=p.interface) for p in message.links],
+          cpu_s=message.cpu_s,
+          rss_mb=message.rss_mb,
+          paces=[_pace_out(p) for p in message.paces],
+          leaving=message.leaving,
+          data_bytes=message.data_bytes,
+          data_read_bytes=message.data_read_bytes,
+          rumours=[
+              pb.Rumour(node_id=r.node_id, incarnation=r.incarnation, beat=r.beat, address=r.address)
+              for r in message.rumours
+          ]
+      )
+  }
+
+
+def heartbeat_in(h: pb.Heartbeat) -> m.Heartbeat:
+  return m.Heartbeat(
+      h.number, h.is_answer, h.free_memory_mb, h.active, tuple(shard_in(s) for s in h.loaded), h.used_memory_mb,
+      min(1.0, max(0.0, h.load)), h.frames,
+      tuple(m.PeerLink(p.node_id[:128], p.rtt_ms, p.interface[:40]) for p in h.links[:_MAX_LINKS]), h.cpu_s, h.rss_mb,
+      tuple(_pace_in(p) for p in h.paces[:_MAX_PACES]), h.leaving,
+      tuple(m.Rumour(r.node_id[:128], r.incarnation, r.beat, r.address[:80]) for r in h.rumours[:_MAX_LINKS]),
+      h.data_bytes, h.data_read_bytes
+  )
+
+
+def _pace_out(p: m.PlanPace) -> pb.PlanPace:
+  return pb.PlanPace(
+      plan_id=p.plan_id,
+      lap_ms=p.lap_ms,
+      compute_ms=p.compute_ms,
+      wait_ms=p.wait_ms,
+      hop_ms=p.hop_ms,
+      hop_p99_ms=p.hop_p99_ms,
+      transport_ms=p.transport_ms,
+      laps=p.laps,
+      drafted=p.drafted,
+      accepted=p.accepted,
+      wasted=p.wasted
+  )
+
+
+def _pace_in(p: pb.PlanPace) -> m.PlanPace:
+  return m.PlanPace(
+      p.plan_id[:64], p.lap_ms, tuple(p.compute_ms), tuple(p.wait_ms), p.hop_ms, p.hop_p99_ms, p.transport_ms, p.laps,
+      p.drafted, p.accepted, p.wasted
+  )

@@ -1,0 +1,76 @@
+"""Tensors to protobuf and back, with fewer bits on the way where that is wanted. Raises `ProtocolError` for what is wrong."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from exo.errors import ProtocolError
+from exo.networking.grpc import node_service_pb2 as pb
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype("<f4"),
+    "float16": np.dtype("<f2"),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "int32": np.dtype("<i4"),
+}
+_MAX_RANK = 4
+_BLOCK = 64  # numbers that share a scale on an 8-bit wire
+_FLOAT16_MOST = 65504.0
+WireDtype = Literal["native", "16", "8"]
+
+
+def encode_tensor(array: npt.NDArray[Any], wire: WireDtype = "native") -> pb.Tensor:
+  """Raw little-endian bytes with dtype and shape, floats narrowed to the bits that `wire` names."""
+  if wire != "native" and array.dtype.kind in "fV":
+    return _encode_narrow(array, wire)
+  name = array.dtype.name
+  if name not in _DTYPES:
+    raise ProtocolError(f"tensors of {name} are not sent")
+  return pb.Tensor(dtype=name, shape=array.shape, data=array.tobytes())
+
+
+def _encode_narrow(array: npt.NDArray[Any], wire: WireDtype) -> pb.Tensor:
+  """16 bits: float16, or bfloat16 where a value is too large for it. 8 bits: whole numbers with a scale a block."""
+  numbers = array.astype(np.float32)
+  if wire == "16":
+    fits = bool(np.abs(numbers).max(initial=0) <= _FLOAT16_MOST)
+    narrow = numbers.astype(np.float16 if fits else ml_dtypes.bfloat16)
+    return pb.Tensor(dtype=narrow.dtype.name, shape=array.shape, data=narrow.tobytes())
+  width = array.shape[-1]
+  padded = np.zeros((numbers.size // width, -(-width // _BLOCK) * _BLOCK), np.float32)
+  padded[:, :width] = numbers.reshape(-1, width)
+  blocks = padded.reshape(-1, _BLOCK)
+  scales = np.abs(blocks).max(axis=1) / np.float32(127)
+  whole = np.rint(blocks / np.where(scales > 0, scales, 1)[:, None]).astype(np.int8)
+  data = whole.reshape(padded.shape)[:, :width].tobytes()
+  return pb.Tensor(dtype="int8", shape=array.shape, data=data, scales=scales.astype("<f4").tobytes())
+
+
+def decode_tensor(tensor: pb.Tensor) -> npt.NDArray[Any]:
+  """A read-only array over the message's bytes; float32 where they were narrowed to 8 bits."""
+  dtype = np.dtype(np.int8) if tensor.dtype == "int8" else _DTYPES.get(tensor.dtype)
+  shape = tuple(tensor.shape)
+  if dtype is None or not 1 <= len(shape) <= _MAX_RANK or min(shape) < 1:
+    raise ProtocolError(f"a tensor of {tensor.dtype[:20]!r} and shape {shape[:8]} is not allowed")
+  data = tensor.data
+  if math.prod(shape) * dtype.itemsize != len(data):
+    raise ProtocolError(f"a tensor of shape {shape} and {tensor.dtype} came with {len(data)} bytes")
+  array = np.frombuffer(data, dtype).reshape(shape)
+  return _widened(array, tensor.scales) if tensor.dtype == "int8" else array
+
+
+def _widened(array: npt.NDArray[np.int8], scale_bytes: bytes) -> npt.NDArray[np.float32]:
+  width = array.shape[-1]
+  blocks = -(-width // _BLOCK)
+  if len(scale_bytes) != 4 * blocks * (array.size // width):
+    raise ProtocolError(f"an int8 tensor of shape {array.shape} came with {len(scale_bytes)} bytes of scales")
+  scales = np.frombuffer(scale_bytes, "<f4").reshape(-1, blocks)
+  if not np.isfinite(scales).all():
+    raise ProtocolError("an int8 tensor came with scales that are no numbers")
+  wide: npt.NDArray[np.float32] = array.reshape(-1, width) * np.repeat(scales, _BLOCK, axis=1)[:, :width]
+  return wide.reshape(array.shape)
