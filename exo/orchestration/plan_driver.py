@@ -87,20 +87,14 @@ class PlanDriver:
     error = from_wire(failed.failure.kind, failed.failure.message, failed.failure.details_json)
     log(1, "step %d of %s failed: %s", failed.step, self.plan.plan_id, error)
     for request in self.scheduler.on_failure(failed.step):
-      self._tell(request, error)
+      tell_failed(self._send, self.plan, request, error)
     self._pump()
 
   def close(self, error: ExoError) -> None:
     """Every request fails with `error`."""
     self._closed = True
     for request in self.scheduler.requests():
-      self._tell(request, error)
-
-  def _tell(self, request: Request, error: ExoError) -> None:
-    try:
-      self._send(request.entry_node, RequestFailed(self.plan.plan_id, request.request_id, Failure(*to_wire(error))))
-    except PeerUnreachableError:
-      log(1, "the entry node %s is gone", request.entry_node, request=request.request_id)
+      tell_failed(self._send, self.plan, request, error)
 
   def _pump(self) -> None:
     while not self._closed and (step := self.scheduler.next_step(self._run, self.pace.chunk_tokens)) is not None:
@@ -120,3 +114,11 @@ class PlanDriver:
               truncates=step.truncates
           )
       )
+
+
+def tell_failed(send: Callable[[str, Message], None], plan: RingPlan, request: Request, error: ExoError) -> None:
+  """To the request's entry node: it does not run on this plan any more, or never did."""
+  try:
+    send(request.entry_node, RequestFailed(plan.plan_id, request.request_id, Failure(*to_wire(error))))
+  except PeerUnreachableError:
+    log(1, "the entry node %s is gone", request.entry_node, request=request.request_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from exo.errors import (
@@ -12,10 +12,8 @@ from exo.errors import (
     ModelInUseError,
     ModelTooLargeError,
     PeerLostError,
-    PeerUnreachableError,
     PlanClosedError,
     ProtocolError,
-    QueueFullError,
     from_wire,
     to_wire,
 )
@@ -31,8 +29,6 @@ from exo.networking.messages import (
     OpenPlan,
     PlanOpened,
     PlanPace,
-    Request,
-    RequestFailed,
     StepFailed,
     StepResult,
     Submit,
@@ -41,20 +37,18 @@ from exo.orchestration.engine_health import EngineHealth
 from exo.orchestration.frame_check import FrameBounds, check_frame
 from exo.orchestration.meter import Meter
 from exo.orchestration.plan_driver import PlanDriver
+from exo.orchestration.plan_start import Call, PlanStart
 from exo.orchestration.scheduler import Limits, Scheduler
 from exo.orchestration.shard_loader import ShardLoader
 from exo.orchestration.stage_runner import StageRunner, check_step
 from exo.tasks import TaskOwner
 from exo.topology.ring_plan import RingPlan
 
-_OPEN_TIMEOUT_S = 3600.0  # a download may be part of it; a dead node is noticed by its link, not by this
-_MAX_OPENING_REQUESTS = 256
 _SPARE = 1.5
 _RETIRE_S = 10.0
 _DRAIN_POLL_S = 0.05
 
 Send = Callable[[str, Message], None]
-Call = Callable[[str, Message, float], Awaitable[Message]]
 
 
 @dataclass
@@ -75,13 +69,6 @@ class _Opening:
   task: asyncio.Task[PlanOpened]
 
 
-@dataclass
-class _Starting:
-  """Requests that wait for their plan to be open on all stages."""
-  task: asyncio.Task[None]
-  requests: list[Request] = field(default_factory=list)
-
-
 class PlanHost:
   """Opens, serves and closes plans. `offered_bytes` is the memory that this node gives to weights and caches."""
   def __init__(
@@ -100,12 +87,12 @@ class PlanHost:
     self._node_id, self._loader, self._device = node_id, loader, device
     self._offered_bytes, self._threads = offered_bytes, threads
     self._send, self._call, self._meter = send, call, meter
-    self._kv_memory_bytes, self._speculate = kv_memory_bytes, speculate
+    self._kv_memory_bytes = kv_memory_bytes
     self._open: dict[str, _Open] = {}
     self._opening: dict[str, _Opening] = {}
-    self._starting: dict[str, _Starting] = {}
     self._lost: dict[str, ExoError] = {}  # plans that lost a node while they opened here
     self._tasks = TaskOwner("plans")
+    self._start = PlanStart(send, call, self._driver_of, self._tasks, speculate)
     self._memory_lock = asyncio.Lock()
     self.engine = EngineHealth(node_id)
 
@@ -124,7 +111,7 @@ class PlanHost:
 
   @property
   def busy(self) -> bool:
-    return bool(self._starting) or any(o.driver is not None and not o.driver.idle for o in self._open.values())
+    return bool(self._start) or any(o.driver is not None and not o.driver.idle for o in self._open.values())
 
   @property
   def drivers(self) -> list[PlanDriver]:
@@ -244,55 +231,15 @@ class PlanHost:
       opened.used_at = time.monotonic()
       opened.driver.submit(message.request)
       return
-    starting = self._starting.get(plan.plan_id)
-    if starting is None:
-      task = self._tasks.spawn(self._start_driver(message.open), f"start {plan.plan_id}")
-      starting = self._starting[plan.plan_id] = _Starting(task)
-    if len(starting.requests) >= _MAX_OPENING_REQUESTS:
-      raise QueueFullError(f"{len(starting.requests)} requests wait for {plan.model_id} to load", retry_after_s=10)
-    starting.requests.append(message.request)
+    self._start.add(message.open, message.request)
 
-  async def _start_driver(self, message: OpenPlan) -> None:
-    plan = message.plan
-    try:
-      opened = await asyncio.gather(*(self._open_stage(stage.node_id, message) for stage in plan.stages))
-      limits = Limits(
-          max_sequences=min(o.max_sequences for o in opened),
-          max_kv_tokens=min(o.max_kv_tokens for o in opened),
-          max_context=min(o.max_context for o in opened),
-          stages=len(plan.stages),
-          max_drafting=min(o.max_drafting for o in opened) if self._speculate else 0,
-      )
-      here = self._open.get(plan.plan_id)
-      if here is None:
-        raise PlanClosedError(f"plan {plan.plan_id} was closed while it opened")
-      here.driver = PlanDriver(plan, Scheduler(limits), here.runner.feed, self._send, self._meter)
-    except ExoError as error:
-      for request in self._starting.pop(plan.plan_id).requests:
-        self._refuse(plan, request, error)
-      return
-    except BaseException:
-      self._starting.pop(plan.plan_id, None)
-      raise
-    for request in self._starting.pop(plan.plan_id).requests:
-      try:
-        here.driver.submit(request)
-      except ExoError as error:
-        self._refuse(plan, request, error)
-
-  async def _open_stage(self, node_id: str, message: OpenPlan) -> PlanOpened:
-    if node_id == self._node_id:
-      return await self.open(message)
-    reply = await self._call(node_id, message, _OPEN_TIMEOUT_S)
-    if not isinstance(reply, PlanOpened):
-      raise ProtocolError(f"{node_id} answered an OpenPlan with {type(reply).__name__}")
-    return reply
-
-  def _refuse(self, plan: RingPlan, request: Request, error: ExoError) -> None:
-    try:
-      self._send(request.entry_node, RequestFailed(plan.plan_id, request.request_id, Failure(*to_wire(error))))
-    except PeerUnreachableError:
-      log(1, "the entry node %s of request %s is gone", request.entry_node, request.request_id)
+  def _driver_of(self, plan: RingPlan, limits: Limits) -> PlanDriver:
+    """Begin to serve a plan whose stages are all open. Raises `PlanClosedError`."""
+    here = self._open.get(plan.plan_id)
+    if here is None:
+      raise PlanClosedError(f"plan {plan.plan_id} was closed while it opened")
+    here.driver = PlanDriver(plan, Scheduler(limits), here.runner.feed, self._send, self._meter)
+    return here.driver
 
   # the engine
 
@@ -378,18 +325,16 @@ class PlanHost:
 
   def _cancel(self, sender: str, message: Cancel) -> None:
     """For the node that asked, and no other."""
-    starting = self._starting.get(message.plan_id)
-    waiting = [] if starting is None else starting.requests
-    driver = opened.driver if (opened := self._open.get(message.plan_id)) is not None else None
+    opened = self._open.get(message.plan_id)
+    driver = None if opened is None else opened.driver
     running = [] if driver is None else driver.scheduler.requests()
-    if any(r.entry_node != sender for r in (*waiting, *running) if r.request_id == message.request_id):
+    everything = (*self._start.requests(message.plan_id), *running)
+    if any(r.entry_node != sender for r in everything if r.request_id == message.request_id):
       log(1, "ignored %s, which wants to cancel another node's request %s", sender, message.request_id)
       return
-    if starting is not None:
-      starting.requests = [r for r in starting.requests if r.request_id != message.request_id]
-    opened = self._open.get(message.plan_id)
-    if opened is not None and opened.driver is not None:
-      opened.driver.cancel(message.request_id)
+    self._start.forget(lambda request: (request.request_id, request.entry_node) == (message.request_id, sender))
+    if driver is not None:
+      driver.cancel(message.request_id)
 
   def _on_close(self, sender: str, message: ClosePlan) -> None:
     opened = self._open.get(message.plan_id)
@@ -411,8 +356,7 @@ class PlanHost:
     for plan_id, opening in self._opening.items():
       if opening.plan.index_of(node_id) is not None:
         self._lost[plan_id] = error
-    for starting in self._starting.values():
-      starting.requests = [r for r in starting.requests if r.entry_node != node_id]
+    self._start.forget(lambda request: request.entry_node == node_id)
 
   async def close_model(self, model_id: str) -> None:
     """Give back what is loaded of a model. Raises `ModelInUseError` while requests run on it."""

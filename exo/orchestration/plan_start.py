@@ -1,0 +1,83 @@
+"""Requests that wait, on their plan's first stage, until all stages are open."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from exo.errors import ExoError, ProtocolError, QueueFullError
+from exo.networking.messages import Message, OpenPlan, PlanOpened, Request
+from exo.orchestration.plan_driver import PlanDriver, tell_failed
+from exo.orchestration.scheduler import Limits
+from exo.tasks import TaskOwner
+from exo.topology.ring_plan import RingPlan
+
+_OPEN_TIMEOUT_S = 3600.0  # a download may be part of it; a dead node is noticed by its link, not by this
+_MAX_REQUESTS = 256
+
+Call = Callable[[str, Message, float], Awaitable[Message]]
+
+
+class PlanStart:
+  """All plans that are starting here. `ready` gives the driver of a plan whose stages are all open, or raises."""
+  def __init__(
+      self, send: Callable[[str, Message], None], call: Call, ready: Callable[[RingPlan, Limits], PlanDriver],
+      tasks: TaskOwner, speculate: bool
+  ) -> None:
+    self._send, self._call, self._ready, self._tasks, self._speculate = send, call, ready, tasks, speculate
+    self._waiting: dict[str, list[Request]] = {}
+
+  def __len__(self) -> int:
+    return len(self._waiting)
+
+  def add(self, message: OpenPlan, request: Request) -> None:
+    """Raises `QueueFullError`. What goes wrong later is told to the request's entry node."""
+    plan = message.plan
+    if plan.plan_id not in self._waiting:
+      self._waiting[plan.plan_id] = []
+      self._tasks.spawn(self._start(message), f"start {plan.plan_id}")
+    waiting = self._waiting[plan.plan_id]
+    if len(waiting) >= _MAX_REQUESTS:
+      raise QueueFullError(f"{len(waiting)} requests wait for {plan.model_id} to load", retry_after_s=10)
+    waiting.append(request)
+
+  def requests(self, plan_id: str) -> list[Request]:
+    return list(self._waiting.get(plan_id, ()))
+
+  def forget(self, unwanted: Callable[[Request], bool]) -> None:
+    for plan_id, waiting in self._waiting.items():
+      self._waiting[plan_id] = [request for request in waiting if not unwanted(request)]
+
+  async def _start(self, message: OpenPlan) -> None:
+    plan = message.plan
+    try:
+      opened = await asyncio.gather(*(self._open_stage(stage.node_id, message) for stage in plan.stages))
+      driver = self._ready(plan, self._limits(opened))
+    except ExoError as error:
+      for request in self._waiting.pop(plan.plan_id):
+        tell_failed(self._send, plan, request, error)
+      return
+    except BaseException:
+      self._waiting.pop(plan.plan_id, None)
+      raise
+    for request in self._waiting.pop(plan.plan_id):
+      try:
+        driver.submit(request)
+      except ExoError as error:
+        tell_failed(self._send, plan, request, error)
+
+  def _limits(self, opened: list[PlanOpened]) -> Limits:
+    """What every stage can do."""
+    return Limits(
+        max_sequences=min(o.max_sequences for o in opened),
+        max_kv_tokens=min(o.max_kv_tokens for o in opened),
+        max_context=min(o.max_context for o in opened),
+        stages=len(opened),
+        max_drafting=min(o.max_drafting for o in opened) if self._speculate else 0
+    )
+
+  async def _open_stage(self, node_id: str, message: OpenPlan) -> PlanOpened:
+    reply = await self._call(node_id, message, _OPEN_TIMEOUT_S)
+    if not isinstance(reply, PlanOpened):
+      raise ProtocolError(f"{node_id} answered an OpenPlan with {type(reply).__name__}")
+    return reply
