@@ -18,10 +18,11 @@ from exo.networking import messages as m
 from exo.networking.grpc import model_codec
 from exo.networking.grpc import node_service_pb2 as pb
 from exo.networking.grpc.peer_codec import heartbeat_in, heartbeat_out, shard_in, shard_out
-from exo.networking.grpc.tensor_codec import WireDtype, decode_tensor, encode_tensor
+from exo.networking.grpc.tensor_codec import WireDtype, decode_tensor, fill_tensor
 from exo.topology.ring_plan import RingPlan, Stage
 
 _LOGITS = {int(kind): kind for kind in LogitsOf}
+_ITEMS_TAG = b"\x0a"  # field 1, with a length
 _MAX_WIDTH = 64  # tokens of one sequence in a step that is not a prompt's
 
 
@@ -146,33 +147,24 @@ def _submit_out(message: m.Submit) -> dict[str, Any]:
   return {"submit": pb.Submit(open=_open_out(message.open), request=_request_out(message.request))}
 
 
-def _frame_out(f: m.Frame, wire: WireDtype = "native") -> dict[str, Any]:
-  body = pb.Frame(
-      plan_id=f.plan_id,
-      epoch=f.epoch,
-      step=f.step,
-      drops=f.drops,
-      token_ids=f.token_ids.tobytes(),
-      compute_ms=f.compute_ms,
-      run=f.run,
-      entries=[number for e in f.entries for number in (e.sequence, e.position, e.n_tokens, e.logits)],
-      opens=[
-          pb.SequenceOpen(
-              sequence=o.sequence,
-              request=_request_out(o.request),
-              prompt_tokens=o.prompt_tokens,
-              source=o.source,
-              reused=o.reused
-          ) for o in f.opens
-      ],
-      ends=f.ends,
-      truncates=[number for pair in f.truncates for number in pair],
-      refused=f.refused,
-      spent_ms=f.spent_ms
-  )
+def _fill_frame(out: pb.Frame, f: m.Frame, wire: WireDtype) -> None:
+  out.plan_id, out.epoch, out.step, out.run = f.plan_id, f.epoch, f.step, f.run
+  out.token_ids = f.token_ids.tobytes()
+  out.entries.extend([number for e in f.entries for number in (e.sequence, e.position, e.n_tokens, e.logits)])
+  out.compute_ms.extend(f.compute_ms)
+  out.spent_ms.extend(f.spent_ms)
   if f.hidden is not None:
-    body.hidden.CopyFrom(encode_tensor(f.hidden, wire))
-  return {"frame": body}
+    fill_tensor(out.hidden, f.hidden, wire)
+  for opened in f.opens:
+    body = out.opens.add(
+        sequence=opened.sequence, prompt_tokens=opened.prompt_tokens, source=opened.source, reused=opened.reused
+    )
+    body.request.CopyFrom(_request_out(opened.request))
+  if f.drops or f.ends or f.truncates or f.refused:
+    out.drops.extend(f.drops)
+    out.ends.extend(f.ends)
+    out.truncates.extend([number for pair in f.truncates for number in pair])
+    out.refused.extend(f.refused)
 
 
 def _frame_in(f: pb.Frame) -> m.Frame:
@@ -191,19 +183,21 @@ def _frame_in(f: pb.Frame) -> m.Frame:
   )
   if len(f.truncates) % 2:
     raise ProtocolError("a frame's truncations are not pairs")
+  truncates = tuple(zip(f.truncates[::2], f.truncates[1::2], strict=True)) if f.truncates else ()
   return m.Frame(
       f.plan_id, f.epoch, f.step, entries, np.frombuffer(f.token_ids, "<i4"), hidden, opens, tuple(f.drops),
-      tuple(f.compute_ms), max(1, f.run), tuple(f.ends), tuple(zip(f.truncates[::2], f.truncates[1::2], strict=True)),
-      tuple(f.refused), tuple(f.spent_ms)
+      tuple(f.compute_ms), max(1, f.run), tuple(f.ends), truncates, tuple(f.refused), tuple(f.spent_ms)
   )
 
 
-def _result_out(r: m.StepResult) -> dict[str, Any]:
-  tokens = [pb.SequenceToken(sequence=t.sequence, token_id=t.token_id, finish_reason=t.finish_reason) for t in r.tokens]
-  body = pb.StepResult(
-      plan_id=r.plan_id, step=r.step, tokens=tokens, compute_ms=r.compute_ms, refused=r.refused, spent_ms=r.spent_ms
-  )
-  return {"step_result": body}
+def _fill_result(out: pb.StepResult, r: m.StepResult) -> None:
+  out.plan_id, out.step = r.plan_id, r.step
+  for token in r.tokens:
+    out.tokens.add(sequence=token.sequence, token_id=token.token_id, finish_reason=token.finish_reason)
+  out.compute_ms.extend(r.compute_ms)
+  out.spent_ms.extend(r.spent_ms)
+  if r.refused:
+    out.refused.extend(r.refused)
 
 
 def _result_in(r: pb.StepResult) -> m.StepResult:
@@ -262,8 +256,6 @@ _OUT: dict[type, Callable[[Any], dict[str, Any]]] = {
     m.Done: lambda _: {"done": pb.Done()},
     m.RequestFailed: lambda x:
     {"request_failed": pb.RequestFailed(plan_id=x.plan_id, request_id=x.request_id, failure=_failure_out(x.failure))},
-    m.Frame: _frame_out,
-    m.StepResult: _result_out,
     m.StepFailed: lambda x:
     {"step_failed": pb.StepFailed(plan_id=x.plan_id, step=x.step, failure=_failure_out(x.failure))},
     m.TokenDelivery: _delivery_out,
@@ -288,8 +280,15 @@ _IN: dict[str, Callable[[Any], m.Message]] = {
 
 
 def encode(message: m.Message, call_id: int = 0, is_reply: bool = False, wire: WireDtype = "native") -> pb.Item:
-  if isinstance(message, m.Frame):
-    return pb.Item(**_frame_out(message, wire))
+  """`call_id` 0 for what is no call and no reply. What goes round the ring at every step is written in place: a message
+  that is put into another one is copied, by way of its bytes."""
+  if isinstance(message, m.Frame | m.StepResult):
+    item = pb.Item(call_id=call_id, is_reply=is_reply)
+    if isinstance(message, m.Frame):
+      _fill_frame(item.frame, message, wire)
+    else:
+      _fill_result(item.step_result, message)
+    return item
   return pb.Item(call_id=call_id, is_reply=is_reply, **_OUT[type(message)](message))
 
 
@@ -302,7 +301,21 @@ def decode(item: pb.Item) -> tuple[m.Message, int, bool]:
 
 
 def envelope_bytes(items: list[pb.Item]) -> bytes:
-  return pb.Envelope(items=items).SerializeToString()
+  """Envelopes laid end to end are one envelope (repeated fields of a protobuf message add up), and need no copy."""
+  parts = []
+  for item in items:
+    data = item.SerializeToString()
+    parts += [_ITEMS_TAG, _varint(len(data)), data]
+  return b"".join(parts)
+
+
+def _varint(number: int) -> bytes:
+  out = bytearray()
+  while number > 127:
+    out.append(number & 127 | 128)
+    number >>= 7
+  out.append(number)
+  return bytes(out)
 
 
 def envelope_items(data: bytes) -> list[pb.Item]:

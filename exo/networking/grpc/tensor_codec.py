@@ -26,29 +26,39 @@ WireDtype = Literal["native", "16", "8"]
 
 def encode_tensor(array: npt.NDArray[Any], wire: WireDtype = "native") -> pb.Tensor:
   """Raw little-endian bytes with dtype and shape, floats narrowed to the bits that `wire` names."""
+  out = pb.Tensor()
+  fill_tensor(out, array, wire)
+  return out
+
+
+def fill_tensor(out: pb.Tensor, array: npt.NDArray[Any], wire: WireDtype) -> None:
+  """`encode_tensor` into a message that is there already."""
+  out.shape.extend(array.shape)
   if wire != "native" and array.dtype.kind in "fV":
-    return _encode_narrow(array, wire)
+    _fill_narrow(out, array, wire)
+    return
   name = array.dtype.name
   if name not in _DTYPES:
     raise ProtocolError(f"tensors of {name} are not sent")
-  return pb.Tensor(dtype=name, shape=array.shape, data=array.tobytes())
+  out.dtype, out.data = name, array.tobytes()
 
 
-def _encode_narrow(array: npt.NDArray[Any], wire: WireDtype) -> pb.Tensor:
+def _fill_narrow(out: pb.Tensor, array: npt.NDArray[Any], wire: WireDtype) -> None:
   """16 bits: float16, or bfloat16 where a value is too large for it. 8 bits: whole numbers with a scale a block."""
   numbers = array.astype(np.float32)
   if wire == "16":
     fits = bool(np.abs(numbers).max(initial=0) <= _FLOAT16_MOST)
     narrow = numbers.astype(np.float16 if fits else ml_dtypes.bfloat16)
-    return pb.Tensor(dtype=narrow.dtype.name, shape=array.shape, data=narrow.tobytes())
+    out.dtype, out.data = narrow.dtype.name, narrow.tobytes()
+    return
   width = array.shape[-1]
   padded = np.zeros((numbers.size // width, -(-width // _BLOCK) * _BLOCK), np.float32)
   padded[:, :width] = numbers.reshape(-1, width)
   blocks = padded.reshape(-1, _BLOCK)
   scales = np.abs(blocks).max(axis=1) / np.float32(127)
   whole = np.rint(blocks / np.where(scales > 0, scales, 1)[:, None]).astype(np.int8)
-  data = whole.reshape(padded.shape)[:, :width].tobytes()
-  return pb.Tensor(dtype="int8", shape=array.shape, data=data, scales=scales.astype("<f4").tobytes())
+  out.dtype, out.data = "int8", whole.reshape(padded.shape)[:, :width].tobytes()
+  out.scales = scales.astype("<f4").tobytes()
 
 
 def decode_tensor(tensor: pb.Tensor) -> npt.NDArray[Any]:
