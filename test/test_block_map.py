@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from pathlib import Path
 
@@ -99,3 +100,31 @@ def test_a_damaged_map_is_an_error_that_names_it(tmp_path: Path) -> None:
     map_path(path).write_bytes(content)
     with pytest.raises(ModelFilesError, match=r"model\.gguf\.blocks"):
       BlockMap.beside(path)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40_000), st.randoms(use_true_random=False), st.booleans(), st.booleans())
+def test_the_hash_of_a_file_follows_it_in_any_order_and_tells_a_wrong_byte(
+    tmp_path_factory: pytest.TempPathFactory, size: int, draw: random.Random, as_git: bool, reopened: bool
+) -> None:
+  content = draw.randbytes(size)
+  git = hashlib.sha1(b"blob %d\0" % size + content).hexdigest()
+  hashes = {"git_oid": git} if as_git else {"sha256": hashlib.sha256(content).hexdigest()}
+  path = tmp_path_factory.mktemp("hash") / "model.safetensors"
+  file, block = RepoFile(path.name, size, **hashes), block_bytes(size)
+  sparse = SparseFile(path, file, "v1")
+  wrong = bytearray(content)
+  wrong[draw.randrange(size)] ^= 1
+  for attempt, right in ((bytes(wrong), False), (content, True)):
+    starts = list(range(0, size, block))
+    draw.shuffle(starts)
+    for k, start in enumerate(starts):
+      sparse.write(start, attempt[start:start + block])
+      if reopened and k == len(starts) // 2:  # as after an interruption
+        sparse.sync()
+        sparse.close()
+        sparse = SparseFile(path, file, "v1")
+    assert sparse.is_whole and sparse.verify() is right
+    if not right:
+      sparse.forget()
+  sparse.close()
