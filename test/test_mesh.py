@@ -147,6 +147,22 @@ def test_a_better_route_that_appears_is_turned_to_without_a_message_lost() -> No
   run(scenario)
 
 
+def test_who_only_calls_himself_by_a_peers_name_is_not_turned_to() -> None:
+  async def scenario() -> None:
+    async with mesh("a", host="0.0.0.0") as (a, a_heard), mesh("b", host="0.0.0.0") as (b, b_heard), \
+        mesh("b", host="0.0.0.0") as (impostor, impostor_heard):
+      a.offer(PeerCandidate("b", "127.0.0.1", b.hello.port, 1, "slow"))
+      await a_heard.until(lambda: "b" in a.peers())
+      a.offer(PeerCandidate("b", "127.0.0.2", impostor.hello.port, 5, "fast"))
+      await impostor_heard.until(lambda: "a" in impostor.peers())
+      await asyncio.sleep(2.5)
+      a.send("b", ClosePlan("secret"))
+      await b_heard.until(lambda: [m for _, m in b_heard.messages] == [ClosePlan("secret")])
+      assert a.peers()["b"].interface == "slow" and not impostor_heard.messages
+
+  run(scenario)
+
+
 def test_an_address_alone_is_enough() -> None:
   async def scenario() -> None:
     async with mesh("a") as (a, a_heard), mesh("b") as (b, _):

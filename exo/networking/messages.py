@@ -77,7 +77,8 @@ class Heartbeat:
   `load` is the part of the last seconds, 0..1, in which the device computed; `frames` counts what it has computed in all.
   `cpu_s` is the processor time that the process has used so far, `rss_mb` the memory that it occupies.
   `rumours` are what `membership.py` passes on. `leaving`: no new plans for this node, it shuts down or its engine is broken.
-  `data_bytes` is what its sender has put on the data stream of this link so far, `data_read_bytes` what it has read.
+  `data_bytes` is what its sender has put on the data stream of this link so far, `data_read_bytes` what it has read;
+  `link_keys` names all links that it has with the peer.
   """
   number: int
   is_answer: bool = False
@@ -95,6 +96,7 @@ class Heartbeat:
   rumours: tuple[Rumour, ...] = ()
   data_bytes: int = 0
   data_read_bytes: int = 0
+  link_keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

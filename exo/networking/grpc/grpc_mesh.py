@@ -254,7 +254,7 @@ class GrpcMesh(Mesh):
           if not candidate.node_id and peer.node_id in self._links:  # an address alone, of a node that is here already
             await self._close_channels(channels)
             return peer.node_id
-          link = Link(peer, address, True, self._handler, self._membership, self._heard, self._wire)
+          link = self._new_link(peer, address, True, link_id)
           link.interface, link.priority = candidate.interface, candidate.priority
         link.attach(stream)
     except (grpc.RpcError, ProtocolError, TimeoutError, OSError, asyncio.InvalidStateError) as error:
@@ -358,12 +358,19 @@ class GrpcMesh(Mesh):
     if link is None:
       if len(self._pending) >= _MAX_PENDING:
         raise ProtocolError("too many links are being opened")
-      link = self._pending[key] = Link(peer, address, False, self._handler, self._membership, self._heard, self._wire)
+      link = self._pending[key] = self._new_link(peer, address, False, key.rpartition(" ")[2])
       self._tasks.spawn(self._forget_pending(key, link), f"pending {peer.node_id}")
     if link.attach(stream):
       del self._pending[key]
       self._tasks.spawn(self._run_link(link, []), f"link {peer.node_id}")
     return link
+
+  def _new_link(self, peer: Hello, address: str, dialed: bool, key: str) -> Link:
+    assert self._handler is not None
+    return Link(
+        peer, address, dialed, self._handler, self._membership, self._heard, self._wire, key,
+        lambda node_id: tuple(link.key for link in self._links.get(node_id, ()))
+    )
 
   async def _forget_pending(self, key: str, link: Link) -> None:
     await asyncio.sleep(_GREETING_TIMEOUT_S)

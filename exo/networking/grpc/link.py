@@ -32,7 +32,8 @@ class Link:
   """Up once all four streams are there; down as soon as one ends or heartbeats stay away.
 
   Links are numbered as they come. `all_arrived`: the peer had read all of the data stream by its latest heartbeat;
-  `still_beats`: for how many heartbeats that was so either way and nothing moved.
+  `still_beats`: for how many heartbeats that was so either way and nothing moved. `confirmed` are the `key`s of all links that
+  the peer says it has with this node.
   """
   def __init__(
       self,
@@ -42,9 +43,12 @@ class Link:
       handler: MeshHandler,
       membership: Membership,
       heard: Heard,
-      wire: WireDtype = "native"
+      wire: WireDtype = "native",
+      key: str = "",
+      keys_of: Callable[[str], tuple[str, ...]] = lambda node_id: ()
   ) -> None:
-    self._wire = wire
+    self._wire, self.key, self._keys_of = wire, key, keys_of
+    self.confirmed: tuple[str, ...] = ()
     self.peer, self.address, self.dialed = peer, address, dialed
     self.interface = ""
     self.rtt_ms = self.codec_ms = 0.0
@@ -171,6 +175,7 @@ class Link:
         self.rtt_ms = (time.monotonic() - sent) * 1e3
     else:
       self.latest = beat
+      self.confirmed = beat.link_keys
       self._look_at_traffic(beat)
       if self._arrivals.overdue(beat.data_bytes, self._streams["data"].read_bytes, self._heard_at):
         self.end("what it sends does not arrive, though its heartbeats do")
@@ -198,7 +203,8 @@ class Link:
           number=number,
           rumours=self._membership.beat(),
           data_bytes=data.written_bytes,
-          data_read_bytes=data.read_bytes
+          data_read_bytes=data.read_bytes,
+          link_keys=self._keys_of(self.peer.node_id)
       )
       self._post("heartbeat", encode(mine))
       number += 1

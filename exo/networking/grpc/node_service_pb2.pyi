@@ -176,7 +176,7 @@ class Hello(_message.Message):
 class Heartbeat(_message.Message):
   __slots__ = (
       "number", "is_answer", "free_memory_mb", "active", "loaded", "leaving", "rumours", "used_memory_mb", "load",
-      "frames", "links", "cpu_s", "rss_mb", "paces", "data_bytes", "data_read_bytes"
+      "frames", "links", "cpu_s", "rss_mb", "paces", "data_bytes", "data_read_bytes", "link_keys"
   )
   NUMBER_FIELD_NUMBER: _ClassVar[int]
   IS_ANSWER_FIELD_NUMBER: _ClassVar[int]
@@ -194,6 +194,7 @@ class Heartbeat(_message.Message):
   PACES_FIELD_NUMBER: _ClassVar[int]
   DATA_BYTES_FIELD_NUMBER: _ClassVar[int]
   DATA_READ_BYTES_FIELD_NUMBER: _ClassVar[int]
+  LINK_KEYS_FIELD_NUMBER: _ClassVar[int]
   number: int
   is_answer: bool
   free_memory_mb: int
@@ -210,6 +211,7 @@ class Heartbeat(_message.Message):
   paces: _containers.RepeatedCompositeFieldContainer[PlanPace]
   data_bytes: int
   data_read_bytes: int
+  link_keys: _containers.RepeatedScalarFieldContainer[str]
 
   def __init__(
       self,
@@ -228,7 +230,8 @@ class Heartbeat(_message.Message):
       rss_mb: _Optional[int] = ...,
       paces: _Optional[_Iterable[_Union[PlanPace, _Mapping]]] = ...,
       data_bytes: _Optional[int] = ...,
-      data_read_bytes: _Optional[int] = ...
+      data_read_bytes: _Optional[int] = ...,
+      link_keys: _Optional[_Iterable[str]] = ...
   ) -> None:
     ...
 

@@ -13,6 +13,7 @@ from exo.topology.ring_plan import WeightMemory
 
 _MAX_LINKS = 256
 _MAX_PACES = 64
+_MAX_KEYS = 8
 
 
 def shard_out(shard: Shard) -> pb.Shard:
@@ -94,6 +95,7 @@ def heartbeat_out(message: m.Heartbeat) -> dict[str, Any]:
           leaving=message.leaving,
           data_bytes=message.data_bytes,
           data_read_bytes=message.data_read_bytes,
+          link_keys=message.link_keys,
           rumours=[
               pb.Rumour(node_id=r.node_id, incarnation=r.incarnation, beat=r.beat, address=r.address)
               for r in message.rumours
@@ -109,7 +111,7 @@ def heartbeat_in(h: pb.Heartbeat) -> m.Heartbeat:
       tuple(m.PeerLink(p.node_id[:128], p.rtt_ms, p.interface[:40]) for p in h.links[:_MAX_LINKS]), h.cpu_s, h.rss_mb,
       tuple(_pace_in(p) for p in h.paces[:_MAX_PACES]), h.leaving,
       tuple(m.Rumour(r.node_id[:128], r.incarnation, r.beat, r.address[:80]) for r in h.rumours[:_MAX_LINKS]),
-      h.data_bytes, h.data_read_bytes
+      h.data_bytes, h.data_read_bytes, tuple(key[:64] for key in h.link_keys[:_MAX_KEYS])
   )
 
 

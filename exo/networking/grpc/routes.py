@@ -12,11 +12,15 @@ def turn_to_later(links: list[Link], beating: Link) -> None:
   """Called at each heartbeat that comes over one of the `links` to a node; the first of them is the one to send over.
 
   A later link that the same side has dialed takes its place as soon as everything sent over the earlier one has arrived.
-  Whoever dialed ends the earlier one when nothing has moved on it for a while.
+  Whoever dialed ends the earlier one when nothing has moved on it for a while. The peer must have said over the earlier link
+  that the later one is its own: without a cluster key anybody could call himself by its name.
   """
   if beating not in links:
     return
-  later = [link for link in links if link.number > beating.number and link.dialed == beating.dialed]
+  later = [
+      link for link in links
+      if link.number > beating.number and link.dialed == beating.dialed and link.key in beating.confirmed
+  ]
   if not later:
     return
   if links[0] is beating and beating.all_arrived:
