@@ -50,7 +50,7 @@ def _manifest(model_id: str, source: HubSource) -> Manifest:
   try:
     info = HfApi(endpoint=constants.ENDPOINT
                  ).model_info(source.repo, revision=source.revision, files_metadata=True, timeout=_TIMEOUT_S)
-  except Exception as error:
+  except Exception as error:  # the library lets its HTTP client's errors through too; each is named to the user
     raise explained(source, error) from error
   if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
     raise ModelFilesError(f"the hub gave no commit for {source.repo}")

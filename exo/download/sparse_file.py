@@ -6,7 +6,6 @@ All methods block; call them in a thread. One writer at a time, which holds the 
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 from pathlib import Path
 
@@ -157,14 +156,7 @@ def matches(path: Path, file: RepoFile) -> bool:
   if path.stat().st_size != file.size:
     return False
   with path.open("rb") as data:
-    if file.sha256 is not None:
-      return hashlib.file_digest(data, "sha256").hexdigest() == file.sha256
-    if file.git_oid is not None:
-      digest = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
-      while piece := data.read(_READ_BYTES):
-        digest.update(piece)
-      return digest.hexdigest() == file.git_oid
-  return True
+    return WholeHash(data.fileno(), file).matches()
 
 
 def disk_error(path: Path, error: OSError) -> DownloadError:

@@ -43,9 +43,9 @@ class Link:
       handler: MeshHandler,
       membership: Membership,
       heard: Heard,
-      wire: WireDtype = "native",
-      key: str = "",
-      keys_of: Callable[[str], tuple[str, ...]] = lambda node_id: ()
+      wire: WireDtype,
+      key: str,
+      keys_of: Callable[[str], tuple[str, ...]],
   ) -> None:
     self._wire, self.key, self._keys_of = wire, key, keys_of
     self.confirmed: tuple[str, ...] = ()
