@@ -28,6 +28,7 @@ class Config:
   max_memory: int | None = None
   kv_cache_memory: int | None = None
   speculation: str = "off"
+  awake_cores: str = "auto"
   wire_dtype: Literal["native", "16", "8"] = "native"
   disable_tui: bool = False
   wait_for_peers: int = 0

@@ -62,8 +62,7 @@ def test_frames_round_trip() -> None:
   assert isinstance(frame, m.Frame) and frame.hidden is not None
   np.testing.assert_array_equal(frame.hidden, FRAME.hidden)
   np.testing.assert_array_equal(frame.token_ids, FRAME.token_ids)
-  assert (frame.entries, frame.opens, frame.drops,
-          frame.compute_ms) == (FRAME.entries, FRAME.opens, FRAME.drops, (1.5, ))
+  assert (frame.entries, frame.opens, frame.drops, frame.stage_ms) == (FRAME.entries, FRAME.opens, FRAME.drops, (1.5, ))
 
 
 @pytest.mark.parametrize("wide", [(0, 0, 1), (0, 2, 1), (0, 1, 65), (2, 2, 2), (9, 1, 1)])
@@ -105,7 +104,8 @@ def test_bad_tensors_are_refused(tensor: pb.Tensor) -> None:
         pb.Frame(
             entries=[1, 0, 1, 0], token_ids=bytes(4), hidden=pb.Tensor(dtype="float32", shape=[2, 2], data=bytes(16))
         ),
-        pb.Frame(opens=[pb.SequenceOpen(sequence=1)]),
+        pb.Frame(changes=pb.CacheChanges(opens=[pb.SequenceOpen(sequence=1)])),
+        pb.Frame(changes=pb.CacheChanges(truncates=[1, 2, 3])),
     ]
 )
 def test_bad_frames_are_refused(frame: pb.Frame) -> None:

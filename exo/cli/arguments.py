@@ -88,6 +88,13 @@ def build_parser() -> argparse.ArgumentParser:
       help="draft tokens from text that repeats itself and verify several at once (default off)"
   )
   node.add_argument(
+      "--awake-cores",
+      choices=["auto", "off"],
+      help=
+      "keep this machine's cores from deep sleep while a request goes round a ring of several nodes, where the system "
+      "allows it (Linux, mostly as root; default auto)"
+  )
+  node.add_argument(
       "--wire-dtype",
       choices=["native", "16", "8"],
       help="bits of an activation's numbers between nodes, for slow links (default: as the engine computes)"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -34,8 +35,7 @@ class LogitsOf(IntEnum):
   HIDDEN = 3  # none: the final hidden states of all tokens instead
 
 
-@dataclass(frozen=True, slots=True)
-class BatchEntry:
+class BatchEntry(msgspec.Struct, frozen=True):
   """`n_tokens` consecutive tokens of one sequence, the first of them at `position`.
 
   `position` equals the number of tokens that the sequence's KV cache holds at this stage.
@@ -50,8 +50,7 @@ class BatchEntry:
     return (0, 1, self.n_tokens, 0)[self.logits]
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(msgspec.Struct, frozen=True):
   """The entries of one step, their tokens laid end to end. A sequence appears at most once.
 
   `token_ids` has shape (tokens,) and is there at every stage; `hidden` has shape (tokens, hidden size) and is what the

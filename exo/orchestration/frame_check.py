@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 
 from exo.errors import ProtocolError
 from exo.inference.sampling import SamplingParams
 from exo.networking.messages import Frame
 
-_HIDDEN_TYPES = ("float32", "float16", "bfloat16")
+_HIDDEN_TYPES = frozenset(map(np.dtype, (np.float32, np.float16, ml_dtypes.bfloat16)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,27 +25,38 @@ class FrameBounds:
 
 
 def check_frame(frame: Frame, bounds: FrameBounds) -> None:
-  """For a stage that is not the plan's first. Raises `ProtocolError`; the codec has checked that lengths agree."""
-  if not frame.entries and not frame.opens:
+  """For a stage that is not the plan's first. Raises `ProtocolError`; the codec has checked that lengths agree.
+
+  Part of every hop: in plain loops over plain numbers, since most frames have one entry.
+  """
+  entries, sequences = frame.entries, set()
+  if not entries and not frame.opens:
     return
-  if len({entry.sequence for entry in frame.entries}) != len(frame.entries):
+  if max(len(entries), len(frame.opens)) > bounds.max_sequences:
+    raise ProtocolError(f"a frame of {len(entries)} sequences came where {bounds.max_sequences} have room")
+  for entry in entries:
+    sequences.add(entry.sequence)
+    if entry.position + entry.n_tokens > bounds.max_context:
+      raise ProtocolError(f"a frame goes beyond the context of {bounds.max_context} tokens")
+  if len(sequences) != len(entries):
     raise ProtocolError("a frame computes a sequence twice")
-  if max(len(frame.entries), len(frame.opens)) > bounds.max_sequences:
-    raise ProtocolError(f"a frame of {len(frame.entries)} sequences came where {bounds.max_sequences} have room")
-  if any(entry.position + entry.n_tokens > bounds.max_context for entry in frame.entries):
-    raise ProtocolError(f"a frame goes beyond the context of {bounds.max_context} tokens")
-  ids = frame.token_ids
-  if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < bounds.vocab_size:
+  ids = frame.token_ids.tolist()
+  if ids and not 0 <= min(ids) <= max(ids) < bounds.vocab_size:
     raise ProtocolError(f"a frame holds token ids that are not from 0 to {bounds.vocab_size - 1}")
   hidden = frame.hidden
   if hidden is None:
-    if frame.entries:
+    if entries:
       raise ProtocolError("a frame came without the hidden states of the stage before")
-  elif hidden.dtype.name not in _HIDDEN_TYPES or hidden.shape != (ids.size, bounds.hidden_size):
+  elif hidden.dtype not in _HIDDEN_TYPES or hidden.shape != (len(ids), bounds.hidden_size):
     raise ProtocolError(
-        f"a frame's hidden states are {hidden.dtype.name} of shape {hidden.shape}, not floats of shape "
-        f"({ids.size}, {bounds.hidden_size})"
+        f"a frame's hidden states are {hidden.dtype} of shape {hidden.shape}, not floats of shape "
+        f"({len(ids)}, {bounds.hidden_size})"
     )
+  if frame.opens:
+    _check_opens(frame, bounds)
+
+
+def _check_opens(frame: Frame, bounds: FrameBounds) -> None:
   for opened in frame.opens:
     request = opened.request
     if not 0 <= opened.prompt_tokens <= bounds.max_context or not 0 <= request.max_tokens <= 2**31:

@@ -23,6 +23,7 @@ from exo.networking.messages import (
     DownloadNews,
     FindBlocks,
     FindModel,
+    Frame,
     Heartbeat,
     Hello,
     Message,
@@ -30,10 +31,12 @@ from exo.networking.messages import (
     PeerLink,
     ReadRange,
     RequestFailed,
+    StepResult,
     Submit,
     TokenDelivery,
 )
 from exo.orchestration.activity import Activity
+from exo.orchestration.awake_cores import AwakeCores
 from exo.orchestration.entry_desk import EntryDesk, Generation, GenerationSpec
 from exo.orchestration.meter import Meter
 from exo.orchestration.model_catalog import ModelCatalog, ModelInfo
@@ -74,7 +77,7 @@ class Node:
     kv_bytes = None if config.kv_cache_memory is None else config.kv_cache_memory * _MB
     self.plans = PlanHost(
         hello.node_id, loader, self._device, offered, usable_threads(), self.send, self.call, self.meter, kv_bytes,
-        config.speculation == "auto"
+        config.speculation == "auto", AwakeCores(config.awake_cores == "auto")
     )
     self._book = PlanBook(self._open_stages)
     self.desk = EntryDesk(hello.node_id, self.send, self.call)
@@ -267,7 +270,9 @@ class Node:
     return await self._mesh.call(node_id, message, timeout_s)
 
   def message(self, sender: str, message: Message) -> None:
-    match message:
+    match message:  # the most frequent first
+      case Frame() | StepResult():
+        self.plans.on_message(sender, message)
       case TokenDelivery():
         self.desk.on_delivery(sender, message)
       case DownloadNews():

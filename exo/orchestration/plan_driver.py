@@ -68,7 +68,7 @@ class PlanDriver:
     sequences = len({token.sequence for token in result.tokens})
     if sequences:
       step_ms = sum(result.compute_ms) * sequences / len(result.tokens)
-      self._run = 2 if step_ms < _QUICK_STEP_MS and not self.scheduler.counts.waiting else 1
+      self._run = 2 if step_ms < _QUICK_STEP_MS and not self.scheduler.waiting else 1
     self._pump()
     if lap_ms is not None:
       if enabled(2):

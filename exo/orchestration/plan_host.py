@@ -33,6 +33,7 @@ from exo.networking.messages import (
     StepResult,
     Submit,
 )
+from exo.orchestration.awake_cores import AwakeCores
 from exo.orchestration.engine_health import EngineHealth
 from exo.orchestration.frame_check import FrameBounds, check_frame
 from exo.orchestration.meter import Meter
@@ -72,22 +73,13 @@ class _Opening:
 class PlanHost:
   """Opens, serves and closes plans. `offered_bytes` is the memory that this node gives to weights and caches."""
   def __init__(
-      self,
-      node_id: str,
-      loader: ShardLoader,
-      device: DeviceThread,
-      offered_bytes: int,
-      threads: int,
-      send: Send,
-      call: Call,
-      meter: Meter,
-      kv_memory_bytes: int | None = None,
-      speculate: bool = False
+      self, node_id: str, loader: ShardLoader, device: DeviceThread, offered_bytes: int, threads: int, send: Send,
+      call: Call, meter: Meter, kv_memory_bytes: int | None, speculate: bool, awake: AwakeCores
   ) -> None:
     self._node_id, self._loader, self._device = node_id, loader, device
     self._offered_bytes, self._threads = offered_bytes, threads
     self._send, self._call, self._meter = send, call, meter
-    self._kv_memory_bytes = kv_memory_bytes
+    self._kv_memory_bytes, self._awake = kv_memory_bytes, awake
     self._open: dict[str, _Open] = {}
     self._opening: dict[str, _Opening] = {}
     self._lost: dict[str, ExoError] = {}  # plans that lost a node while they opened here
@@ -131,6 +123,7 @@ class PlanHost:
     await self._tasks.close()
     for plan_id in list(self._open):
       await self._close_here(plan_id, PlanClosedError("this node stops"))
+    self._awake.close()
 
   # opening
 
@@ -172,7 +165,7 @@ class PlanHost:
         await self._device.run(model.close)
         raise
       runner = StageRunner(
-          plan, self._node_id, model, self._device, self._send, self._meter, self._engine_failed, grammars
+          plan, self._node_id, model, self._device, self._send, self._meter, self._engine_failed, self._awake, grammars
       )
       self._open[plan.plan_id] = _Open(plan, runner, message.fingerprint, bounds)
     log(1, "plan %s is open here: %s", plan.plan_id, plan)

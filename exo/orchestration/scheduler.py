@@ -73,6 +73,10 @@ class Scheduler:
   _prompts_behind: int = 0  # steps of prompts let out since the last step of decodes
 
   @property
+  def waiting(self) -> int:
+    return len(self._waiting)
+
+  @property
   def counts(self) -> Counts:
     return Counts(
         len(self._running), len(self._waiting), len(self._in_flight), self._reserved, len(self._kept), self._kept.tokens
@@ -137,8 +141,13 @@ class Scheduler:
     ahead = len(self._in_flight) - limits.stages
     if ahead > 0 or (ahead == 0 and limits.stages == 1):
       return None
-    decoding = any(s.decoding for s in self._running.values())
-    prompts = any(s.prompt_left for s in self._running.values()) or self._fits()
+    decoding = prompts = False
+    for sequence in self._running.values():
+      if sequence.computed < sequence.prompt_tokens:
+        prompts = True
+      elif sequence.prompt_tokens < len(sequence.tokens):
+        decoding = True
+    prompts = prompts or self._fits()
     # where prompts are computed, one frame more lies ready, so that no stage waits for the others' pace
     if ahead == 0 and decoding and not prompts:
       return None
@@ -148,7 +157,7 @@ class Scheduler:
     self._add_decodes(draft, prompts)
     if draft.entries:
       self._prompts_behind = 0
-    if not draft.entries or limits.stages == 1:  # on a ring, prompts go in frames of their own
+    if prompts and (not draft.entries or limits.stages == 1):  # on a ring, prompts go in frames of their own
       budget = limits.step_tokens - len(draft.tokens)
       if decoding and chunk_tokens is not None:
         budget = min(budget, max(2, chunk_tokens))
@@ -167,12 +176,11 @@ class Scheduler:
     if draft.entries:
       self._in_flight[number] = tuple(draft.entries)
     ids = np.asarray(draft.tokens, np.int32) if draft.tokens else EMPTY_TOKEN_IDS
-    room = all(s.computed + run <= self.limits.max_context for s in self._running.values())
-    alone = self.limits.stages == 1 and bool(draft.entries) and all(e.n_tokens == 1 and e.logits for e in draft.entries)
-    return Step(
-        number, tuple(draft.entries), ids, tuple(draft.opens), drops, run if alone and room else 1, ends,
-        tuple(draft.truncates)
-    )
+    if run > 1:
+      room = all(s.computed + run <= self.limits.max_context for s in self._running.values())
+      alone = self.limits.stages == 1 and bool(ids.size) and all(e.n_tokens == 1 and e.logits for e in draft.entries)
+      run = run if room and alone else 1
+    return Step(number, tuple(draft.entries), ids, tuple(draft.opens), drops, run, ends, tuple(draft.truncates))
 
   @property
   def _prompt_steps(self) -> int:
@@ -184,16 +192,22 @@ class Scheduler:
     return sequence is None or entry.position >= sequence.prompt_tokens
 
   def _add_decodes(self, draft: StepDraft, prompts: bool) -> None:
-    limits = self.limits
-    replaying = [s for s in self._running.values() if s.replaying]
-    ready = [s for s in self._running.values() if s.ready_to_decode and not s.replaying]
+    limits, replaying, ready, decoding = self.limits, [], [], 0
+    for sequence in self._running.values():
+      if sequence.computed >= sequence.prompt_tokens:
+        known = len(sequence.tokens) - sequence.computed
+        if known > 1:  # the token after the next one too
+          replaying.append(sequence)
+        else:
+          decoding += 1
+          if known:
+            ready.append(sequence)
     if limits.stages > 1 and prompts:
       # all decodes share a frame, so that the frames between them can be prompts
       if len(self._in_flight) > self._prompt_steps:
         return
     elif limits.stages > 1:
       # leave some for the other frames, so that every stage has work at once
-      decoding = sum(1 for s in self._running.values() if not s.prompt_left and not s.replaying)
       ready = ready[:-(-decoding // limits.stages)]
     ready = ready[:limits.step_tokens]
     may_draft = 0 < len(ready) <= limits.max_drafting and not prompts and not replaying

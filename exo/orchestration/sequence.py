@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from exo.networking.messages import Request, WideStep
 
@@ -21,10 +21,10 @@ class RunningSequence:
   first_step: int
   computed: int = 0
   cut: bool = False
+  prompt_tokens: int = field(init=False)
 
-  @property
-  def prompt_tokens(self) -> int:
-    return len(self.request.prompt_ids)
+  def __post_init__(self) -> None:
+    self.prompt_tokens = len(self.request.prompt_ids)
 
   @property
   def prompt_left(self) -> int:
@@ -37,16 +37,7 @@ class RunningSequence:
   @property
   def decoding(self) -> bool:
     """Its first token is there."""
-    return self.prompt_left == 0 and len(self.tokens) > len(self.request.prompt_ids)
-
-  @property
-  def ready_to_decode(self) -> bool:
-    return self.prompt_left == 0 and self.computed < len(self.tokens)
-
-  @property
-  def replaying(self) -> bool:
-    """The token after the next one is known too."""
-    return self.prompt_left == 0 and self.computed + 1 < len(self.tokens)
+    return self.prompt_tokens <= self.computed and self.prompt_tokens < len(self.tokens)
 
   def replay_step(self) -> tuple[list[int], int]:
     """The next tokens to compute again, and how many of them stay: wrong drafts may have been anything, but were there."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 
+import msgspec
 import numpy as np
+from msgspec import structs
 
 from exo.errors import (
     CacheReuseError,
@@ -18,7 +19,7 @@ from exo.errors import (
     to_wire,
 )
 from exo.inference.device_thread import DeviceThread
-from exo.inference.engine import Batch, BatchEntry, LogitsOf, StageModel
+from exo.inference.engine import Activation, Batch, BatchEntry, LogitsOf, StageModel
 from exo.inference.grammar import GrammarCompiler
 from exo.log import enabled, log
 from exo.networking.messages import (
@@ -33,6 +34,7 @@ from exo.networking.messages import (
     StepResult,
     TokenDelivery,
 )
+from exo.orchestration.awake_cores import AwakeCores
 from exo.orchestration.meter import Meter
 from exo.orchestration.token_head import TokenHead
 from exo.topology.ring_plan import RingPlan
@@ -41,13 +43,16 @@ CHECK_SEQUENCE = 0  # schedulers count from 1
 Send = Callable[[str, Message], None]
 
 
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-  """What a frame became: the next frame, or the tokens of the last stage."""
-  frame: Frame | None
-  result: StepResult | None = None
-  deliveries: tuple[tuple[str, TokenDelivery | RequestFailed], ...] = ()
-  compute_ms: float = 0.0
+class _Outcome(msgspec.Struct, frozen=True):
+  """What a frame became: hidden states for the next stage, or the tokens of the last one.
+
+  `frame` is what was computed, without the entries that this stage refused.
+  """
+  frame: Frame
+  compute_ms: float
+  hidden: Activation | None = None
+  tokens: Sequence[SequenceToken] = ()
+  deliveries: Sequence[tuple[str, TokenDelivery | RequestFailed]] = ()
 
 
 class StageRunner:
@@ -61,11 +66,13 @@ class StageRunner:
       send: Send,
       meter: Meter,
       engine_failed: Callable[[StageRunner, Frame, ExoError], ExoError],
+      awake: AwakeCores,
       grammars: GrammarCompiler | None = None
   ) -> None:
     self.plan, self.model = plan, model
     self._node_id, self._engine_failed = node_id, engine_failed
     self._device, self._send, self._meter = device, send, meter
+    self._awake = awake if len(plan.stages) > 1 else None
     self._next = plan.next_of(node_id)
     self._head = TokenHead(plan.plan_id, grammars)
     self._known: set[int] = set()
@@ -87,6 +94,8 @@ class StageRunner:
   def feed(self, frame: Frame) -> None:
     """Compute a frame after those before it, and pass on what comes of it."""
     self._waiting += 1
+    if self._awake is not None:
+      self._awake.hold()
     arrived = time.perf_counter()
     self._device.submit(lambda: self._compute(frame), lambda outcome, error: self._done(frame, arrived, outcome, error))
 
@@ -123,19 +132,21 @@ class StageRunner:
       raise PlanClosedError(f"plan {frame.plan_id} is closed")
     started = time.perf_counter()
     self._change_caches(frame)
-    frame = self._without_refused(frame)
+    if self._refused:
+      frame = self._without_refused(frame)
     if not frame.entries:
-      return self._outcome(frame, started)
-    unknown = next((e.sequence for e in frame.entries if e.sequence not in self._known), None)
-    if unknown is not None:
-      raise ProtocolError(f"a step for sequence {unknown}, which is not open")
+      return _Outcome(frame, self._note_time(frame, started))
+    for entry in frame.entries:
+      if entry.sequence not in self._known:
+        raise ProtocolError(f"a step for sequence {entry.sequence}, which is not open")
     batch = Batch(frame.entries, frame.token_ids, frame.hidden)
     if self._next is not None:
-      return self._outcome(replace(frame, hidden=self.model.step(batch)), started)
+      hidden = self.model.step(batch)
+      return _Outcome(frame, self._note_time(frame, started), hidden)
     tokens, deliveries = self._finish(batch)
     if frame.run > 1:
       self._go_on(frame, tokens, deliveries)
-    return self._outcome(frame, started, tokens, deliveries)
+    return _Outcome(frame, self._note_time(frame, started), None, tokens, deliveries)
 
   def _change_caches(self, frame: Frame) -> None:
     """Everything that a frame says about sequences, before it is computed."""
@@ -145,7 +156,8 @@ class StageRunner:
     for sequence in (*frame.drops, *frame.ends):
       self._head.drop(sequence)
       self._known.discard(sequence)
-    self.kept = (self.kept | set(frame.ends)) - set(frame.drops) - {opened.sequence for opened in frame.opens}
+    if frame.ends or frame.drops or frame.opens:
+      self.kept = (self.kept | set(frame.ends)) - set(frame.drops) - {opened.sequence for opened in frame.opens}
     for sequence, length in frame.truncates:
       self.model.truncate(sequence, length)
     for opened in frame.opens:
@@ -171,7 +183,7 @@ class StageRunner:
     if not refused:
       return frame
     wanted = np.repeat([e.sequence not in refused for e in frame.entries], [e.n_tokens for e in frame.entries])
-    return replace(
+    return structs.replace(
         frame,
         entries=tuple(e for e in frame.entries if e.sequence not in refused),
         token_ids=frame.token_ids[wanted],
@@ -207,22 +219,6 @@ class StageRunner:
       tokens.extend(fresh)
       deliveries.extend(more)
 
-  def _outcome(
-      self,
-      frame: Frame,
-      started: float,
-      tokens: Sequence[SequenceToken] = (),
-      deliveries: Sequence[tuple[str, TokenDelivery | RequestFailed]] = ()
-  ) -> _Outcome:
-    ms = self._note_time(frame, started)
-    times = (*frame.compute_ms, ms)
-    if self._next is not None:
-      return _Outcome(replace(frame, compute_ms=times), compute_ms=ms)
-    if not frame.entries and not frame.refused:
-      return _Outcome(None, compute_ms=ms)
-    result = StepResult(frame.plan_id, frame.step, tuple(tokens), times, frame.refused, frame.spent_ms)
-    return _Outcome(None, result, tuple(deliveries), ms)
-
   def _note_time(self, frame: Frame, started: float) -> float:
     self.compute_ms = (time.perf_counter() - started) * 1e3
     if enabled(3):
@@ -233,10 +229,13 @@ class StageRunner:
     return self.compute_ms
 
   def _pass_on(self, outcome: _Outcome, spent_ms: float) -> None:
-    if outcome.frame is not None and self._next is not None:
-      self._send(self._next.node_id, replace(outcome.frame, spent_ms=(*outcome.frame.spent_ms, spent_ms)))
-    if outcome.result is not None:  # first, so that the ring goes on while clients are served
-      result = replace(outcome.result, spent_ms=(*outcome.result.spent_ms, spent_ms))
+    frame = outcome.frame
+    stage_ms = (*frame.stage_ms, outcome.compute_ms, spent_ms)
+    if self._next is not None:
+      self._send(self._next.node_id, structs.replace(frame, hidden=outcome.hidden, stage_ms=stage_ms))
+      return
+    if frame.entries or frame.refused:  # first, so that the ring goes on while clients are served
+      result = StepResult(frame.plan_id, frame.step, tuple(outcome.tokens), stage_ms, frame.refused)
       self._send(self.plan.first.node_id, result)
     for entry_node, delivery in outcome.deliveries:
       try:
@@ -247,7 +246,7 @@ class StageRunner:
   def _fail(self, frame: Frame, error: BaseException) -> None:
     try:
       if self._next is not None:  # what the frame ends or begins must still reach the stages behind
-        self._send(self._next.node_id, replace(frame, entries=(), token_ids=EMPTY_TOKEN_IDS, hidden=None))
+        self._send(self._next.node_id, structs.replace(frame, entries=(), token_ids=EMPTY_TOKEN_IDS, hidden=None))
       self._send(self.plan.first.node_id, StepFailed(frame.plan_id, frame.step, Failure(*to_wire(error))))
     except PeerUnreachableError:
       log(1, "step %d of %s failed and its first stage is gone: %s", frame.step, frame.plan_id, error)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
+
 from exo.inference.engine import BatchEntry, LogitsOf, TokenIds
 from exo.networking.messages import SequenceOpen
 from exo.orchestration.sequence import RunningSequence
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(msgspec.Struct, frozen=True):
   """One frame's worth of work; fields are as in `Frame`."""
   number: int
   entries: tuple[BatchEntry, ...]

@@ -10,6 +10,7 @@ from itertools import batched
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from exo.errors import ProtocolError
 from exo.inference.engine import BatchEntry, LogitsOf
@@ -23,6 +24,7 @@ from exo.topology.ring_plan import RingPlan, Stage
 
 _LOGITS = {int(kind): kind for kind in LogitsOf}
 _ITEMS_TAG = b"\x0a"  # field 1, with a length
+_ID = np.dtype("<i4")
 _MAX_WIDTH = 64  # tokens of one sequence in a step that is not a prompt's
 
 
@@ -151,58 +153,82 @@ def _fill_frame(out: pb.Frame, f: m.Frame, wire: WireDtype) -> None:
   out.plan_id, out.epoch, out.step, out.run = f.plan_id, f.epoch, f.step, f.run
   out.token_ids = f.token_ids.tobytes()
   out.entries.extend([number for e in f.entries for number in (e.sequence, e.position, e.n_tokens, e.logits)])
-  out.compute_ms.extend(f.compute_ms)
-  out.spent_ms.extend(f.spent_ms)
+  out.stage_ms.extend(f.stage_ms)
   if f.hidden is not None:
     fill_tensor(out.hidden, f.hidden, wire)
+  if f.opens or f.drops or f.ends or f.truncates or f.refused:
+    _fill_changes(out.changes, f)
+
+
+def _fill_changes(out: pb.CacheChanges, f: m.Frame) -> None:
   for opened in f.opens:
     body = out.opens.add(
         sequence=opened.sequence, prompt_tokens=opened.prompt_tokens, source=opened.source, reused=opened.reused
     )
     body.request.CopyFrom(_request_out(opened.request))
-  if f.drops or f.ends or f.truncates or f.refused:
-    out.drops.extend(f.drops)
-    out.ends.extend(f.ends)
-    out.truncates.extend([number for pair in f.truncates for number in pair])
-    out.refused.extend(f.refused)
+  out.drops.extend(f.drops)
+  out.ends.extend(f.ends)
+  out.truncates.extend([number for pair in f.truncates for number in pair])
+  out.refused.extend(f.refused)
 
 
 def _frame_in(f: pb.Frame) -> m.Frame:
+  entries, tokens = [], 0
   try:
-    entries = tuple(BatchEntry(s, p, n, _LOGITS[w]) for s, p, n, w in batched(f.entries, 4))
+    for sequence, position, count, wanted in batched(f.entries, 4):
+      if count < 1:
+        raise ProtocolError("a frame computes no token of a sequence")
+      entries.append(BatchEntry(sequence, position, count, _LOGITS[wanted]))
+      tokens += count
   except (ValueError, KeyError) as error:
     raise ProtocolError(f"a frame's entry is malformed: {error}") from error
-  tokens = sum(e.n_tokens for e in entries)
-  if len(f.token_ids) != 4 * tokens or any(e.n_tokens < 1 for e in entries):
-    raise ProtocolError(f"a frame of {tokens} tokens came with {len(f.token_ids)} bytes of token ids")
+  ids = f.token_ids
+  if len(ids) != 4 * tokens:
+    raise ProtocolError(f"a frame of {tokens} tokens came with {len(ids)} bytes of token ids")
   hidden = decode_tensor(f.hidden) if f.HasField("hidden") else None
   if hidden is not None and (hidden.ndim != 2 or hidden.shape[0] != tokens):
     raise ProtocolError(f"a frame of {tokens} tokens came with hidden states of shape {hidden.shape}")
-  opens = tuple(
-      m.SequenceOpen(o.sequence, _request_in(o.request), o.prompt_tokens, o.source, o.reused) for o in f.opens
-  )
-  if len(f.truncates) % 2:
-    raise ProtocolError("a frame's truncations are not pairs")
-  truncates = tuple(zip(f.truncates[::2], f.truncates[1::2], strict=True)) if f.truncates else ()
+  changes = _changes_in(f.changes) if f.HasField("changes") else {}
   return m.Frame(
-      f.plan_id, f.epoch, f.step, entries, np.frombuffer(f.token_ids, "<i4"), hidden, opens, tuple(f.drops),
-      tuple(f.compute_ms), max(1, f.run), tuple(f.ends), truncates, tuple(f.refused), tuple(f.spent_ms)
+      f.plan_id,
+      f.epoch,
+      f.step,
+      tuple(entries),
+      np.frombuffer(ids, _ID),
+      hidden,
+      stage_ms=tuple(f.stage_ms),
+      run=max(1, f.run),
+      **changes
   )
+
+
+def _changes_in(c: pb.CacheChanges) -> dict[str, Any]:
+  """A frame's fields of these names."""
+  if len(c.truncates) % 2:
+    raise ProtocolError("a frame's truncations are not pairs")
+  return {
+      "opens": tuple(
+          m.SequenceOpen(o.sequence, _request_in(o.request), o.prompt_tokens, o.source, o.reused) for o in c.opens
+      ),
+      "drops": tuple(c.drops),
+      "ends": tuple(c.ends),
+      "truncates": tuple(zip(c.truncates[::2], c.truncates[1::2], strict=True)),
+      "refused": tuple(c.refused),
+  }
 
 
 def _fill_result(out: pb.StepResult, r: m.StepResult) -> None:
   out.plan_id, out.step = r.plan_id, r.step
   for token in r.tokens:
     out.tokens.add(sequence=token.sequence, token_id=token.token_id, finish_reason=token.finish_reason)
-  out.compute_ms.extend(r.compute_ms)
-  out.spent_ms.extend(r.spent_ms)
+  out.stage_ms.extend(r.stage_ms)
   if r.refused:
     out.refused.extend(r.refused)
 
 
 def _result_in(r: pb.StepResult) -> m.StepResult:
-  tokens = tuple(m.SequenceToken(t.sequence, t.token_id, t.finish_reason) for t in r.tokens)
-  return m.StepResult(r.plan_id, r.step, tokens, tuple(r.compute_ms), tuple(r.refused), tuple(r.spent_ms))
+  tokens = [m.SequenceToken(t.sequence, t.token_id, t.finish_reason) for t in r.tokens]
+  return m.StepResult(r.plan_id, r.step, tuple(tokens), tuple(r.stage_ms), tuple(r.refused))
 
 
 def _logprob_out(entry: TokenLogprob) -> pb.LogprobEntry:
@@ -283,7 +309,9 @@ def encode(message: m.Message, call_id: int = 0, is_reply: bool = False, wire: W
   """`call_id` 0 for what is no call and no reply. What goes round the ring at every step is written in place: a message
   that is put into another one is copied, by way of its bytes."""
   if isinstance(message, m.Frame | m.StepResult):
-    item = pb.Item(call_id=call_id, is_reply=is_reply)
+    item = pb.Item()
+    if call_id:
+      item.call_id, item.is_reply = call_id, is_reply
     if isinstance(message, m.Frame):
       _fill_frame(item.frame, message, wire)
     else:
@@ -295,9 +323,10 @@ def encode(message: m.Message, call_id: int = 0, is_reply: bool = False, wire: W
 def decode(item: pb.Item) -> tuple[m.Message, int, bool]:
   """(message, call id, whether it is a reply). Raises `ProtocolError`."""
   kind = item.WhichOneof("body")
-  if kind not in _IN:
+  read = _IN.get(kind or "")
+  if kind is None or read is None:
     raise ProtocolError(f"an item of kind {kind!r} has no place in the middle of a stream")
-  return _IN[kind](getattr(item, kind)), item.call_id, item.is_reply
+  return read(getattr(item, kind)), item.call_id, item.is_reply
 
 
 def envelope_bytes(items: list[pb.Item]) -> bytes:
@@ -320,7 +349,6 @@ def _varint(number: int) -> bytes:
 
 def envelope_items(data: bytes) -> list[pb.Item]:
   """Raises `ProtocolError` for bytes that are no envelope."""
-  from google.protobuf.message import DecodeError
   try:
     return list(pb.Envelope.FromString(data).items)
   except DecodeError as error:

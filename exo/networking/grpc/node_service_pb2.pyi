@@ -640,55 +640,61 @@ class Tensor(_message.Message):
 
 
 class Frame(_message.Message):
-  __slots__ = (
-      "plan_id", "epoch", "step", "opens", "drops", "entries", "token_ids", "hidden", "compute_ms", "run", "ends",
-      "truncates", "refused", "spent_ms"
-  )
+  __slots__ = ("plan_id", "epoch", "step", "changes", "entries", "token_ids", "hidden", "stage_ms", "run")
   PLAN_ID_FIELD_NUMBER: _ClassVar[int]
   EPOCH_FIELD_NUMBER: _ClassVar[int]
   STEP_FIELD_NUMBER: _ClassVar[int]
-  OPENS_FIELD_NUMBER: _ClassVar[int]
-  DROPS_FIELD_NUMBER: _ClassVar[int]
+  CHANGES_FIELD_NUMBER: _ClassVar[int]
   ENTRIES_FIELD_NUMBER: _ClassVar[int]
   TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
   HIDDEN_FIELD_NUMBER: _ClassVar[int]
-  COMPUTE_MS_FIELD_NUMBER: _ClassVar[int]
+  STAGE_MS_FIELD_NUMBER: _ClassVar[int]
   RUN_FIELD_NUMBER: _ClassVar[int]
-  ENDS_FIELD_NUMBER: _ClassVar[int]
-  TRUNCATES_FIELD_NUMBER: _ClassVar[int]
-  REFUSED_FIELD_NUMBER: _ClassVar[int]
-  SPENT_MS_FIELD_NUMBER: _ClassVar[int]
   plan_id: str
   epoch: str
   step: int
-  opens: _containers.RepeatedCompositeFieldContainer[SequenceOpen]
-  drops: _containers.RepeatedScalarFieldContainer[int]
+  changes: CacheChanges
   entries: _containers.RepeatedScalarFieldContainer[int]
   token_ids: bytes
   hidden: Tensor
-  compute_ms: _containers.RepeatedScalarFieldContainer[float]
+  stage_ms: _containers.RepeatedScalarFieldContainer[float]
   run: int
-  ends: _containers.RepeatedScalarFieldContainer[int]
-  truncates: _containers.RepeatedScalarFieldContainer[int]
-  refused: _containers.RepeatedScalarFieldContainer[int]
-  spent_ms: _containers.RepeatedScalarFieldContainer[float]
 
   def __init__(
       self,
       plan_id: _Optional[str] = ...,
       epoch: _Optional[str] = ...,
       step: _Optional[int] = ...,
-      opens: _Optional[_Iterable[_Union[SequenceOpen, _Mapping]]] = ...,
-      drops: _Optional[_Iterable[int]] = ...,
+      changes: _Optional[_Union[CacheChanges, _Mapping]] = ...,
       entries: _Optional[_Iterable[int]] = ...,
       token_ids: _Optional[bytes] = ...,
       hidden: _Optional[_Union[Tensor, _Mapping]] = ...,
-      compute_ms: _Optional[_Iterable[float]] = ...,
-      run: _Optional[int] = ...,
+      stage_ms: _Optional[_Iterable[float]] = ...,
+      run: _Optional[int] = ...
+  ) -> None:
+    ...
+
+
+class CacheChanges(_message.Message):
+  __slots__ = ("opens", "drops", "ends", "truncates", "refused")
+  OPENS_FIELD_NUMBER: _ClassVar[int]
+  DROPS_FIELD_NUMBER: _ClassVar[int]
+  ENDS_FIELD_NUMBER: _ClassVar[int]
+  TRUNCATES_FIELD_NUMBER: _ClassVar[int]
+  REFUSED_FIELD_NUMBER: _ClassVar[int]
+  opens: _containers.RepeatedCompositeFieldContainer[SequenceOpen]
+  drops: _containers.RepeatedScalarFieldContainer[int]
+  ends: _containers.RepeatedScalarFieldContainer[int]
+  truncates: _containers.RepeatedScalarFieldContainer[int]
+  refused: _containers.RepeatedScalarFieldContainer[int]
+
+  def __init__(
+      self,
+      opens: _Optional[_Iterable[_Union[SequenceOpen, _Mapping]]] = ...,
+      drops: _Optional[_Iterable[int]] = ...,
       ends: _Optional[_Iterable[int]] = ...,
       truncates: _Optional[_Iterable[int]] = ...,
-      refused: _Optional[_Iterable[int]] = ...,
-      spent_ms: _Optional[_Iterable[float]] = ...
+      refused: _Optional[_Iterable[int]] = ...
   ) -> None:
     ...
 
@@ -712,28 +718,25 @@ class SequenceToken(_message.Message):
 
 
 class StepResult(_message.Message):
-  __slots__ = ("plan_id", "step", "tokens", "compute_ms", "refused", "spent_ms")
+  __slots__ = ("plan_id", "step", "tokens", "stage_ms", "refused")
   PLAN_ID_FIELD_NUMBER: _ClassVar[int]
   STEP_FIELD_NUMBER: _ClassVar[int]
   TOKENS_FIELD_NUMBER: _ClassVar[int]
-  COMPUTE_MS_FIELD_NUMBER: _ClassVar[int]
+  STAGE_MS_FIELD_NUMBER: _ClassVar[int]
   REFUSED_FIELD_NUMBER: _ClassVar[int]
-  SPENT_MS_FIELD_NUMBER: _ClassVar[int]
   plan_id: str
   step: int
   tokens: _containers.RepeatedCompositeFieldContainer[SequenceToken]
-  compute_ms: _containers.RepeatedScalarFieldContainer[float]
+  stage_ms: _containers.RepeatedScalarFieldContainer[float]
   refused: _containers.RepeatedScalarFieldContainer[int]
-  spent_ms: _containers.RepeatedScalarFieldContainer[float]
 
   def __init__(
       self,
       plan_id: _Optional[str] = ...,
       step: _Optional[int] = ...,
       tokens: _Optional[_Iterable[_Union[SequenceToken, _Mapping]]] = ...,
-      compute_ms: _Optional[_Iterable[float]] = ...,
-      refused: _Optional[_Iterable[int]] = ...,
-      spent_ms: _Optional[_Iterable[float]] = ...
+      stage_ms: _Optional[_Iterable[float]] = ...,
+      refused: _Optional[_Iterable[int]] = ...
   ) -> None:
     ...
 

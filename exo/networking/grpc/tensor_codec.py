@@ -18,6 +18,8 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "int32": np.dtype("<i4"),
 }
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_INT8 = np.dtype(np.int8)
 _MAX_RANK = 4
 _BLOCK = 64  # numbers that share a scale on an 8-bit wire
 _FLOAT16_MOST = 65504.0
@@ -37,9 +39,9 @@ def fill_tensor(out: pb.Tensor, array: npt.NDArray[Any], wire: WireDtype) -> Non
   if wire != "native" and array.dtype.kind in "fV":
     _fill_narrow(out, array, wire)
     return
-  name = array.dtype.name
-  if name not in _DTYPES:
-    raise ProtocolError(f"tensors of {name} are not sent")
+  name = _NAMES.get(array.dtype)  # not `dtype.name`, which numpy puts together in Python for every hop
+  if name is None:
+    raise ProtocolError(f"tensors of {array.dtype} are not sent")
   out.dtype, out.data = name, array.tobytes()
 
 
@@ -63,15 +65,14 @@ def _fill_narrow(out: pb.Tensor, array: npt.NDArray[Any], wire: WireDtype) -> No
 
 def decode_tensor(tensor: pb.Tensor) -> npt.NDArray[Any]:
   """A read-only array over the message's bytes; float32 where they were narrowed to 8 bits."""
-  dtype = np.dtype(np.int8) if tensor.dtype == "int8" else _DTYPES.get(tensor.dtype)
-  shape = tuple(tensor.shape)
+  name, shape, data = tensor.dtype, tuple(tensor.shape), tensor.data
+  dtype = _INT8 if name == "int8" else _DTYPES.get(name)
   if dtype is None or not 1 <= len(shape) <= _MAX_RANK or min(shape) < 1:
-    raise ProtocolError(f"a tensor of {tensor.dtype[:20]!r} and shape {shape[:8]} is not allowed")
-  data = tensor.data
+    raise ProtocolError(f"a tensor of {name[:20]!r} and shape {shape[:8]} is not allowed")
   if math.prod(shape) * dtype.itemsize != len(data):
-    raise ProtocolError(f"a tensor of shape {shape} and {tensor.dtype} came with {len(data)} bytes")
-  array = np.frombuffer(data, dtype).reshape(shape)
-  return _widened(array, tensor.scales) if tensor.dtype == "int8" else array
+    raise ProtocolError(f"a tensor of shape {shape} and {name} came with {len(data)} bytes")
+  array: npt.NDArray[Any] = np.ndarray(shape, dtype, data)
+  return _widened(array, tensor.scales) if dtype is _INT8 else array
 
 
 def _widened(array: npt.NDArray[np.int8], scale_bytes: bytes) -> npt.NDArray[np.float32]:

@@ -1,0 +1,80 @@
+"""While requests go round a ring, cores are kept from sleep where the system allows it, and not a moment longer than needed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from exo.orchestration import awake_cores
+from exo.orchestration.awake_cores import AwakeCores
+from test.support.nodes import NodeProcess, ring, wait_until
+from test.support.streams import stream
+
+LATENCY_FILE = Path("/dev/cpu_dma_latency")
+
+
+def open_files(pid: int | str) -> set[str]:
+  folder = Path(f"/proc/{pid}/fd")
+  return {os.readlink(link) for link in folder.iterdir() if link.is_symlink()}
+
+
+def holds(node: NodeProcess) -> bool:
+  return str(LATENCY_FILE) in open_files(node.process.pid)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are looked up in /proc")
+@pytest.mark.parametrize(("driver", "wanted_us"), [("haltpoll", 0), ("intel_idle", 10)])
+def test_the_file_is_held_while_frames_come(
+    driver: str, wanted_us: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  monkeypatch.setattr(awake_cores, "_REST_S", 0.2)
+  latency, idle = tmp_path / "latency", tmp_path / "driver"
+  latency.write_bytes(b"")
+  idle.write_text(driver + "\n")
+
+  async def scenario() -> None:
+    awake = AwakeCores(True, latency, idle)
+    for _ in range(5):
+      awake.hold()
+      assert str(latency) in open_files("self")
+      await asyncio.sleep(0.1)
+    await asyncio.sleep(0.4)
+    assert str(latency) not in open_files("self"), "nothing came for longer than the rest, and the file is still held"
+    awake.hold()
+    assert str(latency) in open_files("self")
+    awake.close()
+    assert str(latency) not in open_files("self")
+
+  asyncio.run(scenario())
+  assert int.from_bytes(latency.read_bytes(), "little") == wanted_us and len(latency.read_bytes()) == 4
+
+
+def test_where_the_system_does_not_allow_it_nothing_happens(tmp_path: Path) -> None:
+  async def scenario() -> None:
+    for awake in (
+        AwakeCores(True, tmp_path / "missing", tmp_path / "missing"), AwakeCores(False, tmp_path / "missing")
+    ):
+      awake.hold()
+      awake.hold()
+      awake.close()
+
+  asyncio.run(scenario())
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not os.access(LATENCY_FILE, os.W_OK), reason=f"{LATENCY_FILE} cannot be written here")
+def test_a_ring_of_two_keeps_its_cores_awake_and_one_node_alone_does_not(model_home: Path) -> None:
+  seen: list[tuple[bool, ...]] = []
+  with ring(model_home, 2) as nodes:
+    stream(nodes[0], "count to ten", lambda _: seen.append(tuple(map(holds, nodes))), max_tokens=12)
+    assert all(seen[-1]), "some node of the ring let its cores sleep while a request ran"
+    wait_until(lambda: not any(map(holds, nodes)), 5, "rest after the request")
+  with ring(model_home, 2, "--awake-cores", "off") as nodes:
+    stream(nodes[0], "count to ten", lambda _: seen.append(tuple(map(holds, nodes))), max_tokens=12)
+    assert not any(seen[-1])
+  with ring(model_home, 1) as (node, ):
+    stream(node, "count to ten", lambda _: seen.append((holds(node), )), max_tokens=12)
+    assert seen[-1] == (False, )
