@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from pathlib import Path
 
@@ -17,8 +18,11 @@ LATENCY_FILE = Path("/dev/cpu_dma_latency")
 
 
 def open_files(pid: int | str) -> set[str]:
-  folder = Path(f"/proc/{pid}/fd")
-  return {os.readlink(link) for link in folder.iterdir() if link.is_symlink()}
+  found = set()
+  for link in Path(f"/proc/{pid}/fd").iterdir():
+    with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+      found.add(str(link.readlink()))
+  return found
 
 
 def holds(node: NodeProcess) -> bool:
