@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from exo.inference.weights.checkpoint import Checkpoint, open_checkpoint
 from test.support.nodes import ROOT, NodeProcess, ring
 
 DATA = Path(__file__).parent / "data"
+
+# a shell that starts this in the background lets it ignore interrupts, and what it starts would do so too
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

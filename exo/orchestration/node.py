@@ -316,9 +316,8 @@ class Node:
   def heartbeat(self) -> Heartbeat:
     shards = tuple(stage.shard for plan in self.plans.plans for stage in plan.stages if stage.node_id == self.node_id)
     links = tuple(PeerLink(n, p.rtt_ms, p.interface) for n, p in self._mesh.peers().items())
-    used = self._process.cpu_times()
     return Heartbeat(
         0, False, self._usable_mb(), self.plans.busy, shards, self.plans.loaded_bytes // _MB, self.meter.load,
-        self.meter.frames, links, used.user + used.system,
+        self.meter.frames, links, time.process_time(),
         self._process.memory_info().rss // _MB, self.plans.paces, self.leaving
     )

@@ -25,7 +25,10 @@ from exo.orchestration.prefix_cache import MIN_REUSED, Match, PrefixCache, commo
 from exo.orchestration.sequence import RunningSequence
 from exo.orchestration.step import Step, StepDraft
 
-_SHORT_TAIL = 32  # tokens of a kept cache that are given up rather than copying all before them
+# Tokens of a kept cache that are given up rather than copying all before them: at least the first, or one in so many of
+# those that would be copied. A token is computed in the time in which 10 to 50 are copied, and a copy takes memory too.
+_SHORT_TAIL = 32
+_COPIES_PER_TOKEN = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,7 +323,8 @@ class Scheduler:
     source, length = (match.sequence, match.length) if match else (0, 0)
     kept = source in self._kept
     tokens = length + min(needed - length, self.limits.step_tokens)
-    if kept and self._kept.length(source) - length <= _SHORT_TAIL and not draft.sources:
+    tail = self._kept.length(source) - length if kept else 0
+    if kept and tail <= max(_SHORT_TAIL, length // _COPIES_PER_TOKEN) and not draft.sources:
       return self._take_over(source, length, tokens)
     needed_now = {source, *draft.sources}
     self._make_room(tokens, needed_now)

@@ -5,7 +5,7 @@ Decoding checks everything that a peer could get wrong and raises `ProtocolError
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import batched
 from typing import Any
 
@@ -231,34 +231,27 @@ def _result_in(r: pb.StepResult) -> m.StepResult:
   return m.StepResult(r.plan_id, r.step, tuple(tokens), tuple(r.stage_ms), tuple(r.refused))
 
 
-def _logprob_out(entry: TokenLogprob) -> pb.LogprobEntry:
-  return pb.LogprobEntry(
-      token_id=entry.token_id,
-      logprob=entry.logprob,
-      top_ids=[i for i, _ in entry.top],
-      top_logprobs=[p for _, p in entry.top]
-  )
+def _fill_logprobs(out: Any, entries: Iterable[TokenLogprob]) -> None:
+  """`out` is a repeated field."""
+  for entry in entries:
+    added = out.add(token_id=entry.token_id, logprob=entry.logprob)
+    if entry.top:
+      added.top_ids.extend([i for i, _ in entry.top])
+      added.top_logprobs.extend([p for _, p in entry.top])
 
 
 def _logprob_in(entry: pb.LogprobEntry) -> TokenLogprob:
   return TokenLogprob(entry.token_id, entry.logprob, tuple(zip(entry.top_ids, entry.top_logprobs, strict=False)))
 
 
-def _delivery_out(d: m.TokenDelivery) -> dict[str, Any]:
-  return {
-      "token_delivery": pb.TokenDelivery(
-          plan_id=d.plan_id,
-          request_id=d.request_id,
-          choice=d.choice,
-          index=d.index,
-          finish_reason=d.finish_reason,
-          tokens=[_logprob_out(t) for t in d.tokens],
-          prompt_logprobs=[_logprob_out(t) for t in d.prompt_logprobs],
-          width=d.width,
-          cached_tokens=d.cached_tokens,
-          embedding=b"" if d.embedding is None else d.embedding.tobytes()
-      )
-  }
+def _fill_delivery(out: pb.TokenDelivery, d: m.TokenDelivery) -> None:
+  out.plan_id, out.request_id, out.choice, out.index = d.plan_id, d.request_id, d.choice, d.index
+  out.width, out.cached_tokens, out.finish_reason = d.width, d.cached_tokens, d.finish_reason
+  _fill_logprobs(out.tokens, d.tokens)
+  if d.prompt_logprobs:
+    _fill_logprobs(out.prompt_logprobs, d.prompt_logprobs)
+  if d.embedding is not None:
+    out.embedding = d.embedding.tobytes()
 
 
 def _delivery_in(d: pb.TokenDelivery) -> m.TokenDelivery:
@@ -284,7 +277,6 @@ _OUT: dict[type, Callable[[Any], dict[str, Any]]] = {
     {"request_failed": pb.RequestFailed(plan_id=x.plan_id, request_id=x.request_id, failure=_failure_out(x.failure))},
     m.StepFailed: lambda x:
     {"step_failed": pb.StepFailed(plan_id=x.plan_id, step=x.step, failure=_failure_out(x.failure))},
-    m.TokenDelivery: _delivery_out,
     **model_codec.OUT,
 }
 _IN: dict[str, Callable[[Any], m.Message]] = {
@@ -308,14 +300,16 @@ _IN: dict[str, Callable[[Any], m.Message]] = {
 def encode(message: m.Message, call_id: int = 0, is_reply: bool = False, wire: WireDtype = "native") -> pb.Item:
   """`call_id` 0 for what is no call and no reply. What goes round the ring at every step is written in place: a message
   that is put into another one is copied, by way of its bytes."""
-  if isinstance(message, m.Frame | m.StepResult):
+  if isinstance(message, m.Frame | m.StepResult | m.TokenDelivery):
     item = pb.Item()
     if call_id:
       item.call_id, item.is_reply = call_id, is_reply
     if isinstance(message, m.Frame):
       _fill_frame(item.frame, message, wire)
-    else:
+    elif isinstance(message, m.StepResult):
       _fill_result(item.step_result, message)
+    else:
+      _fill_delivery(item.token_delivery, message)
     return item
   return pb.Item(call_id=call_id, is_reply=is_reply, **_OUT[type(message)](message))
 
