@@ -1,4 +1,4 @@
-"""How long the steps of one plan take: to size the chunks of prompts, and to show where time goes.
+"""How long the steps of one plan take, to show where time goes.
 
 Pure: whoever calls tells the time. All figures in milliseconds.
 """
@@ -11,14 +11,11 @@ from dataclasses import dataclass
 
 from exo.inference.engine import LogitsOf
 from exo.networking.messages import PlanPace, StepResult
+from exo.orchestration.prompt_chunks import PromptChunks
 from exo.orchestration.step import Step
 
 _RECENT = 512  # steps
 _SUM_UP_EVERY = 128  # steps
-_SMOOTH = 0.2
-_PATIENCE = 2.1  # how many times its pace alone a token may take while prompts are computed
-_LEAST_CHUNK = 16
-_FIRST_CHUNK = 32
 
 
 @dataclass(slots=True)
@@ -31,12 +28,10 @@ class _Lap:
 
 
 class Pace:
-  """`chunk_tokens` is how much of prompts a step may compute while sequences decode, so that these keep their pace."""
-  def __init__(self, stages: int, step_tokens: int) -> None:
-    self._stages, self._step_tokens = stages, step_tokens
+  """What it sees of steps, `chunks` learns too."""
+  def __init__(self, stages: int, chunks: PromptChunks) -> None:
+    self._stages, self._chunks = stages, chunks
     self._laps: dict[int, _Lap] = {}
-    self._decode_ms = 0.0  # the slowest stage's compute for a step of decodes alone
-    self._chunk = float(_FIRST_CHUNK)
     self._compute: list[deque[float]] = [deque(maxlen=_RECENT) for _ in range(stages)]
     self._waited: list[deque[float]] = [deque(maxlen=_RECENT) for _ in range(stages)]
     self._lap_ms: deque[float] = deque(maxlen=_RECENT)
@@ -44,10 +39,6 @@ class Pace:
     self._transport_ms: deque[float] = deque(maxlen=_RECENT)
     self._summary: PlanPace | None = None
     self._unsummed = 0  # laps that the summary does not know of
-
-  @property
-  def chunk_tokens(self) -> int:
-    return min(self._step_tokens, int(self._chunk) // 8 * 8)
 
   def sent(self, step: Step, now_s: float) -> None:
     """A step with something to compute leaves."""
@@ -76,25 +67,12 @@ class Pace:
         self._transport_ms.append((lap_ms - sum(result.spent_ms)) / self._stages)
         if lap.alone:
           self._hop_ms.append((lap_ms - sum(result.compute_ms)) / self._stages)
-    self._size_chunks(lap, max(result.compute_ms))
+    self._chunks.learn(lap.decodes, lap.prompt_tokens, max(result.compute_ms))
     return lap_ms
 
   def lost(self, step: int) -> None:
     """A step will not come back."""
     self._laps.pop(step, None)
-
-  def _size_chunks(self, lap: _Lap, slowest_ms: float) -> None:
-    if not lap.prompt_tokens:
-      self._decode_ms += _SMOOTH * (slowest_ms - self._decode_ms) if self._decode_ms else slowest_ms
-      return
-    if not self._decode_ms or lap.prompt_tokens < self.chunk_tokens or lap.prompt_tokens > 2 * self.chunk_tokens:
-      return
-    if self._stages == 1:
-      allowed_ms = self._decode_ms * _PATIENCE
-    else:  # a lap has one frame of decodes and `stages` - 1 of prompts, where it had `stages` of decodes
-      allowed_ms = self._decode_ms * (_PATIENCE * self._stages - 1) / (self._stages - 1)
-    factor = min(1.25, max(0.75, allowed_ms / slowest_ms))
-    self._chunk = min(float(self._step_tokens), max(float(_LEAST_CHUNK), self._chunk * factor))
 
   def summary(self, plan_id: str) -> PlanPace:
     """What recent steps of decodes took; while steps are under way, maybe without the latest few."""

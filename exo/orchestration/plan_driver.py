@@ -27,7 +27,7 @@ class PlanDriver:
     self._feed, self._send, self._meter = feed, send, meter
     self._closed = False
     self._run = 1
-    self.pace = Pace(scheduler.limits.stages, scheduler.limits.step_tokens)
+    self.pace = Pace(scheduler.limits.stages, scheduler.chunks)
 
   @property
   def idle(self) -> bool:
@@ -97,7 +97,7 @@ class PlanDriver:
       tell_failed(self._send, self.plan, request, error)
 
   def _pump(self) -> None:
-    while not self._closed and (step := self.scheduler.next_step(self._run, self.pace.chunk_tokens)) is not None:
+    while not self._closed and (step := self.scheduler.next_step(self._run)) is not None:
       self.pace.sent(step, time.perf_counter())
       self._feed(
           Frame(

@@ -22,6 +22,7 @@ from exo.inference.engine import BatchEntry, LogitsOf
 from exo.networking.messages import EMPTY_TOKEN_IDS, Request, SequenceOpen, SequenceToken
 from exo.orchestration.drafter import Drafter
 from exo.orchestration.prefix_cache import MIN_REUSED, Match, PrefixCache, common_prefix
+from exo.orchestration.prompt_chunks import PromptChunks
 from exo.orchestration.sequence import RunningSequence
 from exo.orchestration.step import Step, StepDraft
 
@@ -63,6 +64,7 @@ class Scheduler:
   """Not thread-safe; every method returns at once."""
   limits: Limits
   drafter: Drafter = field(default_factory=Drafter)
+  chunks: PromptChunks = field(init=False)
   _waiting: deque[Request] = field(default_factory=deque)
   _running: dict[int, RunningSequence] = field(default_factory=dict)
   _kept: PrefixCache = field(default_factory=PrefixCache)
@@ -74,6 +76,10 @@ class Scheduler:
   _next_step: int = 1
   _reserved: int = 0
   _prompts_behind: int = 0  # steps of prompts let out since the last step of decodes
+  _even_chunk: int = 0  # of the prompts that are being computed alone
+
+  def __post_init__(self) -> None:
+    self.chunks = PromptChunks(self.limits.stages, self.limits.step_tokens)
 
   @property
   def waiting(self) -> int:
@@ -134,11 +140,10 @@ class Scheduler:
 
   # the next step
 
-  def next_step(self, run: int = 1, chunk_tokens: int | None = None) -> Step | None:
+  def next_step(self, run: int = 1) -> Step | None:
     """The next step, or None when nothing can be done until a result comes. Freed sequences alone make a step too.
 
-    A step of decodes alone may be a `run`, on a plan of one stage. While sequences decode, at most `chunk_tokens` of
-    prompts are in a step.
+    A step of decodes alone may be a `run`, on a plan of one stage.
     """
     limits = self.limits
     ahead = len(self._in_flight) - limits.stages
@@ -161,9 +166,8 @@ class Scheduler:
     if draft.entries:
       self._prompts_behind = 0
     if prompts and (not draft.entries or limits.stages == 1):  # on a ring, prompts go in frames of their own
-      budget = limits.step_tokens - len(draft.tokens)
-      if decoding and chunk_tokens is not None:
-        budget = min(budget, max(2, chunk_tokens))
+      chunk = self.chunks.beside_decodes if decoding else self._chunk_alone()
+      budget = min(limits.step_tokens - len(draft.tokens), chunk)
       # every stage computes the decodes and `stages` - 1 prompts by turns: one more would make the decodes wait for it
       if limits.stages == 1 or not decoding or self._prompts_behind < limits.stages - 1:
         self._add_prompts(draft, budget)
@@ -184,6 +188,14 @@ class Scheduler:
       alone = self.limits.stages == 1 and bool(ids.size) and all(e.n_tokens == 1 and e.logits for e in draft.entries)
       run = run if room and alone else 1
     return Step(number, tuple(draft.entries), ids, tuple(draft.opens), drops, run, ends, tuple(draft.truncates))
+
+  def _chunk_alone(self) -> int:
+    """The same for all steps of the prompts that are there together: it is the greatest one that the stages wait for."""
+    if not self._prompt_steps:
+      self._even_chunk = 0
+    left = sum(s.prompt_left for s in self._running.values()) + sum(len(r.prompt_ids) for r in self._waiting)
+    self._even_chunk = max(self._even_chunk, self.chunks.alone(left))
+    return self._even_chunk
 
   @property
   def _prompt_steps(self) -> int:
