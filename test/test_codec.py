@@ -3,10 +3,12 @@
 from dataclasses import replace
 
 import ml_dtypes
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from exo.errors import ModelTooLargeError, ProtocolError, QueueFullError, from_wire, to_wire
 from exo.inference.engine import BatchEntry, LogitsOf
@@ -15,8 +17,9 @@ from exo.inference.shard import Shard
 from exo.networking import messages as m
 from exo.networking.grpc import node_service_pb2 as pb
 from exo.networking.grpc.codec import decode, encode, envelope_bytes, envelope_items
+from exo.networking.grpc.frame_codec import FrameBody
 from exo.networking.grpc.peer_codec import hello_in, hello_out
-from exo.networking.grpc.tensor_codec import decode_tensor, encode_tensor
+from exo.networking.grpc.tensor_codec import WireTensor, decode_tensor, encode_tensor
 from exo.topology.device_capabilities import DeviceCapabilities, DeviceFlops
 from exo.topology.ring_plan import RingPlan, Stage, WeightMemory
 
@@ -82,35 +85,72 @@ def test_tensors_of_every_allowed_type(dtype: type) -> None:
 
 @pytest.mark.parametrize(
     "tensor", [
-        pb.Tensor(dtype="float64", shape=[2], data=bytes(16)),
-        pb.Tensor(dtype="object", shape=[2], data=bytes(16)),
-        pb.Tensor(dtype="float32", shape=[], data=bytes(4)),
-        pb.Tensor(dtype="float32", shape=[0], data=b""),
-        pb.Tensor(dtype="float32", shape=[2, 2, 2, 2, 2], data=bytes(128)),
-        pb.Tensor(dtype="float32", shape=[3], data=bytes(16)),
-        pb.Tensor(dtype="float32", shape=[2**31, 2**31], data=bytes(16)),
+        WireTensor("float64", (2, ), bytes(16)),
+        WireTensor("object", (2, ), bytes(16)),
+        WireTensor("float32", (), bytes(4)),
+        WireTensor("float32", (0, ), b""),
+        WireTensor("float32", (
+            2,
+            2,
+            2,
+            2,
+            2,
+        ), bytes(128)),
+        WireTensor("float32", (3, ), bytes(16)),
+        WireTensor("float32", (
+            2**31,
+            2**31,
+        ), bytes(16)),
     ]
 )
-def test_bad_tensors_are_refused(tensor: pb.Tensor) -> None:
+def test_bad_tensors_are_refused(tensor: WireTensor) -> None:
   with pytest.raises(ProtocolError):
     decode_tensor(tensor)
 
 
+GOOD_BODY = FrameBody("p", "e", 1, 1, (BatchEntry(1, 0, 1, LogitsOf.NONE), ), memoryview(bytes(4)), ())
+
+
 @pytest.mark.parametrize(
-    "frame", [
-        pb.Frame(entries=[1, 0, 2, 0], token_ids=bytes(4)),
-        pb.Frame(entries=[1, 0, 0, 0], token_ids=b""),
-        pb.Frame(entries=[1, 0, 1, 9], token_ids=bytes(4)),
-        pb.Frame(
-            entries=[1, 0, 1, 0], token_ids=bytes(4), hidden=pb.Tensor(dtype="float32", shape=[2, 2], data=bytes(16))
-        ),
-        pb.Frame(changes=pb.CacheChanges(opens=[pb.SequenceOpen(sequence=1)])),
-        pb.Frame(changes=pb.CacheChanges(truncates=[1, 2, 3])),
+    "body", [
+        structs.replace(GOOD_BODY, entries=(BatchEntry(1, 0, 2, LogitsOf.NONE), )),
+        structs.replace(GOOD_BODY, entries=(BatchEntry(1, 0, 0, LogitsOf.NONE), ), token_ids=memoryview(b"")),
+        structs.replace(GOOD_BODY, entries=(BatchEntry(1, -1, 1, LogitsOf.NONE), )),
+        structs.replace(GOOD_BODY, entries=((1, 0, 1, 9), )),
+        structs.replace(GOOD_BODY, entries=((1, 0, 1), )),
+        structs.replace(GOOD_BODY, entries=((1, 0, "1", 0), )),
+        structs.replace(GOOD_BODY, token_ids=[0]),
+        structs.replace(GOOD_BODY, run=0),
+        structs.replace(GOOD_BODY, plan_id=None),
+        structs.replace(GOOD_BODY, hidden=WireTensor("float32", (2, 2), memoryview(bytes(16)))),
+        structs.replace(GOOD_BODY, hidden=WireTensor("float32", (1, ), memoryview(bytes(4)))),
+        structs.replace(GOOD_BODY, changes=b"no message"),
+        structs.replace(GOOD_BODY, changes=pb.CacheChanges(opens=[pb.SequenceOpen(sequence=1)]).SerializeToString()),
+        structs.replace(GOOD_BODY, changes=pb.CacheChanges(truncates=[1, 2, 3]).SerializeToString()),
     ]
 )
-def test_bad_frames_are_refused(frame: pb.Frame) -> None:
+def test_bad_frames_are_refused(body: FrameBody) -> None:
+  assert isinstance(decode(pb.Item(frame=msgspec.msgpack.encode(GOOD_BODY)))[0], m.Frame)
   with pytest.raises(ProtocolError):
-    decode(pb.Item(frame=frame))
+    decode(pb.Item(frame=msgspec.msgpack.encode(body)))
+
+
+@given(st.binary(max_size=200), st.integers(0, 200))
+@settings(max_examples=200, deadline=None)
+def test_frames_and_results_of_any_bytes_are_refused_or_read(data: bytes, at: int) -> None:
+  whole = encode(FRAME).frame
+  for item in (pb.Item(frame=data), pb.Item(step_result=data), pb.Item(frame=whole[:at] + data + whole[at:])):
+    try:
+      message, _, _ = decode(item)
+    except ProtocolError:
+      continue
+    assert isinstance(message, m.Frame | m.StepResult)
+
+
+@pytest.mark.parametrize("token", [(1, -1, ""), (1, 2**31, ""), (-1, 5, ""), (1, ), (1, "5", ""), None])
+def test_bad_results_are_refused(token: object) -> None:
+  with pytest.raises(ProtocolError, match="result is malformed"):
+    decode(pb.Item(step_result=msgspec.msgpack.encode(["p", 1, [token], []])))
 
 
 def test_bad_plans_are_refused() -> None:
@@ -191,6 +231,6 @@ def test_narrow_wire_formats_are_bounded_in_error(wire, relative: float, bits: f
 
 def test_malformed_scales_are_refused() -> None:
   tensor = encode_tensor(np.ones((2, 70), np.float32), "8")
-  tensor.scales = tensor.scales[:-4]
+  tensor = structs.replace(tensor, scales=tensor.scales[:-4])
   with pytest.raises(ProtocolError, match="scales"):
     decode_tensor(tensor)

@@ -24,10 +24,9 @@ from exo.inference.sampling import SamplingParams, TokenLogprob
 from exo.networking import messages as m
 from exo.networking.address_rule import AddressRule
 from exo.networking.cluster_key import ClusterKeyring, derive, parse_key_texts, read_key_file, write_key_file
-from exo.networking.grpc import node_service_pb2 as pb
 from exo.networking.grpc.grpc_mesh import GrpcMesh
 from exo.networking.grpc.stream import METHOD
-from exo.networking.grpc.tensor_codec import decode_tensor, encode_tensor
+from exo.networking.grpc.tensor_codec import WireTensor, decode_tensor, encode_tensor
 from exo.networking.mesh import PeerCandidate
 from exo.networking.udp.beacon import MAX_BYTES, decode_beacon, encode_beacon
 from exo.networking.udp.guard import MAX_SOURCES, SOURCE_BURST, DatagramGuard
@@ -446,8 +445,8 @@ def test_04_compressed_and_oversized_messages_are_refused() -> None:
   run(scenario())
 
 
-def _tensor(dtype: str = "float32", shape: tuple[int, ...] = (2, 3), data: bytes = bytes(24)) -> pb.Tensor:
-  return pb.Tensor(dtype=dtype, shape=shape, data=data)
+def _tensor(dtype: str = "float32", shape: tuple[int, ...] = (2, 3), data: bytes = bytes(24)) -> WireTensor:
+  return WireTensor(dtype, shape, memoryview(data))
 
 
 @pytest.mark.parametrize("tensor", [
@@ -455,7 +454,7 @@ def _tensor(dtype: str = "float32", shape: tuple[int, ...] = (2, 3), data: bytes
     _tensor(shape=(1, 1, 1, 2, 3)), _tensor(shape=(0, 6), data=b""), _tensor(shape=(2, 4)), _tensor(data=bytes(23)),
     _tensor(shape=(2**31, 2**31), data=bytes(24)), _tensor("float32\x00")
 ])  # yapf: disable
-def test_04_tensors_are_checked(tensor: pb.Tensor) -> None:
+def test_04_tensors_are_checked(tensor: WireTensor) -> None:
   with pytest.raises(ProtocolError):
     decode_tensor(tensor)
 

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import numpy as np
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 TokenIds = npt.NDArray[np.int32]
 Activation = npt.NDArray[Any]  # (tokens, hidden size), in the dtype that the engine computes in
 Logits = npt.NDArray[np.float32]  # (rows, vocabulary)
+_Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class LogitsOf(IntEnum):
@@ -35,14 +36,14 @@ class LogitsOf(IntEnum):
   HIDDEN = 3  # none: the final hidden states of all tokens instead
 
 
-class BatchEntry(msgspec.Struct, frozen=True):
+class BatchEntry(msgspec.Struct, frozen=True, array_like=True):
   """`n_tokens` consecutive tokens of one sequence, the first of them at `position`.
 
   `position` equals the number of tokens that the sequence's KV cache holds at this stage.
   """
-  sequence: int
-  position: int
-  n_tokens: int
+  sequence: _Count
+  position: _Count
+  n_tokens: Annotated[int, msgspec.Meta(ge=1)]
   logits: LogitsOf
 
   @property

@@ -6,7 +6,7 @@ What is made for every token is a `msgspec.Struct` instead, which is the same to
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -18,7 +18,7 @@ from exo.inference.shard import Shard
 from exo.topology.device_capabilities import DeviceCapabilities
 from exo.topology.ring_plan import RingPlan, WeightMemory
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,14 +234,14 @@ class Frame(msgspec.Struct, frozen=True):
   refused: tuple[int, ...] = ()
 
 
-class SequenceToken(msgspec.Struct, frozen=True):
+class SequenceToken(msgspec.Struct, frozen=True, array_like=True):
   """A sequence's next token; `finish_reason` is "" while it goes on, else "stop" or "length"."""
-  sequence: int
-  token_id: int
+  sequence: Annotated[int, msgspec.Meta(ge=0)]
+  token_id: Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
   finish_reason: str = ""
 
 
-class StepResult(msgspec.Struct, frozen=True):
+class StepResult(msgspec.Struct, frozen=True, array_like=True):
   """From the last stage to the first: the step is through, and these tokens came of it.
 
   The rest is as in `Frame`, with the last stage's own figures.

@@ -6,26 +6,23 @@ Decoding checks everything that a peer could get wrong and raises `ProtocolError
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from itertools import batched
 from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
 
 from exo.errors import ProtocolError
-from exo.inference.engine import BatchEntry, LogitsOf
-from exo.inference.sampling import SamplingParams, TokenLogprob
+from exo.inference.sampling import TokenLogprob
 from exo.networking import messages as m
 from exo.networking.grpc import model_codec
 from exo.networking.grpc import node_service_pb2 as pb
+from exo.networking.grpc.frame_codec import frame_in, frame_out, result_in, result_out
 from exo.networking.grpc.peer_codec import heartbeat_in, heartbeat_out, shard_in, shard_out
-from exo.networking.grpc.tensor_codec import WireDtype, decode_tensor, fill_tensor
+from exo.networking.grpc.request_codec import request_in, request_out
+from exo.networking.grpc.tensor_codec import WireDtype
 from exo.topology.ring_plan import RingPlan, Stage
 
-_LOGITS = {int(kind): kind for kind in LogitsOf}
 _ITEMS_TAG = b"\x0a"  # field 1, with a length
-_ID = np.dtype("<i4")
-_MAX_WIDTH = 64  # tokens of one sequence in a step that is not a prompt's
 
 
 def _plan_out(plan: RingPlan, addresses: dict[str, str]) -> pb.Plan:
@@ -88,147 +85,8 @@ def _close_in(c: pb.ClosePlan) -> m.ClosePlan:
   return m.ClosePlan(c.plan_id, _failure_in(c.reason) if c.HasField("reason") else None)
 
 
-def _sampling_out(s: SamplingParams) -> pb.Sampling:
-  body = pb.Sampling(
-      temperature=s.temperature,
-      top_p=s.top_p,
-      top_k=s.top_k,
-      min_p=s.min_p,
-      frequency_penalty=s.frequency_penalty,
-      presence_penalty=s.presence_penalty,
-      repetition_penalty=s.repetition_penalty,
-      seed=s.seed,
-      logit_bias=dict(s.logit_bias),
-      grammar=s.grammar
-  )
-  if s.top_logprobs is not None:
-    body.top_logprobs = s.top_logprobs
-  return body
-
-
-def _sampling_in(s: pb.Sampling) -> SamplingParams:
-  return SamplingParams(
-      s.temperature, s.top_p, s.top_k, s.min_p, s.frequency_penalty, s.presence_penalty, s.repetition_penalty, s.seed,
-      dict(s.logit_bias), s.top_logprobs if s.HasField("top_logprobs") else None, s.grammar
-  )
-
-
-def _request_out(r: m.Request) -> pb.Request:
-  body = pb.Request(
-      request_id=r.request_id,
-      entry_node=r.entry_node,
-      choice=r.choice,
-      prompt_ids=r.prompt_ids,
-      max_tokens=r.max_tokens,
-      eos_ids=sorted(r.eos_ids),
-      sampling=_sampling_out(r.sampling),
-      replay_ids=r.replay_ids,
-      embed=r.embed,
-      replay_wide=[number for w in r.replay_wide for number in (w.index, w.count, w.width)]
-  )
-  if r.prompt_logprobs is not None:
-    body.prompt_logprobs = r.prompt_logprobs
-  return body
-
-
-def _request_in(r: pb.Request) -> m.Request:
-  if not 1 <= len(r.request_id) <= 128 or not 1 <= len(r.entry_node) <= 128:
-    raise ProtocolError("a request without a proper id")
-  if len(r.replay_wide) % 3:
-    raise ProtocolError("a request's wide steps are not threes")
-  wide = tuple(m.WideStep(*numbers) for numbers in batched(r.replay_wide, 3))
-  if any(not 1 <= w.count <= w.width <= _MAX_WIDTH or w.index + w.count >= len(r.replay_ids) for w in wide):
-    raise ProtocolError("a request's wide steps do not fit the tokens that it replays")
-  return m.Request(
-      r.request_id, r.entry_node, tuple(r.prompt_ids), r.max_tokens, frozenset(r.eos_ids), _sampling_in(r.sampling),
-      r.choice, r.prompt_logprobs if r.HasField("prompt_logprobs") else None, tuple(r.replay_ids), r.embed, wide
-  )
-
-
 def _submit_out(message: m.Submit) -> dict[str, Any]:
-  return {"submit": pb.Submit(open=_open_out(message.open), request=_request_out(message.request))}
-
-
-def _fill_frame(out: pb.Frame, f: m.Frame, wire: WireDtype) -> None:
-  out.plan_id, out.epoch, out.step, out.run = f.plan_id, f.epoch, f.step, f.run
-  out.token_ids = f.token_ids.tobytes()
-  out.entries.extend([number for e in f.entries for number in (e.sequence, e.position, e.n_tokens, e.logits)])
-  out.stage_ms.extend(f.stage_ms)
-  if f.hidden is not None:
-    fill_tensor(out.hidden, f.hidden, wire)
-  if f.opens or f.drops or f.ends or f.truncates or f.refused:
-    _fill_changes(out.changes, f)
-
-
-def _fill_changes(out: pb.CacheChanges, f: m.Frame) -> None:
-  for opened in f.opens:
-    body = out.opens.add(
-        sequence=opened.sequence, prompt_tokens=opened.prompt_tokens, source=opened.source, reused=opened.reused
-    )
-    body.request.CopyFrom(_request_out(opened.request))
-  out.drops.extend(f.drops)
-  out.ends.extend(f.ends)
-  out.truncates.extend([number for pair in f.truncates for number in pair])
-  out.refused.extend(f.refused)
-
-
-def _frame_in(f: pb.Frame) -> m.Frame:
-  entries, tokens = [], 0
-  try:
-    for sequence, position, count, wanted in batched(f.entries, 4):
-      if count < 1:
-        raise ProtocolError("a frame computes no token of a sequence")
-      entries.append(BatchEntry(sequence, position, count, _LOGITS[wanted]))
-      tokens += count
-  except (ValueError, KeyError) as error:
-    raise ProtocolError(f"a frame's entry is malformed: {error}") from error
-  ids = f.token_ids
-  if len(ids) != 4 * tokens:
-    raise ProtocolError(f"a frame of {tokens} tokens came with {len(ids)} bytes of token ids")
-  hidden = decode_tensor(f.hidden) if f.HasField("hidden") else None
-  if hidden is not None and (hidden.ndim != 2 or hidden.shape[0] != tokens):
-    raise ProtocolError(f"a frame of {tokens} tokens came with hidden states of shape {hidden.shape}")
-  changes = _changes_in(f.changes) if f.HasField("changes") else {}
-  return m.Frame(
-      f.plan_id,
-      f.epoch,
-      f.step,
-      tuple(entries),
-      np.frombuffer(ids, _ID),
-      hidden,
-      stage_ms=tuple(f.stage_ms),
-      run=max(1, f.run),
-      **changes
-  )
-
-
-def _changes_in(c: pb.CacheChanges) -> dict[str, Any]:
-  """A frame's fields of these names."""
-  if len(c.truncates) % 2:
-    raise ProtocolError("a frame's truncations are not pairs")
-  return {
-      "opens": tuple(
-          m.SequenceOpen(o.sequence, _request_in(o.request), o.prompt_tokens, o.source, o.reused) for o in c.opens
-      ),
-      "drops": tuple(c.drops),
-      "ends": tuple(c.ends),
-      "truncates": tuple(zip(c.truncates[::2], c.truncates[1::2], strict=True)),
-      "refused": tuple(c.refused),
-  }
-
-
-def _fill_result(out: pb.StepResult, r: m.StepResult) -> None:
-  out.plan_id, out.step = r.plan_id, r.step
-  for token in r.tokens:
-    out.tokens.add(sequence=token.sequence, token_id=token.token_id, finish_reason=token.finish_reason)
-  out.stage_ms.extend(r.stage_ms)
-  if r.refused:
-    out.refused.extend(r.refused)
-
-
-def _result_in(r: pb.StepResult) -> m.StepResult:
-  tokens = [m.SequenceToken(t.sequence, t.token_id, t.finish_reason) for t in r.tokens]
-  return m.StepResult(r.plan_id, r.step, tuple(tokens), tuple(r.stage_ms), tuple(r.refused))
+  return {"submit": pb.Submit(open=_open_out(message.open), request=request_out(message.request))}
 
 
 def _fill_logprobs(out: Any, entries: Iterable[TokenLogprob]) -> None:
@@ -284,13 +142,13 @@ _IN: dict[str, Callable[[Any], m.Message]] = {
     "open_plan": _open_in,
     "plan_opened": _opened_in,
     "close_plan": _close_in,
-    "submit": lambda x: m.Submit(_open_in(x.open), _request_in(x.request)),
+    "submit": lambda x: m.Submit(_open_in(x.open), request_in(x.request)),
     "cancel": lambda x: m.Cancel(x.plan_id, x.request_id),
     "failure": _failure_in,
     "done": lambda _: m.Done(),
     "request_failed": lambda x: m.RequestFailed(x.plan_id, x.request_id, _failure_in(x.failure)),
-    "frame": _frame_in,
-    "step_result": _result_in,
+    "frame": frame_in,
+    "step_result": result_in,
     "step_failed": lambda x: m.StepFailed(x.plan_id, x.step, _failure_in(x.failure)),
     "token_delivery": _delivery_in,
     **model_codec.IN,
@@ -298,20 +156,20 @@ _IN: dict[str, Callable[[Any], m.Message]] = {
 
 
 def encode(message: m.Message, call_id: int = 0, is_reply: bool = False, wire: WireDtype = "native") -> pb.Item:
-  """`call_id` 0 for what is no call and no reply. What goes round the ring at every step is written in place: a message
-  that is put into another one is copied, by way of its bytes."""
-  if isinstance(message, m.Frame | m.StepResult | m.TokenDelivery):
+  """`call_id` 0 for what is no call and no reply. Tokens are written in place: a message that is put into another one is
+  copied, by way of its bytes."""
+  if isinstance(message, m.Frame):
+    item = pb.Item(frame=frame_out(message, wire))
+  elif isinstance(message, m.StepResult):
+    item = pb.Item(step_result=result_out(message))
+  elif isinstance(message, m.TokenDelivery):
     item = pb.Item()
-    if call_id:
-      item.call_id, item.is_reply = call_id, is_reply
-    if isinstance(message, m.Frame):
-      _fill_frame(item.frame, message, wire)
-    elif isinstance(message, m.StepResult):
-      _fill_result(item.step_result, message)
-    else:
-      _fill_delivery(item.token_delivery, message)
-    return item
-  return pb.Item(call_id=call_id, is_reply=is_reply, **_OUT[type(message)](message))
+    _fill_delivery(item.token_delivery, message)
+  else:
+    item = pb.Item(**_OUT[type(message)](message))
+  if call_id:
+    item.call_id, item.is_reply = call_id, is_reply
+  return item
 
 
 def decode(item: pb.Item) -> tuple[m.Message, int, bool]:

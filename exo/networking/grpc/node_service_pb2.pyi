@@ -48,8 +48,8 @@ class Item(_message.Message):
   call_id: int
   is_reply: bool
   hello: Hello
-  frame: Frame
-  step_result: StepResult
+  frame: bytes
+  step_result: bytes
   token_delivery: TokenDelivery
   submit: Submit
   cancel: Cancel
@@ -74,8 +74,8 @@ class Item(_message.Message):
       call_id: _Optional[int] = ...,
       is_reply: _Optional[bool] = ...,
       hello: _Optional[_Union[Hello, _Mapping]] = ...,
-      frame: _Optional[_Union[Frame, _Mapping]] = ...,
-      step_result: _Optional[_Union[StepResult, _Mapping]] = ...,
+      frame: _Optional[bytes] = ...,
+      step_result: _Optional[bytes] = ...,
       token_delivery: _Optional[_Union[TokenDelivery, _Mapping]] = ...,
       submit: _Optional[_Union[Submit, _Mapping]] = ...,
       cancel: _Optional[_Union[Cancel, _Mapping]] = ...,
@@ -618,63 +618,6 @@ class SequenceOpen(_message.Message):
     ...
 
 
-class Tensor(_message.Message):
-  __slots__ = ("dtype", "shape", "data", "scales")
-  DTYPE_FIELD_NUMBER: _ClassVar[int]
-  SHAPE_FIELD_NUMBER: _ClassVar[int]
-  DATA_FIELD_NUMBER: _ClassVar[int]
-  SCALES_FIELD_NUMBER: _ClassVar[int]
-  dtype: str
-  shape: _containers.RepeatedScalarFieldContainer[int]
-  data: bytes
-  scales: bytes
-
-  def __init__(
-      self,
-      dtype: _Optional[str] = ...,
-      shape: _Optional[_Iterable[int]] = ...,
-      data: _Optional[bytes] = ...,
-      scales: _Optional[bytes] = ...
-  ) -> None:
-    ...
-
-
-class Frame(_message.Message):
-  __slots__ = ("plan_id", "epoch", "step", "changes", "entries", "token_ids", "hidden", "stage_ms", "run")
-  PLAN_ID_FIELD_NUMBER: _ClassVar[int]
-  EPOCH_FIELD_NUMBER: _ClassVar[int]
-  STEP_FIELD_NUMBER: _ClassVar[int]
-  CHANGES_FIELD_NUMBER: _ClassVar[int]
-  ENTRIES_FIELD_NUMBER: _ClassVar[int]
-  TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
-  HIDDEN_FIELD_NUMBER: _ClassVar[int]
-  STAGE_MS_FIELD_NUMBER: _ClassVar[int]
-  RUN_FIELD_NUMBER: _ClassVar[int]
-  plan_id: str
-  epoch: str
-  step: int
-  changes: CacheChanges
-  entries: _containers.RepeatedScalarFieldContainer[int]
-  token_ids: bytes
-  hidden: Tensor
-  stage_ms: _containers.RepeatedScalarFieldContainer[float]
-  run: int
-
-  def __init__(
-      self,
-      plan_id: _Optional[str] = ...,
-      epoch: _Optional[str] = ...,
-      step: _Optional[int] = ...,
-      changes: _Optional[_Union[CacheChanges, _Mapping]] = ...,
-      entries: _Optional[_Iterable[int]] = ...,
-      token_ids: _Optional[bytes] = ...,
-      hidden: _Optional[_Union[Tensor, _Mapping]] = ...,
-      stage_ms: _Optional[_Iterable[float]] = ...,
-      run: _Optional[int] = ...
-  ) -> None:
-    ...
-
-
 class CacheChanges(_message.Message):
   __slots__ = ("opens", "drops", "ends", "truncates", "refused")
   OPENS_FIELD_NUMBER: _ClassVar[int]
@@ -694,48 +637,6 @@ class CacheChanges(_message.Message):
       drops: _Optional[_Iterable[int]] = ...,
       ends: _Optional[_Iterable[int]] = ...,
       truncates: _Optional[_Iterable[int]] = ...,
-      refused: _Optional[_Iterable[int]] = ...
-  ) -> None:
-    ...
-
-
-class SequenceToken(_message.Message):
-  __slots__ = ("sequence", "token_id", "finish_reason")
-  SEQUENCE_FIELD_NUMBER: _ClassVar[int]
-  TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
-  FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
-  sequence: int
-  token_id: int
-  finish_reason: str
-
-  def __init__(
-      self,
-      sequence: _Optional[int] = ...,
-      token_id: _Optional[int] = ...,
-      finish_reason: _Optional[str] = ...
-  ) -> None:
-    ...
-
-
-class StepResult(_message.Message):
-  __slots__ = ("plan_id", "step", "tokens", "stage_ms", "refused")
-  PLAN_ID_FIELD_NUMBER: _ClassVar[int]
-  STEP_FIELD_NUMBER: _ClassVar[int]
-  TOKENS_FIELD_NUMBER: _ClassVar[int]
-  STAGE_MS_FIELD_NUMBER: _ClassVar[int]
-  REFUSED_FIELD_NUMBER: _ClassVar[int]
-  plan_id: str
-  step: int
-  tokens: _containers.RepeatedCompositeFieldContainer[SequenceToken]
-  stage_ms: _containers.RepeatedScalarFieldContainer[float]
-  refused: _containers.RepeatedScalarFieldContainer[int]
-
-  def __init__(
-      self,
-      plan_id: _Optional[str] = ...,
-      step: _Optional[int] = ...,
-      tokens: _Optional[_Iterable[_Union[SequenceToken, _Mapping]]] = ...,
-      stage_ms: _Optional[_Iterable[float]] = ...,
       refused: _Optional[_Iterable[int]] = ...
   ) -> None:
     ...

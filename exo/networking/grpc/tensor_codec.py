@@ -1,4 +1,4 @@
-"""Tensors to protobuf and back, with fewer bits on the way where that is wanted. Raises `ProtocolError` for what is wrong."""
+"""Tensors to bytes and back, with fewer bits on the way where that is wanted. Raises `ProtocolError` for what is wrong."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import math
 from typing import Any, Literal
 
 import ml_dtypes
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from exo.errors import ProtocolError
-from exo.networking.grpc import node_service_pb2 as pb
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
@@ -26,46 +26,50 @@ _FLOAT16_MOST = 65504.0
 WireDtype = Literal["native", "16", "8"]
 
 
-def encode_tensor(array: npt.NDArray[Any], wire: WireDtype = "native") -> pb.Tensor:
-  """Raw little-endian bytes with dtype and shape, floats narrowed to the bits that `wire` names."""
-  out = pb.Tensor()
-  fill_tensor(out, array, wire)
-  return out
+class WireTensor(msgspec.Struct, frozen=True, array_like=True):
+  """Little-endian numbers; with `int8`, `scales` has a float32 for every block of the last dimension."""
+  dtype: str
+  shape: tuple[int, ...]
+  data: memoryview
+  scales: memoryview = memoryview(b"")
 
 
-def fill_tensor(out: pb.Tensor, array: npt.NDArray[Any], wire: WireDtype) -> None:
-  """`encode_tensor` into a message that is there already."""
-  out.shape.extend(array.shape)
+def encode_tensor(array: npt.NDArray[Any], wire: WireDtype = "native") -> WireTensor:
+  """Floats are narrowed to the bits that `wire` names."""
   if wire != "native" and array.dtype.kind in "fV":
-    _fill_narrow(out, array, wire)
-    return
+    return _narrowed(array, wire)
   name = _NAMES.get(array.dtype)  # not `dtype.name`, which numpy puts together in Python for every hop
   if name is None:
     raise ProtocolError(f"tensors of {array.dtype} are not sent")
-  out.dtype, out.data = name, array.tobytes()
+  return WireTensor(name, array.shape, bytes_of(array))
 
 
-def _fill_narrow(out: pb.Tensor, array: npt.NDArray[Any], wire: WireDtype) -> None:
+def bytes_of(array: npt.NDArray[Any]) -> memoryview:
+  """An array's numbers in C order, without a copy where they lie so."""
+  return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+
+def _narrowed(array: npt.NDArray[Any], wire: WireDtype) -> WireTensor:
   """16 bits: float16, or bfloat16 where a value is too large for it. 8 bits: whole numbers with a scale a block."""
   numbers = array.astype(np.float32)
   if wire == "16":
     fits = bool(np.abs(numbers).max(initial=0) <= _FLOAT16_MOST)
     narrow = numbers.astype(np.float16 if fits else ml_dtypes.bfloat16)
-    out.dtype, out.data = narrow.dtype.name, narrow.tobytes()
-    return
+    return WireTensor(narrow.dtype.name, array.shape, bytes_of(narrow))
   width = array.shape[-1]
   padded = np.zeros((numbers.size // width, -(-width // _BLOCK) * _BLOCK), np.float32)
   padded[:, :width] = numbers.reshape(-1, width)
   blocks = padded.reshape(-1, _BLOCK)
   scales = np.abs(blocks).max(axis=1) / np.float32(127)
   whole = np.rint(blocks / np.where(scales > 0, scales, 1)[:, None]).astype(np.int8)
-  out.dtype, out.data = "int8", whole.reshape(padded.shape)[:, :width].tobytes()
-  out.scales = scales.astype("<f4").tobytes()
+  return WireTensor(
+      "int8", array.shape, bytes_of(whole.reshape(padded.shape)[:, :width]), bytes_of(scales.astype("<f4"))
+  )
 
 
-def decode_tensor(tensor: pb.Tensor) -> npt.NDArray[Any]:
+def decode_tensor(tensor: WireTensor) -> npt.NDArray[Any]:
   """A read-only array over the message's bytes; float32 where they were narrowed to 8 bits."""
-  name, shape, data = tensor.dtype, tuple(tensor.shape), tensor.data
+  name, shape, data = tensor.dtype, tensor.shape, tensor.data
   dtype = _INT8 if name == "int8" else _DTYPES.get(name)
   if dtype is None or not 1 <= len(shape) <= _MAX_RANK or min(shape) < 1:
     raise ProtocolError(f"a tensor of {name[:20]!r} and shape {shape[:8]} is not allowed")
@@ -75,7 +79,7 @@ def decode_tensor(tensor: pb.Tensor) -> npt.NDArray[Any]:
   return _widened(array, tensor.scales) if dtype is _INT8 else array
 
 
-def _widened(array: npt.NDArray[np.int8], scale_bytes: bytes) -> npt.NDArray[np.float32]:
+def _widened(array: npt.NDArray[np.int8], scale_bytes: memoryview) -> npt.NDArray[np.float32]:
   width = array.shape[-1]
   blocks = -(-width // _BLOCK)
   if len(scale_bytes) != 4 * blocks * (array.size // width):

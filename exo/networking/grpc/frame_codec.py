@@ -1,0 +1,124 @@
+"""What goes round the ring at every step, to bytes and back: each in one call of msgspec, with every field checked.
+
+Read field by field, with caches that the engine has just filled with weights, a frame took 0.15 ms of a hop.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from exo.errors import ProtocolError
+from exo.inference.engine import BatchEntry
+from exo.networking import messages as m
+from exo.networking.grpc import node_service_pb2 as pb
+from exo.networking.grpc.request_codec import request_in, request_out
+from exo.networking.grpc.tensor_codec import WireDtype, WireTensor, bytes_of, decode_tensor, encode_tensor
+
+_ID = np.dtype("<i4")
+
+
+class FrameBody(msgspec.Struct, frozen=True, array_like=True):
+  """`messages.Frame` on the wire. `changes` is a `pb.CacheChanges`, empty for most frames."""
+  plan_id: str
+  epoch: str
+  step: int
+  run: Annotated[int, msgspec.Meta(ge=1)]
+  entries: tuple[BatchEntry, ...]
+  token_ids: memoryview
+  stage_ms: tuple[float, ...]
+  hidden: WireTensor | None = None
+  changes: bytes = b""
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_FRAME = msgspec.msgpack.Decoder(FrameBody)
+_RESULT = msgspec.msgpack.Decoder(m.StepResult)
+
+
+def frame_out(f: m.Frame, wire: WireDtype) -> bytes:
+  hidden = None if f.hidden is None else encode_tensor(f.hidden, wire)
+  changed = f.opens or f.drops or f.ends or f.truncates or f.refused
+  changes = _changes_out(f) if changed else b""
+  return _ENCODER.encode(
+      FrameBody(f.plan_id, f.epoch, f.step, f.run, f.entries, bytes_of(f.token_ids), f.stage_ms, hidden, changes)
+  )
+
+
+def frame_in(data: bytes) -> m.Frame:
+  """Raises `ProtocolError`."""
+  try:
+    f = _FRAME.decode(data)
+  except (msgspec.DecodeError, ValueError) as error:  # a string that is no UTF-8 is a ValueError
+    raise ProtocolError(f"a frame is malformed: {error}") from error
+  tokens = 0
+  for entry in f.entries:
+    tokens += entry.n_tokens
+  if len(f.token_ids) != 4 * tokens:
+    raise ProtocolError(f"a frame of {tokens} tokens came with {len(f.token_ids)} bytes of token ids")
+  hidden = None if f.hidden is None else decode_tensor(f.hidden)
+  if hidden is not None and (hidden.ndim != 2 or hidden.shape[0] != tokens):
+    raise ProtocolError(f"a frame of {tokens} tokens came with hidden states of shape {hidden.shape}")
+  ids = np.frombuffer(f.token_ids, _ID)
+  if not f.changes:
+    return m.Frame(f.plan_id, f.epoch, f.step, f.entries, ids, hidden, stage_ms=f.stage_ms, run=f.run)
+  c = _changes_in(f.changes)
+  return m.Frame(
+      f.plan_id,
+      f.epoch,
+      f.step,
+      f.entries,
+      ids,
+      hidden,
+      tuple(m.SequenceOpen(o.sequence, request_in(o.request), o.prompt_tokens, o.source, o.reused) for o in c.opens),
+      tuple(c.drops),
+      f.stage_ms,
+      f.run,
+      tuple(c.ends),
+      tuple(zip(c.truncates[::2], c.truncates[1::2], strict=True)),
+      tuple(c.refused),
+  )
+
+
+def _changes_out(f: m.Frame) -> bytes:
+  out = pb.CacheChanges(
+      drops=f.drops,
+      ends=f.ends,
+      truncates=[number for pair in f.truncates for number in pair],
+      refused=f.refused,
+      opens=[
+          pb.SequenceOpen(
+              sequence=opened.sequence,
+              prompt_tokens=opened.prompt_tokens,
+              source=opened.source,
+              reused=opened.reused,
+              request=request_out(opened.request)
+          ) for opened in f.opens
+      ]
+  )
+  return out.SerializeToString()
+
+
+def _changes_in(data: bytes) -> pb.CacheChanges:
+  try:
+    changes = pb.CacheChanges.FromString(data)
+  except DecodeError as error:
+    raise ProtocolError("a frame's changes to caches are malformed") from error
+  if len(changes.truncates) % 2:
+    raise ProtocolError("a frame's truncations are not pairs")
+  return changes
+
+
+def result_out(result: m.StepResult) -> bytes:
+  return _ENCODER.encode(result)
+
+
+def result_in(data: bytes) -> m.StepResult:
+  """Raises `ProtocolError`."""
+  try:
+    return _RESULT.decode(data)
+  except (msgspec.DecodeError, ValueError) as error:
+    raise ProtocolError(f"a step's result is malformed: {error}") from error
