@@ -85,6 +85,10 @@ class Mesh(ABC):
     """Queue a one-way message; never waits. Raises `PeerUnreachableError` when there is no link."""
 
   @abstractmethod
+  def rehearse(self, node_id: str) -> None:
+    """Read the latest message of that node once more, so that the next one finds the processor's caches warm."""
+
+  @abstractmethod
   async def call(self, node_id: str, message: Message, timeout_s: float) -> Message:
     """Ask and await the answer. Raises what the other side raised, `PeerLostError` when the link breaks,
     `PeerUnreachableError` when there is none, `DeadlineError` after `timeout_s`."""

@@ -76,8 +76,8 @@ class Node:
     offered = hello.capabilities.memory * _MB
     kv_bytes = None if config.kv_cache_memory is None else config.kv_cache_memory * _MB
     self.plans = PlanHost(
-        hello.node_id, loader, self._device, offered, usable_threads(), self.send, self.call, self.meter, kv_bytes,
-        config.speculation == "auto", AwakeCores(config.awake_cores == "auto")
+        hello.node_id, loader, self._device, offered, usable_threads(), self.send, self.call, mesh.rehearse, self.meter,
+        kv_bytes, config.speculation == "auto", AwakeCores(config.awake_cores == "auto")
     )
     self._book = PlanBook(self._open_stages)
     self.desk = EntryDesk(hello.node_id, self.send, self.call)

@@ -37,6 +37,7 @@ class Pace:
     self._lap_ms: deque[float] = deque(maxlen=_RECENT)
     self._hop_ms: deque[float] = deque(maxlen=_RECENT)
     self._transport_ms: deque[float] = deque(maxlen=_RECENT)
+    self._fresh: list[tuple[_Lap, StepResult, float]] = []
     self._summary: PlanPace | None = None
     self._unsummed = 0  # laps that the summary does not know of
 
@@ -52,23 +53,32 @@ class Pace:
     self._laps[step.number] = _Lap(now_s, decodes, prompt_tokens, not self._laps)
 
   def returned(self, result: StepResult, now_s: float) -> float | None:
-    """The step's lap, in ms; None for a step that is not known."""
+    """The step's lap, in ms; None for a step that is not known. The rest is left for `catch_up`: the ring waits."""
     lap = self._laps.pop(result.step, None)
-    if lap is None or len(result.compute_ms) != self._stages:
+    if lap is None or len(result.stage_ms) != 2 * self._stages:
       return None
     lap_ms = (now_s - lap.started) * 1e3
-    if lap.decodes and not lap.prompt_tokens:
-      self._unsummed += 1
-      self._lap_ms.append(lap_ms)
-      for stage, (ms, spent) in enumerate(zip(result.compute_ms, result.spent_ms, strict=False)):
-        self._compute[stage].append(ms)
-        self._waited[stage].append(spent - ms)
-      if self._stages > 1:
-        self._transport_ms.append((lap_ms - sum(result.spent_ms)) / self._stages)
-        if lap.alone:
-          self._hop_ms.append((lap_ms - sum(result.compute_ms)) / self._stages)
-    self._chunks.learn(lap.decodes, lap.prompt_tokens, max(result.compute_ms))
+    self._fresh.append((lap, result, lap_ms))
+    if len(self._fresh) > _SUM_UP_EVERY:
+      self.catch_up()
     return lap_ms
+
+  def catch_up(self) -> None:
+    """Take in the steps that have returned since the last time."""
+    fresh, self._fresh = self._fresh, []
+    for lap, result, lap_ms in fresh:
+      compute_ms, spent_ms = result.compute_ms, result.spent_ms
+      if lap.decodes and not lap.prompt_tokens:
+        self._unsummed += 1
+        self._lap_ms.append(lap_ms)
+        for stage, (ms, spent) in enumerate(zip(compute_ms, spent_ms, strict=False)):
+          self._compute[stage].append(ms)
+          self._waited[stage].append(spent - ms)
+        if self._stages > 1:
+          self._transport_ms.append((lap_ms - sum(spent_ms)) / self._stages)
+          if lap.alone:
+            self._hop_ms.append((lap_ms - sum(compute_ms)) / self._stages)
+      self._chunks.learn(lap.decodes, lap.prompt_tokens, max(compute_ms))
 
   def lost(self, step: int) -> None:
     """A step will not come back."""
@@ -76,6 +86,7 @@ class Pace:
 
   def summary(self, plan_id: str) -> PlanPace:
     """What recent steps of decodes took; while steps are under way, maybe without the latest few."""
+    self.catch_up()
     if self._summary is None or self._unsummed >= _SUM_UP_EVERY or (self._unsummed and not self._laps):
       self._summary, self._unsummed = self._summed_up(plan_id), 0
     return self._summary

@@ -82,6 +82,10 @@ class PlanDriver:
         )
       self._meter.step_returned(self.plan.model_id, lap_ms / 1e3, result.compute_ms)
 
+  def catch_up(self) -> None:
+    """Do what can wait until there is time for it."""
+    self.pace.catch_up()
+
   def on_failure(self, failed: StepFailed) -> None:
     self.pace.lost(failed.step)
     error = from_wire(failed.failure.kind, failed.failure.message, failed.failure.details_json)

@@ -74,11 +74,12 @@ class PlanHost:
   """Opens, serves and closes plans. `offered_bytes` is the memory that this node gives to weights and caches."""
   def __init__(
       self, node_id: str, loader: ShardLoader, device: DeviceThread, offered_bytes: int, threads: int, send: Send,
-      call: Call, meter: Meter, kv_memory_bytes: int | None, speculate: bool, awake: AwakeCores
+      call: Call, rehearse: Callable[[str], None], meter: Meter, kv_memory_bytes: int | None, speculate: bool,
+      awake: AwakeCores
   ) -> None:
     self._node_id, self._loader, self._device = node_id, loader, device
     self._offered_bytes, self._threads = offered_bytes, threads
-    self._send, self._call, self._meter = send, call, meter
+    self._send, self._call, self._rehearse, self._meter = send, call, rehearse, meter
     self._kv_memory_bytes, self._awake = kv_memory_bytes, awake
     self._open: dict[str, _Open] = {}
     self._opening: dict[str, _Opening] = {}
@@ -165,7 +166,8 @@ class PlanHost:
         await self._device.run(model.close)
         raise
       runner = StageRunner(
-          plan, self._node_id, model, self._device, self._send, self._meter, self._engine_failed, self._awake, grammars
+          plan, self._node_id, model, self._device, self._send, self._meter, self._engine_failed, self._awake,
+          self._at_rest, grammars
       )
       self._open[plan.plan_id] = _Open(plan, runner, message.fingerprint, bounds)
     log(1, "plan %s is open here: %s", plan.plan_id, plan)
@@ -315,6 +317,20 @@ class PlanHost:
       return
     opened.used_at = time.monotonic()
     opened.runner.feed(frame)
+
+  def _at_rest(self, frame: Frame) -> None:
+    """A stage of a ring waits for its next frame. What reading one takes is done with this one once more, since the engine's
+    weights have pushed all of it out of the processor's caches: the next is read in less than half the time."""
+    opened = self._open.get(frame.plan_id)
+    if opened is None:
+      return
+    if opened.driver is not None:
+      opened.driver.catch_up()
+    if len(opened.plan.stages) > 1:
+      previous = opened.plan.previous_of(self._node_id)
+      self._rehearse((previous or opened.plan.last).node_id)
+      if previous is not None:
+        check_frame(frame, opened.bounds)
 
   def _cancel(self, sender: str, message: Cancel) -> None:
     """For the node that asked, and no other."""

@@ -56,7 +56,10 @@ class _Outcome(msgspec.Struct, frozen=True):
 
 
 class StageRunner:
-  """`feed` never waits; at most as many frames are on their way as the first stage lets out."""
+  """`feed` never waits; at most as many frames are on their way as the first stage lets out.
+
+  `at_rest` is called with a frame that has left when no other waits: what the next one would have to wait for can be done.
+  """
   def __init__(
       self,
       plan: RingPlan,
@@ -67,12 +70,14 @@ class StageRunner:
       meter: Meter,
       engine_failed: Callable[[StageRunner, Frame, ExoError], ExoError],
       awake: AwakeCores,
+      at_rest: Callable[[Frame], None],
       grammars: GrammarCompiler | None = None
   ) -> None:
     self.plan, self.model = plan, model
     self._node_id, self._engine_failed = node_id, engine_failed
     self._device, self._send, self._meter = device, send, meter
     self._awake = awake if len(plan.stages) > 1 else None
+    self._at_rest = at_rest
     self._next = plan.next_of(node_id)
     self._head = TokenHead(plan.plan_id, grammars)
     self._known: set[int] = set()
@@ -116,6 +121,8 @@ class StageRunner:
       if error is None:
         self._pass_on(outcome, (time.perf_counter() - arrived) * 1e3)
         self._meter.stage_computed(self.plan.model_id, len(frame.entries), len(frame.token_ids), outcome.compute_ms)
+        if not self._waiting:
+          self._at_rest(frame)
         return
     except PeerUnreachableError as unreachable:
       error = unreachable

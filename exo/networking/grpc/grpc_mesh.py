@@ -195,6 +195,10 @@ class GrpcMesh(Mesh):
   def send(self, node_id: str, message: Message) -> None:
     self._link(node_id).post(message)
 
+  def rehearse(self, node_id: str) -> None:
+    for link in self._links.get(node_id, [])[:1]:
+      link.rehearse()
+
   async def call(self, node_id: str, message: Message, timeout_s: float) -> Message:
     return await self._link(node_id).call(message, timeout_s)
 

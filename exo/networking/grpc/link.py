@@ -113,6 +113,9 @@ class Link:
     self._note_codec(started)
     self._post("data", item)
 
+  def rehearse(self) -> None:
+    self._streams["data"].rehearse()
+
   def _note_codec(self, started: float) -> None:
     self.codec_ms += 0.05 * ((time.perf_counter() - started) * 1e3 - self.codec_ms)
 

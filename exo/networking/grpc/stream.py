@@ -10,12 +10,13 @@ import grpc
 
 from exo.errors import ProtocolError
 from exo.networking.grpc import node_service_pb2 as pb
-from exo.networking.grpc.codec import envelope_bytes, envelope_items
+from exo.networking.grpc.codec import decode, envelope_bytes, envelope_items
 
 METHOD = "/exo.NodeService/Connect"
 MAX_MESSAGE_BYTES = 64 * 2**20
 _MAX_QUEUED = 4096
 _MAX_ITEMS_PER_WRITE = 64
+_MOST_REHEARSED = 2**16  # bytes
 
 CHANNEL_OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -54,6 +55,7 @@ class EnvelopeStream:
     self._ended: asyncio.Future[BaseException] | None = None  # while it runs; gets what broke a write
     self._writer: asyncio.Task[None] | None = None
     self.read_bytes = self.written_bytes = 0  # since it runs
+    self._latest = b""  # small message that was read
 
   def post(self, item: pb.Item) -> None:
     """Queue an item, or write it at once where nothing is being written.
@@ -82,7 +84,14 @@ class EnvelopeStream:
     if data is None:
       return None
     self.read_bytes += len(data)
+    if len(data) <= _MOST_REHEARSED:
+      self._latest = data
     return envelope_items(data)
+
+  def rehearse(self) -> None:
+    """Read the latest small message once more, to no other end than that the next one finds it all in the caches."""
+    for item in envelope_items(self._latest):
+      decode(item)
 
   async def write_items(self, items: list[pb.Item]) -> None:
     data = envelope_bytes(items)

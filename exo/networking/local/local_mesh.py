@@ -81,6 +81,9 @@ class LocalMesh(Mesh):
       sender, message = await self._inbox.get()
       self.handler.message(sender, message)
 
+  def rehearse(self, node_id: str) -> None:
+    """Nothing is read here."""
+
   async def call(self, node_id: str, message: Message, timeout_s: float) -> Message:
     peer = self._peer(node_id)
     reply: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
