@@ -185,9 +185,13 @@ class OnnxStage(StageModel):
     binding.seqlens[row_of] = [entry.position for entry in entries]
     binding.total[0] = max(entry.position for entry in entries) + 1
     y = binding.run()
-    if self.shard.is_last:
-      return y[[row for entry, row in zip(entries, row_of, strict=True) if entry.logit_rows], 0]
-    return y[row_of, 0]
+    if not self.shard.is_last:
+      return y[row_of, 0]
+    wanted = [row for entry, row in zip(entries, row_of, strict=True) if entry.logit_rows]
+    first = wanted[0] if wanted else 0
+    if wanted == list(range(first, first + len(wanted))):  # no copy, which would cost more than sampling does
+      return y[first:first + len(wanted), 0]
+    return y[wanted, 0]
 
   def _binding(self, start: int, batch: int) -> _Binding:
     key = (start, batch)
