@@ -91,8 +91,8 @@ def build_parser() -> argparse.ArgumentParser:
       "--awake-cores",
       choices=["auto", "off"],
       help=
-      "keep this machine's cores from deep sleep while a request goes round a ring of several nodes, where the system "
-      "allows it (Linux, mostly as root; default auto)"
+      "keep this machine's cores from deep sleep, and what a frame needs in their caches, while a request goes round a ring "
+      "of several nodes (the former on Linux, mostly as root; default auto)"
   )
   node.add_argument(
       "--wire-dtype",

@@ -86,7 +86,8 @@ class Mesh(ABC):
 
   @abstractmethod
   def rehearse(self, node_id: str) -> None:
-    """Read the latest message of that node once more, so that the next one finds the processor's caches warm."""
+    """Do once more what reading the latest message of that node took, so that the next one finds the processor's caches
+    warm. Never waits."""
 
   @abstractmethod
   async def call(self, node_id: str, message: Message, timeout_s: float) -> Message:

@@ -75,8 +75,9 @@ class Node:
     self._loader = loader = ShardLoader(catalog, self._device, engine, config.quantize, config.tinygrad_debug)
     offered = hello.capabilities.memory * _MB
     kv_bytes = None if config.kv_cache_memory is None else config.kv_cache_memory * _MB
+    rehearse = mesh.rehearse if config.awake_cores == "auto" else None
     self.plans = PlanHost(
-        hello.node_id, loader, self._device, offered, usable_threads(), self.send, self.call, mesh.rehearse, self.meter,
+        hello.node_id, loader, self._device, offered, usable_threads(), self.send, self.call, rehearse, self.meter,
         kv_bytes, config.speculation == "auto", AwakeCores(config.awake_cores == "auto")
     )
     self._book = PlanBook(self._open_stages)

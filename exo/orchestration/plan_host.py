@@ -74,7 +74,7 @@ class PlanHost:
   """Opens, serves and closes plans. `offered_bytes` is the memory that this node gives to weights and caches."""
   def __init__(
       self, node_id: str, loader: ShardLoader, device: DeviceThread, offered_bytes: int, threads: int, send: Send,
-      call: Call, rehearse: Callable[[str], None], meter: Meter, kv_memory_bytes: int | None, speculate: bool,
+      call: Call, rehearse: Callable[[str], None] | None, meter: Meter, kv_memory_bytes: int | None, speculate: bool,
       awake: AwakeCores
   ) -> None:
     self._node_id, self._loader, self._device = node_id, loader, device
@@ -326,7 +326,7 @@ class PlanHost:
       return
     if opened.driver is not None:
       opened.driver.catch_up()
-    if len(opened.plan.stages) > 1:
+    if self._rehearse is not None and len(opened.plan.stages) > 1:
       previous = opened.plan.previous_of(self._node_id)
       self._rehearse((previous or opened.plan.last).node_id)
       if previous is not None:

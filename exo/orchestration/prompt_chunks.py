@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 _SMOOTH = 0.2
-_PATIENCE = 2.1  # how many times its pace alone a token may take while prompts are computed
+_PATIENCE = 1.9  # how many times its pace alone a token may take while prompts are computed
 _LEAST = 16  # tokens
 _FIRST_BESIDE = 32
 _FIRST_RATIO = 16.0  # tokens in whose time a step begins and ends, where nothing is known yet

@@ -22,9 +22,18 @@ from exo.networking.cluster_key import ClusterKeyring
 from exo.networking.grpc.link import HEARTBEAT_S, STREAM_KINDS, Link
 from exo.networking.grpc.peer_codec import hello_in, hello_out
 from exo.networking.grpc.routes import turn_to_later
-from exo.networking.grpc.stream import CHANNEL_OPTIONS, MAX_STREAMS, METHOD, SERVER_OPTIONS, EnvelopeStream
+from exo.networking.grpc.stream import (
+    CHANNEL_OPTIONS,
+    MAX_STREAMS,
+    METHOD,
+    SERVER_OPTIONS,
+    EnvelopeStream,
+    OneMethod,
+    reader,
+)
 from exo.networking.grpc.tensor_codec import WireDtype
 from exo.networking.grpc.tls import SERVER_NAME, TlsCredentials, explain_refusal
+from exo.networking.grpc.warm_path import WarmPath
 from exo.networking.membership import Membership, State, Timing
 from exo.networking.mesh import Mesh, MeshHandler, PeerCandidate, PeerStatus
 from exo.networking.messages import Hello, Message, Rumour
@@ -69,6 +78,7 @@ class GrpcMesh(Mesh):
     self._refused: dict[str, None] = {}
     self._membership = Membership(hello.node_id, hello.incarnation, time.monotonic(), _TIMING)
     self._tasks = TaskOwner("mesh")
+    self._warm_path = WarmPath()
     self._channels: set[grpc.aio.Channel] = set()
     self._handler: MeshHandler | None = None
     self._server: grpc.aio.Server | None = None
@@ -84,7 +94,7 @@ class GrpcMesh(Mesh):
         options=SERVER_OPTIONS, maximum_concurrent_rpcs=MAX_STREAMS, compression=grpc.Compression.NoCompression
     )
     rpc = grpc.stream_stream_rpc_method_handler(self._accept)
-    self._server.add_generic_rpc_handlers((_OneMethod(rpc), ))
+    self._server.add_generic_rpc_handlers((OneMethod(METHOD, rpc), ))
     try:
       address = f"{self._host}:{self._hello.port}"
       if self._tls is None:
@@ -104,6 +114,7 @@ class GrpcMesh(Mesh):
   async def stop(self) -> None:
     self._stopping = True
     await self._tasks.close()
+    await self._warm_path.close()
     for link in [*self._pending.values(), *(link for links in self._links.values() for link in links)]:
       await link.close("this node stops")
     self._pending.clear()
@@ -198,6 +209,7 @@ class GrpcMesh(Mesh):
   def rehearse(self, node_id: str) -> None:
     for link in self._links.get(node_id, [])[:1]:
       link.rehearse()
+    self._warm_path.touch()
 
   async def call(self, node_id: str, message: Message, timeout_s: float) -> Message:
     return await self._link(node_id).call(message, timeout_s)
@@ -245,7 +257,7 @@ class GrpcMesh(Mesh):
       for kind in STREAM_KINDS:
         channel = channels[_CONNECTION_OF.get(kind, 0)]
         call = channel.stream_stream(METHOD)(metadata=((_LINK_KEY, link_id), ))
-        stream = EnvelopeStream(kind, _reader(call), call.write)
+        stream = EnvelopeStream(kind, reader(call), call.write)
         async with asyncio.timeout(_GREETING_TIMEOUT_S):
           await stream.write_items([hello_out(self._hello, kind)])
           items = await stream.read_items()
@@ -338,14 +350,14 @@ class GrpcMesh(Mesh):
     key = next((value for name, value in context.invocation_metadata() or () if name == _LINK_KEY), "")
     try:
       async with asyncio.timeout(_GREETING_TIMEOUT_S):
-        first = EnvelopeStream("", _reader(context), context.write)
+        first = EnvelopeStream("", reader(context), context.write)
         items = await first.read_items()
         if not items or not 8 <= len(str(key)) <= 64:
           raise ProtocolError("a stream without a greeting")
         peer, kind = hello_in(items[0])
         if f"{peer.node_id} {key}" not in self._pending:
           await self._check_identity(peer, address, "")
-        stream = EnvelopeStream(kind, _reader(context), context.write)
+        stream = EnvelopeStream(kind, reader(context), context.write)
         await stream.write_items([hello_out(self._hello, kind)])
         link = self._join(f"{peer.node_id} {key}", peer, address, stream)
     except (ProtocolError, TimeoutError) as error:
@@ -421,22 +433,6 @@ class GrpcMesh(Mesh):
         if known and known.candidates and not known.dialing:
           known.dialing = True
           self._tasks.spawn(self._keep_dialing(node_id, known), f"dial {node_id}")
-
-
-class _OneMethod(grpc.GenericRpcHandler):  # type: ignore[misc]
-  def __init__(self, handler: grpc.RpcMethodHandler) -> None:
-    self._handler = handler
-
-  def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
-    return self._handler if details.method == METHOD else None
-
-
-def _reader(call: grpc.aio.StreamStreamCall | grpc.aio.ServicerContext):  # type: ignore[no-untyped-def]
-  async def read() -> bytes | None:
-    data = await call.read()
-    return None if data is grpc.aio.EOF else data
-
-  return read
 
 
 def _peer_address(peer: str) -> str:

@@ -138,3 +138,20 @@ class EnvelopeStream:
     except BaseException as error:  # noqa: BLE001 - whatever breaks a write ends the stream, and says so
       if not ended.done():
         ended.set_result(error)
+
+
+class OneMethod(grpc.GenericRpcHandler):  # type: ignore[misc]
+  """Serves the method of that name and no other."""
+  def __init__(self, method: str, handler: grpc.RpcMethodHandler) -> None:
+    self._method, self._handler = method, handler
+
+  def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+    return self._handler if details.method == self._method else None
+
+
+def reader(call: grpc.aio.StreamStreamCall | grpc.aio.ServicerContext):  # type: ignore[no-untyped-def]
+  async def read() -> bytes | None:
+    data = await call.read()
+    return None if data is grpc.aio.EOF else data
+
+  return read
