@@ -1,6 +1,7 @@
 """What goes round the ring at every step, to bytes and back: each in one call of msgspec, with every field checked.
 
-Read field by field, with caches that the engine has just filled with weights, a frame took 0.15 ms of a hop.
+Field by field, with caches that the engine has just filled with weights, a frame and its result took 0.16 ms of a lap, so
+0.12 ms.
 """
 
 from __future__ import annotations
