@@ -1,5 +1,6 @@
 """What goes over the wire comes back equal, and what a stranger sends is refused, never trusted."""
 
+import math
 from dataclasses import replace
 
 import ml_dtypes
@@ -121,6 +122,7 @@ GOOD_BODY = FrameBody("p", "e", 1, 1, (BatchEntry(1, 0, 1, LogitsOf.NONE), ), me
         structs.replace(GOOD_BODY, entries=((1, 0, "1", 0), )),
         structs.replace(GOOD_BODY, token_ids=[0]),
         structs.replace(GOOD_BODY, run=0),
+        structs.replace(GOOD_BODY, stage_ms=(math.nan, 1.0)),
         structs.replace(GOOD_BODY, plan_id=None),
         structs.replace(GOOD_BODY, hidden=WireTensor("float32", (2, 2), memoryview(bytes(16)))),
         structs.replace(GOOD_BODY, hidden=WireTensor("float32", (1, ), memoryview(bytes(4)))),
@@ -145,6 +147,12 @@ def test_frames_and_results_of_any_bytes_are_refused_or_read(data: bytes, at: in
     except ProtocolError:
       continue
     assert isinstance(message, m.Frame | m.StepResult)
+
+
+@pytest.mark.parametrize("ms", [math.nan, math.inf, -1.0, 1e30, "1"])
+def test_times_that_cannot_be_reckoned_with_are_refused(ms: object) -> None:
+  with pytest.raises(ProtocolError, match="result is malformed"):
+    decode(pb.Item(step_result=msgspec.msgpack.encode(["p", 1, [], [1.0, ms], []])))
 
 
 @pytest.mark.parametrize("token", [(1, -1, ""), (1, 2**31, ""), (-1, 5, ""), (1, ), (1, "5", ""), None])

@@ -55,4 +55,6 @@ def test_nothing_is_divided_by_before_anything_is_known() -> None:
   chunks = PromptChunks(2, 256)
   assert 16 <= chunks.alone(1) <= chunks.alone(10**6) <= 256
   chunks.learn(0, 64, 50.0)  # a prompt before any decode
+  chunks.learn(1, 0, 5.0)
+  chunks.learn(0, 32, 0.0)  # a clock that stood still
   assert 16 <= chunks.alone(500) <= 256

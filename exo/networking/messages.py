@@ -19,6 +19,7 @@ from exo.topology.device_capabilities import DeviceCapabilities
 from exo.topology.ring_plan import RingPlan, WeightMemory
 
 PROTOCOL_VERSION = 2
+Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]  # from another node: a number that can be reckoned with
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +228,7 @@ class Frame(msgspec.Struct, frozen=True):
   hidden: npt.NDArray[Any] | None = None
   opens: tuple[SequenceOpen, ...] = ()
   drops: tuple[int, ...] = ()
-  stage_ms: tuple[float, ...] = ()
+  stage_ms: tuple[Milliseconds, ...] = ()
   run: int = 1
   ends: tuple[int, ...] = ()
   truncates: tuple[tuple[int, int], ...] = ()
@@ -249,7 +250,7 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
   plan_id: str
   step: int
   tokens: tuple[SequenceToken, ...]
-  stage_ms: tuple[float, ...] = ()
+  stage_ms: tuple[Milliseconds, ...] = ()
   refused: tuple[int, ...] = ()
 
   @property

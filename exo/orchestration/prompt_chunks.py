@@ -59,7 +59,7 @@ class PromptChunks:
       allowed_ms = self._decode_ms * _PATIENCE
     else:  # a lap has one frame of decodes and `stages` - 1 of prompts, where it had `stages` of decodes
       allowed_ms = self._decode_ms * (_PATIENCE * self._stages - 1) / (self._stages - 1)
-    factor = min(1.25, max(0.75, allowed_ms / slowest_ms))
+    factor = min(1.25, max(0.75, allowed_ms / max(slowest_ms, 1e-3)))
     self._beside = min(float(self._step_tokens), max(float(_LEAST), self._beside * factor))
 
 

@@ -30,7 +30,7 @@ class FrameBody(msgspec.Struct, frozen=True, array_like=True):
   run: Annotated[int, msgspec.Meta(ge=1)]
   entries: tuple[BatchEntry, ...]
   token_ids: memoryview
-  stage_ms: tuple[float, ...]
+  stage_ms: tuple[m.Milliseconds, ...]
   hidden: WireTensor | None = None
   changes: bytes = b""
 
