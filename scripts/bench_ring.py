@@ -163,7 +163,7 @@ async def line_4(one: Load, two: Load, rounds: int, row: Row, figures: dict[str,
 
 async def line_5(plain: Load, drafting: Load, rounds: int, row: Row, figures: dict[str, Any]) -> None:
   copies, chats = [], []
-  for _ in range(rounds):
+  for _ in range(max(rounds, 9)):  # how much of a passage the model copies differs from one to the next
     passage = fresh(60)
     speeds = [(await load.complete(passage * 3 + passage[:8], 96)).tokens_s for load in (plain, drafting)]
     copies.append(speeds[1] / speeds[0])
