@@ -69,6 +69,26 @@ def test_where_the_system_does_not_allow_it_nothing_happens(tmp_path: Path) -> N
   assert list(tmp_path.iterdir()) == []
 
 
+def keeps_warm(node: NodeProcess) -> bool:
+  """It has a socket by which gRPC sends messages to itself."""
+  sockets = {line.split()[6] for line in Path("/proc/net/unix").read_text().splitlines() if "exo-warm-" in line}
+  return any(f"socket:[{inode}]" in open_files(node.process.pid) for inode in sockets)
+
+
+@pytest.mark.skipif(not Path("/proc/net/unix").exists(), reason="sockets are looked up in /proc")
+def test_a_ring_of_two_keeps_its_caches_warm_unless_told_not_to(model_home: Path) -> None:
+  with ring(model_home, 2) as nodes:
+    assert not any(map(keeps_warm, nodes)), "nothing has run yet"
+    stream(nodes[0], "count to ten", max_tokens=12)
+    assert all(map(keeps_warm, nodes))
+  with ring(model_home, 2, "--awake-cores", "off") as nodes:
+    stream(nodes[0], "count to ten", max_tokens=12)
+    assert not any(map(keeps_warm, nodes))
+  with ring(model_home, 1) as (node, ):
+    stream(node, "count to ten", max_tokens=12)
+    assert not keeps_warm(node)
+
+
 @pytest.mark.skipif(not os.access(LATENCY_FILE, os.W_OK), reason=f"{LATENCY_FILE} cannot be written here")
 def test_a_ring_of_two_keeps_its_cores_awake_and_one_node_alone_does_not(model_home: Path) -> None:
   seen: list[tuple[bool, ...]] = []

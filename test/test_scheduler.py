@@ -390,3 +390,34 @@ def test_a_prompt_whose_first_token_is_its_last_was_no_draft() -> None:
   ring.finish()
   assert ring.output["short"] == ring.expected(30, 1)
   assert scheduler.drafter.drafted == 0
+
+
+def test_a_prompt_alone_on_a_ring_is_cut_evenly_by_what_is_left_of_it() -> None:
+  limits = Limits(8, 40000, 8000, stages=2, step_tokens=256)
+  scheduler = Scheduler(limits)
+  scheduler.chunks.learn(1, 0, 5.0)
+  scheduler.chunks.learn(0, 64, 5.0 + 64 * 0.8)
+  ring = FakeRing(scheduler)
+  scheduler.add(request("long", 1000, 1))
+  ring.let_out()
+  sizes = [step.entries[0].n_tokens for step in ring.in_flight]
+  assert len(sizes) > 1 and len(set(sizes)) == 1 and 60 <= sizes[0] <= 120
+  ring.finish()
+  alone = scheduler.chunks.alone(100)
+  assert alone < 80
+  scheduler.add(request("next turn", 1100, 1))
+  step = scheduler.next_step()
+  assert step is not None and step.opens[0].reused == 1000 and step.entries[0].n_tokens <= alone + 8
+
+
+def test_a_short_tail_is_given_up_and_a_long_one_copied() -> None:
+  for shared, tail, taken_over in ((100, 30, True), (100, 60, False), (1600, 90, True), (1600, 130, False)):
+    scheduler = Scheduler(Limits(8, 40000, 8000))
+    ring = FakeRing(scheduler)
+    scheduler.add(request("first", shared + tail, 1))
+    ring.finish()
+    prompt = (*range(10, 10 + shared), *range(5, 0, -1))
+    scheduler.add(Request("second", "entry", prompt, 1, frozenset({0}), SamplingParams()))
+    step = scheduler.next_step()
+    assert step is not None and step.opens[0].reused == shared
+    assert (step.opens[0].source == step.opens[0].sequence) is taken_over

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 TokenIds = npt.NDArray[np.int32]
 Activation = npt.NDArray[Any]  # (tokens, hidden size), in the dtype that the engine computes in
 Logits = npt.NDArray[np.float32]  # (rows, vocabulary)
-_Count = Annotated[int, msgspec.Meta(ge=0)]
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
 
 
 class LogitsOf(IntEnum):
@@ -36,7 +36,7 @@ class LogitsOf(IntEnum):
   HIDDEN = 3  # none: the final hidden states of all tokens instead
 
 
-class BatchEntry(msgspec.Struct, frozen=True, array_like=True):
+class BatchEntry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
   """`n_tokens` consecutive tokens of one sequence, the first of them at `position`.
 
   `position` equals the number of tokens that the sequence's KV cache holds at this stage.

@@ -19,7 +19,10 @@ from exo.topology.device_capabilities import DeviceCapabilities
 from exo.topology.ring_plan import RingPlan, WeightMemory
 
 PROTOCOL_VERSION = 2
-Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]  # from another node: a number that can be reckoned with
+# of frames and results from other nodes: numbers that can be reckoned with, and no more of them than any step has
+Count = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
+StageMs = Annotated[tuple[Annotated[float, msgspec.Meta(ge=0, le=1e9)], ...], msgspec.Meta(max_length=2048)]
+MOST_OF_A_STEP = msgspec.Meta(max_length=2**16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,30 +231,30 @@ class Frame(msgspec.Struct, frozen=True):
   hidden: npt.NDArray[Any] | None = None
   opens: tuple[SequenceOpen, ...] = ()
   drops: tuple[int, ...] = ()
-  stage_ms: tuple[Milliseconds, ...] = ()
+  stage_ms: StageMs = ()
   run: int = 1
   ends: tuple[int, ...] = ()
   truncates: tuple[tuple[int, int], ...] = ()
   refused: tuple[int, ...] = ()
 
 
-class SequenceToken(msgspec.Struct, frozen=True, array_like=True):
+class SequenceToken(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
   """A sequence's next token; `finish_reason` is "" while it goes on, else "stop" or "length"."""
-  sequence: Annotated[int, msgspec.Meta(ge=0)]
+  sequence: Count
   token_id: Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
   finish_reason: str = ""
 
 
-class StepResult(msgspec.Struct, frozen=True, array_like=True):
+class StepResult(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
   """From the last stage to the first: the step is through, and these tokens came of it.
 
   The rest is as in `Frame`, with the last stage's own figures.
   """
   plan_id: str
-  step: int
-  tokens: tuple[SequenceToken, ...]
-  stage_ms: tuple[Milliseconds, ...] = ()
-  refused: tuple[int, ...] = ()
+  step: Count
+  tokens: Annotated[tuple[SequenceToken, ...], MOST_OF_A_STEP]
+  stage_ms: StageMs = ()
+  refused: Annotated[tuple[Count, ...], MOST_OF_A_STEP] = ()
 
   @property
   def compute_ms(self) -> tuple[float, ...]:

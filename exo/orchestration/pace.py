@@ -58,6 +58,7 @@ class Pace:
     if lap is None or len(result.stage_ms) != 2 * self._stages:
       return None
     lap_ms = (now_s - lap.started) * 1e3
+    self._chunks.learn(lap.decodes, lap.prompt_tokens, max(result.compute_ms))  # the next step is cut by it
     self._fresh.append((lap, result, lap_ms))
     if len(self._fresh) > _SUM_UP_EVERY:
       self.catch_up()
@@ -78,7 +79,6 @@ class Pace:
           self._transport_ms.append((lap_ms - sum(spent_ms)) / self._stages)
           if lap.alone:
             self._hop_ms.append((lap_ms - sum(compute_ms)) / self._stages)
-      self._chunks.learn(lap.decodes, lap.prompt_tokens, max(compute_ms))
 
   def lost(self, step: int) -> None:
     """A step will not come back."""
@@ -87,7 +87,8 @@ class Pace:
   def summary(self, plan_id: str) -> PlanPace:
     """What recent steps of decodes took; while steps are under way, maybe without the latest few."""
     self.catch_up()
-    if self._summary is None or self._unsummed >= _SUM_UP_EVERY or (self._unsummed and not self._laps):
+    enough = min(_SUM_UP_EVERY, max(1, len(self._lap_ms) // 4))
+    if self._summary is None or self._unsummed >= enough or (self._unsummed and not self._laps):
       self._summary, self._unsummed = self._summed_up(plan_id), 0
     return self._summary
 

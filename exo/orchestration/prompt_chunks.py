@@ -13,6 +13,7 @@ _PATIENCE = 1.9  # how many times its pace alone a token may take while prompts 
 _LEAST = 16  # tokens
 _FIRST_BESIDE = 32
 _FIRST_RATIO = 16.0  # tokens in whose time a step begins and ends, where nothing is known yet
+_MOST_RATIO = 1e4  # times may come from a node that lies
 
 
 class PromptChunks:
@@ -37,6 +38,7 @@ class PromptChunks:
     if self._stages == 1:
       return self._step_tokens
     ratio = self._decode_ms / self._token_ms if self._decode_ms and self._token_ms else _FIRST_RATIO
+    ratio = min(_MOST_RATIO, max(1 / _MOST_RATIO, ratio))
     steps = math.sqrt((self._stages - 1) * left / ratio)
     even = -(-left // max(1, round(steps)))
     return min(self._step_tokens, max(_LEAST, -(-even // 8) * 8))

@@ -30,6 +30,7 @@ from exo.orchestration.step import Step, StepDraft
 # those that would be copied. A token is computed in the time in which 10 to 50 are copied, and a copy takes memory too.
 _SHORT_TAIL = 32
 _COPIES_PER_TOKEN = 16
+_LOOKED_AHEAD = 4  # waiting requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +194,13 @@ class Scheduler:
     """The same for all steps of the prompts that are there together: it is the greatest one that the stages wait for."""
     if not self._prompt_steps:
       self._even_chunk = 0
-    left = sum(s.prompt_left for s in self._running.values()) + sum(len(r.prompt_ids) for r in self._waiting)
+    left = sum(s.prompt_left for s in self._running.values())
+    for place, request in enumerate(self._waiting):
+      left += len(request.prompt_ids)
+      # what the first few find in kept caches is not computed; where more wait, the stages have work anyway
+      if place < _LOOKED_AHEAD and self.limits.keep_caches:
+        match = self._kept.match(np.asarray(request.prompt_ids[:-2], np.int32))
+        left -= match.length if match else 0
     self._even_chunk = max(self._even_chunk, self.chunks.alone(left))
     return self._even_chunk
 

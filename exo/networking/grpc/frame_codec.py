@@ -22,15 +22,15 @@ from exo.networking.grpc.tensor_codec import WireDtype, WireTensor, bytes_of, de
 _ID = np.dtype("<i4")
 
 
-class FrameBody(msgspec.Struct, frozen=True, array_like=True):
+class FrameBody(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
   """`messages.Frame` on the wire. `changes` is a `pb.CacheChanges`, empty for most frames."""
   plan_id: str
   epoch: str
-  step: int
-  run: Annotated[int, msgspec.Meta(ge=1)]
-  entries: tuple[BatchEntry, ...]
+  step: m.Count
+  run: Annotated[int, msgspec.Meta(ge=1, le=1024)]
+  entries: Annotated[tuple[BatchEntry, ...], m.MOST_OF_A_STEP]
   token_ids: memoryview
-  stage_ms: tuple[m.Milliseconds, ...]
+  stage_ms: m.StageMs
   hidden: WireTensor | None = None
   changes: bytes = b""
 
@@ -38,6 +38,7 @@ class FrameBody(msgspec.Struct, frozen=True, array_like=True):
 _ENCODER = msgspec.msgpack.Encoder()
 _FRAME = msgspec.msgpack.Decoder(FrameBody)
 _RESULT = msgspec.msgpack.Decoder(m.StepResult)
+_UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)  # a string that is no UTF-8 is a ValueError
 
 
 def frame_out(f: m.Frame, wire: WireDtype) -> bytes:
@@ -53,7 +54,7 @@ def frame_in(data: bytes) -> m.Frame:
   """Raises `ProtocolError`."""
   try:
     f = _FRAME.decode(data)
-  except (msgspec.DecodeError, ValueError) as error:  # a string that is no UTF-8 is a ValueError
+  except _UNREADABLE as error:
     raise ProtocolError(f"a frame is malformed: {error}") from error
   tokens = 0
   for entry in f.entries:
@@ -121,5 +122,5 @@ def result_in(data: bytes) -> m.StepResult:
   """Raises `ProtocolError`."""
   try:
     return _RESULT.decode(data)
-  except (msgspec.DecodeError, ValueError) as error:
+  except _UNREADABLE as error:
     raise ProtocolError(f"a step's result is malformed: {error}") from error

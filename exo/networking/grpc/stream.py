@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable
 
@@ -90,8 +91,9 @@ class EnvelopeStream:
 
   def rehearse(self) -> None:
     """Read the latest small message once more, to no other end than that the next one finds it all in the caches."""
-    for item in envelope_items(self._latest):
-      decode(item)
+    with contextlib.suppress(ProtocolError):  # whoever reads it first says so
+      for item in envelope_items(self._latest):
+        decode(item)
 
   async def write_items(self, items: list[pb.Item]) -> None:
     data = envelope_bytes(items)
@@ -101,6 +103,7 @@ class EnvelopeStream:
   async def run(self, receive: Callable[[EnvelopeStream, pb.Item], None]) -> str:
     """Serve both directions until one ends; returns why. What is queued together is written together."""
     self.read_bytes = self.written_bytes = 0
+    self._latest = b""  # not the greeting
     reader = asyncio.create_task(self._receive(receive), name=f"{self.kind} reader")
     self._ended = ended = asyncio.get_running_loop().create_future()
     if self._outbox:

@@ -26,7 +26,7 @@ _FLOAT16_MOST = 65504.0
 WireDtype = Literal["native", "16", "8"]
 
 
-class WireTensor(msgspec.Struct, frozen=True, array_like=True):
+class WireTensor(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
   """Little-endian numbers; with `int8`, `scales` has a float32 for every block of the last dimension."""
   dtype: str
   shape: tuple[int, ...]

@@ -8,7 +8,9 @@ size, while it waits anyway, and what the next frame will need is at hand again.
 from __future__ import annotations
 
 import asyncio
-import secrets
+import shutil
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
@@ -20,23 +22,27 @@ from exo.tasks import TaskOwner
 if TYPE_CHECKING:
   from collections.abc import AsyncIterator
 
+_METHOD = "/exo.WarmPath/Echo"
 _MESSAGE = bytes(2500)
 _DEADLINE_S = 2.0
-_OPTIONS = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 2 * len(_MESSAGE)),
-            ("grpc.enable_retries", 0)]
+_PAUSE_S = 30.0  # after a failure
+_OPTIONS = [("grpc.max_receive_message_length", 2 * len(_MESSAGE)), ("grpc.enable_retries", 0),
+            ("grpc.use_local_subchannel_pool", 1)]
 
 
 class WarmPath:
-  """An echo on this machine's loopback, at `port` once it is open, which is at first use. Its method has a name that only
-  this process knows. `messages` have gone round."""
+  """An echo over a socket in a folder that only this user may enter, opened at first use. `messages` have gone round.
+
+  The folder is gone as soon as both ends are connected: nobody else can come, and a node that is killed leaves nothing.
+  """
   def __init__(self) -> None:
-    self.port = self.messages = 0
-    self._method = f"/exo.WarmPath/{secrets.token_hex(16)}"
+    self.messages = 0
+    self.folder: Path | None = None
     self._tasks = TaskOwner("warm path")
     self._server: grpc.aio.Server | None = None
     self._channel: grpc.aio.Channel | None = None
     self._call: grpc.aio.StreamStreamCall | None = None
-    self._broken = False
+    self._resting_until = 0.0
 
   @property
   def busy(self) -> bool:
@@ -45,7 +51,7 @@ class WarmPath:
 
   def touch(self) -> None:
     """Send one message round, unless one is on its way. Never waits and never fails."""
-    if not self._broken and not self.busy:
+    if not self.busy and asyncio.get_running_loop().time() >= self._resting_until:
       self._tasks.spawn(self._send(), "echo")
 
   async def _send(self) -> None:
@@ -56,27 +62,41 @@ class WarmPath:
         await self._call.write(_MESSAGE)
         await self._call.read()
         self.messages += 1
+      self._remove_folder()
     except (grpc.RpcError, OSError, RuntimeError, asyncio.InvalidStateError) as error:
-      self._broken = True  # the ring goes on without it
-      log(2, "gRPC is not kept warm between frames: %s", str(error) or type(error).__name__)
+      log(2, "gRPC is not kept warm for a while: %s", str(error) or type(error).__name__)  # the ring goes on without
+      self._resting_until = asyncio.get_running_loop().time() + _PAUSE_S
+      await self._shut()
 
   async def _open(self) -> grpc.aio.StreamStreamCall:
+    self.folder = Path(tempfile.mkdtemp(prefix="exo-warm-"))  # mode 700
+    address = f"unix:{self.folder / 'echo'}"
     self._server = grpc.aio.server(options=_OPTIONS)
-    self._server.add_generic_rpc_handlers((OneMethod(self._method, grpc.stream_stream_rpc_method_handler(_echo)), ))
-    self.port = self._server.add_insecure_port("127.0.0.1:0")
+    self._server.add_generic_rpc_handlers((OneMethod(_METHOD, grpc.stream_stream_rpc_method_handler(_echo)), ))
+    self._server.add_insecure_port(address)
     await self._server.start()
-    options = [*_OPTIONS, ("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
-    self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{self.port}", options=options)
-    return self._channel.stream_stream(self._method)()
+    self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+    return self._channel.stream_stream(_METHOD)()
 
   async def close(self) -> None:
     await self._tasks.close()
-    if self._call is not None:
-      self._call.cancel()
-    if self._channel is not None:
-      await self._channel.close()
-    if self._server is not None:
-      await self._server.stop(grace=None)
+    await self._shut()
+
+  async def _shut(self) -> None:
+    call, channel, server = self._call, self._channel, self._server
+    self._call = self._channel = self._server = None
+    if call is not None:
+      call.cancel()
+    if channel is not None:
+      await channel.close()
+    if server is not None:
+      await server.stop(grace=None)
+    self._remove_folder()
+
+  def _remove_folder(self) -> None:
+    if self.folder is not None:
+      shutil.rmtree(self.folder, ignore_errors=True)
+      self.folder = None
 
 
 async def _echo(items: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> None:
