@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 TokenIds = npt.NDArray[np.int32]
 Activation = npt.NDArray[Any]  # (tokens, hidden size), in the dtype that the engine computes in
 Logits = npt.NDArray[np.float32]  # (rows, vocabulary)
-_Count = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
+Count = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]  # checked where it comes from another node
 
 
 class LogitsOf(IntEnum):
@@ -41,8 +41,8 @@ class BatchEntry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
 
   `position` equals the number of tokens that the sequence's KV cache holds at this stage.
   """
-  sequence: _Count
-  position: _Count
+  sequence: Count
+  position: Count
   n_tokens: Annotated[int, msgspec.Meta(ge=1)]
   logits: LogitsOf
 

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from exo.inference.engine import BatchEntry, TokenIds
+from exo.inference.engine import BatchEntry, Count, TokenIds
 from exo.inference.sampling import SamplingParams, TokenLogprob
 from exo.inference.shard import Shard
 from exo.topology.device_capabilities import DeviceCapabilities
@@ -20,7 +20,6 @@ from exo.topology.ring_plan import RingPlan, WeightMemory
 
 PROTOCOL_VERSION = 2
 # of frames and results from other nodes: numbers that can be reckoned with, and no more of them than any step has
-Count = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
 StageMs = Annotated[tuple[Annotated[float, msgspec.Meta(ge=0, le=1e9)], ...], msgspec.Meta(max_length=2048)]
 MOST_OF_A_STEP = msgspec.Meta(max_length=2**16)
 

@@ -30,7 +30,6 @@ from exo.orchestration.step import Step, StepDraft
 # those that would be copied. A token is computed in the time in which 10 to 50 are copied, and a copy takes memory too.
 _SHORT_TAIL = 32
 _COPIES_PER_TOKEN = 16
-_LOOKED_AHEAD = 4  # waiting requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,11 +166,10 @@ class Scheduler:
     if draft.entries:
       self._prompts_behind = 0
     if prompts and (not draft.entries or limits.stages == 1):  # on a ring, prompts go in frames of their own
-      chunk = self.chunks.beside_decodes if decoding else self._chunk_alone()
-      budget = min(limits.step_tokens - len(draft.tokens), chunk)
+      budget = limits.step_tokens - len(draft.tokens)
       # every stage computes the decodes and `stages` - 1 prompts by turns: one more would make the decodes wait for it
       if limits.stages == 1 or not decoding or self._prompts_behind < limits.stages - 1:
-        self._add_prompts(draft, budget)
+        self._add_prompts(draft, min(budget, self.chunks.beside_decodes) if decoding else budget, alone=not decoding)
         self._prompts_behind += bool(draft.entries)
     return self._let_out(draft, run)
 
@@ -194,13 +192,7 @@ class Scheduler:
     """The same for all steps of the prompts that are there together: it is the greatest one that the stages wait for."""
     if not self._prompt_steps:
       self._even_chunk = 0
-    left = sum(s.prompt_left for s in self._running.values())
-    for place, request in enumerate(self._waiting):
-      left += len(request.prompt_ids)
-      # what the first few find in kept caches is not computed; where more wait, the stages have work anyway
-      if place < _LOOKED_AHEAD and self.limits.keep_caches:
-        match = self._kept.match(np.asarray(request.prompt_ids[:-2], np.int32))
-        left -= match.length if match else 0
+    left = sum(s.prompt_left for s in self._running.values()) + sum(len(r.prompt_ids) for r in self._waiting)
     self._even_chunk = max(self._even_chunk, self.chunks.alone(left))
     return self._even_chunk
 
@@ -252,8 +244,13 @@ class Scheduler:
       sequence.computed += stay
       sequence.cut = stay < len(again)
 
-  def _add_prompts(self, draft: StepDraft, budget: int) -> None:
-    for sequence in [s for s in self._running.values() if s.prompt_left]:
+  def _add_prompts(self, draft: StepDraft, budget: int, alone: bool) -> None:
+    begun = [s for s in self._running.values() if s.prompt_left]
+    if not begun and budget >= 2 and (first := self._admit(draft)) is not None:
+      begun = [first]  # before its part is sized: what it finds in a kept cache is not computed
+    if alone:
+      budget = min(budget, self._chunk_alone())
+    for sequence in begun:
       budget -= self._chunk(sequence, budget, draft)
     while budget >= 2 and (admitted := self._admit(draft)) is not None:
       budget -= self._chunk(admitted, budget, draft)

@@ -13,7 +13,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from exo.errors import ProtocolError
-from exo.inference.engine import BatchEntry
+from exo.inference.engine import BatchEntry, Count
 from exo.networking import messages as m
 from exo.networking.grpc import node_service_pb2 as pb
 from exo.networking.grpc.request_codec import request_in, request_out
@@ -26,7 +26,7 @@ class FrameBody(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
   """`messages.Frame` on the wire. `changes` is a `pb.CacheChanges`, empty for most frames."""
   plan_id: str
   epoch: str
-  step: m.Count
+  step: Count
   run: Annotated[int, msgspec.Meta(ge=1, le=1024)]
   entries: Annotated[tuple[BatchEntry, ...], m.MOST_OF_A_STEP]
   token_ids: memoryview
