@@ -9,7 +9,8 @@ from exo.errors import InvalidRequestError, QueueFullError
 from exo.inference.engine import LogitsOf
 from exo.inference.sampling import SamplingParams
 from exo.networking.messages import Request, SequenceToken, WideStep
-from exo.orchestration.scheduler import Limits, Scheduler
+from exo.orchestration.kv_room import Limits
+from exo.orchestration.scheduler import Scheduler
 from exo.orchestration.step import Step
 
 LIMITS = Limits(max_sequences=4, max_kv_tokens=400, max_context=128, stages=1, step_tokens=32, max_waiting=100)

@@ -36,10 +36,11 @@ from exo.networking.messages import (
 from exo.orchestration.awake_cores import AwakeCores
 from exo.orchestration.engine_health import EngineHealth
 from exo.orchestration.frame_check import FrameBounds, check_frame
+from exo.orchestration.kv_room import Limits
 from exo.orchestration.meter import Meter
 from exo.orchestration.plan_driver import PlanDriver
 from exo.orchestration.plan_start import Call, PlanStart
-from exo.orchestration.scheduler import Limits, Scheduler
+from exo.orchestration.scheduler import Scheduler
 from exo.orchestration.shard_loader import ShardLoader
 from exo.orchestration.stage_runner import StageRunner, check_step
 from exo.tasks import TaskOwner

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 
 from exo.errors import ExoError, ProtocolError, QueueFullError
 from exo.networking.messages import Message, OpenPlan, PlanOpened, Request
+from exo.orchestration.kv_room import Limits
 from exo.orchestration.plan_driver import PlanDriver, tell_failed
-from exo.orchestration.scheduler import Limits
 from exo.tasks import TaskOwner
 from exo.topology.ring_plan import RingPlan
 

@@ -12,7 +12,6 @@ sequence may be in every step in flight.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -21,31 +20,11 @@ from exo.errors import InvalidRequestError, QueueFullError
 from exo.inference.engine import BatchEntry, LogitsOf
 from exo.networking.messages import EMPTY_TOKEN_IDS, Request, SequenceOpen, SequenceToken
 from exo.orchestration.drafter import Drafter
-from exo.orchestration.prefix_cache import MIN_REUSED, Match, PrefixCache, common_prefix
+from exo.orchestration.kv_room import KvRoom, Limits
+from exo.orchestration.prefix_cache import MIN_REUSED, Match, common_prefix
 from exo.orchestration.prompt_chunks import PromptChunks
 from exo.orchestration.sequence import RunningSequence
 from exo.orchestration.step import Step, StepDraft
-
-# Tokens of a kept cache that are given up rather than copying all before them: at least the first, or one in so many of
-# those that would be copied. A token is computed in the time in which 10 to 50 are copied, and a copy takes memory too.
-_SHORT_TAIL = 32
-_COPIES_PER_TOKEN = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-  """The least of what the plan's stages can do, and the bounds of one step. Counts of tokens unless said.
-
-  `max_drafting` is the number of sequences of one step that may have drafts verified, 0 for no speculation.
-  """
-  max_sequences: int
-  max_kv_tokens: int
-  max_context: int
-  stages: int = 1
-  step_tokens: int = 256
-  max_waiting: int = 256  # requests
-  keep_caches: bool = True
-  max_drafting: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,21 +44,18 @@ class Scheduler:
   limits: Limits
   drafter: Drafter = field(default_factory=Drafter)
   chunks: PromptChunks = field(init=False)
+  _room: KvRoom = field(init=False)
   _waiting: deque[Request] = field(default_factory=deque)
   _running: dict[int, RunningSequence] = field(default_factory=dict)
-  _kept: PrefixCache = field(default_factory=PrefixCache)
   _computed_anew: set[str] = field(default_factory=set)  # ids of requests that no cache may help
-  _drops: list[int] = field(default_factory=list)
-  _ends: list[int] = field(default_factory=list)
   _in_flight: dict[int, tuple[BatchEntry, ...]] = field(default_factory=dict)
-  _next_sequence: int = 1
   _next_step: int = 1
-  _reserved: int = 0
   _prompts_behind: int = 0  # steps of prompts let out since the last step of decodes
   _even_chunk: int = 0  # of the prompts that are being computed alone
 
   def __post_init__(self) -> None:
     self.chunks = PromptChunks(self.limits.stages, self.limits.step_tokens)
+    self._room = KvRoom(self.limits, self._running)
 
   @property
   def waiting(self) -> int:
@@ -88,7 +64,8 @@ class Scheduler:
   @property
   def counts(self) -> Counts:
     return Counts(
-        len(self._running), len(self._waiting), len(self._in_flight), self._reserved, len(self._kept), self._kept.tokens
+        len(self._running), len(self._waiting), len(self._in_flight), self._room.reserved, len(self._room.kept),
+        self._room.kept.tokens
     )
 
   def needed(self, request: Request) -> int:
@@ -159,8 +136,8 @@ class Scheduler:
     # where prompts are computed, one frame more lies ready, so that no stage waits for the others' pace
     if ahead == 0 and decoding and not prompts:
       return None
-    if self._kept:
-      self._make_room(0)
+    if self._room.kept:
+      self._room.make_room(0)
     draft = StepDraft({s.number: s.computed for s in self._running.values()} if self._waiting else {})
     self._add_decodes(draft, prompts)
     if draft.entries:
@@ -174,11 +151,10 @@ class Scheduler:
     return self._let_out(draft, run)
 
   def _let_out(self, draft: StepDraft, run: int) -> Step | None:
-    if not (draft.entries or draft.opens or self._drops or self._ends):
+    if not (draft.entries or draft.opens or self._room.untold):
       return None
     number, self._next_step = self._next_step, self._next_step + 1
-    drops, self._drops = tuple(self._drops), []
-    ends, self._ends = tuple(self._ends), []
+    drops, ends = self._room.tell()
     if draft.entries:
       self._in_flight[number] = tuple(draft.entries)
     ids = np.asarray(draft.tokens, np.int32) if draft.tokens else EMPTY_TOKEN_IDS
@@ -286,7 +262,7 @@ class Scheduler:
     if not self._waiting or len(self._running) >= self.limits.max_sequences:
       return False
     needed = min(self.needed(self._waiting[0]), self.limits.max_kv_tokens)
-    return self._reserved + needed <= self.limits.max_kv_tokens
+    return self._room.reserved + needed <= self.limits.max_kv_tokens
 
   def _admit(self, draft: StepDraft) -> RunningSequence | None:
     """The next waiting request as a sequence, if there is a row and memory for it."""
@@ -297,7 +273,7 @@ class Scheduler:
     if soon:  # a step later, more of its prompt will be there to copy
       return None
     needed = min(self.needed(request), self.limits.max_kv_tokens)
-    place = self._place(match, needed, draft)
+    place = self._room.place(match, needed, draft.sources)
     if place is None:
       return None
     number, length = place
@@ -307,7 +283,7 @@ class Scheduler:
         number, request, needed, [*request.prompt_ids, *request.replay_ids], self._next_step, length
     )
     self._running[number] = sequence
-    self._reserved += needed
+    self._room.reserved += needed
     told = replace(
         request,
         prompt_ids=request.prompt_ids if request.sampling.needs_prompt else (),
@@ -322,7 +298,7 @@ class Scheduler:
     if whole or request.request_id in self._computed_anew or not self.limits.keep_caches:
       return None, False
     prompt = np.asarray(request.prompt_ids[:-2], np.int32)
-    best, soon = self._kept.match(prompt), 0
+    best, soon = self._room.kept.match(prompt), 0
     for sequence in self._running.values():
       common = common_prefix(prompt, np.asarray(sequence.request.prompt_ids, np.int32))
       ready = min(common, draft.settled.get(sequence.number, 0))
@@ -330,55 +306,6 @@ class Scheduler:
         best = Match(sequence.number, ready)
       soon = max(soon, common)
     return best, soon >= MIN_REUSED + (best.length if best else 0)
-
-  def _place(self, match: Match | None, needed: int, draft: StepDraft) -> tuple[int, int] | None:
-    """(the number of a new sequence, how much of a cache it begins with), with room made for it; None while there is none.
-
-    A kept cache that ends soon after what is wanted goes on as the new sequence, others are copied.
-    """
-    source, length = (match.sequence, match.length) if match else (0, 0)
-    kept = source in self._kept
-    tokens = length + min(needed - length, self.limits.step_tokens)
-    tail = self._kept.length(source) - length if kept else 0
-    if kept and tail <= max(_SHORT_TAIL, length // _COPIES_PER_TOKEN) and not draft.sources:
-      return self._take_over(source, length, tokens)
-    needed_now = {source, *draft.sources}
-    self._make_room(tokens, needed_now)
-    rows = self.limits.max_sequences - len(self._running)
-    while len(self._kept) >= rows and (oldest := self._kept.oldest(needed_now)) is not None:
-      self._evict(oldest)
-    if self._kept and (len(self._kept) >= rows or self._use + tokens > self.limits.max_kv_tokens):
-      return self._take_over(source, length, tokens) if kept and not draft.sources else None
-    if kept:
-      self._kept.touch(source)
-      draft.sources.add(source)
-    number, self._next_sequence = self._next_sequence, self._next_sequence + 1
-    return number, length
-
-  def _take_over(self, source: int, length: int, tokens: int) -> tuple[int, int]:
-    self._kept.remove(source)
-    if source in self._ends:  # it has not ended for anybody yet, and does not now
-      self._ends.remove(source)
-    self._make_room(tokens)
-    return source, length
-
-  @property
-  def _use(self) -> int:
-    """KV tokens that the caches hold, and that one more step may add."""
-    running = sum(s.computed for s in self._running.values())
-    growth = sum(s.reserved - s.computed for s in self._running.values())
-    return running + min(growth, self.limits.step_tokens) + self._kept.tokens
-
-  def _make_room(self, tokens: int, but: Collection[int] = ()) -> None:
-    """Forget kept caches, the least recently used first, until so many more tokens would fit."""
-    while self._use + tokens > self.limits.max_kv_tokens and (oldest := self._kept.oldest(but)) is not None:
-      self._evict(oldest)
-
-  def _evict(self, sequence: int) -> None:
-    self._kept.remove(sequence)
-    if sequence in self._ends:
-      self._ends.remove(sequence)
-    self._drops.append(sequence)
 
   # results
 
@@ -448,13 +375,7 @@ class Scheduler:
     sequence = self._running.pop(number, None)
     if sequence is None:
       return
-    self._reserved -= sequence.reserved
     self.drafter.forget(number)
     if not again:
       self._computed_anew.discard(sequence.request.request_id)
-    if keep and self.limits.keep_caches:
-      gone = self._kept.keep(number, sequence.tokens[:sequence.computed])
-      self._ends = [n for n in (*self._ends, number) if n not in gone]
-      self._drops.extend(gone)
-    else:
-      self._drops.append(number)
+    self._room.release(sequence, keep)

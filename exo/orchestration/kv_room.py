@@ -1,0 +1,115 @@
+"""The KV memory of a plan: what its caches hold, and which kept ones give way when more is needed.
+
+Pure bookkeeping of the first stage. The stages are told of it by the `drops` and `ends` of the next step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from exo.orchestration.prefix_cache import Match, PrefixCache
+from exo.orchestration.sequence import RunningSequence
+
+# Tokens of a kept cache that are given up rather than copying all before them: at least the first, or one in so many of
+# those that would be copied. A token is computed in the time in which 10 to 50 are copied, and a copy takes memory too.
+_SHORT_TAIL = 32
+_COPIES_PER_TOKEN = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+  """The least of what the plan's stages can do, and the bounds of one step. Counts of tokens unless said.
+
+  `max_drafting` is the number of sequences of one step that may have drafts verified, 0 for no speculation.
+  """
+  max_sequences: int
+  max_kv_tokens: int
+  max_context: int
+  stages: int = 1
+  step_tokens: int = 256
+  max_waiting: int = 256  # requests
+  keep_caches: bool = True
+  max_drafting: int = 0
+
+
+class KvRoom:
+  """`kept` are the caches of finished requests, `reserved` what the `running` sequences may come to need, in tokens."""
+  def __init__(self, limits: Limits, running: Mapping[int, RunningSequence]) -> None:
+    self.limits, self._running = limits, running
+    self.kept = PrefixCache()
+    self.reserved = 0
+    self._drops: list[int] = []
+    self._ends: list[int] = []
+    self._next_sequence = 1
+
+  @property
+  def untold(self) -> bool:
+    """There is something that the stages must hear."""
+    return bool(self._drops or self._ends)
+
+  def tell(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(sequences to drop, sequences that end and whose caches stay), once."""
+    told = tuple(self._drops), tuple(self._ends)
+    self._drops, self._ends = [], []
+    return told
+
+  def release(self, sequence: RunningSequence, keep: bool) -> None:
+    """A sequence does not run any more; its cache stays where it is worth it."""
+    self.reserved -= sequence.reserved
+    number = sequence.number
+    if keep and self.limits.keep_caches:
+      gone = self.kept.keep(number, sequence.tokens[:sequence.computed])
+      self._ends = [n for n in (*self._ends, number) if n not in gone]
+      self._drops.extend(gone)
+    else:
+      self._drops.append(number)
+
+  def place(self, match: Match | None, needed: int, sources: set[int]) -> tuple[int, int] | None:
+    """(the number of a new sequence, how much of a cache it begins with), with room made for it; None while there is none.
+
+    A kept cache that ends soon after what is wanted goes on as the new sequence, others are copied.
+    """
+    source, length = (match.sequence, match.length) if match else (0, 0)
+    kept = source in self.kept
+    tokens = length + min(needed - length, self.limits.step_tokens)
+    tail = self.kept.length(source) - length if kept else 0
+    if kept and tail <= max(_SHORT_TAIL, length // _COPIES_PER_TOKEN) and not sources:
+      return self._take_over(source, length, tokens)
+    needed_now = {source, *sources}
+    self.make_room(tokens, needed_now)
+    rows = self.limits.max_sequences - len(self._running)
+    while len(self.kept) >= rows and (oldest := self.kept.oldest(needed_now)) is not None:
+      self._evict(oldest)
+    if self.kept and (len(self.kept) >= rows or self._use + tokens > self.limits.max_kv_tokens):
+      return self._take_over(source, length, tokens) if kept and not sources else None
+    if kept:
+      self.kept.touch(source)
+      sources.add(source)
+    number, self._next_sequence = self._next_sequence, self._next_sequence + 1
+    return number, length
+
+  def _take_over(self, source: int, length: int, tokens: int) -> tuple[int, int]:
+    self.kept.remove(source)
+    if source in self._ends:  # it has not ended for anybody yet, and does not now
+      self._ends.remove(source)
+    self.make_room(tokens)
+    return source, length
+
+  @property
+  def _use(self) -> int:
+    """KV tokens that the caches hold, and that one more step may add."""
+    running = sum(s.computed for s in self._running.values())
+    growth = sum(s.reserved - s.computed for s in self._running.values())
+    return running + min(growth, self.limits.step_tokens) + self.kept.tokens
+
+  def make_room(self, tokens: int, but: Collection[int] = ()) -> None:
+    """Forget kept caches, the least recently used first, until so many more tokens would fit."""
+    while self._use + tokens > self.limits.max_kv_tokens and (oldest := self.kept.oldest(but)) is not None:
+      self._evict(oldest)
+
+  def _evict(self, sequence: int) -> None:
+    self.kept.remove(sequence)
+    if sequence in self._ends:
+      self._ends.remove(sequence)
+    self._drops.append(sequence)
