@@ -41,6 +41,7 @@ MESSAGES = [
     m.ClosePlan("p", m.Failure("peer_lost", "gone", "{}")),
     m.ClosePlan("p"),
     m.Submit(m.OpenPlan(PLAN, "abc"), REQUEST),
+    m.Submit(m.OpenPlan(PLAN, "abc"), replace(REQUEST, share="0f" * 16, cache_salt="ab" * 16)),
     m.Submit(m.OpenPlan(PLAN, "abc"), replace(REQUEST, replay_ids=(4, 5, 6, 7), replay_wide=(m.WideStep(1, 2, 5), ))),
     m.Cancel("p", "r1"),
     m.Failure("x", "y", '{"a": 1}'),

@@ -120,7 +120,9 @@ class Request:
 
   `replay_ids` are tokens that its client has already, from a ring that lost a node: they are computed again in steps like
   those that made them, one token each but for those in `replay_wide`, and nothing is sampled until they are through. With
-  `embed` nothing is generated: the answer is the mean of the prompt's final hidden states.
+  `embed` nothing is generated: the answer is the mean of the prompt's final hidden states. `share` is the label under which
+  its client waits, by itself a number that tells nothing of it; empty from nodes that know none. Caches are reused between
+  requests of the same `cache_salt` alone.
   """
   request_id: str
   entry_node: str
@@ -133,6 +135,8 @@ class Request:
   replay_ids: tuple[int, ...] = ()
   embed: bool = False
   replay_wide: tuple[WideStep, ...] = ()
+  share: str = ""
+  cache_salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -508,7 +508,7 @@ class Sampling(_message.Message):
 class Request(_message.Message):
   __slots__ = (
       "request_id", "entry_node", "choice", "prompt_ids", "max_tokens", "eos_ids", "sampling", "prompt_logprobs",
-      "replay_ids", "replay_wide", "embed"
+      "replay_ids", "replay_wide", "embed", "share", "cache_salt"
   )
   REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
   ENTRY_NODE_FIELD_NUMBER: _ClassVar[int]
@@ -521,6 +521,8 @@ class Request(_message.Message):
   REPLAY_IDS_FIELD_NUMBER: _ClassVar[int]
   REPLAY_WIDE_FIELD_NUMBER: _ClassVar[int]
   EMBED_FIELD_NUMBER: _ClassVar[int]
+  SHARE_FIELD_NUMBER: _ClassVar[int]
+  CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
   request_id: str
   entry_node: str
   choice: int
@@ -532,6 +534,8 @@ class Request(_message.Message):
   replay_ids: _containers.RepeatedScalarFieldContainer[int]
   replay_wide: _containers.RepeatedScalarFieldContainer[int]
   embed: bool
+  share: str
+  cache_salt: str
 
   def __init__(
       self,
@@ -545,7 +549,9 @@ class Request(_message.Message):
       prompt_logprobs: _Optional[int] = ...,
       replay_ids: _Optional[_Iterable[int]] = ...,
       replay_wide: _Optional[_Iterable[int]] = ...,
-      embed: _Optional[bool] = ...
+      embed: _Optional[bool] = ...,
+      share: _Optional[str] = ...,
+      cache_salt: _Optional[str] = ...
   ) -> None:
     ...
 

@@ -10,6 +10,7 @@ from exo.networking import messages as m
 from exo.networking.grpc import node_service_pb2 as pb
 
 _MAX_WIDTH = 64  # tokens of one sequence in a step that is not a prompt's
+_MAX_LABEL = 64  # characters
 
 
 def _sampling_out(s: SamplingParams) -> pb.Sampling:
@@ -48,6 +49,8 @@ def request_out(r: m.Request) -> pb.Request:
       sampling=_sampling_out(r.sampling),
       replay_ids=r.replay_ids,
       embed=r.embed,
+      share=r.share,
+      cache_salt=r.cache_salt,
       replay_wide=[number for w in r.replay_wide for number in (w.index, w.count, w.width)]
   )
   if r.prompt_logprobs is not None:
@@ -58,12 +61,15 @@ def request_out(r: m.Request) -> pb.Request:
 def request_in(r: pb.Request) -> m.Request:
   if not 1 <= len(r.request_id) <= 128 or not 1 <= len(r.entry_node) <= 128:
     raise ProtocolError("a request without a proper id")
+  if max(len(r.share), len(r.cache_salt)) > _MAX_LABEL:
+    raise ProtocolError("a request whose share or salt is no label")
   if len(r.replay_wide) % 3:
     raise ProtocolError("a request's wide steps are not threes")
   wide = tuple(m.WideStep(*numbers) for numbers in batched(r.replay_wide, 3))
   if any(not 1 <= w.count <= w.width <= _MAX_WIDTH or w.index + w.count >= len(r.replay_ids) for w in wide):
     raise ProtocolError("a request's wide steps do not fit the tokens that it replays")
   return m.Request(
-      r.request_id, r.entry_node, tuple(r.prompt_ids), r.max_tokens, frozenset(r.eos_ids), _sampling_in(r.sampling),
-      r.choice, r.prompt_logprobs if r.HasField("prompt_logprobs") else None, tuple(r.replay_ids), r.embed, wide
+      r.request_id, r.entry_node, tuple(r.prompt_ids), r.max_tokens, frozenset(r.eos_ids),
+      _sampling_in(r.sampling), r.choice, r.prompt_logprobs if r.HasField("prompt_logprobs") else None,
+      tuple(r.replay_ids), r.embed, wide, r.share, r.cache_salt
   )
