@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 
 
@@ -15,11 +16,13 @@ def private_folder(path: Path) -> Path:
 
 
 def write_private(path: Path, text: str) -> None:
-  """With mode 0600, and complete from the moment it has its name."""
+  """With mode 0600, and complete from the moment it has its name; two who write it at once do not mix."""
   private_folder(path.parent)
-  part = path.with_suffix(".part")
-  part.unlink(missing_ok=True)  # whoever put it there must not keep it open
+  part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
   descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-  with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-    file.write(text)
-  part.replace(path)
+  try:
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+      file.write(text)
+    part.replace(path)
+  finally:
+    part.unlink(missing_ok=True)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import psutil
-
+from exo.machine import Machine, process_started, this_machine
 from exo.private_files import write_private
+
+_SAME_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class RuntimeInfo:
-  """A running node. `started` is its process's start, which tells it from another process with a reused pid.
+  """A running node. `started` is its process's start, as `process_started` tells it, which tells it from another process
+  with a reused pid.
 
   `token` stands for any API key on this machine: who can read the file is the user who started the node. `cluster` is the name of its cluster key.
   """
@@ -32,31 +35,51 @@ class RuntimeInfo:
     return f"http://[{host}]:{self.api_port}" if ":" in host else f"http://{host}:{self.api_port}"
 
 
-def _folder(state_dir: Path) -> Path:
-  return state_dir / "nodes"
+def runtime_path(state_dir: Path, pid: int, machine: Machine | None = None) -> Path:
+  """The name says whose file it is, since machines and containers may share an EXO_HOME: host, machine, boot, process."""
+  machine = machine or this_machine()
+  return state_dir / "nodes" / f"{machine.host}_{machine.mark}_{machine.boot}_{machine.pids}_{pid}.json"
 
 
 def write_runtime_file(state_dir: Path, info: RuntimeInfo) -> Path:
   """With mode 0600, complete from the moment it has its name."""
-  path = _folder(state_dir) / f"{info.pid}.json"
+  path = runtime_path(state_dir, info.pid)
   write_private(path, json.dumps(asdict(info)))
   return path
 
 
-def this_process_started() -> float:
-  return float(psutil.Process().create_time())
+def is_running(info: RuntimeInfo) -> bool:
+  """The very process, not another one that has its number now. `info` must be of this machine."""
+  started = process_started(info.pid)
+  return started is not None and (not started or not info.started or abs(started - info.started) < _SAME_S)
 
 
 def running_nodes(state_dir: Path) -> list[RuntimeInfo]:
-  """The nodes of this machine that still run, oldest first; files that dead ones left are removed."""
-  found = []
-  for path in sorted(_folder(state_dir).glob("*.json")):
-    try:
-      info = RuntimeInfo(**json.loads(path.read_text()))
-      if abs(psutil.Process(info.pid).create_time() - info.started) < 1:
+  """The nodes of this machine that still run, oldest first.
+
+  Files that its dead ones left, also before it was started anew, are removed; those of other machines and of containers,
+  whose processes cannot be seen from here, are left to them.
+  """
+  here, found = this_machine(), []
+  for path in sorted((state_dir / "nodes").glob("*.json")):
+    parts = path.stem.rsplit("_", 4)
+    if len(parts) != 5:
+      continue
+    host, mark, boot, pids, _ = parts
+    if boot == here.boot and pids == here.pids and (boot != "0" or host == here.host):
+      info = _read(path)
+      if info is not None and is_running(info):
         found.append(info)
         continue
-    except (OSError, ValueError, TypeError, psutil.Error):
-      pass
-    path.unlink(missing_ok=True)
+    elif mark != here.mark or boot == here.boot or "0" in (boot, here.boot):
+      continue
+    with contextlib.suppress(OSError):
+      path.unlink()
   return sorted(found, key=lambda info: info.started)
+
+
+def _read(path: Path) -> RuntimeInfo | None:
+  try:
+    return RuntimeInfo(**json.loads(path.read_text()))
+  except (OSError, ValueError, TypeError):
+    return None

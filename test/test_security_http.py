@@ -87,7 +87,7 @@ def ask(
 
 
 def info_of(node: NodeProcess) -> dict[str, Any]:
-  return json.loads((node.home / ".exo" / "nodes" / f"{node.process.pid}.json").read_text())
+  return json.loads(node.runtime_file.read_text())
 
 
 def own_address() -> str:
@@ -213,7 +213,7 @@ def test_09_keys_come_and_go_while_the_node_runs(tmp_path: Path, monkeypatch: py
 
 
 def test_10_the_runtime_file_is_private_and_its_token_works_here(keyed: NodeProcess, node: NodeProcess) -> None:
-  path = keyed.home / ".exo" / "nodes" / f"{keyed.process.pid}.json"
+  path = keyed.runtime_file
   assert stat.S_IMODE(path.stat().st_mode) == 0o600
   token = info_of(keyed)["token"]
   assert len(token) >= 43 and token != info_of(node)["token"] and token not in keyed.log

@@ -16,6 +16,7 @@ from exo.config import Config
 from exo.download.model_store import DownloadOptions, ModelStore
 from exo.errors import ConfigError
 from exo.inference.engines import EngineChoice, choose_engine, weight_memory
+from exo.machine import process_started
 from exo.networking.address_rule import AddressRule
 from exo.networking.cluster_key import ClusterKeyring, open_keyring
 from exo.networking.discovery import Discovery, NoDiscovery
@@ -26,7 +27,7 @@ from exo.orchestration.identity import claim_identity
 from exo.orchestration.model_catalog import ModelCatalog
 from exo.orchestration.node import Node
 from exo.private_files import private_folder
-from exo.runtime_file import RuntimeInfo, this_process_started, write_runtime_file
+from exo.runtime_file import RuntimeInfo, write_runtime_file
 from exo.topology.device_capabilities import DeviceCapabilities, offer, probe_device
 from exo.topology.ring_memory_weighted_partitioning_strategy import RingMemoryWeightedPartitioningStrategy
 
@@ -120,7 +121,7 @@ async def running_node(config: Config, stop: Callable[[], None]) -> AsyncIterato
     await node.start()
     info = RuntimeInfo(
         pid=os.getpid(),
-        started=this_process_started(),
+        started=process_started(os.getpid()) or 0.0,
         node_id=node.node_id,
         api_host=config.chatgpt_api_host,
         api_port=api.port,

@@ -11,13 +11,11 @@ import sys
 import time
 from typing import Any
 
-import psutil
-
 from exo.cli.client import ApiClient
 from exo.config import Config
 from exo.errors import ExoError
 from exo.log import escape
-from exo.runtime_file import RuntimeInfo, running_nodes
+from exo.runtime_file import RuntimeInfo, is_running, running_nodes
 
 _ASK_S = 5.0
 _STOP_S = 45.0  # longer than the time that requests under way are given
@@ -67,9 +65,9 @@ def stop_command(config: Config, arguments: argparse.Namespace) -> int:
       _signal(info)
   deadline, failed = time.monotonic() + _STOP_S, False
   for info in nodes:
-    while _runs(info) and time.monotonic() < deadline:
+    while is_running(info) and time.monotonic() < deadline:
       time.sleep(0.05)
-    if _runs(info):
+    if is_running(info):
       failed = True
       print(f"{info.node_id} still runs (process {info.pid}): `exo stop --now` cuts its requests off", file=sys.stderr)
     else:
@@ -90,17 +88,8 @@ def _chosen(config: Config, node_id: str | None) -> list[RuntimeInfo]:
 
 
 def _signal(info: RuntimeInfo) -> None:
-  if _runs(info):
+  if is_running(info):
     os.kill(info.pid, signal.SIGTERM)
-
-
-def _runs(info: RuntimeInfo) -> bool:
-  """The very process, not another one that has its number now."""
-  try:
-    process = psutil.Process(info.pid)
-    return abs(process.create_time() - info.started) < 1 and process.status() != psutil.STATUS_ZOMBIE
-  except psutil.Error:
-    return False
 
 
 async def _ask_all(nodes: list[RuntimeInfo]) -> list[dict[str, Any] | None]:

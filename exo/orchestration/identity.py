@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import IO
 
 from exo.errors import ConfigError
+from exo.machine import this_machine
+from exo.private_files import private_folder
 
 _MAX_INSTANCES = 256
 
@@ -27,15 +29,17 @@ class NodeIdentity:
 def claim_identity(state_dir: Path, node_id: str | None) -> NodeIdentity:
   """The id given, or the first stored one that no running node of this machine uses, made up where there is none.
 
+  Each machine has a folder of its own: where several share an EXO_HOME, locks may not reach from one to the other.
+
   Raises `ConfigError` when the state folder cannot be written.
   """
   if node_id is not None:
     if not 1 <= len(node_id) <= 64 or not all(c.isalnum() or c in "-_." for c in node_id):
       raise ConfigError(f"--node-id {node_id!r}: up to 64 letters, digits, '-', '_' and '.' are allowed")
     return NodeIdentity(node_id)
-  folder = state_dir / "ids"
+  folder = state_dir / "ids" / this_machine().mark
   try:
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_folder(folder)
     for instance in range(_MAX_INSTANCES):
       lock = (folder / str(instance)).open("a+")
       try:

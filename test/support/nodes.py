@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from exo.runtime_file import runtime_path
+
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 30.0
 
@@ -63,12 +65,17 @@ class NodeProcess:
   def log(self) -> str:
     return self.log_path.read_text(errors="replace")
 
+  @property
+  def runtime_file(self) -> Path:
+    """Where the node tells the command line of itself."""
+    return runtime_path(self.home / ".exo", self.process.pid)
+
   def wait_ready(self) -> NodeProcess:
     """Until the API answers; fails at once when the process ends."""
     def ready() -> bool:
       if self.process.poll() is not None:
         raise AssertionError(f"node {self.node_id} ended with status {self.process.returncode}:\n{self.log}")
-      info = self.home / ".exo" / "nodes" / f"{self.process.pid}.json"
+      info = self.runtime_file
       if not self.url and info.exists():
         self.url = f"http://127.0.0.1:{json.loads(info.read_text())['api_port']}"
       return bool(self.url) and self.get("/healthcheck", 2)[0] == 200

@@ -1,0 +1,93 @@
+"""Starts that were sick: of the issue "Nothing sick spreads", line 13."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from exo.machine import process_started, this_machine
+from exo.orchestration.identity import claim_identity
+from exo.runtime_file import RuntimeInfo, running_nodes, runtime_path, write_runtime_file
+from test.support.nodes import ROOT, ring
+
+DUMMY = ("--inference-engine", "dummy", "--default-model", "dummy")
+
+# machines that share an EXO_HOME
+
+
+def info_of(pid: int, node_id: str = "n") -> RuntimeInfo:
+  return RuntimeInfo(pid, process_started(pid) or 0.0, node_id, "127.0.0.1", 1, 2)
+
+
+def test_line_13_machines_that_share_a_home_leave_each_others_runtime_files_alone(tmp_path: Path) -> None:
+  here, pid = this_machine(), os.getpid()
+  own = write_runtime_file(tmp_path, info_of(pid, "own"))
+  assert here.host in own.name and here.boot in own.name and here.boot != "0"
+
+  def write(name: str, **other: str) -> Path:
+    path = runtime_path(tmp_path, pid, replace(here, **other))
+    path.write_text(json.dumps(asdict(info_of(pid, name))))
+    return path
+
+  kept = [
+      write("another machine", host="desk", mark="0123456789ab", boot="f" * 32),
+      write("one of the same name", mark="0123456789ab", boot="f" * 32),
+      write("a container of this machine", pids="1"),
+  ]
+  former = write("this machine before it was started anew", boot="e" * 32)
+  assert [info.node_id for info in running_nodes(tmp_path)] == ["own"]
+  assert all(path.exists() for path in kept) and not former.exists() and own.exists()
+
+
+def test_line_13_a_pid_that_another_program_has_now_is_no_node(tmp_path: Path) -> None:
+  process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+  try:
+    living = write_runtime_file(tmp_path, info_of(process.pid))
+    assert [info.pid for info in running_nodes(tmp_path)] == [process.pid]
+    write_runtime_file(tmp_path, replace(info_of(process.pid), started=info_of(process.pid).started - 60))
+    assert not running_nodes(tmp_path) and not living.exists()
+    write_runtime_file(tmp_path, info_of(process.pid))
+  finally:
+    process.communicate(b"\n")
+  assert not running_nodes(tmp_path) and not living.exists()
+
+
+def test_line_13_node_ids_of_a_shared_home_are_each_machines_own(tmp_path: Path) -> None:
+  """Where the system's locks do not reach from one machine to another, the folders tell them apart."""
+  first = claim_identity(tmp_path, None)
+  other = tmp_path / "ids" / this_machine().mark
+  first.release()
+  other.rename(tmp_path / "ids" / "0123456789ab")  # as another machine would have left it
+  second = claim_identity(tmp_path, None)
+  second.release()
+  assert second.node_id != first.node_id
+  again = claim_identity(tmp_path, None)
+  again.release()
+  assert again.node_id == second.node_id
+
+
+def test_line_13_commands_of_one_machine_do_not_take_anothers_node_for_their_own(tmp_path: Path) -> None:
+  with ring(tmp_path, 1, *DUMMY, "--discovery-module", "none") as (node, ):
+    stranger = runtime_path(
+        tmp_path / ".exo", node.process.pid, replace(this_machine(), mark="0123456789ab", boot="f" * 32)
+    )
+    stranger.write_text(node.runtime_file.read_text().replace(node.node_id, "stranger"))
+
+    def exo(*arguments: str) -> str:
+      done = subprocess.run([sys.executable, "-m", "exo", *arguments],
+                            cwd=ROOT,
+                            env=os.environ | {"EXO_HOME": str(tmp_path)},
+                            capture_output=True,
+                            text=True,
+                            timeout=60,
+                            check=False)
+      return done.stdout + done.stderr
+
+    assert node.node_id in (shown := exo("status")) and "stranger" not in shown
+    assert f"{node.node_id} has stopped" in (said := exo("stop")) and "stranger" not in said
+    assert node.process.wait(20) == 0
+  assert stranger.exists() and not node.runtime_file.exists()
