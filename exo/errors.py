@@ -81,6 +81,14 @@ class EngineError(ExoError):
   kind = "engine_error"
 
 
+class BadNumbersError(EngineError):
+  """A stage computed numbers that are not finite, or too large to be any. `node` made them.
+
+  `recomputed` is 1 where that node has computed them twice, 0 where the next one found them.
+  """
+  kind = "bad_numbers"
+
+
 class CacheReuseError(EngineError):
   """A kept KV cache cannot be cut or copied to the length that is wanted; computing it anew always works."""
   kind = "cache_reuse_error"
@@ -109,6 +117,24 @@ class ProtocolError(ExoError):
 class PlanClosedError(ExoError):
   """The plan that the request was pinned to is no longer open."""
   kind = "plan_closed"
+
+
+class CacheLostError(ExoError):
+  """The KV cache of one request is gone on a stage; computing it anew always works."""
+  kind = "cache_lost"
+
+
+class StageSickError(ExoError):
+  """A node cannot load or compute its part of a model, whatever is asked of it; others may.
+
+  `node` is who; `cause`, `cause_message` and `cause_details` are the error that it met, as `to_wire` writes it.
+  """
+  kind = "stage_sick"
+
+
+class ModelRefusedError(ExoError):
+  """The model itself is at fault, on whichever node it runs."""
+  kind = "model_refused"
 
 
 class QueueFullError(ExoError):
@@ -146,6 +172,24 @@ def to_wire(error: BaseException) -> tuple[str, str, str]:
   if isinstance(error, ExoError):
     return error.kind, error.message, json.dumps(error.details)
   return ExoError.kind, f"{type(error).__name__}: {error}", "{}"
+
+
+def stage_sick(node_id: str, model_id: str, error: BaseException) -> StageSickError:
+  """What a node that failed a model is told of, with the error that it met."""
+  kind, message, details = to_wire(error)
+  return StageSickError(
+      f"{node_id} cannot run its part of {model_id}: {message}"[:2000],
+      node=node_id,
+      cause=kind,
+      cause_message=message[:2000],
+      cause_details=details
+  )
+
+
+def cause_of(error: StageSickError) -> ExoError:
+  """The error that the node met."""
+  kind, message, details = (str(error.details.get(k, "")) for k in ("cause", "cause_message", "cause_details"))
+  return from_wire(kind, message or error.message, details)
 
 
 def from_wire(kind: str, message: str, details_json: str) -> ExoError:

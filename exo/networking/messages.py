@@ -18,7 +18,7 @@ from exo.inference.shard import Shard
 from exo.topology.device_capabilities import DeviceCapabilities
 from exo.topology.ring_plan import RingPlan, WeightMemory
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 # of frames and results from other nodes: numbers that can be reckoned with, and no more of them than any step has
 StageMs = Annotated[tuple[Annotated[float, msgspec.Meta(ge=0, le=1e9)], ...], msgspec.Meta(max_length=2048)]
 MOST_OF_A_STEP = msgspec.Meta(max_length=2**16)
@@ -78,6 +78,14 @@ class Rumour:
 
 
 @dataclass(frozen=True, slots=True)
+class Ailment:
+  """Why a node takes no part in a model's plans for now. `fingerprint` is of the model's files."""
+  model_id: str
+  fingerprint: str
+  reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Heartbeat:
   """Sent on a connection of its own; an answer bears the number of what it answers.
 
@@ -85,7 +93,7 @@ class Heartbeat:
   `cpu_s` is the processor time that the process has used so far, `rss_mb` the memory that it occupies.
   `rumours` are what `membership.py` passes on. `leaving`: no new plans for this node, it shuts down or its engine is broken.
   `data_bytes` is what its sender has put on the data stream of this link so far, `data_read_bytes` what it has read;
-  `link_keys` names all links that it has with the peer.
+  `link_keys` names all links that it has with the peer. `ailments` are the models that it cannot run.
   """
   number: int
   is_answer: bool = False
@@ -104,6 +112,7 @@ class Heartbeat:
   data_bytes: int = 0
   data_read_bytes: int = 0
   link_keys: tuple[str, ...] = ()
+  ailments: tuple[Ailment, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +198,13 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class Absolve:
+  """From an entry node: its request made numbers that are not finite elsewhere, too, so it was not your doing."""
+  model_id: str
+  fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
   """A call succeeded and there is nothing to say."""
 
@@ -215,12 +231,18 @@ class SequenceOpen:
   reused: int = 0
 
 
+class SequenceFailure(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+  """What went wrong with one sequence of a step; the others go on."""
+  sequence: Count
+  failure: Failure
+
+
 class Frame(msgspec.Struct, frozen=True):
   """One step on its way around the ring: what begins, what ends, what is computed, and the hidden states so far.
 
   Caches change in this order: `drops` are forgotten, `ends` are over but their caches stay, `truncates` are pairs of
   sequence and length, `opens` begin, then the entries are computed. `refused` are sequences that an earlier stage could
-  not begin with another's cache; their entries are gone from the frame.
+  not begin with another's cache, `failed` those that a stage could not compute; their entries are gone from the frame.
 
   `token_ids` has shape (tokens,); `hidden` is (tokens, hidden size) or None on the way to the first stage.
   `stage_ms` holds two numbers for each stage that has done its part: its engine's time, and all from the frame's arrival to
@@ -239,6 +261,7 @@ class Frame(msgspec.Struct, frozen=True):
   ends: tuple[int, ...] = ()
   truncates: tuple[tuple[int, int], ...] = ()
   refused: tuple[int, ...] = ()
+  failed: tuple[SequenceFailure, ...] = ()
 
 
 class SequenceToken(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -258,6 +281,7 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
   tokens: Annotated[tuple[SequenceToken, ...], MOST_OF_A_STEP]
   stage_ms: StageMs = ()
   refused: Annotated[tuple[Count, ...], MOST_OF_A_STEP] = ()
+  failed: Annotated[tuple[SequenceFailure, ...], MOST_OF_A_STEP] = ()
 
   @property
   def compute_ms(self) -> tuple[float, ...]:
@@ -356,7 +380,7 @@ class DownloadNews:
 
 Message = (
     Hello | Heartbeat | OpenPlan | PlanOpened | ClosePlan | Submit | Cancel | Failure | Done | RequestFailed | Frame
-    | StepResult | StepFailed | TokenDelivery | FindModel | ModelFound | FindBlocks | BlocksFound | ReadRange
+    | Absolve | StepResult | StepFailed | TokenDelivery | FindModel | ModelFound | FindBlocks | BlocksFound | ReadRange
     | RangeData
     | DownloadNews
 )

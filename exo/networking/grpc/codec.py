@@ -16,6 +16,7 @@ from exo.inference.sampling import TokenLogprob
 from exo.networking import messages as m
 from exo.networking.grpc import model_codec
 from exo.networking.grpc import node_service_pb2 as pb
+from exo.networking.grpc.failure_codec import failure_in, failure_out
 from exo.networking.grpc.frame_codec import frame_in, frame_out, result_in, result_out
 from exo.networking.grpc.peer_codec import heartbeat_in, heartbeat_out, shard_in, shard_out
 from exo.networking.grpc.request_codec import request_in, request_out
@@ -66,23 +67,15 @@ def _opened_out(message: m.PlanOpened) -> dict[str, Any]:
   }
 
 
-def _failure_out(failure: m.Failure) -> pb.Failure:
-  return pb.Failure(kind=failure.kind, message=failure.message, details_json=failure.details_json)
-
-
-def _failure_in(f: pb.Failure) -> m.Failure:
-  return m.Failure(f.kind[:100], f.message[:4000], f.details_json[:10000])
-
-
 def _close_out(message: m.ClosePlan) -> dict[str, Any]:
   body = pb.ClosePlan(plan_id=message.plan_id)
   if message.reason is not None:
-    body.reason.CopyFrom(_failure_out(message.reason))
+    body.reason.CopyFrom(failure_out(message.reason))
   return {"close_plan": body}
 
 
 def _close_in(c: pb.ClosePlan) -> m.ClosePlan:
-  return m.ClosePlan(c.plan_id, _failure_in(c.reason) if c.HasField("reason") else None)
+  return m.ClosePlan(c.plan_id, failure_in(c.reason) if c.HasField("reason") else None)
 
 
 def _submit_out(message: m.Submit) -> dict[str, Any]:
@@ -129,12 +122,13 @@ _OUT: dict[type, Callable[[Any], dict[str, Any]]] = {
     m.ClosePlan: _close_out,
     m.Submit: _submit_out,
     m.Cancel: lambda x: {"cancel": pb.Cancel(plan_id=x.plan_id, request_id=x.request_id)},
-    m.Failure: lambda x: {"failure": _failure_out(x)},
+    m.Failure: lambda x: {"failure": failure_out(x)},
     m.Done: lambda _: {"done": pb.Done()},
+    m.Absolve: lambda x: {"absolve": pb.Absolve(model_id=x.model_id, fingerprint=x.fingerprint)},
     m.RequestFailed: lambda x:
-    {"request_failed": pb.RequestFailed(plan_id=x.plan_id, request_id=x.request_id, failure=_failure_out(x.failure))},
+    {"request_failed": pb.RequestFailed(plan_id=x.plan_id, request_id=x.request_id, failure=failure_out(x.failure))},
     m.StepFailed: lambda x:
-    {"step_failed": pb.StepFailed(plan_id=x.plan_id, step=x.step, failure=_failure_out(x.failure))},
+    {"step_failed": pb.StepFailed(plan_id=x.plan_id, step=x.step, failure=failure_out(x.failure))},
     **model_codec.OUT,
 }
 _IN: dict[str, Callable[[Any], m.Message]] = {
@@ -144,12 +138,13 @@ _IN: dict[str, Callable[[Any], m.Message]] = {
     "close_plan": _close_in,
     "submit": lambda x: m.Submit(_open_in(x.open), request_in(x.request)),
     "cancel": lambda x: m.Cancel(x.plan_id, x.request_id),
-    "failure": _failure_in,
+    "failure": failure_in,
     "done": lambda _: m.Done(),
-    "request_failed": lambda x: m.RequestFailed(x.plan_id, x.request_id, _failure_in(x.failure)),
+    "absolve": lambda x: m.Absolve(x.model_id, x.fingerprint),
+    "request_failed": lambda x: m.RequestFailed(x.plan_id, x.request_id, failure_in(x.failure)),
     "frame": frame_in,
     "step_result": result_in,
-    "step_failed": lambda x: m.StepFailed(x.plan_id, x.step, _failure_in(x.failure)),
+    "step_failed": lambda x: m.StepFailed(x.plan_id, x.step, failure_in(x.failure)),
     "token_delivery": _delivery_in,
     **model_codec.IN,
 }

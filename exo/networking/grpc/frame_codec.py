@@ -16,6 +16,7 @@ from exo.errors import ProtocolError
 from exo.inference.engine import BatchEntry, Count
 from exo.networking import messages as m
 from exo.networking.grpc import node_service_pb2 as pb
+from exo.networking.grpc.failure_codec import failure_in, failure_out
 from exo.networking.grpc.request_codec import request_in, request_out
 from exo.networking.grpc.tensor_codec import WireDtype, WireTensor, bytes_of, decode_tensor, encode_tensor
 
@@ -43,7 +44,7 @@ _UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)  # a string that
 
 def frame_out(f: m.Frame, wire: WireDtype) -> bytes:
   hidden = None if f.hidden is None else encode_tensor(f.hidden, wire)
-  changed = f.opens or f.drops or f.ends or f.truncates or f.refused
+  changed = f.opens or f.drops or f.ends or f.truncates or f.refused or f.failed
   changes = _changes_out(f) if changed else b""
   return _ENCODER.encode(
       FrameBody(f.plan_id, f.epoch, f.step, f.run, f.entries, bytes_of(f.token_ids), f.stage_ms, hidden, changes)
@@ -82,6 +83,7 @@ def frame_in(data: bytes) -> m.Frame:
       tuple(c.ends),
       tuple(zip(c.truncates[::2], c.truncates[1::2], strict=True)),
       tuple(c.refused),
+      tuple(m.SequenceFailure(x.sequence, failure_in(x.failure)) for x in c.failed),
   )
 
 
@@ -91,6 +93,7 @@ def _changes_out(f: m.Frame) -> bytes:
       ends=f.ends,
       truncates=[number for pair in f.truncates for number in pair],
       refused=f.refused,
+      failed=[pb.SequenceFailure(sequence=x.sequence, failure=failure_out(x.failure)) for x in f.failed],
       opens=[
           pb.SequenceOpen(
               sequence=opened.sequence,

@@ -14,6 +14,7 @@ from exo.topology.ring_plan import WeightMemory
 _MAX_LINKS = 256
 _MAX_PACES = 64
 _MAX_KEYS = 8
+_MAX_AILMENTS = 16
 
 
 def shard_out(shard: Shard) -> pb.Shard:
@@ -96,6 +97,9 @@ def heartbeat_out(message: m.Heartbeat) -> dict[str, Any]:
           data_bytes=message.data_bytes,
           data_read_bytes=message.data_read_bytes,
           link_keys=message.link_keys,
+          ailments=[
+              pb.Ailment(model_id=a.model_id, fingerprint=a.fingerprint, reason=a.reason) for a in message.ailments
+          ],
           rumours=[
               pb.Rumour(node_id=r.node_id, incarnation=r.incarnation, beat=r.beat, address=r.address)
               for r in message.rumours
@@ -111,7 +115,8 @@ def heartbeat_in(h: pb.Heartbeat) -> m.Heartbeat:
       tuple(m.PeerLink(p.node_id[:128], p.rtt_ms, p.interface[:40]) for p in h.links[:_MAX_LINKS]), h.cpu_s, h.rss_mb,
       tuple(_pace_in(p) for p in h.paces[:_MAX_PACES]), h.leaving,
       tuple(m.Rumour(r.node_id[:128], r.incarnation, r.beat, r.address[:80]) for r in h.rumours[:_MAX_LINKS]),
-      h.data_bytes, h.data_read_bytes, tuple(key[:64] for key in h.link_keys[:_MAX_KEYS])
+      h.data_bytes, h.data_read_bytes, tuple(key[:64] for key in h.link_keys[:_MAX_KEYS]),
+      tuple(m.Ailment(a.model_id[:256], a.fingerprint[:128], a.reason[:400]) for a in h.ailments[:_MAX_AILMENTS])
   )
 
 
