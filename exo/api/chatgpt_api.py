@@ -137,14 +137,15 @@ class ChatGPTAPI:
     return {"id": model_id, "object": "model", "created": 0, "owned_by": "exo"}
 
   async def _models(self, request: web.Request) -> web.Response:
-    entries = await asyncio.to_thread(self._node.catalog.listed)
+    entries = await self._node.catalog.listed()
     return json_response({"object": "list", "data": [self._describe_model(entry.id) for entry in entries]})
 
   async def _model(self, request: web.Request) -> web.Response:
     name = request.match_info["model"]
-    if "/" in name and name not in {entry.id for entry in self._node.catalog.listed()}:
+    entry = await self._node.catalog.find(name)
+    if "/" in name and not entry.stamp:  # a repository that could be fetched, or none
       raise ModelNotFoundError(f"there is no model {name!r} here", model=name)
-    return json_response(self._describe_model(self._node.catalog.find(name).id))
+    return json_response(self._describe_model(entry.id))
 
   # the ring
 

@@ -63,7 +63,7 @@ async def modelpool(request: web.Request, node: Node) -> web.StreamResponse:
 
 async def initial_models(request: web.Request, node: Node) -> web.Response:
   """The names at once, for pages that fill in the rest from `/modelpool`."""
-  entries = await asyncio.to_thread(node.catalog.listed)
+  entries = await node.catalog.listed()
   unknown = {
       "downloaded": None, "download_percentage": None, "total_size": None, "total_downloaded": None, "loading": True
   }

@@ -181,7 +181,8 @@ async def _raw_pieces(run: TextRun) -> Pieces:
 
 async def tags(request: web.Request, node: Node) -> web.Response:
   """The models that are here."""
-  return json_response({"models": await asyncio.to_thread(lambda: [_tag(e) for e in node.catalog.listed() if e.path])})
+  entries = await node.catalog.listed()
+  return json_response({"models": await asyncio.to_thread(lambda: [_tag(e) for e in entries if e.path])})
 
 
 def _tag(entry: ModelEntry) -> dict[str, Any]:

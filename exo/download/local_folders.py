@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +16,13 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 def is_model(path: Path) -> bool:
   if path.is_file():
     return path.suffix == ".gguf"
-  return path.is_dir() and ((path / "config.json").is_file() or any(path.glob("*.gguf")))
+  if (path / "config.json").is_file():
+    return True
+  try:
+    with os.scandir(path) as children:
+      return any(child.name.endswith(".gguf") for child in children)
+  except OSError:
+    return False
 
 
 def model_name(path: Path) -> str:
@@ -26,20 +33,33 @@ def model_name(path: Path) -> str:
 def models_in(folders: Iterable[Path], single: Iterable[Path] = ()) -> dict[str, Path]:
   """Models by name, read anew so that added ones appear; of equal names the first counts."""
   found: dict[str, Path] = {}
-  children = (child for folder in folders if folder.is_dir() for child in sorted(folder.iterdir()))
+  children = (child for folder in folders for child in _children(folder))
   for path in (*single, *children):
     if not path.name.startswith(".") and is_model(path):
       found.setdefault(model_name(path), path)
   return found
 
 
+def _children(folder: Path) -> list[Path]:
+  """None of a folder that is gone, or that cannot be read."""
+  try:
+    return sorted(folder.iterdir())
+  except OSError:
+    return []
+
+
+def model_files(path: Path) -> list[Path]:
+  """The files of a local model that a reader could look at; those that have gone meanwhile included."""
+  return [path] if path.is_file() else [file for file in _children(path) if file.name.endswith(SUFFIXES)]
+
+
 def describe(model_id: str, path: Path, source: str) -> Manifest:
   """The files of a local model as others may fetch them. Its revision changes with their sizes and times."""
-  base, files = (path.parent, [path]) if path.is_file() else (path, sorted(path.iterdir()))
+  base, files = path.parent if path.is_file() else path, model_files(path)
   found: list[RepoFile] = []
   stamp = hashlib.sha256()
   for file in files:
-    if not file.is_file() or not is_plain_name(file.name) or not file.name.endswith(SUFFIXES):
+    if not file.is_file() or not is_plain_name(file.name):
       continue
     status = file.stat()
     entry = RepoFile(file.relative_to(base).as_posix(), status.st_size, _cached_hash(file))

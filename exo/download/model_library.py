@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exo.download import hub
-from exo.download.local_folders import describe, models_in
+from exo.download.disk_stamp import Stamp, stamp_of
+from exo.download.local_folders import describe, model_files, models_in
 from exo.download.manifest import Manifest, RepoFile, check_file_name, inside, manifest_from_json
 from exo.download.sparse_file import held_spans
 from exo.errors import ExoError, ModelFilesError, ModelNotFoundError
@@ -25,12 +26,14 @@ _MAX_MANIFEST_BYTES = 16 * 2**20
 class ModelEntry:
   """A model by the name that users and peers know it by. `path` is there for models that are whole on this machine.
 
-  `card` is None for a folder or file of the user's own; those are never written to.
+  `card` is None for a folder or file of the user's own; those are never written to. `stamp` is another one when other
+  files lie there than before; what a download adds to them does not change it.
   """
   id: str
   pretty_name: str
   path: Path | None
   card: ModelCard | None
+  stamp: Stamp = ()
 
   @property
   def is_local(self) -> bool:
@@ -66,12 +69,27 @@ class Holding:
   def is_whole(self) -> bool:
     return self.held_bytes() == self.manifest.total_bytes
 
+  def stamp(self) -> Stamp:
+    """As of `ModelEntry`. Downloads write to files, so there it is the list of files and which they are that counts."""
+    files = [self.path(file.name) for file in self.manifest.files]
+    manifest = self.base / MANIFEST
+    if not self.is_ours or not manifest.is_file():
+      return stamp_of(files)
+    return stamp_of([manifest]) + stamp_of(files, times=False)
+
+  def stamp_of_content(self) -> Stamp:
+    """Another one also when something was written to a file or its map."""
+    files = [self.path(file.name) for file in self.manifest.files]
+    return stamp_of([self.base / MANIFEST, *files, *(map_path(file) for file in files)])
+
 
 class ModelLibrary:
   """Finds models by name, in folders of the user's own, in `home`, in huggingface_hub's cache, in the registry."""
   def __init__(self, home: Path, model_dirs: Iterable[Path] = (), models: Iterable[Path] = ()) -> None:
     self._home = home
     self._model_dirs, self._models = tuple(model_dirs), tuple(models)
+    self._manifests: dict[Path, tuple[Stamp, Manifest]] = {}
+    self._whole: dict[Path, Stamp] = {}
 
   # names
 
@@ -81,7 +99,7 @@ class ModelLibrary:
 
   def listed(self) -> list[ModelEntry]:
     """Every model that can be asked for by name: the user's own, those that have been fetched, those of the registry."""
-    entries = {name: ModelEntry(name, name, path, None) for name, path in self.local_models().items()}
+    entries = {name: _local_entry(name, path) for name, path in self.local_models().items()}
     for card in (*self._fetched_cards(), *CARDS.values()):
       if card.id not in entries:
         entries[card.id] = self.entry(card)
@@ -96,7 +114,7 @@ class ModelLibrary:
       if folder.name in known:
         continue
       try:
-        manifest = read_manifest(folder)
+        manifest = self._manifest(folder)
       except ModelFilesError as error:
         log(1, "%s: %s", folder.name, error)
         continue
@@ -109,7 +127,7 @@ class ModelLibrary:
     """Raises `ModelNotFoundError` with the nearest names; an unknown name never becomes another model."""
     local = self.local_models()
     if name in local:
-      return ModelEntry(name, name, local[name], None)
+      return _local_entry(name, local[name])
     if name == DUMMY_MODEL:
       return ModelEntry(name, "Dummy", Path(name), None)
     card = card_of(name)
@@ -122,13 +140,35 @@ class ModelLibrary:
     raise ModelNotFoundError(f"there is no model {name!r}.{hint}", model=name)
 
   def entry(self, card: ModelCard) -> ModelEntry:
+    path: Path | None = None
+    stamp: Stamp = ()
     try:
       holding = self.holding_of(card)
-      path = holding.openable if holding is not None and holding.is_whole() else None
+      if holding is not None:
+        stamp = holding.stamp()
+        path = holding.openable if self._is_whole(holding) else None
     except (OSError, ExoError) as error:
       log(1, "%s: %s", card.id, error)
-      path = None
-    return ModelEntry(card.id, card.pretty_name, path, card)
+    return ModelEntry(card.id, card.pretty_name, path, card, stamp)
+
+  def _is_whole(self, holding: Holding) -> bool:
+    """Maps are read again only when something has been written since."""
+    stamp = holding.stamp_of_content()
+    if self._whole.get(holding.base) == stamp:
+      return True
+    self._whole.pop(holding.base, None)
+    if whole := holding.is_whole():
+      self._whole[holding.base] = stamp
+    return whole
+
+  def _manifest(self, folder: Path) -> Manifest:
+    """As `read_manifest`, read once as long as the file stays what it is."""
+    stamp = stamp_of([folder / MANIFEST])
+    known = self._manifests.get(folder)
+    if known is None or known[0] != stamp:
+      self._manifests.pop(folder, None)
+      known = self._manifests[folder] = (stamp, read_manifest(folder))
+    return known[1]
 
   # what is here
 
@@ -145,7 +185,7 @@ class ModelLibrary:
   def holding_of(self, card: ModelCard) -> Holding | None:
     folder = self._home / card.source.folder
     if (folder / MANIFEST).is_file():
-      return Holding(read_manifest(folder), folder)
+      return Holding(self._manifest(folder), folder)
     if isinstance(card.source, WheelSource):  # put there by hand, or by an earlier version
       file = folder / card.source.file_name
       whole = file.is_file() and not map_path(file).is_file()
@@ -161,6 +201,10 @@ class ModelLibrary:
     """None also where files of it are gone or cut off since."""
     holding = self.holding_of(card)
     return holding if holding is not None and holding.is_sound() else None
+
+
+def _local_entry(name: str, path: Path) -> ModelEntry:
+  return ModelEntry(name, name, path, None, stamp_of(model_files(path)))
 
 
 def neighbour_card(name: str) -> ModelCard:

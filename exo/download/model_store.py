@@ -14,6 +14,7 @@ from exo.download.hub_fetch import HubFetcher
 from exo.download.local_folders import model_name
 from exo.download.manifest import Manifest, inside
 from exo.download.model_head import fetch_head
+from exo.download.model_index import ModelIndex
 from exo.download.model_library import (
     DUMMY_MODEL,
     MANIFEST,
@@ -69,6 +70,7 @@ class ModelStore(ModelLibrary):
     self._meters: dict[str, ProgressMeter] = {}
     self._jobs: dict[str, set[asyncio.Task[None]]] = {}
     self._fetcher: HubFetcher | None = None
+    self._index = ModelIndex(self.find)
 
   def listen(self, callback: ProgressCallback) -> None:
     """Hear of the progress of every download from now on."""
@@ -78,14 +80,18 @@ class ModelStore(ModelLibrary):
     """Let other nodes be asked before the hub is."""
     self._neighbours = neighbours
 
+  async def look_up(self, name: str) -> ModelEntry:
+    """As `find`, off the event loop, and without the disk where the same was asked a moment ago."""
+    return await self._index.find(name)
+
   async def find_anywhere(self, name: str) -> ModelEntry:
-    """As `find`, and a name that only other nodes know is asked of them."""
+    """As `look_up`, and a name that only other nodes know is asked of them."""
     try:
-      return self.find(name)
+      return await self.look_up(name)
     except ModelNotFoundError:
       if not await self._neighbours.manifests(name):
         raise
-      return self.entry(neighbour_card(name))
+      return await asyncio.to_thread(self.entry, neighbour_card(name))
 
   # fetching
 
@@ -132,7 +138,7 @@ class ModelStore(ModelLibrary):
     task = asyncio.create_task(self._told(model_id, work), name=f"fetch {model_id}")
     jobs = self._jobs.setdefault(model_id, set())
     jobs.add(task)
-    task.add_done_callback(jobs.discard)
+    task.add_done_callback(lambda done: self._ended(model_id, done))
     task.add_done_callback(lambda done: done.cancelled() or done.exception())  # heard of through the meter at least
     try:
       await asyncio.shield(task)
@@ -140,6 +146,13 @@ class ModelStore(ModelLibrary):
       if task.cancelled():
         raise CancelledRequestError(f"the download of {model_id} was cancelled") from None
       raise
+
+  def _ended(self, model_id: str, job: asyncio.Task[None]) -> None:
+    self._index.forget(model_id)
+    jobs = self._jobs.get(model_id, set())
+    jobs.discard(job)
+    if not jobs:
+      self._jobs.pop(model_id, None)
 
   async def _told(self, model_id: str, work: Callable[[], Awaitable[None]]) -> None:
     meter = self._meter(model_id)
@@ -281,6 +294,7 @@ class ModelStore(ModelLibrary):
     async with locked(folder / ".lock", lambda: None):
       freed = await asyncio.to_thread(_remove, folder)
     self._meters.pop(entry.id, None)
+    self._index.forget(entry.id)
     return freed
 
   async def close(self) -> None:
@@ -291,6 +305,7 @@ class ModelStore(ModelLibrary):
     if self._fetcher is not None:
       await self._fetcher.close()
       self._fetcher = None
+    self._index.close()
 
 
 def _most_held(manifests: Iterable[Manifest]) -> Manifest:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from pathlib import Path
+from weakref import WeakValueDictionary
 
+from exo.download.disk_stamp import Stamp
 from exo.download.model_store import DUMMY_MODEL, ModelEntry, ModelStore
 from exo.download.progress import DownloadProgress
 from exo.inference.grammar import GrammarCompiler
@@ -12,6 +15,7 @@ from exo.inference.shard import Shard
 from exo.inference.tokenizer import Tokenizer
 from exo.inference.weights.checkpoint import Checkpoint, open_checkpoint
 from exo.inference.weights.parts import Part, file_spans, part_of, shard_tensors
+from exo.log import log
 from exo.topology.ring_plan import ModelSize
 
 _KV_ELEMENT_BYTES = 4  # the engines on a CPU keep float32; others need less
@@ -58,26 +62,43 @@ def model_size(checkpoint: Checkpoint) -> ModelSize:
   )
 
 
+@dataclass
+class _Opened:
+  """`stamp` tells the files that were there when it was opened from others; `info` comes when somebody asks."""
+  stamp: Stamp
+  checkpoint: Checkpoint
+  info: ModelInfo | None = None
+
+
 class ModelCatalog:
-  """Opens each model once; two requests for one that is not here share its download."""
+  """Opens each model once, and anew when other files lie there; two requests for one that is not here share its download.
+
+  One model's opening waits for no other's.
+  """
   def __init__(self, store: ModelStore) -> None:
     self.store = store
     self.downloads: dict[str, DownloadProgress] = {}
     store.listen(self._note_download)
-    self._open: dict[str, ModelInfo] = {}
-    self._checkpoints: dict[str, Checkpoint] = {}
-    self._lock = asyncio.Lock()
+    self._opened: dict[str, _Opened] = {}
+    self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+    self.replaced: set[str] = set()  # models whose plans may hold what was read from files that are gone
 
   def _note_download(self, progress: DownloadProgress) -> None:
     self.downloads[progress.model_id] = progress
 
-  def find(self, model_id: str) -> ModelEntry:
+  async def find(self, model_id: str) -> ModelEntry:
     """Raises `ModelNotFoundError`."""
-    return self.store.find(model_id)
+    return await self.store.look_up(model_id)
 
-  def listed(self) -> list[ModelEntry]:
+  async def listed(self) -> list[ModelEntry]:
     """Every model that can be asked for by name."""
-    return self.store.listed()
+    return await asyncio.to_thread(self.store.listed)
+
+  def _lock(self, model_id: str) -> asyncio.Lock:
+    lock = self._locks.get(model_id)
+    if lock is None:
+      lock = self._locks[model_id] = asyncio.Lock()
+    return lock
 
   async def checkpoint(self, model_id: str) -> Checkpoint:
     """The model's head (configuration, tokenizer, where its tensors lie), fetched first where it is missing; tensors are
@@ -85,16 +106,23 @@ class ModelCatalog:
 
     Raises `ModelNotFoundError`, `DownloadError`, `ModelFilesError`, `UnsupportedModelError`.
     """
+    return (await self._current(model_id)).checkpoint
+
+  async def _current(self, model_id: str) -> _Opened:
     entry = await self.store.find_anywhere(model_id)
-    path = await self.store.head(entry)
-    async with self._lock:
-      if entry.id not in self._checkpoints:
-        if entry.id == DUMMY_MODEL:
-          from exo.inference.dummy.checkpoint import DummyCheckpoint
-          self._checkpoints[entry.id] = DummyCheckpoint()
-        else:
-          self._checkpoints[entry.id] = await asyncio.to_thread(open_checkpoint, path)
-      return self._checkpoints[entry.id]
+    opened = self._opened.get(entry.id)
+    if opened is not None and opened.stamp == entry.stamp:
+      return opened
+    async with self._lock(entry.id):
+      path = await self.store.head(entry)
+      entry = await self.store.find_anywhere(model_id)  # what its head's coming has changed
+      opened = self._opened.get(entry.id)
+      if opened is None or opened.stamp != entry.stamp:
+        if opened is not None:
+          log(1, "%s: other files lie there now, opening it anew", entry.id)
+          self.replaced.add(entry.id)
+        opened = self._opened[entry.id] = _Opened(entry.stamp, await asyncio.to_thread(_open, entry, path))
+      return opened
 
   async def fetch_shard(self, shard: Shard) -> None:
     """Bring the tensors of a shard to this machine, and no others. Raises as `checkpoint` does."""
@@ -106,25 +134,34 @@ class ModelCatalog:
 
   async def info(self, model_id: str) -> ModelInfo:
     """As `checkpoint`, with its tokenizer."""
-    entry = await self.store.find_anywhere(model_id)
-    if entry.id not in self._open:
-      checkpoint = await self.checkpoint(model_id)
-      self._open[entry.id] = await asyncio.to_thread(self._describe, entry, checkpoint)
-    return self._open[entry.id]
+    opened = await self._current(model_id)
+    if opened.info is None:
+      entry = await self.store.find_anywhere(model_id)
+      async with self._lock(entry.id):
+        if opened.info is None:
+          opened.info = await asyncio.to_thread(_describe, entry.id, opened.checkpoint)
+    return opened.info
 
   async def delete(self, model_id: str) -> int:
     """Remove a model that was fetched; returns the bytes freed. Raises `ModelNotFoundError`, `InvalidRequestError`."""
-    entry = await asyncio.to_thread(self.store.find, model_id)
+    entry = await self.find(model_id)
     freed = await self.store.delete(entry.id)
-    self._open.pop(entry.id, None)
-    if (checkpoint := self._checkpoints.pop(entry.id, None)) is not None:
-      checkpoint.close()
+    if (opened := self._opened.pop(entry.id, None)) is not None:
+      opened.checkpoint.close()
     self.downloads.pop(entry.id, None)
+    self.replaced.discard(entry.id)
     return freed
 
-  @staticmethod
-  def _describe(entry: ModelEntry, checkpoint: Checkpoint) -> ModelInfo:
-    tokenizer = checkpoint.tokenizer()
-    return ModelInfo(
-        entry.id, checkpoint, tokenizer, model_size(checkpoint), checkpoint.fingerprint, GrammarCompiler(tokenizer)
-    )
+
+def _open(entry: ModelEntry, path: Path) -> Checkpoint:
+  if entry.id == DUMMY_MODEL:
+    from exo.inference.dummy.checkpoint import DummyCheckpoint
+    return DummyCheckpoint()
+  return open_checkpoint(path)
+
+
+def _describe(model_id: str, checkpoint: Checkpoint) -> ModelInfo:
+  tokenizer = checkpoint.tokenizer()
+  return ModelInfo(
+      model_id, checkpoint, tokenizer, model_size(checkpoint), checkpoint.fingerprint, GrammarCompiler(tokenizer)
+  )

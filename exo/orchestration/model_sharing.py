@@ -30,6 +30,7 @@ from exo.networking.messages import (
 _ASK_S, _READ_S = 5.0, 60.0
 _BUSY_BYTES_PER_S = 16 * 2**20  # while this node computes tokens: a few per cent of one core
 _REMEMBER_S = 2.0
+_MOST_REMEMBERED = 64
 _NEWS_EVERY_S = 1.0
 
 Call = Callable[[str, Message, float], Awaitable[Message]]
@@ -43,7 +44,7 @@ class ModelSharing(Neighbours):
   ) -> None:
     self._store, self._peers, self._send, self._call, self._busy = store, peers, send, call, busy
     self._limit = RateLimit(_BUSY_BYTES_PER_S)
-    self._remembered: dict[str, tuple[float, Holding | None]] = {}
+    self._remembered: dict[str, tuple[float, Holding]] = {}
     self._told_at: dict[str, float] = {}
     self.downloads: dict[str, DownloadProgress] = {}
     self.remote_downloads: dict[str, dict[str, DownloadProgress]] = {}
@@ -113,14 +114,19 @@ class ModelSharing(Neighbours):
         return await asyncio.to_thread(_read, holding, message)
 
   async def _holding(self, model_id: str) -> Holding | None:
-    at, holding = self._remembered.get(model_id, (0.0, None))
-    if holding is None or time.monotonic() - at > _REMEMBER_S:
-      try:
-        holding = await asyncio.to_thread(self._store.holding, model_id)
-      except (ExoError, OSError) as error:
-        log(2, "nothing of %s for neighbours: %s", model_id, error)
-        holding = None
-      self._remembered = {model_id: (time.monotonic(), holding)}
+    known = self._remembered.pop(model_id, None)
+    if known is not None and time.monotonic() - known[0] <= _REMEMBER_S:
+      self._remembered[model_id] = known
+      return known[1]
+    try:
+      holding = await asyncio.to_thread(self._store.holding, model_id)
+    except (ExoError, OSError) as error:
+      log(2, "nothing of %s for neighbours: %s", model_id, error)
+      return None
+    if holding is not None:  # names of what is not here come from strangers, and nothing is kept of them
+      self._remembered[model_id] = (time.monotonic(), holding)
+      while len(self._remembered) > _MOST_REMEMBERED:
+        del self._remembered[next(iter(self._remembered))]
     return holding
 
   # progress
@@ -161,6 +167,7 @@ class ModelSharing(Neighbours):
   def forget(self, model_id: str) -> None:
     """The model has been deleted here."""
     self.downloads.pop(model_id, None)
+    self._told_at.pop(model_id, None)
     self._remembered.pop(model_id, None)
 
 

@@ -12,7 +12,14 @@ import psutil
 
 from exo.config import Config
 from exo.download.model_store import ModelEntry
-from exo.errors import DrainingError, EngineUnavailableError, ExoError, ModelNotFoundError, ProtocolError
+from exo.errors import (
+    DrainingError,
+    EngineUnavailableError,
+    ExoError,
+    ModelInUseError,
+    ModelNotFoundError,
+    ProtocolError,
+)
 from exo.inference.device_thread import DeviceThread
 from exo.inference.engines import EngineChoice
 from exo.log import log
@@ -200,10 +207,21 @@ class Node:
     wanted = name or self.config.default_model
     if wanted.startswith("gpt-"):
       try:
-        self.catalog.find(wanted)
+        await self.catalog.find(wanted)
       except ModelNotFoundError:
         wanted = self.config.default_model
-    return await self.catalog.info(wanted)
+    info = await self.catalog.info(wanted)
+    if info.id in self.catalog.replaced:
+      await self._let_go(info.id)
+    return info
+
+  async def _let_go(self, model_id: str) -> None:
+    """Close plans that were loaded from files that are no longer there, as soon as no request runs on them."""
+    try:
+      await self.plans.close_model(model_id)
+      self.catalog.replaced.discard(model_id)
+    except ModelInUseError:
+      log(1, "%s was replaced on disk, but requests still run on what was there before", model_id)
 
   def fetch_in_background(self, entry: ModelEntry) -> None:
     """Bring the whole model here; how it goes is told by its progress, failures included."""
@@ -220,7 +238,7 @@ class Node:
 
     Raises `ModelNotFoundError`, `ModelInUseError`, `InvalidRequestError` for a folder of the user's own.
     """
-    name = self.catalog.find(model_id).id
+    name = (await self.catalog.find(model_id)).id
     await self.plans.close_model(name)
     freed = await self.catalog.delete(name)
     self.sharing.forget(name)
