@@ -89,6 +89,11 @@ class BadNumbersError(EngineError):
   kind = "bad_numbers"
 
 
+class OutOfMemoryError(EngineError):
+  """What one request needed could not be allocated; nothing was changed, and others may still fit."""
+  kind = "out_of_memory"
+
+
 class CacheReuseError(EngineError):
   """A kept KV cache cannot be cut or copied to the length that is wanted; computing it anew always works."""
   kind = "cache_reuse_error"

@@ -25,6 +25,7 @@ _STATUS: dict[type[BaseException], tuple[int, str, str | None]] = {
     errors.ModelInUseError: (409, "invalid_request_error", "model_in_use"),
     errors.DownloadError: (503, "server_error", "download_error"),
     errors.EngineUnavailableError: (503, "server_error", "engine_unavailable"),
+    errors.OutOfMemoryError: (503, "server_error", "out_of_memory"),
     errors.QueueFullError: (429, "rate_limit_error", "queue_full"),
     errors.DrainingError: (503, "server_error", "draining"),
     errors.PeerLostError: (503, "server_error", "peer_lost"),

@@ -6,6 +6,7 @@ event loop, and no two calls into one engine overlap.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from exo.errors import UnsupportedModelError
+from exo.errors import EngineError, OutOfMemoryError, UnsupportedModelError
 from exo.inference.shard import Shard
 
 if TYPE_CHECKING:
@@ -104,7 +105,15 @@ class LoadOptions:
 
 
 class StageModel(ABC):
-  """A loaded shard with the KV cache of its sequences."""
+  """A loaded shard with the KV cache of its sequences.
+
+  A method that raises leaves every sequence that it was not asked for untouched. Of a step's own sequences the first
+  `position` tokens, as their entries say, are as they were: `truncate(sequence, position)` brings one back exactly to
+  what it was, or raises `CacheReuseError` where the engine cannot promise that; then it is dropped and computed anew.
+  Until one of the two has happened a step may refuse the sequence, and a new one may be known or unknown. `truncate`
+  and `copy` that raise have changed nothing. Memory that was taken for what failed is given back when the sequence is
+  dropped or its step computed again.
+  """
   shard: Shard
 
   @property
@@ -118,32 +127,37 @@ class StageModel(ABC):
 
     Not the last stage: hidden states (tokens, hidden size). The last: logits (rows, vocabulary) in float32, the wanted
     rows of each entry in order; possibly zero rows. Hidden states are the caller's; logits are valid until the next
-    call. A sequence seen for the first time starts an empty cache. Raises `EngineError`; the cache of the batch's sequences is then undefined.
+    call. A sequence seen for the first time starts an empty cache.
+
+    Raises `EngineError`: `OutOfMemoryError` where an allocation failed, which is the affair of the entries that wanted
+    it and of nobody else. What the class says of methods that raise holds for whatever is raised.
     """
 
   def hidden_states(self, batch: Batch) -> npt.NDArray[np.float32]:
     """On the last stage, as `step`, but what the head would see: hidden states after the final norm, (tokens, hidden
-    size) in float32, for embeddings. Optional: raises `UnsupportedModelError` where an engine does not give them.
+    size) in float32, for embeddings. Optional: raises `UnsupportedModelError` where an engine does not give them, else
+    as `step`.
     """
     raise UnsupportedModelError("the engine of this model's last stage gives no embeddings")
 
   @abstractmethod
   def drop(self, sequence: int) -> None:
-    """Forget a sequence's cache and give its memory back. Unknown sequences are ignored."""
+    """Forget a sequence's cache, whatever state it is in, and give its memory back. Unknown sequences are ignored."""
 
   @abstractmethod
   def truncate(self, sequence: int, length: int) -> None:
     """Forget what the cache holds beyond `length` tokens. Never lengthens.
 
     Raises `CacheReuseError` where this cache cannot be shortened so far; it is then unchanged. Not shortening at all
-    always works.
+    always works, but after a step that raised (see above); to nothing always works. Unknown sequences are ignored.
     """
 
   @abstractmethod
   def copy(self, source: int, target: int, length: int) -> None:
     """Let `target`, a new sequence, begin with the first `length` tokens of `source`'s cache; they share nothing after.
 
-    Raises `CacheReuseError` as `truncate` does; `target` is then unknown.
+    Raises `CacheReuseError` as `truncate` does, also for a source that is unknown, and `EngineError` where there is no
+    room; `target` is then unknown.
     """
 
   @abstractmethod
@@ -160,6 +174,38 @@ class InferenceEngine:
   """
   name: str
   load: Callable[[Shard, Checkpoint, LoadOptions, Callable[[float], None]], StageModel]
+
+
+def check_inputs(batch: Batch, is_first: bool, hidden_size: int, vocab_size: int) -> None:
+  """That a stage can compute with these ids or hidden states; `vocab_size` is how many words its embedding has.
+
+  The engines' libraries would read whatever lies beside a table, or spread one row over all. Raises `EngineError`.
+  """
+  ids, hidden = batch.token_ids, batch.hidden
+  if len(ids) != batch.n_tokens:
+    raise EngineError(f"{len(ids)} token ids came for entries of {batch.n_tokens} tokens")
+  if is_first:
+    # as numbers without a sign, negative ones are the greatest: one look at each id
+    if (greatest := int(ids.view(np.uint32).max())) >= vocab_size:
+      raise EngineError(f"token id {np.uint32(greatest).astype(np.int32)} is not from 0 to {vocab_size - 1}")
+  elif hidden is None:
+    raise EngineError("the hidden states of the stage before are missing")
+  elif hidden.shape != (len(ids), hidden_size):
+    raise EngineError(f"hidden states have the shape {hidden.shape}, not ({len(ids)}, {hidden_size})")
+
+
+_NO_MEMORY = re.compile(
+    r"bad.?alloc|(?:failed|unable|cannot) to? ?alloc|out of memory|insufficient memory", re.IGNORECASE
+)
+
+
+def engine_error(library: str, error: Exception) -> EngineError:
+  """What a library raised in a step, in this project's words; `OutOfMemoryError` where it says so in any way."""
+  if isinstance(error, EngineError):
+    return error
+  if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+    return OutOfMemoryError(f"this node has no memory left for the request ({library}: {error})")
+  return EngineError(f"{library}: {type(error).__name__}: {error}")
 
 
 def gather_logit_rows(entries: tuple[BatchEntry, ...]) -> npt.NDArray[np.int64]:

@@ -16,9 +16,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from exo.errors import EngineError
+from exo.errors import CacheReuseError, EngineError
 from exo.inference.dummy.checkpoint import BOS, EOS, VOCAB_SIZE
-from exo.inference.engine import Batch, InferenceEngine, LoadOptions, StageMemory, StageModel, gather_logit_rows
+from exo.inference.engine import (
+    Batch,
+    InferenceEngine,
+    LoadOptions,
+    StageMemory,
+    StageModel,
+    check_inputs,
+    engine_error,
+    gather_logit_rows,
+)
 from exo.inference.shard import Shard
 
 if TYPE_CHECKING:
@@ -63,6 +72,7 @@ class DummyStage(StageModel):
     return self._hidden(batch).astype(np.float32)
 
   def _hidden(self, batch: Batch) -> npt.NDArray[np.int64]:
+    check_inputs(batch, self.shard.is_first, _HIDDEN, self._vocab_size)
     self._fail_if_asked(batch)
     self._slow |= {e.sequence for e in batch.entries} if SLOW in batch.token_ids else set()
     if self.shard.is_last and self._slow & {e.sequence for e in batch.entries}:
@@ -73,10 +83,13 @@ class DummyStage(StageModel):
       hidden = batch.hidden.astype(np.int64)
     hidden = hidden.copy()
     start = 0
-    for entry in batch.entries:
-      span = slice(start, start + entry.n_tokens)
-      hidden[span] = self._layers(entry.sequence, entry.position, hidden[span])
-      start += entry.n_tokens
+    try:
+      for entry in batch.entries:
+        span = slice(start, start + entry.n_tokens)
+        hidden[span] = self._layers(entry.sequence, entry.position, hidden[span])
+        start += entry.n_tokens
+    except Exception as error:
+      raise engine_error("dummy", error) from error
     return hidden
 
   def _fail_if_asked(self, batch: Batch) -> None:
@@ -113,7 +126,10 @@ class DummyStage(StageModel):
       self._cache[sequence] = self._cache[sequence][:length]
 
   def copy(self, source: int, target: int, length: int) -> None:
-    self._cache[target] = self._cache[source][:length].copy()
+    kept = self._cache.get(source)
+    if kept is None or len(kept) < length:
+      raise CacheReuseError(f"{0 if kept is None else len(kept)} tokens are kept where {length} are wanted")
+    self._cache[target] = kept[:length].copy()
 
   def close(self) -> None:
     self._cache.clear()

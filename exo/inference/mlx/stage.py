@@ -15,8 +15,16 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from exo.errors import CacheReuseError, EngineError, ExoError, UnsupportedModelError
-from exo.inference.engine import Batch, BatchEntry, LoadOptions, StageMemory, StageModel
+from exo.errors import CacheReuseError, EngineError, UnsupportedModelError
+from exo.inference.engine import (
+    Batch,
+    BatchEntry,
+    LoadOptions,
+    StageMemory,
+    StageModel,
+    check_inputs,
+    engine_error,
+)
 from exo.inference.final_norm import FinalNorm
 from exo.inference.mlx.arguments import DESCRIBED, architecture, ignored_windows, model_arguments, set_ropes
 from exo.inference.mlx.cache import DecodeBatch, KvCache
@@ -37,13 +45,18 @@ _REHEARSAL_ERROR = 0.05
 
 
 class _Sequence:
-  """`caches` by layer, None while they are part of `batch`."""
-  __slots__ = ("batch", "caches", "length")
+  """`caches` by layer, None while they are part of `batch`; `lost` after a step that raised in the middle.
+
+  Which of a step's updates have happened cannot be told then: arrays are changed where they lie, some layers' before
+  the failure and some not, and a copy to go back to would double what every token costs.
+  """
+  __slots__ = ("batch", "caches", "length", "lost")
 
   def __init__(self, caches: list[Any]) -> None:
     self.caches: list[Any] | None = caches
     self.batch: DecodeBatch | None = None
     self.length = 0
+    self.lost = False
 
 
 class MlxStage(StageModel):
@@ -187,18 +200,29 @@ class MlxStage(StageModel):
     return self._memory
 
   def step(self, batch: Batch) -> npt.NDArray[Any]:
-    self._check(batch)
-    try:
-      return self._run(batch)
-    except ExoError:
-      raise
-    except Exception as error:
-      raise EngineError(f"mlx: {type(error).__name__}: {error}") from error
+    return self._computed(batch, self._run)
 
   def hidden_states(self, batch: Batch) -> npt.NDArray[np.float32]:
     if self._config.model_type not in DESCRIBED:
       raise UnsupportedModelError(f"models of type {self._config.model_type!r} give no embeddings on the mlx engine")
+    return self._final_norm(self._computed(batch, self._last_hidden))
+
+  def _computed(self, batch: Batch, run: Callable[[Batch], npt.NDArray[Any]]) -> npt.NDArray[Any]:
     self._check(batch)
+    try:
+      out = run(batch)
+    except BaseException as error:
+      for entry in batch.entries:
+        if (held := self._sequences.get(entry.sequence)) is not None:
+          held.lost = True
+      if isinstance(error, Exception):
+        raise engine_error("mlx", error) from error
+      raise
+    for entry in batch.entries:
+      self._sequences[entry.sequence].length += entry.n_tokens
+    return out
+
+  def _last_hidden(self, batch: Batch) -> npt.NDArray[Any]:
     ids, parts, start = mx.array(batch.token_ids), [], 0
     hidden = None if batch.hidden is None else self._to_mlx(batch.hidden)
     for entry in batch.entries:
@@ -208,13 +232,14 @@ class MlxStage(StageModel):
       start = end
     out = mx.concatenate(parts).astype(mx.float32)
     mx.eval(out)
-    for entry in batch.entries:
-      self._sequences[entry.sequence].length += entry.n_tokens
-    return self._final_norm(_to_numpy(out))
+    return _to_numpy(out)
 
   def _check(self, batch: Batch) -> None:
+    check_inputs(batch, self.shard.is_first, self._config.hidden_size, self._config.vocab_size)
     for entry in batch.entries:
       sequence = self._sequences.get(entry.sequence)
+      if sequence is not None and sequence.lost:
+        raise EngineError("a step of this sequence failed: its cache must be dropped first")
       held = sequence.length if sequence else 0
       if entry.position != held:
         raise EngineError(f"entry at position {entry.position} of a sequence whose cache holds {held} tokens")
@@ -243,8 +268,6 @@ class MlxStage(StageModel):
     if out is not None and self.shard.is_last:
       out = out.astype(mx.float32)
     mx.eval(out, pending)
-    for entry in batch.entries:
-      self._sequences[entry.sequence].length += entry.n_tokens
     for group in {id(b): b for i, _ in singles if (b := self._sequences[batch.entries[i].sequence].batch)}.values():
       group.advance()
     if out is None:
@@ -338,17 +361,18 @@ class MlxStage(StageModel):
 
   def drop(self, sequence: int) -> None:
     held = self._sequences.pop(sequence, None)
-    if held is None or held.batch is None:
-      return
-    if not any(member in self._sequences for member in held.batch.sequences):
+    if held is not None and held.batch is not None:  # a new sequence of this number has nothing in there
       self._batches = {key: groups for key, groups in self._batches.items() if held.batch not in groups}
 
   def truncate(self, sequence: int, length: int) -> None:
     held = self._sequences.get(sequence)
-    if held is None or length >= held.length:
+    if held is None:
       return
     if length == 0:
       self.drop(sequence)
+      return
+    self._check_intact(held)
+    if length >= held.length:
       return
     self._check_can_shorten()
     for cache in self._caches(sequence):
@@ -356,13 +380,22 @@ class MlxStage(StageModel):
     held.length = length
 
   def copy(self, source: int, target: int, length: int) -> None:
-    held, caches = self._sequences[source], self._caches(source)
+    held = self._sequences.get(source)
+    if held is None or held.length < length:
+      raise CacheReuseError(f"{0 if held is None else held.length} tokens are kept where {length} are wanted")
+    self._check_intact(held)
+    caches = self._caches(source)
     if length < held.length:
       self._check_can_shorten()
     plain = self._model.is_plain
     twin = _Sequence([cache.copied(length) if plain else copy.deepcopy(cache) for cache in caches])
     twin.length = min(length, held.length)
     self._sequences[target] = twin
+
+  @staticmethod
+  def _check_intact(held: _Sequence) -> None:
+    if held.lost:
+      raise CacheReuseError("a step of this sequence failed in the mlx engine: what its cache holds cannot be told")
 
   def _check_can_shorten(self) -> None:
     if not self._model.is_plain:

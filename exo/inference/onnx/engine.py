@@ -23,6 +23,8 @@ from exo.inference.engine import (
     StageMemory,
     StageModel,
     TokenIds,
+    check_inputs,
+    engine_error,
     gather_logit_rows,
 )
 from exo.inference.onnx.decoder import DecoderGraph
@@ -64,10 +66,7 @@ class _Binding:
         self._io.bind_output(f"present_{part}.{layer}", *args)
 
   def run(self) -> Floats:
-    try:
-      self._session.run_with_iobinding(self._io)
-    except Exception as error:
-      raise EngineError(f"onnxruntime: {error}") from error
+    self._session.run_with_iobinding(self._io)
     return self.y
 
 
@@ -91,6 +90,7 @@ class OnnxStage(StageModel):
     )
     self._embedding = checkpoint.tensor(EMBEDDING) if shard.is_first else None
     self._embedding_scale = np.float32(config.embedding_scale)
+    self._words = config.vocab_size if self._embedding is None else self._embedding.shape[0]
     self.arena = KvArena(shard.layer_count, options.max_sequences, config.n_kv_heads, context, config.head_dim)
     self.session: ort.InferenceSession = graph.session(options.threads)
     use_huge_pages()
@@ -102,28 +102,36 @@ class OnnxStage(StageModel):
     return self._memory
 
   def step(self, batch: Batch) -> npt.NDArray[Any]:
-    self._check(batch)
-    x = self._embed(batch.token_ids) if batch.hidden is None else batch.hidden
-    if all(entry.n_tokens == 1 for entry in batch.entries):
-      out = self._run_singles(batch.entries, x)
-    elif len(batch.entries) == 1:
-      out = self._run_one(batch.entries[0], x)
-    else:
-      out = self._run_mixed(batch, x)
+    return self._computed(batch, self._logits_or_hidden)
+
+  def hidden_states(self, batch: Batch) -> npt.NDArray[np.float32]:
+    return self._computed(batch, self._last_hidden)
+
+  def _computed(self, batch: Batch, run: Callable[[Batch, Floats], Floats]) -> Floats:
+    """What is written beyond a sequence's length is nobody's until the whole step is through."""
+    try:
+      self._check(batch)
+      out = run(batch, self._embed(batch.token_ids) if batch.hidden is None else batch.hidden)
+    except Exception as error:
+      raise engine_error("onnxruntime", error) from error
     for entry in batch.entries:
       self.arena.extend(entry.sequence, entry.n_tokens)
     return out
 
-  def hidden_states(self, batch: Batch) -> npt.NDArray[np.float32]:
-    self._check(batch)
-    x = self._embed(batch.token_ids) if batch.hidden is None else batch.hidden
+  def _logits_or_hidden(self, batch: Batch, x: Floats) -> Floats:
+    if all(entry.n_tokens == 1 for entry in batch.entries):
+      return self._run_singles(batch.entries, x)
+    if len(batch.entries) == 1:
+      return self._run_one(batch.entries[0], x)
+    return self._run_mixed(batch, x)
+
+  def _last_hidden(self, batch: Batch, x: Floats) -> Floats:
     parts, start = [], 0
     for entry in batch.entries:
       binding = _Binding(self, self.arena.row(entry.sequence), 1, entry.n_tokens, 0, self._hidden_name)
       binding.x[0] = x[start:start + entry.n_tokens]
       binding.seqlens[0], binding.total[0] = entry.position + entry.n_tokens - 1, entry.position + entry.n_tokens
       parts.append(binding.run()[0])
-      self.arena.extend(entry.sequence, entry.n_tokens)
       start += entry.n_tokens
     return np.concatenate(parts)
 
@@ -154,17 +162,20 @@ class OnnxStage(StageModel):
     return out
 
   def _check(self, batch: Batch) -> None:
+    """Refuse what cannot be computed, then give every sequence its row and room."""
+    check_inputs(batch, self.shard.is_first, self.hidden_size, self._words)
     for entry in batch.entries:
       held = self.arena.length(entry.sequence)
       if entry.position != held:
         raise EngineError(f"entry at position {entry.position} of a sequence whose cache holds {held} tokens")
       if entry.position + entry.n_tokens > self.arena.context:
         raise EngineError(f"a sequence is longer than {self.arena.context} tokens")
-      self.arena.open(entry.sequence)
     before = self.arena.generation
     self.arena.ensure_room(max(entry.position + entry.n_tokens for entry in batch.entries))
     if self.arena.generation != before:
       self._bindings.clear()
+    for entry in batch.entries:
+      self.arena.open(entry.sequence, entry.position + entry.n_tokens)
 
   def _embed(self, token_ids: TokenIds) -> Floats:
     assert self._embedding is not None

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from exo.errors import EngineError
+from exo.errors import CacheReuseError, OutOfMemoryError
+from exo.inference.reservation import reserve
 
 Floats = npt.NDArray[np.float32]
 _FIRST_ROOM = 1024
@@ -27,8 +28,35 @@ class _Held:
   length: int
 
 
+class _Memory:
+  """One reservation of addresses: by layer two arrays of (rows, KV heads, room, head dim). Raises `OutOfMemoryError`."""
+  def __init__(self, layers: int, rows: int, kv_heads: int, room: int, head_dim: int) -> None:
+    self.room, self.row_bytes = room, kv_heads * room * head_dim * 4
+    self.array_bytes = rows * self.row_bytes
+    size = 2 * layers * self.array_bytes
+    self._map = reserve(size, f"a KV cache of {room} tokens a row")
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):  # a huge page would make two tokens of one head take 2 MB
+      self.advise(mmap.MADV_NOHUGEPAGE, 0, size)
+    numbers = np.frombuffer(self._map, np.float32).reshape(2 * layers, rows, kv_heads, room, head_dim)
+    self.arrays = [(numbers[2 * i], numbers[2 * i + 1]) for i in range(layers)]
+
+  def advise(self, advice: int, start: int, end: int) -> bool:
+    """Whether the system took the advice, which it may not know."""
+    try:
+      self._map.madvise(advice, start, end - start)
+    except OSError:
+      return False
+    return True
+
+  def release(self, start: int, end: int) -> None:
+    """Give the whole pages within a span of bytes back to the system; they are zeros afterwards."""
+    start, end = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+    if end > start:
+      self.advise(mmap.MADV_DONTNEED, start, end)
+
+
 class KvArena:
-  """Rows are an internal matter: callers speak of sequences. Not thread-safe.
+  """Rows are an internal matter: callers speak of sequences. Not thread-safe. What raises has changed nothing.
 
   Rows begin with room for `_FIRST_ROOM` tokens and double when a sequence needs more, up to `context`: the attention
   operator's scratch memory grows with the room, whatever is used of it. `generation` counts these moves.
@@ -38,38 +66,38 @@ class KvArena:
     self._layers, self._kv_heads, self._head_dim = layers, kv_heads, head_dim
     self._held: dict[int, _Held] = {}
     self._owner: list[int | None] = [None] * rows
+    self._written = [0] * rows  # tokens of each row whose pages may be in memory
     self._window: tuple[list[int], int] = ([], 0)  # the last one, valid while no sequence moves
     self.generation = 0
-    self.arrays: list[tuple[Floats, Floats]] = []
-    self._reserve(min(context, _FIRST_ROOM))
+    self._memory = self._reserve(min(context, _FIRST_ROOM))
 
-  def _reserve(self, room: int) -> None:
-    self.room = room
-    self.row_bytes = self._kv_heads * room * self._head_dim * 4
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-    size = 2 * self._layers * self.rows * self.row_bytes
-    try:
-      self._memory = mmap.mmap(-1, size, flags=flags)
-    except (OSError, ValueError, OverflowError) as error:
-      raise EngineError(f"cannot reserve {size // 2**20} MB of addresses for the KV cache: {error}") from error
-    if hasattr(mmap, "MADV_NOHUGEPAGE"):  # a huge page would make two tokens of one head take 2 MB
-      self._memory.madvise(mmap.MADV_NOHUGEPAGE)
-    shape = (2 * self._layers, self.rows, self._kv_heads, room, self._head_dim)
-    numbers = np.frombuffer(self._memory, np.float32).reshape(shape)
-    self.arrays = [(numbers[2 * i], numbers[2 * i + 1]) for i in range(self._layers)]
+  def _reserve(self, room: int) -> _Memory:
+    return _Memory(self._layers, self.rows, self._kv_heads, room, self._head_dim)
+
+  @property
+  def room(self) -> int:
+    return self._memory.room
+
+  @property
+  def arrays(self) -> list[tuple[Floats, Floats]]:
+    return self._memory.arrays
 
   def ensure_room(self, length: int) -> None:
     """Move everything to longer rows when `length` tokens do not fit. Views of the old arrays become worthless."""
     if length <= self.room:
       return
-    old, room = self.arrays, self.room
+    room = self.room
     while room < length:
       room *= 2
-    self._reserve(min(room, self.context))
-    for old_pair, new_pair in zip(old, self.arrays, strict=True):
-      for source, target in zip(old_pair, new_pair, strict=True):
-        for held in self._held.values():
-          target[held.row, :, :held.length] = source[held.row, :, :held.length]
+    old, new = self._memory, self._reserve(min(room, self.context))
+    places = [(old_array, new_array) for old_pair, new_pair in zip(old.arrays, new.arrays, strict=True)
+              for old_array, new_array in zip(old_pair, new_pair, strict=True)]
+    for i, (source, target) in enumerate(places):
+      for held in self._held.values():
+        target[held.row, :, :held.length] = source[held.row, :, :held.length]
+      old.release(i * old.array_bytes, (i + 1) * old.array_bytes)  # at no time is all of it there twice
+    self._memory = new
+    self._written = [0 if owner is None else self._held[owner].length for owner in self._owner]
     self.generation += 1
 
   def length(self, sequence: int) -> int:
@@ -80,15 +108,16 @@ class KvArena:
     """Note that `count` tokens were written."""
     self._held[sequence].length += count
 
-  def open(self, sequence: int) -> None:
-    """Give a new sequence a row, next to those in use where one is free."""
-    if sequence in self._held:
-      return
-    row = next((row for row, owner in enumerate(self._owner) if owner is None), None)
-    if row is None:
-      raise EngineError(f"all {self.rows} rows of the KV cache are taken")
-    self._owner[row] = sequence
-    self._held[sequence] = _Held(row, 0)
+  def open(self, sequence: int, length: int) -> None:
+    """Give a new sequence a row, next to those in use where one is free; `length` tokens of it will be written."""
+    held = self._held.get(sequence)
+    if held is None:
+      row = next((row for row, owner in enumerate(self._owner) if owner is None), None)
+      if row is None:
+        raise OutOfMemoryError(f"all {self.rows} rows of the KV cache are taken")
+      self._owner[row] = sequence
+      held = self._held[sequence] = _Held(row, 0)
+    self._written[held.row] = max(self._written[held.row], length)
 
   def row(self, sequence: int) -> int:
     return self._held[sequence].row
@@ -98,7 +127,7 @@ class KvArena:
     if held is not None:
       self._window = ([], 0)
       self._owner[held.row] = None
-      self._release(held.row, held.length)
+      self._release(held.row)
 
   def truncate(self, sequence: int, length: int) -> None:
     held = self._held.get(sequence)
@@ -106,7 +135,9 @@ class KvArena:
       held.length = min(held.length, length)
 
   def copy(self, source: int, target: int, length: int) -> None:
-    self.open(target)
+    if self.length(source) < length:
+      raise CacheReuseError(f"{self.length(source)} tokens are kept where {length} are wanted")
+    self.open(target, length)
     self._copy_rows(self.row(source), self.row(target), length)
     self._held[target].length = length
 
@@ -139,18 +170,21 @@ class KvArena:
     owner_a, owner_b = self._owner[a], self._owner[b]
     length_a = self._held[owner_a].length if owner_a is not None else 0
     length_b = self._held[owner_b].length if owner_b is not None else 0
+    kept = np.empty((self._kv_heads, length_a, self._head_dim),
+                    np.float32)  # before anything moves: it may not be there
     for pair in self.arrays:
       for array in pair:
-        kept = array[a, :, :length_a].copy()
+        kept[:] = array[a, :, :length_a]
         array[a, :, :length_b] = array[b, :, :length_b]
         array[b, :, :length_a] = kept
+    self._written[a], self._written[b] = max(self._written[a], length_b), max(self._written[b], length_a)
     self._owner[a], self._owner[b] = owner_b, owner_a
     for row in (a, b):
       owner = self._owner[row]
       if owner is not None:
         self._held[owner].row = row
     if owner_a is None:
-      self._release(b, length_b)
+      self._release(b)
 
   def _copy_rows(self, source: int, target: int, length: int) -> None:
     self._populate(target, length)
@@ -160,30 +194,27 @@ class KvArena:
 
   def _populate(self, row: int, length: int) -> None:
     """Have the system give the pages of a row's first tokens all at once, not one by one as they are written."""
-    head_bytes, used = self.row_bytes // self._kv_heads, length * self._head_dim * 4
+    memory = self._memory
+    head_bytes, used = memory.row_bytes // self._kv_heads, length * self._head_dim * 4
     if sys.platform != "linux" or used < 4 * mmap.PAGESIZE:
       return
     for i in range(2 * self._layers):
       for head in range(self._kv_heads):
-        at = (i * self.rows + row) * self.row_bytes + head * head_bytes
+        at = i * memory.array_bytes + row * memory.row_bytes + head * head_bytes
         start = at // mmap.PAGESIZE * mmap.PAGESIZE
-        try:
-          self._memory.madvise(_MADV_POPULATE_WRITE, start, at + used - start)
-        except OSError:  # an older kernel
+        if not memory.advise(_MADV_POPULATE_WRITE, start, at + used):  # an older kernel
           return
 
-  def _release(self, row: int, length: int) -> None:
+  def _release(self, row: int) -> None:
     """Give a row's pages back to the system, where that is worth the calls."""
-    if length * self.row_bytes // self.room < 2 * mmap.PAGESIZE:
+    memory, written = self._memory, self._written[row]
+    if written * memory.row_bytes // memory.room < 2 * mmap.PAGESIZE:
       return
-    array_bytes = self.rows * self.row_bytes
-    for i in range(2 * len(self.arrays)):
-      base = i * array_bytes
-      start = -(-(base + row * self.row_bytes) // mmap.PAGESIZE) * mmap.PAGESIZE
-      end = (base + (row + 1) * self.row_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
-      if end > start:
-        self._memory.madvise(mmap.MADV_DONTNEED, start, end - start)
+    self._written[row] = 0
+    for i in range(2 * self._layers):
+      base = i * memory.array_bytes + row * memory.row_bytes
+      memory.release(base, base + memory.row_bytes)
 
   def close(self) -> None:
     self._held.clear()
-    self.arrays.clear()
+    self._memory.arrays.clear()

@@ -30,6 +30,7 @@ from tinygrad.engine.realize import get_runtime
 from tinygrad.helpers import BEAM, DEBUG, DEV, PARALLEL, Context, diskcache_get, diskcache_put
 
 from exo.errors import EngineError
+from exo.inference.reservation import reserve
 from exo.inference.tinygrad.kernels import Dialect
 from exo.inference.tinygrad.probe import CLANG_ADVICE
 
@@ -116,11 +117,7 @@ class Array:
 
   def _map(self, n_bytes: int, sparse: bool) -> None:
     """Zeros that take memory when first touched; on huge pages unless most of it will stay untouched."""
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-    try:
-      self._memory = mmap.mmap(-1, n_bytes, flags=flags)
-    except (OSError, ValueError, OverflowError) as error:
-      raise EngineError(f"cannot reserve {n_bytes // 2**20} MB of addresses: {error}") from error
+    self._memory = reserve(n_bytes, "an array of the tinygrad engine")
     if hasattr(mmap, "MADV_HUGEPAGE") and n_bytes >= 2 * _HUGE_PAGE:
       self._memory.madvise(mmap.MADV_NOHUGEPAGE if sparse else mmap.MADV_HUGEPAGE)
 

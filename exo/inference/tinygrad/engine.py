@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from exo.errors import EngineError
+from exo.errors import CacheReuseError, EngineError
 from exo.inference.engine import (
     Batch,
     InferenceEngine,
     LoadOptions,
     StageMemory,
     StageModel,
+    check_inputs,
+    engine_error,
     gather_logit_rows,
 )
 from exo.inference.final_norm import FinalNorm
@@ -65,6 +67,7 @@ class TinygradStage(StageModel):
     self._kv = KvPages(tokens // PAGE + options.max_sequences, options.max_sequences, self._device.on_cpu)
     self._decoder.bind(self._kv.total, lambda fraction: progress(0.5 + fraction / 2))
     self._embedding = checkpoint.tensor(EMBEDDING) if shard.is_first else None
+    self._words = config.vocab_size if self._embedding is None else self._embedding.shape[0]
     self._final_norm = FinalNorm(checkpoint)
     self._embedding_scale = np.float32(config.embedding_scale)
     self._ropes = [(
@@ -78,14 +81,24 @@ class TinygradStage(StageModel):
     return self._memory
 
   def step(self, batch: Batch) -> npt.NDArray[Any]:
-    return self._run(batch, gather_logit_rows(batch.entries) if self.shard.is_last else None)
+    return self._computed(batch, gather_logit_rows(batch.entries) if self.shard.is_last else None)
 
   def hidden_states(self, batch: Batch) -> npt.NDArray[np.float32]:
-    return self._final_norm(self._run(batch, None))
+    return self._final_norm(self._computed(batch, None))
+
+  def _computed(self, batch: Batch, wanted: npt.NDArray[np.int64] | None) -> npt.NDArray[Any]:
+    """What is written beyond a sequence's length is nobody's until the whole step is through."""
+    try:
+      self._open(batch)
+      out = self._run(batch, wanted)
+    except Exception as error:
+      raise engine_error("tinygrad", error) from error
+    for entry in batch.entries:
+      self._kv.held(entry.sequence).length += entry.n_tokens
+    return out
 
   def _run(self, batch: Batch, wanted: npt.NDArray[np.int64] | None) -> npt.NDArray[Any]:
     """Logits of the `wanted` tokens, or all tokens' hidden states where that is None."""
-    self._open(batch)
     if batch.hidden is None:
       assert self._embedding is not None
       x = self._embedding.rows(batch.token_ids).to_float32()
@@ -107,28 +120,29 @@ class TinygradStage(StageModel):
       else:
         inside = wanted[(wanted >= start) & (wanted < end)] - start
         outs.append(self._run_head(inside.astype(np.int32)))
-    for entry in batch.entries:
-      self._kv.held(entry.sequence).length += entry.n_tokens
     return outs[0] if len(outs) == 1 else np.concatenate(outs)
 
   def _open(self, batch: Batch) -> None:
-    """Check positions and give every sequence the pages it needs."""
+    """Refuse what cannot be computed, then give every sequence the pages it needs."""
+    check_inputs(batch, self.shard.is_first, self._config.hidden_size, self._words)
     for entry in batch.entries:
       held = self._kv.length(entry.sequence)
       if entry.position != held:
         raise EngineError(f"entry at position {entry.position} of a sequence whose cache holds {held} tokens")
       if entry.position + entry.n_tokens > self._memory.max_context:
         raise EngineError(f"a sequence is longer than {self._memory.max_context} tokens")
+    for entry in batch.entries:
       self._extend(entry.sequence, entry.position + entry.n_tokens)
 
   def _extend(self, sequence: int, length: int) -> None:
-    before = len(self._kv.held(sequence).pages) if self._kv.has(sequence) else 0
-    for page in self._kv.extend(sequence, length):
-      self._device.set(target=page)
+    held = self._kv.extend(sequence, length)
+    while held.dirty:
+      self._device.set(target=held.dirty[-1])
       run(self._decoder.clear_page)
-    held = self._kv.held(sequence)
-    if len(held.pages) != before:
-      self._decoder.write_table(held.place, held.pages, before)
+      held.dirty.pop()
+    if held.entered < len(held.pages):
+      self._decoder.write_table(held.place, held.pages, held.entered)
+      held.entered = len(held.pages)
 
   def _run_layers(self, x: Floats, positions: Ints, places: Ints) -> None:
     arrays, device, n = self._decoder.arrays, self._device, len(x)
@@ -192,10 +206,16 @@ class TinygradStage(StageModel):
     self._kv.truncate(sequence, length)
 
   def copy(self, source: int, target: int, length: int) -> None:
-    self._extend(target, length)
-    for old, new in zip(self._kv.held(source).pages, self._kv.held(target).pages, strict=False):
-      self._device.set(source=old, target=new)
-      run(self._decoder.copy_page)
+    if self._kv.length(source) < length:
+      raise CacheReuseError(f"{self._kv.length(source)} tokens are kept where {length} are wanted")
+    try:
+      self._extend(target, length)
+      for old, new in zip(self._kv.held(source).pages, self._kv.held(target).pages, strict=False):
+        self._device.set(source=old, target=new)
+        run(self._decoder.copy_page)
+    except Exception as error:
+      self._kv.drop(target)
+      raise engine_error("tinygrad", error) from error
     self._kv.held(target).length = length
 
   def close(self) -> None:

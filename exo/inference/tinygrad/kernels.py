@@ -329,7 +329,8 @@ def attention_mix(dialect: Dialect, heads: Heads, max_pages: int) -> UOp:
   _, at = _page_index(heads, table, _load_int(places, row), _load_int(positions, row), page, max_pages)
   weight = weights[((m * heads.queries + query_head) * PAGES + page) * PAGE + lane].load()
   value = values[((at * heads.keys + head) * PAGE + lane) * heads.dim + d].load()
-  mixed = (weight * value).reduce(page, lane, arg=Ops.ADD) / weight.reduce(page, lane, arg=Ops.ADD)
+  seen = (weight > 0).where(value, 0.0)  # what a step that failed left beyond a row's last token may be no number
+  mixed = (weight * seen).reduce(page, lane, arg=Ops.ADD) / weight.reduce(page, lane, arg=Ops.ADD)
   store = out[(row * heads.queries + query_head) * heads.dim + d].store(mixed).end(m, head, g, *d_ranges)
   return _kernel(dialect, f"mix_{heads.queries}_{heads.keys}_{heads.dim}_{heads.window}", store)
 

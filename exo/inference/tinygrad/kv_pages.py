@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from exo.errors import EngineError
+from exo.errors import OutOfMemoryError
 from exo.inference.tinygrad.kernels import PAGE
 
 
 @dataclass(slots=True)
 class Held:
-  """A sequence: its place in the page table, its pages in order, its tokens."""
+  """A sequence: its place in the page table, its pages in order, its tokens.
+
+  Of the pages, `dirty` are yet to be cleared, and those from `entered` on yet to be written to the table.
+  """
   place: int
   pages: list[int] = field(default_factory=list)
   length: int = 0
+  dirty: list[int] = field(default_factory=list)
+  entered: int = 0
 
 
 class KvPages:
@@ -40,37 +45,43 @@ class KvPages:
   def held(self, sequence: int) -> Held:
     return self._held[sequence]
 
-  def extend(self, sequence: int, length: int) -> list[int]:
-    """Give the sequence, new or not, pages for `length` tokens; returns the numbers of new pages that may hold something.
+  def extend(self, sequence: int, length: int) -> Held:
+    """Give the sequence, new or not, pages for `length` tokens.
 
-    Raises `EngineError` when all are taken.
+    Raises `OutOfMemoryError` when too few are left; nothing is changed then.
     """
     held = self._held.get(sequence)
+    lacking = -(-length // PAGE) - (0 if held is None else len(held.pages))
+    if held is None and not self._places:
+      raise OutOfMemoryError(f"all {self.max_sequences} places of the KV cache are taken")
+    if lacking > len(self._free) + self.total - self._untouched:
+      raise OutOfMemoryError(f"all {self.total * PAGE} tokens of the KV cache are taken")
     if held is None:
-      if not self._places:
-        raise EngineError(f"all {self.max_sequences} places of the KV cache are taken")
       held = self._held[sequence] = Held(self._places.pop())
-    dirty: list[int] = []
-    while len(held.pages) * PAGE < length:
+    for _ in range(lacking):
       if self._free:
-        held.pages.append(self._free.pop())
-        dirty.append(held.pages[-1])
-      elif self._untouched < self.total:
-        held.pages.append(self._untouched)
-        self._untouched += 1
-        if not self._clean:
-          dirty.append(held.pages[-1])
+        page, clean = self._free.pop(), False
       else:
-        raise EngineError(f"all {self.total * PAGE} tokens of the KV cache are taken")
-    return dirty
+        page, clean = self._untouched, self._clean
+        self._untouched += 1
+      held.pages.append(page)
+      if not clean:
+        held.dirty.append(page)
+    return held
 
   def truncate(self, sequence: int, length: int) -> None:
+    """Also what was taken for tokens that never came is given back."""
     held = self._held.get(sequence)
-    if held is not None and length < held.length:
-      held.length = length
-      keep = -(-length // PAGE)
-      self._free.extend(held.pages[keep:])
+    if held is None:
+      return
+    held.length = min(held.length, length)
+    keep = -(-held.length // PAGE)
+    if keep < len(held.pages):
+      given = held.pages[keep:]
+      self._free.extend(given)
       del held.pages[keep:]
+      held.dirty = [page for page in held.dirty if page not in given]
+      held.entered = min(held.entered, keep)
 
   def drop(self, sequence: int) -> None:
     held = self._held.pop(sequence, None)
