@@ -59,7 +59,7 @@ class KvRoom:
     self.reserved -= sequence.reserved
     number = sequence.number
     if keep and self.limits.keep_caches:
-      gone = self.kept.keep(number, sequence.tokens[:sequence.computed])
+      gone = self.kept.keep(number, sequence.tokens[:sequence.computed], sequence.request.cache_salt)
       self._ends = [n for n in (*self._ends, number) if n not in gone]
       self._drops.extend(gone)
     else:

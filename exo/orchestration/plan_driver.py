@@ -63,7 +63,7 @@ class PlanDriver:
 
   def on_result(self, result: StepResult) -> None:
     lap_ms = self.pace.returned(result, time.perf_counter())
-    self.scheduler.on_result(result.step, result.tokens, result.refused, sum(result.compute_ms))
+    self.scheduler.on_result(result.step, result.tokens, result.refused, sum(result.compute_ms), lap_ms)
     # waking for a token costs more than handling it: where tokens come fast, the stage computes two before it reports
     sequences = len({token.sequence for token in result.tokens})
     if sequences:

@@ -5,7 +5,7 @@ Pure bookkeeping of the plan's first stage: the stages are told in frames what t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,9 +31,10 @@ def common_prefix(a: Tokens, b: Tokens) -> int:
 
 
 class PrefixCache:
-  """Kept sequences, the least recently used first."""
+  """Kept sequences, the least recently used first. One of another salt is as if it were not there."""
   def __init__(self) -> None:
     self._kept: dict[int, Tokens] = {}
+    self._salts: dict[int, str] = {}
     self.tokens = 0
 
   def __len__(self) -> int:
@@ -45,13 +46,13 @@ class PrefixCache:
   def length(self, sequence: int) -> int:
     return len(self._kept[sequence])
 
-  def keep(self, sequence: int, tokens: Sequence[int]) -> list[int]:
+  def keep(self, sequence: int, tokens: Sequence[int], salt: str) -> list[int]:
     """Keep a sequence's cache, which holds these tokens. Returns what need not be kept: itself, or what it covers."""
     new = np.asarray(tokens, np.int32)
     if len(new) < MIN_REUSED:
       return [sequence]
     covered = []
-    for other, held in self._kept.items():
+    for other, held in self._of(salt):
       common = common_prefix(new, held)
       if common == len(new):
         return [sequence]
@@ -59,13 +60,16 @@ class PrefixCache:
         covered.append(other)
     for other in covered:
       self.remove(other)
-    self._kept[sequence] = new
+    self._kept[sequence], self._salts[sequence] = new, salt
     self.tokens += len(new)
     return covered
 
-  def match(self, prompt: Tokens) -> Match | None:
+  def _of(self, salt: str) -> Iterator[tuple[int, Tokens]]:
+    return ((sequence, held) for sequence, held in self._kept.items() if self._salts[sequence] == salt)
+
+  def match(self, prompt: Tokens, salt: str) -> Match | None:
     """The kept sequence with the longest prefix in common; None where none is worth it."""
-    best = max(((common_prefix(prompt, held), sequence) for sequence, held in self._kept.items()), default=(0, 0))
+    best = max(((common_prefix(prompt, held), sequence) for sequence, held in self._of(salt)), default=(0, 0))
     return Match(best[1], best[0]) if best[0] >= MIN_REUSED else None
 
   def touch(self, sequence: int) -> None:
@@ -74,6 +78,7 @@ class PrefixCache:
 
   def remove(self, sequence: int) -> None:
     self.tokens -= len(self._kept.pop(sequence))
+    del self._salts[sequence]
 
   def oldest(self, but: Collection[int] = ()) -> int | None:
     """The least recently used sequence, those in `but` not counted."""

@@ -11,20 +11,22 @@ sequence may be in every step in flight.
 
 from __future__ import annotations
 
-from collections import deque
+import math
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from exo.errors import InvalidRequestError, QueueFullError
 from exo.inference.engine import BatchEntry, LogitsOf
 from exo.networking.messages import EMPTY_TOKEN_IDS, Request, SequenceOpen, SequenceToken
+from exo.orchestration.admission import Admission
 from exo.orchestration.drafter import Drafter
+from exo.orchestration.fair_clock import FairClock, share_of
 from exo.orchestration.kv_room import KvRoom, Limits
 from exo.orchestration.prefix_cache import MIN_REUSED, Match, common_prefix
 from exo.orchestration.prompt_chunks import PromptChunks
 from exo.orchestration.sequence import RunningSequence
 from exo.orchestration.step import Step, StepDraft
+from exo.orchestration.waiting_line import WaitingLine
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,9 @@ class Scheduler:
   drafter: Drafter = field(default_factory=Drafter)
   chunks: PromptChunks = field(init=False)
   _room: KvRoom = field(init=False)
-  _waiting: deque[Request] = field(default_factory=deque)
+  admission: Admission = field(init=False)
+  _line: WaitingLine = field(init=False)
+  _prompt_turns: FairClock = field(default_factory=FairClock)
   _running: dict[int, RunningSequence] = field(default_factory=dict)
   _computed_anew: set[str] = field(default_factory=set)  # ids of requests that no cache may help
   _in_flight: dict[int, tuple[BatchEntry, ...]] = field(default_factory=dict)
@@ -56,56 +60,35 @@ class Scheduler:
   def __post_init__(self) -> None:
     self.chunks = PromptChunks(self.limits.stages, self.limits.step_tokens)
     self._room = KvRoom(self.limits, self._running)
+    self.admission = Admission(self._room, self._running)
+    self._line = self.admission.line
 
   @property
   def waiting(self) -> int:
-    return len(self._waiting)
+    return len(self._line)
 
   @property
   def counts(self) -> Counts:
     return Counts(
-        len(self._running), len(self._waiting), len(self._in_flight), self._room.reserved, len(self._room.kept),
+        len(self._running), len(self._line), len(self._in_flight), self._room.reserved, len(self._room.kept),
         self._room.kept.tokens
     )
 
-  def needed(self, request: Request) -> int:
-    """KV tokens that the request may come to need."""
-    return min(len(request.prompt_ids) + request.max_tokens, self.limits.max_context)
-
-  def add(self, request: Request) -> None:
-    """Queue a request. Raises `QueueFullError`, or `InvalidRequestError` for one that can never run here."""
-    prompt = len(request.prompt_ids)
-    if prompt == 0:
-      raise InvalidRequestError("the prompt is empty", "prompt")
-    if prompt > self.limits.max_context:
-      raise InvalidRequestError(
-          f"the prompt has {prompt} tokens, the context has room for {self.limits.max_context}", "messages",
-          "context_length_exceeded"
-      )
-    if prompt + min(1, request.max_tokens) > self.limits.max_kv_tokens:
-      raise InvalidRequestError(
-          f"the prompt has {prompt} tokens, the memory for this model's KV cache holds {self.limits.max_kv_tokens}",
-          "messages", "context_length_exceeded"
-      )
-    if request.replay_ids:  # its client is in the middle of an answer
-      self._waiting.insert(sum(1 for r in self._waiting if r.replay_ids), request)
-      return
-    if len(self._waiting) >= self.limits.max_waiting:
-      raise QueueFullError(f"{len(self._waiting)} requests are waiting already", retry_after_s=5)
-    self._waiting.append(request)
+  def add(self, request: Request, most_wait_s: float = math.inf) -> list[Request]:
+    """Queue a request; see `Admission.add`."""
+    return self.admission.add(request, most_wait_s)
 
   def cancel(self, request_id: str) -> bool:
     """Forget all choices of a request, waiting or running; False when there were none."""
-    before = len(self._waiting)
-    self._waiting = deque(r for r in self._waiting if r.request_id != request_id)
+    waited = self._line.remove(request_id)
     numbers = [s.number for s in self._running.values() if s.request.request_id == request_id]
     for number in numbers:
       self._finish(number)
-    return bool(numbers) or len(self._waiting) != before
+    return bool(numbers) or waited
 
   def requests(self) -> list[Request]:
     """Everything that is waiting or running."""
-    return [*(s.request for s in self._running.values()), *self._waiting]
+    return [*(s.request for s in self._running.values()), *self._line]
 
   def requests_in(self, step: int) -> list[Request]:
     """The requests that a step in flight computes for."""
@@ -132,13 +115,14 @@ class Scheduler:
         prompts = True
       elif sequence.prompt_tokens < len(sequence.tokens):
         decoding = True
-    prompts = prompts or self._fits()
+    self._make_way()
+    prompts = prompts or self.admission.fits()
     # where prompts are computed, one frame more lies ready, so that no stage waits for the others' pace
     if ahead == 0 and decoding and not prompts:
       return None
     if self._room.kept:
       self._room.make_room(0)
-    draft = StepDraft({s.number: s.computed for s in self._running.values()} if self._waiting else {})
+    draft = StepDraft({s.number: s.computed for s in self._running.values()} if self._line else {})
     self._add_decodes(draft, prompts)
     if draft.entries:
       self._prompts_behind = 0
@@ -149,6 +133,12 @@ class Scheduler:
         self._add_prompts(draft, min(budget, self.chunks.beside_decodes) if decoding else budget, alone=not decoding)
         self._prompts_behind += bool(draft.entries)
     return self._let_out(draft, run)
+
+  def _make_way(self) -> None:
+    """Another share's turn has come, and there is no place."""
+    for sequence in self.admission.giving_up(self._in_flight.values()):
+      self._finish(sequence.number, again=True)
+      self._line.put_back(sequence.again())
 
   def _let_out(self, draft: StepDraft, run: int) -> Step | None:
     if not (draft.entries or draft.opens or self._room.untold):
@@ -168,7 +158,7 @@ class Scheduler:
     """The same for all steps of the prompts that are there together: it is the greatest one that the stages wait for."""
     if not self._prompt_steps:
       self._even_chunk = 0
-    left = sum(s.prompt_left for s in self._running.values()) + sum(len(r.prompt_ids) for r in self._waiting)
+    left = sum(s.prompt_left for s in self._running.values()) + self._line.prompt_tokens
     self._even_chunk = max(self._even_chunk, self.chunks.alone(left))
     return self._even_chunk
 
@@ -205,7 +195,7 @@ class Scheduler:
     for sequence in ready:
       drafts: list[int] = []
       if may_draft:
-        left = min(self.needed(sequence.request) - len(sequence.tokens) - 1, room)
+        left = min(self.admission.needed(sequence.request) - len(sequence.tokens) - 1, room)
         drafts = self.drafter.propose(sequence, left)
         room -= len(drafts)
       token_ids = [sequence.tokens[sequence.computed], *drafts]
@@ -222,17 +212,20 @@ class Scheduler:
 
   def _add_prompts(self, draft: StepDraft, budget: int, alone: bool) -> None:
     begun = [s for s in self._running.values() if s.prompt_left]
-    if not begun and budget >= 2 and (first := self._admit(draft)) is not None:
-      begun = [first]  # before its part is sized: what it finds in a kept cache is not computed
+    following = self._line.next()
+    # no share waits until the long prompts of another are through
+    elsewhere = following is not None and share_of(following) not in {share_of(s.request) for s in begun}
+    if elsewhere and budget >= 2 and (first := self._admit(draft)) is not None:
+      begun.append(first)  # before its part is sized: what it finds in a kept cache is not computed
     if alone:
       budget = min(budget, self._chunk_alone())
+    begun.sort(key=lambda s: self._prompt_turns.had(share_of(s.request)))
     for sequence in begun:
       budget -= self._chunk(sequence, budget, draft)
     while budget >= 2 and (admitted := self._admit(draft)) is not None:
       budget -= self._chunk(admitted, budget, draft)
 
-  @staticmethod
-  def _chunk(sequence: RunningSequence, budget: int, draft: StepDraft) -> int:
+  def _chunk(self, sequence: RunningSequence, budget: int, draft: StepDraft) -> int:
     """Put the next part of a prompt into the step; returns the tokens that it took.
 
     No part is of one token (unless the whole prompt is): one token alone takes other kernels, whose results differ in
@@ -253,31 +246,26 @@ class Scheduler:
       wanted = LogitsOf.LAST if last else LogitsOf.NONE
     draft.add(sequence, sequence.tokens[sequence.computed:sequence.computed + count], wanted)
     sequence.computed += count
+    self._prompt_turns.turn(share_of(sequence.request))
+    self._prompt_turns.charge(share_of(sequence.request), count)
     return count
 
   # admission and memory
 
-  def _fits(self) -> bool:
-    """Whether the next waiting request can be admitted."""
-    if not self._waiting or len(self._running) >= self.limits.max_sequences:
-      return False
-    needed = min(self.needed(self._waiting[0]), self.limits.max_kv_tokens)
-    return self._room.reserved + needed <= self.limits.max_kv_tokens
-
   def _admit(self, draft: StepDraft) -> RunningSequence | None:
     """The next waiting request as a sequence, if there is a row and memory for it."""
-    if not self._fits():
+    request = self._line.next()
+    if request is None or not self.admission.has_room(request):
       return None
-    request = self._waiting[0]
     match, soon = self._find_prefix(request, draft)
     if soon:  # a step later, more of its prompt will be there to copy
       return None
-    needed = min(self.needed(request), self.limits.max_kv_tokens)
+    needed = min(self.admission.needed(request), self.limits.max_kv_tokens)
     place = self._room.place(match, needed, draft.sources)
     if place is None:
       return None
     number, length = place
-    self._waiting.popleft()
+    self._line.take(request)
     prompt = len(request.prompt_ids)
     sequence = RunningSequence(
         number, request, needed, [*request.prompt_ids, *request.replay_ids], self._next_step, length
@@ -287,6 +275,8 @@ class Scheduler:
     told = replace(
         request,
         prompt_ids=request.prompt_ids if request.sampling.needs_prompt else (),
+        share="",
+        cache_salt="",
         max_tokens=min(request.max_tokens, max(1, needed - prompt))
     )
     draft.opens.append(SequenceOpen(number, told, prompt, match.sequence if match else 0, length))
@@ -298,8 +288,10 @@ class Scheduler:
     if whole or request.request_id in self._computed_anew or not self.limits.keep_caches:
       return None, False
     prompt = np.asarray(request.prompt_ids[:-2], np.int32)
-    best, soon = self._room.kept.match(prompt), 0
+    best, soon = self._room.kept.match(prompt, request.cache_salt), 0
     for sequence in self._running.values():
+      if sequence.request.cache_salt != request.cache_salt:
+        continue
       common = common_prefix(prompt, np.asarray(sequence.request.prompt_ids, np.int32))
       ready = min(common, draft.settled.get(sequence.number, 0))
       if ready >= MIN_REUSED and (best is None or ready > best.length):
@@ -315,6 +307,7 @@ class Scheduler:
       tokens: tuple[SequenceToken, ...],
       refused: tuple[int, ...] = (),
       compute_ms: float = 0.0,
+      lap_ms: float | None = None,
   ) -> None:
     """A step came back, with several tokens of a sequence after a run or right drafts.
 
@@ -334,6 +327,9 @@ class Scheduler:
         sequence.tokens.append(token.token_id)
       if token.finish_reason or len(sequence.tokens) > self.limits.max_context:
         self._finish(token.sequence)
+    if lap_ms is not None:
+      prompt_tokens = sum(entry.n_tokens for entry in entries) - sum(entry.n_tokens for entry in decodes)
+      self.admission.estimate.learn_step(lap_ms / 1e3, len(counts), sum(counts.values()), prompt_tokens)
     if len(decodes) == len(entries):
       self._learn(decodes, counts, compute_ms)
     for number in refused:
@@ -352,6 +348,7 @@ class Scheduler:
         sequence = self._running.get(entry.sequence)
         if sequence is not None:
           sequence.cut = accepted < entry.n_tokens - 1
+          sequence.note_wide(entry.position, counts[entry.sequence], entry.n_tokens)
     if counts and all(entry.logits for entry in entries):
       widths = [entry.n_tokens for entry in entries]
       self.drafter.observe(widths, right, compute_ms, max(counts.values()) if max(widths) == 1 else 1)
@@ -360,8 +357,8 @@ class Scheduler:
     sequence = self._running.get(number)
     if sequence is not None and sequence.first_step <= step:
       self._computed_anew.add(sequence.request.request_id)
-      self._waiting.appendleft(sequence.request)
       self._finish(number, keep=False, again=True)
+      self._line.put_first(sequence.request)
 
   def on_failure(self, step: int) -> list[Request]:
     """A step was lost; its requests are forgotten and returned."""
@@ -378,4 +375,6 @@ class Scheduler:
     self.drafter.forget(number)
     if not again:
       self._computed_anew.discard(sequence.request.request_id)
+      self.admission.estimate.learn_answer(sequence.generated)
+    self._line.left(sequence.request, 0 if again else sequence.computed)
     self._room.release(sequence, keep)

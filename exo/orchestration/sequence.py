@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from exo.networking.messages import Request, WideStep
 
@@ -21,6 +21,7 @@ class RunningSequence:
   first_step: int
   computed: int = 0
   cut: bool = False
+  wide: list[WideStep] = field(default_factory=list)  # of its steps that gave tokens here, those that had drafts
   prompt_tokens: int = field(init=False)
 
   def __post_init__(self) -> None:
@@ -45,3 +46,18 @@ class RunningSequence:
     wide = next((w for w in self.request.replay_wide if w.index == index), WideStep(index, 1, 1))
     stay = self.tokens[self.computed:self.computed + wide.count]
     return stay + stay[-1:] * (wide.width - wide.count), wide.count
+
+  def note_wide(self, position: int, tokens: int, width: int) -> None:
+    """A step of `width` tokens from that position on gave so many."""
+    self.wide.append(WideStep(position - self.prompt_tokens, tokens, width))
+
+  def again(self) -> Request:
+    """What to ask for where it must be computed again: its client has its tokens."""
+    if not self.generated:
+      return self.request
+    return replace(
+        self.request,
+        replay_ids=tuple(self.tokens[self.prompt_tokens:]),
+        replay_wide=(*self.request.replay_wide, *self.wide),
+        prompt_logprobs=None
+    )
