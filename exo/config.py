@@ -48,6 +48,7 @@ class Config:
   chatgpt_api_host: str = "127.0.0.1"
   chatgpt_api_port: int | None = None
   chatgpt_api_response_timeout: float = 900.0
+  queue_timeout: float = 300.0
   max_generate_tokens: int = 10000
   default_model: str = DEFAULT_MODEL
   default_temp: float = 0.0
@@ -124,6 +125,7 @@ _LEAST = {
     "download_limit": 0.001,
     "grace_period": 0,
     "chatgpt_api_response_timeout": 1,
+    "queue_timeout": 1,
 }
 
 

@@ -175,6 +175,13 @@ def build_parser() -> argparse.ArgumentParser:
       metavar="S",
       help="seconds without any progress after which a request fails (default 900)"
   )
+  api.add_argument(
+      "--queue-timeout",
+      type=float,
+      metavar="S",
+      help="seconds that a request may wait for its turn where others are served: it is refused (429) when it would wait "
+      "for longer, and when it has (default 300)"
+  )
   api.add_argument("--max-generate-tokens", type=int, metavar="N", help="where a request sets no limit (default 10000)")
   api.add_argument("--default-temp", type=float, metavar="T", help="temperature where a request sets none (default 0)")
   api.add_argument("--system-prompt", metavar="TEXT", help="put before chats that have no system message")

@@ -45,7 +45,7 @@ class Admission:
     if wait_s > most_wait_s:
       raise QueueFullError(
           f"{len(self.line)} requests are waiting: this one would wait for about {wait_s:.0f} s, "
-          f"{most_wait_s:g} s are allowed",
+          f"{most_wait_s:g} s are allowed (--queue-timeout)",
           retry_after_s=math.ceil(wait_s)
       )
     gone = self.line.add(request, self._clock())
@@ -82,11 +82,16 @@ class Admission:
     retry_s = max(1, math.ceil(self.wait_s(request)))
     return QueueFullError(f"{len(self.line)} requests are waiting already", retry_after_s=retry_s)
 
+  def overdue_error(self, request: Request, waited_s: float) -> QueueFullError:
+    """What a request is told that has waited for too long."""
+    retry_s = max(1, math.ceil(self.wait_s(request)))
+    return QueueFullError(f"its turn did not come within {waited_s:g} s (--queue-timeout)", retry_after_s=retry_s)
+
   def overdue(self, most_wait_s: float) -> list[Request]:
     """Forget, and return, the requests that have waited so long and have not begun."""
     late = self.line.overdue(self._clock() - most_wait_s)
-    for request in late:
-      self.line.remove(request.request_id)
+    gone = {request.request_id for request in late}
+    self.line.forget(lambda request: request.request_id in gone)
     return late
 
   def fits(self) -> bool:

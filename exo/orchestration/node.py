@@ -85,7 +85,7 @@ class Node:
     rehearse = mesh.rehearse if config.awake_cores == "auto" else None
     self.plans = PlanHost(
         hello.node_id, loader, self._device, offered, usable_threads(), self.send, self.call, rehearse, self.meter,
-        kv_bytes, config.speculation == "auto", AwakeCores(config.awake_cores == "auto")
+        kv_bytes, config.speculation == "auto", AwakeCores(config.awake_cores == "auto"), config.queue_timeout
     )
     self._book = PlanBook(self._open_stages)
     self.desk = EntryDesk(hello.node_id, self.send, self.call)

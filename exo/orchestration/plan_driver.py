@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,15 +16,18 @@ from exo.orchestration.scheduler import Scheduler
 from exo.topology.ring_plan import RingPlan
 
 _QUICK_STEP_MS = 12.0
+_LONGEST_LOOK_S = 1.0
 
 
 class PlanDriver:
-  """Purely driven by events: no task of its own, nothing waits."""
+  """Purely driven by events, and by one timer: a request waits for its turn for at most `most_wait_s`, or is refused."""
   def __init__(
       self, plan: RingPlan, scheduler: Scheduler, feed: Callable[[Frame], None], send: Callable[[str, Message], None],
-      meter: Meter
+      meter: Meter, most_wait_s: float
   ) -> None:
     self.plan, self.scheduler = plan, scheduler
+    self._most_wait_s = most_wait_s
+    self._look_again: asyncio.TimerHandle | None = None
     self._feed, self._send, self._meter = feed, send, meter
     self._closed = False
     self._run = 1
@@ -45,8 +49,23 @@ class PlanDriver:
 
   def submit(self, request: Request) -> None:
     """Raises `QueueFullError` or `InvalidRequestError`."""
-    self.scheduler.add(request)
+    for gone in self.scheduler.add(request, self._most_wait_s):
+      log(1, "another share's request takes its place in the line", request=gone.request_id)
+      tell_failed(self._send, self.plan, gone, self.scheduler.admission.queue_full(gone))
     self._pump()
+    if self._look_again is None and self.scheduler.waiting:
+      self._refuse_later()
+
+  def _refuse_later(self) -> None:
+    pause_s = min(_LONGEST_LOOK_S, self._most_wait_s / 4)
+    self._look_again = asyncio.get_running_loop().call_later(pause_s, self._refuse_overdue)
+
+  def _refuse_overdue(self) -> None:
+    self._look_again = None
+    for request in self.scheduler.admission.overdue(self._most_wait_s):
+      tell_failed(self._send, self.plan, request, self.scheduler.admission.overdue_error(request, self._most_wait_s))
+    if self.scheduler.waiting and not self._closed:
+      self._refuse_later()
 
   def cancel(self, request_id: str) -> None:
     if self.scheduler.cancel(request_id):
@@ -97,6 +116,8 @@ class PlanDriver:
   def close(self, error: ExoError) -> None:
     """Every request fails with `error`."""
     self._closed = True
+    if self._look_again is not None:
+      self._look_again.cancel()
     for request in self.scheduler.requests():
       tell_failed(self._send, self.plan, request, error)
 

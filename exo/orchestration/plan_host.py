@@ -76,12 +76,12 @@ class PlanHost:
   def __init__(
       self, node_id: str, loader: ShardLoader, device: DeviceThread, offered_bytes: int, threads: int, send: Send,
       call: Call, rehearse: Callable[[str], None] | None, meter: Meter, kv_memory_bytes: int | None, speculate: bool,
-      awake: AwakeCores
+      awake: AwakeCores, most_wait_s: float
   ) -> None:
     self._node_id, self._loader, self._device = node_id, loader, device
     self._offered_bytes, self._threads = offered_bytes, threads
     self._send, self._call, self._rehearse, self._meter = send, call, rehearse, meter
-    self._kv_memory_bytes, self._awake = kv_memory_bytes, awake
+    self._kv_memory_bytes, self._awake, self._most_wait_s = kv_memory_bytes, awake, most_wait_s
     self._open: dict[str, _Open] = {}
     self._opening: dict[str, _Opening] = {}
     self._lost: dict[str, ExoError] = {}  # plans that lost a node while they opened here
@@ -234,7 +234,7 @@ class PlanHost:
     here = self._open.get(plan.plan_id)
     if here is None:
       raise PlanClosedError(f"plan {plan.plan_id} was closed while it opened")
-    here.driver = PlanDriver(plan, Scheduler(limits), here.runner.feed, self._send, self._meter)
+    here.driver = PlanDriver(plan, Scheduler(limits), here.runner.feed, self._send, self._meter, self._most_wait_s)
     return here.driver
 
   # the engine

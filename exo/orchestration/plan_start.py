@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 from exo.errors import ExoError, ProtocolError, QueueFullError
 from exo.networking.messages import Message, OpenPlan, PlanOpened, Request
 from exo.orchestration.kv_room import Limits
 from exo.orchestration.plan_driver import PlanDriver, tell_failed
+from exo.orchestration.waiting_line import WaitingLine
 from exo.tasks import TaskOwner
 from exo.topology.ring_plan import RingPlan
 
@@ -25,7 +27,7 @@ class PlanStart:
       tasks: TaskOwner, speculate: bool
   ) -> None:
     self._send, self._call, self._ready, self._tasks, self._speculate = send, call, ready, tasks, speculate
-    self._waiting: dict[str, list[Request]] = {}
+    self._waiting: dict[str, WaitingLine] = {}
 
   def __len__(self) -> int:
     return len(self._waiting)
@@ -34,19 +36,22 @@ class PlanStart:
     """Raises `QueueFullError`. What goes wrong later is told to the request's entry node."""
     plan = message.plan
     if plan.plan_id not in self._waiting:
-      self._waiting[plan.plan_id] = []
+      self._waiting[plan.plan_id] = WaitingLine(_MAX_REQUESTS)
       self._tasks.spawn(self._start(message), f"start {plan.plan_id}")
     waiting = self._waiting[plan.plan_id]
-    if len(waiting) >= _MAX_REQUESTS:
-      raise QueueFullError(f"{len(waiting)} requests wait for {plan.model_id} to load", retry_after_s=10)
-    waiting.append(request)
+    gone = waiting.add(request, time.monotonic())
+    full = QueueFullError(f"{len(waiting)} requests wait for {plan.model_id} to load", retry_after_s=10)
+    if gone is request:
+      raise full
+    if gone is not None:
+      tell_failed(self._send, plan, gone, full)
 
   def requests(self, plan_id: str) -> list[Request]:
     return list(self._waiting.get(plan_id, ()))
 
   def forget(self, unwanted: Callable[[Request], bool]) -> None:
-    for plan_id, waiting in self._waiting.items():
-      self._waiting[plan_id] = [request for request in waiting if not unwanted(request)]
+    for waiting in self._waiting.values():
+      waiting.forget(unwanted)
 
   async def _start(self, message: OpenPlan) -> None:
     plan = message.plan

@@ -80,7 +80,7 @@ class Scheduler:
 
   def cancel(self, request_id: str) -> bool:
     """Forget all choices of a request, waiting or running; False when there were none."""
-    waited = self._line.remove(request_id)
+    waited = self._line.forget(lambda request: request.request_id == request_id)
     numbers = [s.number for s in self._running.values() if s.request.request_id == request_id]
     for number in numbers:
       self._finish(number)

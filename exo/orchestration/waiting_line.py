@@ -9,7 +9,7 @@ before all others.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from exo.networking.messages import Request
@@ -110,12 +110,12 @@ class WaitingLine:
     """How many of its share run."""
     return self._running[share_of(request)]
 
-  def remove(self, request_id: str) -> bool:
-    """Forget all choices of a request; False when there were none."""
+  def forget(self, unwanted: Callable[[Request], bool]) -> bool:
+    """False when there were none such."""
     before = len(self)
-    self._begun = deque(r for r in self._begun if r.request_id != request_id)
+    self._begun = deque(r for r in self._begun if not unwanted(r))
     for share, line in list(self._lines.items()):
-      for place in [p for p in line if p.request.request_id == request_id]:
+      for place in [p for p in line if unwanted(p.request)]:
         self._drop(share, place)
     return len(self) != before
 
