@@ -31,7 +31,10 @@ LAYERS = [
     {"exo.inference"},
     {"exo.topology", "exo.models", "exo.model_card"},
     {"exo.inference.shard"},
-    {"exo.config", "exo.errors", "exo.log", "exo.tasks", "exo.runtime_file", "exo.machine", "exo.private_files", "exo"},
+    {
+        "exo.config", "exo.errors", "exo.log", "exo.tasks", "exo.runtime_file", "exo.machine", "exo.private_files",
+        "exo.standard_streams", "exo.text_writer", "exo"
+    },
 ]
 
 

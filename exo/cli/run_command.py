@@ -23,6 +23,7 @@ from exo.config import Config
 from exo.download.model_store import model_name
 from exo.errors import ConfigError, ExoError
 from exo.log import escape
+from exo.standard_streams import taken
 from exo.topology.slow_links import slow_link_hint
 
 T = TypeVar("T")
@@ -108,6 +109,7 @@ class _Session:
           # a model may have been taught to drive a terminal
           sys.stdout.write(escape(delta.text) if sys.stdout.isatty() else delta.text)
           sys.stdout.flush()
+          await taken()
           if self._max_tokens is None and "\n" in delta.text and goes_in_circles("".join(said[-_LOOKED_AT:])):
             circles = True
             break
@@ -116,6 +118,7 @@ class _Session:
       self._messages.append({"role": "assistant", "content": "".join(said)})
     sys.stdout.write("\n")
     sys.stdout.flush()
+    await taken()
     if circles:
       print("stopped: the model says the same over and over (--max-tokens N lets it go on)", file=sys.stderr)
     if tokens > 1 and first:

@@ -11,14 +11,14 @@ import exo
 from exo.cli.assemble import RunningNode, running_node
 from exo.cli.introduction import Listeners, listener_lines
 from exo.config import Config
-from exo.log import say
+from exo.log import log, say
 
 _QUIET_S = 0.3
 _LAST_RESORT_S = 3.0
 
 
 async def serve(config: Config) -> int:
-  """Start, say what is there, and run until SIGINT, SIGTERM or `POST /quit`. Returns the exit status.
+  """Start, say what is there, and run until SIGINT, SIGTERM, SIGHUP or `POST /quit`. Returns the exit status.
 
   Then requests under way may finish within the grace period; a second signal ends that at once.
   """
@@ -33,6 +33,9 @@ async def serve(config: Config) -> int:
 
   for number in (signal.SIGINT, signal.SIGTERM):
     loop.add_signal_handler(number, on_signal)
+  if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else `nohup`: the node stays when its terminal goes
+    loop.add_signal_handler(signal.SIGHUP, stopping.set)
+  signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # in the background `stty tostop` would stop it for a line of its log
   async with running_node(config, stopping.set) as running:
     _introduce(config, running)
     if config.wait_for_peers:
@@ -62,11 +65,16 @@ async def _until(stopping: asyncio.Event, config: Config, running: RunningNode) 
     return
   from exo.viz.topology_viz import TopologyViz
   view = asyncio.create_task(TopologyViz(running.node, running.info.api_url).run(), name="terminal view")
-  ended = asyncio.create_task(stopping.wait(), name="stopping")
-  await asyncio.wait({view, ended}, return_when=asyncio.FIRST_COMPLETED)
-  for task in (view, ended):
-    task.cancel()
-  await asyncio.gather(view, ended, return_exceptions=True)
+  view.add_done_callback(_viewed)
+  await stopping.wait()
+  view.cancel()
+  await asyncio.gather(view, return_exceptions=True)
+
+
+def _viewed(view: asyncio.Task[None]) -> None:
+  """A view that ends by itself leaves the node alone."""
+  if not view.cancelled() and (error := view.exception()) is not None:
+    log(0, "the terminal view has ended: %s: %s", type(error).__name__, error)
 
 
 def _introduce(config: Config, running: RunningNode) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from rich.console import Console, RenderableType
-from rich.live import Live
-from rich.segment import Segment
+from rich.console import RenderableType
 
 from exo import log
 from exo.orchestration.node import Node
 from exo.orchestration.ring_view import ring_view
+from exo.viz.canvas import Canvas
 from exo.viz.screen import DownloadLine, PromptLine, screen
 
 _REFRESH_S = 0.25
@@ -24,33 +23,24 @@ class TopologyViz:
   def __init__(self, node: Node, api_url: str) -> None:
     self._node, self._api_url = node, api_url
     self._lines: deque[str] = deque(log.recent(), maxlen=_KEPT_LINES)
-    self._console = Console()
-    self._shown: list[list[Segment]] = []
+    self._canvas = Canvas()
 
   async def run(self) -> None:
-    """Show the ring until cancelled."""
+    """Show the ring until cancelled, or until there is no terminal any more."""
     log.set_sink(self._note)
     try:
-      with Live(self._render(), console=self._console, auto_refresh=False, screen=True) as live:
-        while True:
-          self._show(live)
-          await asyncio.sleep(_REFRESH_S)
+      while not self._canvas.is_gone:
+        self._canvas.show(self._render())
+        await asyncio.sleep(_REFRESH_S)
     finally:
       log.set_sink(None)
+      await asyncio.to_thread(self._canvas.close)
 
   def _note(self, line: str) -> None:
     self._lines.extend(line.split("\n"))
 
-  def _show(self, live: Live) -> None:
-    """Write only what has changed since last time, and all of it over what is there: nothing is ever blank between."""
-    picture = self._render()
-    lines = self._console.render_lines(picture, pad=True)
-    if lines != self._shown:
-      self._shown = lines
-      live.update(picture, refresh=True)
-
   def _render(self) -> RenderableType:
-    node, size = self._node, self._console.size
+    node, (width, height) = self._node, self._canvas.size
     prompts = [
         PromptLine(r.title, r.tail, r.outcome, r.tokens, r.tokens_per_s) for r in node.activity.recent[-_SHOWN_PROMPTS:]
     ]
@@ -60,4 +50,4 @@ class TopologyViz:
         for d in of_node.values() if not d.ended
     ]
     title = f"exo · {self._api_url}"
-    return screen(ring_view(node), prompts, downloads, list(self._lines), title, size.width, size.height)
+    return screen(ring_view(node), prompts, downloads, list(self._lines), title, width, height)
