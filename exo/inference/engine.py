@@ -171,9 +171,11 @@ class InferenceEngine:
 
   `load` reads the shard's own weights, calls its last argument with fractions 0..1, and gives the shard ready to step.
   It raises `UnsupportedModelError` for an architecture the engine cannot run, `ModelFilesError` for damaged weights.
+  `reads_weights` says that its numbers are those of the checkpoint, rather than some for tests.
   """
   name: str
   load: Callable[[Shard, Checkpoint, LoadOptions, Callable[[float], None]], StageModel]
+  reads_weights: bool = True
 
 
 def check_inputs(batch: Batch, is_first: bool, hidden_size: int, vocab_size: int) -> None:

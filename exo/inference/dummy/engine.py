@@ -143,4 +143,4 @@ def create() -> InferenceEngine:
     progress(1.0)
     return DummyStage(shard, checkpoint.config.vocab_size, options, faulty)
 
-  return InferenceEngine("dummy", load)
+  return InferenceEngine("dummy", load, reads_weights=False)
