@@ -12,6 +12,7 @@ from exo import log
 from exo.cli.arguments import build_parser
 from exo.config import Config, config_from, quiet_libraries
 from exo.errors import ExoError
+from exo.library_files import keep_library_files
 from exo.standard_streams import never_waiting, reader_is_gone, reserve
 
 
@@ -50,6 +51,7 @@ def _command() -> int:
   log.set_level(config.debug)
   log.set_format(config.log_format)
   quiet_libraries(config.debug)
+  keep_library_files(config.state_dir)
   if arguments.command == "doctor":
     from exo.cli.doctor_command import doctor_command
     return doctor_command(config)

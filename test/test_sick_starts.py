@@ -9,11 +9,17 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import pytest
+
+from exo.inference.engines import probe_engine
+from exo.library_files import keep_library_files
 from exo.machine import process_started, this_machine
 from exo.orchestration.identity import claim_identity
 from exo.runtime_file import RuntimeInfo, running_nodes, runtime_path, write_runtime_file
+from test.support.hub import hub
 from test.support.nodes import ROOT, ring
 
+ENGINES = ("onnx", "mlx", pytest.param("tinygrad", marks=pytest.mark.slow))  # compiles for half a minute
 DUMMY = ("--inference-engine", "dummy", "--default-model", "dummy")
 
 # machines that share an EXO_HOME
@@ -91,3 +97,52 @@ def test_line_13_commands_of_one_machine_do_not_take_anothers_node_for_their_own
     assert f"{node.node_id} has stopped" in (said := exo("stop")) and "stranger" not in said
     assert node.process.wait(20) == 0
   assert stranger.exists() and not node.runtime_file.exists()
+
+
+# what libraries leave behind
+
+
+def run_with_an_empty_home(home: Path, *arguments: str, **env: str) -> set[str]:
+  """`exo run` as a user whose home is empty but for EXO_HOME; the files outside EXO_HOME afterwards."""
+  home.mkdir()
+  environment = {k: v for k, v in os.environ.items() if k in ("PATH", "LANG")} | {"HOME": str(home)} | env
+  command = [sys.executable, "-m", "exo", "run", *arguments, "--prompt", "a b", "--max-tokens", "3"]
+  flags = ["--discovery-module", "none", "--node-host", "127.0.0.1"]
+  done = subprocess.run([*command, *flags],
+                        cwd=ROOT,
+                        env=environment | {"EXO_HOME": str(home / "exo")},
+                        capture_output=True,
+                        text=True,
+                        timeout=120,
+                        check=False)
+  assert done.returncode == 0, done.stderr
+  return {str(p.relative_to(home)) for p in home.rglob("*") if p.is_file() and not p.is_relative_to(home / "exo")}
+
+
+def test_line_13_what_the_user_set_for_a_library_stays(tmp_path: Path) -> None:
+  environment = {"CACHEDB": "/mine.db", "TMPDIR": "/tmp", "ORT_DISABLE_TELEMETRY": "0"}
+  keep_library_files(tmp_path, environment)
+  assert environment["CACHEDB"] == "/mine.db" and environment["TMPDIR"] == "/tmp"
+  assert environment["ORT_DISABLE_TELEMETRY"] == "0" and environment["CUDA_CACHE_PATH"].startswith(f"{tmp_path}/cache/")
+  bare: dict[str, str] = {}
+  keep_library_files(tmp_path, bare)
+  assert all(bare[name].startswith(f"{tmp_path}/cache/") for name in ("CACHEDB", "TMPDIR")) and "HF_HOME" not in bare
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_line_13_no_engine_leaves_files_outside_exo_home(engine: str, tmp_path: Path, goldens: Path) -> None:
+  probe = probe_engine(engine)
+  if not probe.available:
+    pytest.skip(f"{engine}: {probe.reason}")
+  left = run_with_an_empty_home(tmp_path / "home", str(goldens / "gemma3_text"), "--inference-engine", engine)
+  assert not left
+  if engine != "onnx":  # which makes none
+    cache = tmp_path / "home" / "exo" / ".exo" / "cache"
+    assert any(engine in str(path.relative_to(cache)) for path in cache.rglob("*") if path.is_file())
+    assert {path.stat().st_mode & 0o077 for path in (cache, *cache.iterdir())} == {0}
+
+
+def test_line_13_a_download_leaves_no_files_outside_exo_home(tmp_path: Path, goldens: Path) -> None:
+  with hub({"org/tiny": goldens / "gemma3_text"}) as server:
+    left = run_with_an_empty_home(tmp_path / "home", "org/tiny", "--inference-engine", "onnx", HF_ENDPOINT=server.url)
+    assert not left and server.sent["model.safetensors"]

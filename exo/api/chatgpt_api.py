@@ -187,7 +187,7 @@ class ChatGPTAPI:
     return json_response({
         "nodes": nodes, "peer_graph": graph, "active_node_id": view.active_node_id, "node_id": node.node_id,
         "loading": node.loading, "engine": engine, "plans": plans, "refused": node.refusals()[-_SHOWN_REFUSALS:],
-        "time": time.time()
+        "problems": node.problems()[-_SHOWN_REFUSALS:], "time": time.time()
     })
 
   async def _openapi(self, request: web.Request) -> web.Response:

@@ -22,6 +22,7 @@ from exo.download.model_store import ModelStore
 from exo.errors import ExoError
 from exo.inference.engines import choose_engine, engine_names, probe_engine
 from exo.log import escape
+from exo.networking.cluster_key import default_key_file
 from exo.networking.udp.interfaces import list_interfaces
 from exo.runtime_file import RuntimeInfo, running_nodes
 from exo.topology.slow_links import slow_link_hint
@@ -29,13 +30,14 @@ from exo.topology.slow_links import slow_link_hint
 _ASK_S = 5.0
 _LOW_DISK_MB = 2048
 _SHOWN_REFUSALS = 5
+_BUILT = 1767225600.0  # 2026: earlier than that it cannot be
 
 Level = Literal["ok", "note", "FAIL"]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-  """One line. `FAIL` makes the exit status 1."""
+  """One line. What is wrong is a `FAIL`, which makes the exit status 1; a `note` is worth knowing where all is well."""
   level: Level
   topic: str
   text: str
@@ -44,14 +46,19 @@ class Finding:
 def doctor_command(config: Config) -> int:
   """Print all findings; 1 if something is broken."""
   print(f"exo {exo.__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
-  failed, topic = False, ""
+  failed = noted = 0
+  topic = ""
   for check in (_engines, _memory, _interfaces, _ports, _firewall, _clock, _models, _nodes):
     for finding in _guarded(check, config):
       shown = finding.topic if finding.topic != topic else ""
       topic = finding.topic
-      failed = failed or finding.level == "FAIL"
+      failed += finding.level == "FAIL"
+      noted += finding.level == "note"
       print(escape(f"  {'' if finding.level == 'ok' else finding.level:4s} {shown:10s} {finding.text}"))
-  print("something is wrong: see FAIL above" if failed else "all is well")
+  if failed:
+    print(f"something is wrong: see FAIL above ({failed})")
+  else:
+    print(f"nothing is wrong; see note above ({noted})" if noted else "all is well")
   return 1 if failed else 0
 
 
@@ -85,7 +92,7 @@ def _interfaces(config: Config) -> Iterator[Finding]:
     used = not config.interface_type_filter or found.kind in config.interface_type_filter
     yield Finding("ok", "interfaces", f"{found.name} {found.kind} {found.address}{'' if used else ', filtered out'}")
   if all(found.kind == "loopback" for found in interfaces):
-    yield Finding("note", "interfaces", "no network but this machine's own: no other machine can be found")
+    yield Finding("FAIL", "interfaces", "no network but this machine's own: no other machine can be found")
 
 
 def _ports(config: Config) -> Iterator[Finding]:
@@ -154,10 +161,18 @@ def _firewall(config: Config) -> Iterator[Finding]:
 def _clock(config: Config) -> Iterator[Finding]:
   """Datagrams under a cluster key are good for 30 seconds."""
   now = time.strftime("%Y-%m-%d %H:%M:%S %Z")
-  if "NTPSynchronized=no" in _command("timedatectl", "show", "-p", "NTPSynchronized"):
-    yield Finding("note", "clock", f"{now}, not synchronized: with a cluster key nodes must agree within 30 s")
+  if time.time() < _BUILT:
+    text = f"{now} is in the past: no certificate is valid yet, and with a cluster key no other node is heard; set it"
+    yield Finding("FAIL", "clock", text)
+  elif "NTPSynchronized=no" in _command("timedatectl", "show", "-p", "NTPSynchronized"):
+    text = f"{now}, not synchronized: with a cluster key nodes must agree within 30 s"
+    yield Finding("FAIL" if _has_cluster_key(config) else "note", "clock", text)
   else:
     yield Finding("ok", "clock", now)
+
+
+def _has_cluster_key(config: Config) -> bool:
+  return bool(config.cluster_key or config.cluster_key_file) or default_key_file(config).exists()
 
 
 def _models(config: Config) -> Iterator[Finding]:
@@ -169,8 +184,8 @@ def _models(config: Config) -> Iterator[Finding]:
   free_mb = shutil.disk_usage(home).free // 2**20
   names = [entry.id for entry in ModelStore(home, config.model_dirs).listed() if entry.path is not None]
   held = f"{len(names)} models: {', '.join(names[:4])}{', …' if len(names) > 4 else ''}" if names else "no models yet"
-  level: Level = "note" if free_mb < _LOW_DISK_MB else "ok"
-  yield Finding(level, "models", f"{home}, {free_mb} MB free, {held}")
+  low = ", which is little: models need GBs" if free_mb < _LOW_DISK_MB else ""
+  yield Finding("FAIL" if low else "ok", "models", f"{home}, {free_mb} MB free{low}, {held}")
 
 
 def _nodes(config: Config) -> Iterator[Finding]:
@@ -202,10 +217,13 @@ def _ring(node_id: str, ring: Any) -> Iterator[Finding]:
     if other != node_id:
       route = f"{peer.get('address', '?')} by {peer.get('interface') or '?'}"
       doubt = ", not heard for a while" if peer.get("suspect") else ""
-      yield Finding("note" if doubt else "ok", "peers", f"{other} at {route}, {peer.get('rtt_ms', 0):.1f} ms{doubt}")
+      yield Finding("FAIL" if doubt else "ok", "peers", f"{other} at {route}, {peer.get('rtt_ms', 0):.1f} ms{doubt}")
   if len(ring["nodes"]) == 1:
     yield Finding("ok", "peers", f"{node_id} has none")
-  for text in ring.get("refused", [])[-_SHOWN_REFUSALS:]:
+  problems = ring.get("problems", [])
+  for text in problems[-_SHOWN_REFUSALS:]:
+    yield Finding("FAIL", "refused", text)
+  for text in [text for text in ring.get("refused", []) if text not in problems][-_SHOWN_REFUSALS:]:
     yield Finding("note", "refused", text)
   for plan in ring["plans"]:
     pace = plan.get("times")

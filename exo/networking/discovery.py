@@ -19,6 +19,10 @@ class Discovery(ABC):
     """Why nodes that were seen were not offered, latest last."""
     return ()
 
+  def problems(self) -> Sequence[str]:
+    """Those of them that are wrong now, and not as this node's user wants it."""
+    return ()
+
   @abstractmethod
   async def stop(self) -> None:
     """Stop announcing; no task or socket is left."""

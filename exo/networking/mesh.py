@@ -80,6 +80,10 @@ class Mesh(ABC):
     """Why addresses and nodes were turned down, latest last."""
     return ()
 
+  def problems(self) -> Sequence[str]:
+    """Those of them that are wrong now, and not as this node's user wants it."""
+    return ()
+
   @abstractmethod
   def send(self, node_id: str, message: Message) -> None:
     """Queue a one-way message; never waits. Raises `PeerUnreachableError` when there is no link."""

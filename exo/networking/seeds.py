@@ -50,6 +50,9 @@ class SeededDiscovery(Discovery):
   def refusals(self) -> Sequence[str]:
     return self._inner.refusals()
 
+  def problems(self) -> Sequence[str]:
+    return self._inner.problems()
+
   async def stop(self) -> None:
     await self._tasks.close()
     await self._inner.stop()

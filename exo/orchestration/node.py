@@ -18,6 +18,7 @@ from exo.errors import (
     ExoError,
     ModelInUseError,
     ModelNotFoundError,
+    ModelTooLargeError,
     ProtocolError,
 )
 from exo.inference.device_thread import DeviceThread
@@ -172,6 +173,10 @@ class Node:
     """Why nodes that were seen or dialed are no peers, latest last."""
     return [*self._discovery.refusals(), *self._mesh.refusals()]
 
+  def problems(self) -> list[str]:
+    """Those of them that are wrong now, and not as the node's user wants it."""
+    return [*self._discovery.problems(), *self._mesh.problems()]
+
   @property
   def mesh(self) -> Mesh:
     return self._mesh
@@ -191,7 +196,13 @@ class Node:
     if self.node_id in capacity:
       capacity[self.node_id] = min(capacity[self.node_id], self._usable_mb() * _MB)
     scale = {h.node_id: h.weight_memory.scale(model.size) for h in hellos}
-    return make_plan(model.id, model.n_layers, view, self._strategy, epoch, model.size, capacity, scale)
+    try:
+      return make_plan(model.id, model.n_layers, view, self._strategy, epoch, model.size, capacity, scale)
+    except ModelTooLargeError as error:
+      if not (problems := self.problems()):
+        raise
+      text = f"{error}. Perhaps a node is missing that could help: {problems[-1]}"
+      raise ModelTooLargeError(text, **error.details) from error
 
   def _usable_mb(self) -> int:
     """Memory that the engine could use: what is free (asked of the system every few seconds) and what it holds already."""

@@ -37,6 +37,7 @@ from exo.networking.grpc.warm_path import WarmPath
 from exo.networking.membership import Membership, State, Timing
 from exo.networking.mesh import Mesh, MeshHandler, PeerCandidate, PeerStatus
 from exo.networking.messages import Hello, Message, Rumour
+from exo.networking.refusals import Refusals
 from exo.tasks import TaskOwner
 
 _GREETING_TIMEOUT_S = 5.0
@@ -45,13 +46,17 @@ _POLITE_S = 0.7
 _RETRY_S, _MAX_RETRY_S = 0.5, 5.0
 _LINK_KEY = "exo-link"
 # bounds on what strangers can make this node remember
-_MAX_PENDING, _MAX_REFUSALS = 64, 1024
+_MAX_PENDING = 64
 _TRY_BETTER_S = 30.0
 _TIMING = Timing()
 _RUMOUR_PRIORITY = -1  # behind every address that the node itself announces
 _SILENCE_S = 3 * HEARTBEAT_S
 _CONNECTIONS = 3
 _CONNECTION_OF = {"heartbeat": 1, "bulk": 2}  # data and control share the first
+
+
+class _UnwantedError(ProtocolError):
+  """A node that is rightly not linked: this one itself, one that a filter leaves out, or one at another's old address."""
 
 
 class GrpcMesh(Mesh):
@@ -75,7 +80,7 @@ class GrpcMesh(Mesh):
     self._links: dict[str, list[Link]] = {}
     self._pending: dict[str, Link] = {}
     self._book = AddressBook(candidate_timeout_s)
-    self._refused: dict[str, None] = {}
+    self._refusals = Refusals()
     self._membership = Membership(hello.node_id, hello.incarnation, time.monotonic(), _TIMING)
     self._tasks = TaskOwner("mesh")
     self._warm_path = WarmPath()
@@ -127,12 +132,12 @@ class GrpcMesh(Mesh):
     if candidate.node_id == self._hello.node_id or self._stopping:
       return
     if self._node_ids and candidate.node_id and candidate.node_id not in self._node_ids:
-      self._say_once(f"{candidate.node_id} at {candidate.host} is not in --node-id-filter")
+      self._refusals.note(f"{candidate.node_id} at {candidate.host} is not in --node-id-filter")
       return
     if candidate.configured:
       self._rule.configure(candidate.host)
     elif not self._rule.allows(candidate.host):
-      self._say_once(
+      self._refusals.note(
           f"{candidate.node_id} at {candidate.host} is not of this network: without a cluster key it is not dialed"
       )
       return
@@ -140,7 +145,7 @@ class GrpcMesh(Mesh):
     try:
       known = self._book.note(key, candidate, self._links, time.monotonic())
     except OverflowError as error:
-      self._say_once(str(error))
+      self._refusals.note(str(error), wrong=True)
       return
     if known is None or known.dialing:
       return
@@ -179,7 +184,10 @@ class GrpcMesh(Mesh):
     }
 
   def refusals(self) -> Sequence[str]:
-    return list(self._refused)
+    return self._refusals.texts()
+
+  def problems(self) -> Sequence[str]:
+    return self._refusals.problems(self._links)
 
   # membership
 
@@ -274,7 +282,7 @@ class GrpcMesh(Mesh):
           link.interface, link.priority = candidate.interface, candidate.priority
         link.attach(stream)
     except (grpc.RpcError, ProtocolError, TimeoutError, OSError, asyncio.InvalidStateError) as error:
-      self._note_refusal(address, error)
+      self._note_refusal(address, error, candidate)
       await self._close_channels(channels)
       return ""
     assert link is not None
@@ -296,18 +304,15 @@ class GrpcMesh(Mesh):
       for info in await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM):
         self._rule.configure(str(info[4][0]))
 
-  def _note_refusal(self, address: str, error: BaseException) -> None:
+  def _note_refusal(self, address: str, error: BaseException, dialed: PeerCandidate | None = None) -> None:
+    """Whoever comes and does not speak as a node is not worth a finding; whoever is looked for and cannot be had is."""
     if isinstance(error, grpc.aio.AioRpcError):
       why = explain_refusal(error.details() or error.code().name, self._tls is not None)
     else:
       why = str(error) or type(error).__name__
-    self._say_once(f"no link to {address}: {why}")
-
-  def _say_once(self, text: str) -> None:
-    """Not at every retry; and no stranger fills the log or the memory."""
-    if text not in self._refused and len(self._refused) < _MAX_REFUSALS:
-      self._refused[text] = None
-      log(1, "%s", text)
+    wanted = isinstance(error, _UnwantedError) or why.endswith("-filter")  # of the other side
+    wrong = dialed is not None and not wanted
+    self._refusals.note(f"no link to {address}: {why}", wrong=wrong, node_id=dialed.node_id if dialed else "")
 
   async def _close_channels(self, channels: list[grpc.aio.Channel]) -> None:
     for channel in channels:
@@ -323,11 +328,12 @@ class GrpcMesh(Mesh):
     if peer.node_id == self._hello.node_id:
       if peer.incarnation != self._hello.incarnation:
         log(0, "another node at %s has this node's id %s: give one of them another --node-id", address, peer.node_id)
-      raise ProtocolError("it is this node itself, or has its id")
+        raise ProtocolError(f"it has this node's id {peer.node_id}: give one of them another --node-id")
+      raise _UnwantedError("it is this node itself, or has its id")
     if self._node_ids and peer.node_id not in self._node_ids:
-      raise ProtocolError(f"{peer.node_id} is not in --node-id-filter")
+      raise _UnwantedError(f"{peer.node_id} is not in --node-id-filter")
     if expected and peer.node_id != expected:
-      raise ProtocolError(f"there is {peer.node_id}, not {expected}")
+      raise _UnwantedError(f"there is {peer.node_id}, not {expected}")
     links = self._links.get(peer.node_id)
     if not links or links[0].peer.incarnation == peer.incarnation:
       return
@@ -343,7 +349,7 @@ class GrpcMesh(Mesh):
     """Serve one incoming stream: greet, join it to its link, and stay until the link ends."""
     address = _peer_address(context.peer())
     if not self._rule.allows(address.rpartition(":")[0]):
-      self._say_once(
+      self._refusals.note(
           f"refused {address.rpartition(':')[0]}: without a cluster key only machines of this network may link"
       )
       await context.abort(grpc.StatusCode.PERMISSION_DENIED, "not of this network")

@@ -27,7 +27,7 @@ _MESSAGE = bytes(2500)
 _DEADLINE_S = 2.0
 _PAUSE_S = 30.0  # after a failure
 _OPTIONS = [("grpc.max_receive_message_length", 2 * len(_MESSAGE)), ("grpc.enable_retries", 0),
-            ("grpc.use_local_subchannel_pool", 1)]
+            ("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
 
 
 class WarmPath:

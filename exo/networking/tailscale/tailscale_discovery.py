@@ -6,17 +6,17 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from exo.errors import ConfigError, DiscoveryError
-from exo.log import log, say
+from exo.log import say
 from exo.networking.discovery import Discovery
 from exo.networking.mesh import PeerCandidate
 from exo.networking.messages import Hello
+from exo.networking.refusals import Refusals
 from exo.networking.tailscale.tailscale_api import API_URL, Device, TailscaleApi
 from exo.networking.udp.interfaces import list_interfaces
 from exo.tasks import TaskOwner
 
 _LOOK_S = 10.0
 _PREFIX = "custom:exo_"
-_MAX_SAID = 256
 
 
 class TailscaleDiscovery(Discovery):
@@ -32,7 +32,7 @@ class TailscaleDiscovery(Discovery):
     self._api = TailscaleApi(key, tailnet, url)
     self._node_ids, self._addresses = node_ids, device_addresses
     self._tasks = TaskOwner("tailscale discovery")
-    self._said: dict[str, None] = {}
+    self._refusals = Refusals()
     self._announced = False
 
   async def start(self, local: Hello, offer: Callable[[PeerCandidate], None]) -> None:
@@ -52,7 +52,10 @@ class TailscaleDiscovery(Discovery):
     await self._api.__aexit__(None, None, None)
 
   def refusals(self) -> Sequence[str]:
-    return list(self._said)
+    return self._refusals.texts()
+
+  def problems(self) -> Sequence[str]:
+    return self._refusals.problems()
 
   def _own(self, devices: list[Device]) -> Device | None:
     mine = set(self._addresses or (interface.address for interface in list_interfaces()))
@@ -88,7 +91,7 @@ class TailscaleDiscovery(Discovery):
           if own is None or device.device_id != own.device_id:
             await self._offer(device, offer)
       except (ConfigError, DiscoveryError) as error:
-        self._say_once(str(error))
+        self._refusals.note(str(error), wrong=True, loud=True)
       await asyncio.sleep(_LOOK_S)
 
   async def _offer(self, device: Device, offer: Callable[[PeerCandidate], None]) -> None:
@@ -99,20 +102,15 @@ class TailscaleDiscovery(Discovery):
     digits = str(port)
     number = int(digits) if digits.isascii() and digits.isdigit() else 0
     if not isinstance(node_id, str) or not 1024 <= number <= 65535:
-      self._say_once(f"{device.hostname} has impossible exo attributes: id {node_id!r}, port {port!r}")
+      self._refusals.note(f"{device.hostname} has impossible exo attributes: id {node_id!r}, port {port!r}", wrong=True)
       return
     if self._node_ids and node_id not in {n.replace("-", "_") for n in self._node_ids}:
-      self._say_once(f"{device.hostname} ({node_id}) is not in --node-id-filter")
+      self._refusals.note(f"{device.hostname} ({node_id}) is not in --node-id-filter")
       return
     if device.addresses:
       # the attribute cannot hold every character of an id, so the address alone counts and the node says who it is
       address = min(device.addresses, key=lambda a: ":" in a)
       offer(PeerCandidate("", address, number, 1, "tailscale", configured=True))
-
-  def _say_once(self, text: str) -> None:
-    if text not in self._said and len(self._said) < _MAX_SAID:
-      self._said[text] = None
-      log(1, "%s", text)
 
 
 def _plain(text: str) -> str:

@@ -31,6 +31,11 @@ class ReplayedDatagramError(ProtocolError):
   kind = "replayed_datagram"
 
 
+class WrongClockError(ProtocolError):
+  """It is of this cluster, and of another time."""
+  kind = "wrong_clock"
+
+
 class DatagramSeal:
   """Seals what one node sends and opens what it hears."""
   def __init__(self, keyring: ClusterKeyring, clock: Callable[[], float] = time.time) -> None:
@@ -54,7 +59,10 @@ class DatagramSeal:
     _, sent_ms, nonce = _HEADER.unpack(header)
     now, sent = self._clock(), sent_ms / 1e3
     if abs(now - sent) > FRESH_S:
-      raise ProtocolError(f"its time is more than {FRESH_S:.0f} s from this machine's: is one of the clocks wrong?")
+      raise WrongClockError(
+          f"its clock differs from this machine's by {sent - now:+.0f} s, and with a cluster key they must agree within "
+          f"{FRESH_S:.0f} s: set the one that is wrong (this one says {time.strftime('%Y-%m-%d %H:%M:%S %Z', time.localtime(now))})"
+      )
     if nonce in self._heard:
       raise ReplayedDatagramError("it was heard before")
     self._remember(nonce, sent + FRESH_S, now)

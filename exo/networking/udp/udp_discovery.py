@@ -18,11 +18,12 @@ from exo.networking.address_rule import AddressRule
 from exo.networking.discovery import Discovery
 from exo.networking.mesh import PeerCandidate
 from exo.networking.messages import Hello
+from exo.networking.refusals import Refusals
 from exo.networking.udp import sockets
 from exo.networking.udp.beacon import Beacon, decode_beacon, encode_beacon
 from exo.networking.udp.guard import DatagramGuard
 from exo.networking.udp.interfaces import Interface, list_interfaces
-from exo.networking.udp.seal import ReplayedDatagramError
+from exo.networking.udp.seal import ReplayedDatagramError, WrongClockError
 from exo.tasks import TaskOwner
 
 BEACON_S = 2.5
@@ -51,7 +52,7 @@ class UdpDiscovery(Discovery):
     self._listeners: list[asyncio.DatagramTransport] = []
     self._group_listener: socket.socket | None = None
     self._answered: dict[str, float] = {}
-    self._said: dict[str, None] = {}
+    self._refusals = Refusals()
 
   async def start(self, local: Hello, offer: Offer) -> None:
     self._local, self._offer = local, offer
@@ -73,7 +74,10 @@ class UdpDiscovery(Discovery):
     self._tasks.spawn(self._announce(), "beacons")
 
   def refusals(self) -> Sequence[str]:
-    return list(self._said)
+    return self._refusals.texts()
+
+  def problems(self) -> Sequence[str]:
+    return self._refusals.problems()
 
   async def stop(self) -> None:
     await self._tasks.close()
@@ -136,19 +140,26 @@ class UdpDiscovery(Discovery):
       body = self._guard.open(data, host)
       if body is None:
         return
-      beacon = decode_beacon(body)
     except ReplayedDatagramError:
       return
+    except WrongClockError as error:
+      self._refusals.note(f"ignored a node at {host}: {error}", about=f"clock {host}", wrong=True, loud=True)
+      return
     except ProtocolError as error:
-      self._say_once(f"ignored a datagram from {host}: {error}")
+      self._refusals.note(f"ignored a datagram from {host}: {error}", wrong=True)
+      return
+    try:
+      beacon = decode_beacon(body)
+    except ProtocolError as error:
+      self._refusals.note(f"ignored a datagram from {host}: {error}")
       return
     if beacon.node_id == self._local.node_id:
       return
     if self._node_ids and beacon.node_id not in self._node_ids:
-      self._say_once(f"ignored {beacon.node_id}: not in --node-id-filter")
+      self._refusals.note(f"ignored {beacon.node_id}: not in --node-id-filter")
       return
     if self._interface_types and beacon.interface_type not in self._interface_types:
-      self._say_once(f"ignored {beacon.node_id} on {beacon.interface_type}: not in --interface-type-filter")
+      self._refusals.note(f"ignored {beacon.node_id} on {beacon.interface_type}: not in --interface-type-filter")
       return
     if self._debug:
       log(0, "beacon of %s from %s:%s on %s", beacon.node_id, host, source[1], beacon.interface_name)
@@ -175,11 +186,6 @@ class UdpDiscovery(Discovery):
         near = not interface.is_ipv6 and (interface.kind == "loopback") == source[0].startswith("127.")
       if near:
         transport.sendto(self._beacon(interface, reply=False), source)
-
-  def _say_once(self, text: str) -> None:
-    if len(self._said) < _MAX_SEEN and text not in self._said:
-      self._said[text] = None
-      log(1, "%s", text)
 
 
 class _Receiver(asyncio.DatagramProtocol):

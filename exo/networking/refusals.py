@@ -1,0 +1,52 @@
+"""Why others were turned down: said once, remembered in bounds, and which of it is wrong now."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Container
+from dataclasses import dataclass
+
+from exo.log import log
+
+MAX_REFUSALS = 1024
+MAX_LOUD = 32  # lines that are logged whatever the level, so that no stranger fills the log
+# what is still wrong is met again within seconds: beacons, dials and looks repeat themselves
+NOW_S = 60.0
+
+
+@dataclass(slots=True)
+class _Refusal:
+  text: str
+  wrong: bool
+  node_id: str
+  at: float
+
+
+class Refusals:
+  """Of one part of a node. `clock` gives seconds that only grow."""
+  def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    self._clock = clock
+    self._noted: dict[str, _Refusal] = {}
+    self._loud = 0
+
+  def note(self, text: str, *, about: str = "", wrong: bool = False, loud: bool = False, node_id: str = "") -> None:
+    """`about` stands for texts that say the same in changing numbers. `wrong`: somebody should do something about it,
+    unless `node_id` is linked all the same. `loud`: it is worth a line at every log level.
+    """
+    key = about or text
+    known = self._noted.get(key)
+    if known is not None:
+      known.text, known.wrong, known.node_id, known.at = text, wrong, node_id, self._clock()
+    elif len(self._noted) < MAX_REFUSALS:
+      self._noted[key] = _Refusal(text, wrong, node_id, self._clock())
+      self._loud += loud
+      log(0 if loud and self._loud <= MAX_LOUD else 1, "%s", text)
+
+  def texts(self) -> list[str]:
+    """All, in the order of their first coming."""
+    return [refusal.text for refusal in self._noted.values()]
+
+  def problems(self, linked: Container[str] = ()) -> list[str]:
+    """What was wrong within the last minute and is not about a node that is linked."""
+    since = self._clock() - NOW_S
+    return [r.text for r in self._noted.values() if r.wrong and r.at >= since and r.node_id not in linked]
