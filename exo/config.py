@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -59,6 +60,8 @@ class Config:
   api_key: str | None = field(default=None, repr=False)
   api_allowed_hosts: tuple[str, ...] = ()
   cors_origins: tuple[str, ...] = ()
+  trusted_proxies: tuple[str, ...] = ()
+  shared_prefixes: bool = False
   # models
   model_dirs: tuple[Path, ...] = ()
   models: tuple[Path, ...] = ()
@@ -151,6 +154,11 @@ def _check(config: Config) -> None:
   for origin in config.cors_origins:
     if not re.fullmatch(r"https?://[^\s/?#@]+", origin):
       raise ConfigError(f"--cors-origin {origin!r} must be like https://example.org, with scheme, without a path")
+  for proxy in config.trusted_proxies:
+    try:
+      ipaddress.ip_network(proxy, strict=False)
+    except ValueError:
+      raise ConfigError(f"--trusted-proxy {proxy!r} must be an address, or a network as 10.0.0.0/8") from None
   for folder in config.model_dirs:
     if not folder.is_dir():
       raise ConfigError(f"--model-dir {folder} is not a folder")

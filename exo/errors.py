@@ -36,6 +36,11 @@ class InvalidRequestError(ExoError):
     super().__init__(message, param=param, code=code)
 
 
+class NotAllowedError(ExoError):
+  """The client's API key has not the role for it."""
+  kind = "not_allowed"
+
+
 class RequestNotFoundError(ExoError):
   """No request with this id is running."""
   kind = "request_not_found"

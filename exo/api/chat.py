@@ -6,6 +6,7 @@ from typing import Any
 
 from aiohttp import web
 
+from exo.api.asked_model import asked_model
 from exo.api.chat_parser import CallArguments, CallBegin, Content, Reasoning
 from exo.api.chat_request import ChatCompletionRequest, TokenEncodeRequest
 from exo.api.chat_run import ChatChoice, ChatDelta, ChatRun, chat_run
@@ -112,7 +113,7 @@ async def _streamed(request: web.Request, run: ChatRun, logprobs: bool, include_
 async def token_encode(request: web.Request, node: Node) -> web.Response:
   """How a chat would be tokenized: `{length, num_tokens, encoded_tokens, encoded_prompt}`."""
   body = await read_body(request, TokenEncodeRequest)
-  model = await node.model(body.model)
+  model = await asked_model(node, body.model)
   rendered = model.tokenizer.render_chat([message.for_template() for message in body.messages])
   ids = model.tokenizer.encode(rendered, add_bos=True)
   return json_response({

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from exo.api.asked_model import asked_model
 from exo.api.chat_parser import CallArguments, CallBegin, ChatParser, Content, Part, Reasoning
 from exo.api.chat_prompt import ChatPrompt, chat_prompt
 from exo.api.chat_request import ChatCompletionRequest
@@ -152,7 +153,7 @@ class ChatRun:
 async def chat_run(node: Node, body: ChatCompletionRequest, prefix: str = "chatcmpl-") -> AsyncIterator[ChatRun]:
   """Run a chat; leaving the block ends it everywhere. Raises what the request is refused with."""
   top_logprobs = body.token_logprobs
-  model = await node.model(body.model)
+  model = await asked_model(node, body.model)
   prompt = await chat_prompt(node.config, model, body)
   max_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
   async with text_run(

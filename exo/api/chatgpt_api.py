@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import secrets
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -45,13 +46,19 @@ NodeHandler = Callable[[web.Request, Node], Awaitable[web.StreamResponse]]
 
 
 class ChatGPTAPI:
-  """Serves one node. `start` binds, `stop` closes; requests under way are cancelled with their connections."""
-  def __init__(self, node: Node, stop_node: Callable[[], None], local_token: str = "") -> None:
+  """Serves one node. `start` binds, `stop` closes; requests under way are cancelled with their connections.
+
+  Clients have the same labels on all nodes with the same `label_salt`.
+  """
+  def __init__(
+      self, node: Node, stop_node: Callable[[], None], local_token: str = "", label_salt: bytes | None = None
+  ) -> None:
     self._node, self._stop_node = node, stop_node
     self._runner: web.AppRunner | None = None
     self._server: asyncio.Server | None = None
     self.port = 0
-    self._guard = Guard(node.config, ApiKeys(node.config.api_key, ApiKeyStore(node.config.state_dir)), local_token)
+    keys = ApiKeys(node.config.api_key, ApiKeyStore(node.config.state_dir))
+    self._guard = Guard(node.config, keys, local_token, label_salt or secrets.token_bytes(32))
     self.connections = ConnectionTable()
     middlewares = [request_id_middleware, count_requests(node.meter), error_middleware, self._guard.middleware]
     self.app = web.Application(middlewares=middlewares, client_max_size=MAX_BODY_BYTES)

@@ -10,6 +10,7 @@ from typing import Any
 
 from aiohttp import web
 
+from exo.api.asked_model import asked_model
 from exo.api.errors import json_response
 from exo.api.schema import CompletionRequest, read_body
 from exo.api.sse import EventStream, event_stream
@@ -28,7 +29,7 @@ async def completions(request: web.Request, node: Node) -> web.StreamResponse:
   if body.suffix:
     raise InvalidRequestError("suffix is not supported: these models continue a text, they do not fill gaps", "suffix")
   include_usage = body.include_usage
-  model = await node.model(body.model)
+  model = await asked_model(node, body.model)
   prompts = await asyncio.to_thread(prompt_ids, body.prompt, model, "prompt")
   max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
   if max_tokens == 0 and not body.echo:

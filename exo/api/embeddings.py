@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from aiohttp import web
 
+from exo.api.asked_model import asked_model
+from exo.api.caller import caller
 from exo.api.completions import prompt_ids
 from exo.api.errors import json_response
 from exo.api.schema import EmbeddingRequest, read_body
@@ -23,7 +25,7 @@ from exo.orchestration.node import Node
 
 async def embeddings(request: web.Request, node: Node) -> web.Response:
   body = await read_body(request, EmbeddingRequest)
-  model = await node.model(body.model)
+  model = await asked_model(node, body.model)
   texts = await asyncio.to_thread(prompt_ids, body.input, model, "input")
   size = model.checkpoint.config.hidden_size
   if body.dimensions is not None and body.dimensions != size:
@@ -50,7 +52,7 @@ def _written(vector: npt.NDArray[np.float32], as_base64: bool) -> Any:
 
 async def _embed(node: Node, model: ModelInfo, ids: list[int]) -> npt.NDArray[np.float32]:
   """The vector (hidden size,) of one text."""
-  spec = GenerationSpec(new_id("embd-"), tuple(ids), 0, frozenset(), SamplingParams(), embed=True)
+  spec = GenerationSpec(new_id("embd-"), tuple(ids), 0, frozenset(), SamplingParams(), embed=True, share=caller().label)
   async with node.generation(spec, model) as generation:
     mean = None
     async for delivery in generation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -17,6 +18,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 # status, OpenAI type and code by class of error; subclasses count as the nearest entry
 _STATUS: dict[type[BaseException], tuple[int, str, str | None]] = {
     errors.InvalidRequestError: (400, "invalid_request_error", None),
+    errors.NotAllowedError: (403, "invalid_request_error", "admin_only"),
     errors.RequestNotFoundError: (404, "invalid_request_error", "request_not_found"),
     errors.ModelNotFoundError: (404, "invalid_request_error", "model_not_found"),
     errors.ModelTooLargeError: (503, "server_error", "model_too_large"),
@@ -37,6 +39,7 @@ _STATUS: dict[type[BaseException], tuple[int, str, str | None]] = {
 }
 
 _MAX_MESSAGE = 2000
+_MOST_RETRY_S = 3600
 _PATH = re.compile(
     r"(?<![\w.:/])(?:[A-Za-z]:)?[\\/](?:[^\s\\/:'\"]+[\\/])+([^\s\\/:'\"]*)"
 )  # of a file: its name stays
@@ -73,8 +76,14 @@ def error_response(error: BaseException) -> web.Response:
   status, value = describe(error)
   headers = {}
   if isinstance(error, errors.QueueFullError):
-    headers["Retry-After"] = str(error.details.get("retry_after_s", 5))
+    headers["Retry-After"] = str(_retry_after_s(error))
   return json_response(value, status, headers)
+
+
+def _retry_after_s(error: errors.QueueFullError) -> int:
+  """Whole seconds, whatever another node said."""
+  said = error.details.get("retry_after_s")
+  return max(1, min(_MOST_RETRY_S, math.ceil(said))) if isinstance(said, int | float) and math.isfinite(said) else 5
 
 
 @web.middleware

@@ -7,10 +7,12 @@ import hmac
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from exo.api.caller import Caller, Labels, TrustedProxies, note_caller
 from exo.api.errors import body, json_response
 from exo.api.json_depth import deeper_than
 from exo.api.keys import ApiKeys
@@ -24,7 +26,11 @@ MIN_BODY_RATE = 64 * 1024  # bytes a second, beyond the first 20 s
 _ASIDE_BYTES = 256 * 1024  # bodies from this size on are looked through on another thread
 _OPEN_PATHS = ("/health", "/healthcheck", "/", "/favicon.ico")
 _OPEN_PREFIXES = ("/static/", )
-_LOCAL_PATHS = ("/quit", "/download")
+# what one may ask without changing the node for others; a POST of any other route is for admins
+_ASKING = frozenset((
+    "/chat/completions", "/completions", "/chat/token/encode", "/embeddings", "/responses", "/messages",
+    "/messages/count_tokens", "/cancel/{id}", "/api/chat", "/api/generate", "/api/show"
+))
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _REFRESH_S = 10.0
 
@@ -39,9 +45,12 @@ class _Refused(Exception):
 
 class Guard:
   """One node's rules. `local_token` is the secret of its runtime file, which stands for any key on this machine."""
-  def __init__(self, config: Config, keys: ApiKeys, local_token: str) -> None:
+  def __init__(self, config: Config, keys: ApiKeys, local_token: str, label_salt: bytes) -> None:
     self.keys = keys
     self._local_token = local_token
+    self._labels = Labels(label_salt)
+    self._proxies = TrustedProxies(config.trusted_proxies)
+    self._shared_prefixes = config.shared_prefixes
     self._origins = frozenset(origin.lower() for origin in config.cors_origins)
     names = {"localhost", socket.gethostname(), *config.api_allowed_hosts}
     bound = parse_address(config.chatgpt_api_host)
@@ -59,7 +68,10 @@ class Guard:
       if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
         return self._preflight(request)
       self._check_origin(request)
-      self._check_key(request)
+      who = self._caller(request)
+      if not who.is_admin and _changes_node(request):
+        self._refuse_change(request)
+      note_caller(who)
       if request.method not in _SAFE_METHODS:
         await self._check_body(request)
     except _Refused as refused:
@@ -124,22 +136,38 @@ class Guard:
     if not same:
       raise _Refused(403, "pages of this origin may not use the API (--cors-origin allows one)", "origin_not_allowed")
 
-  def _check_key(self, request: web.Request) -> None:
+  def _caller(self, request: web.Request) -> Caller:
+    """Who asks. Raises for nobody that may."""
+    local = self._is_local(request)
+    by_address = Caller(self._labels.of_address(self._proxies.client_of(request)))
     path = request.path
     if path in _OPEN_PATHS or path.startswith(_OPEN_PREFIXES):
-      return
-    local = self._is_local(request)
+      return by_address
     given = _key_of(request)
     if given and local and self._local_token and hmac.compare_digest(
         given.encode("utf-8", "replace"), self._local_token.encode()
     ):
-      return
+      return self._keyed(self._local_token, True) if self.keys.required else replace(by_address, is_admin=True)
+    if not self.keys.required:
+      return replace(by_address, is_admin=local)
+    key = None if given is None else self.keys.find(given)
+    if key is None:
+      message = "this node wants an API key: Authorization: Bearer KEY" if given is None else "this is no API key of this node"
+      raise _Refused(401, message, "invalid_api_key", {"WWW-Authenticate": 'Bearer realm="exo"'})
+    return self._keyed(key.sha256, key.role == "admin")
+
+  def _keyed(self, identity: str, is_admin: bool) -> Caller:
+    label = self._labels.of_key(identity)
+    return Caller(label, is_admin, "" if self._shared_prefixes else label, is_admin)
+
+  def _refuse_change(self, request: web.Request) -> None:
     if self.keys.required:
-      if given is None or self.keys.name_of(given) is None:
-        message = "this node wants an API key: Authorization: Bearer KEY" if given is None else "this is no API key of this node"
-        raise _Refused(401, message, "invalid_api_key", {"WWW-Authenticate": 'Bearer realm="exo"'})
-    elif not local and (request.method == "DELETE" or path in _LOCAL_PATHS):
-      raise _Refused(403, f"without an API key, {path} is for the same machine only (`exo key api new`)", "local_only")
+      raise _Refused(
+          403, f"{request.method} {request.path} is for admins: this API key has the role user", "admin_only"
+      )
+    raise _Refused(
+        403, f"without an API key, {request.path} is for the same machine only (`exo key api new`)", "local_only"
+    )
 
   def _is_local(self, request: web.Request) -> bool:
     """From this machine itself, and not handed on by a proxy that runs here."""
@@ -169,6 +197,14 @@ class Guard:
                                    MAX_JSON_DEPTH) if len(data) > _ASIDE_BYTES else deeper_than(data, MAX_JSON_DEPTH)
     if deep:
       raise _Refused(400, f"the body nests deeper than {MAX_JSON_DEPTH} levels", "json_depth")
+
+
+def _changes_node(request: web.Request) -> bool:
+  """For others too: models and downloads, or whether there is a node at all."""
+  if request.method in _SAFE_METHODS:
+    return False
+  resource = request.match_info.route.resource
+  return request.method != "POST" or (resource is not None and resource.canonical.removeprefix("/v1") not in _ASKING)
 
 
 def _host_of(header: str) -> str:

@@ -10,12 +10,15 @@ import secrets
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from exo.errors import ConfigError
 from exo.log import say
 from exo.private_files import write_private
 
 GIVEN = "--api-key"
+Role = Literal["admin", "user"]
+ROLES: tuple[Role, ...] = get_args(Role)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MAX_KEYS = 1000
 _MAX_FILE_BYTES = 1 << 20
@@ -24,10 +27,14 @@ _LOOK_EVERY_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-  """A key as it is stored. `sha256` suffices: keys are 256 random bits, which nobody guesses. `created` is Unix time."""
+  """A key as it is stored. `sha256` suffices: keys are 256 random bits, which nobody guesses. `created` is Unix time.
+
+  A `user` asks models; an `admin` may do whatever changes the node for others, too.
+  """
   name: str
   sha256: str
   created: int
+  role: Role = "admin"
 
 
 def _digest(text: str) -> str:
@@ -44,7 +51,9 @@ class ApiKeyStore:
     try:
       with self.path.open("rb") as file:
         keys = [ApiKey(**entry) for entry in json.loads(file.read(_MAX_FILE_BYTES))["keys"]]
-      if not all(_NAME.fullmatch(key.name) and re.fullmatch(r"[0-9a-f]{64}", key.sha256) for key in keys):
+      if not all(
+          _NAME.fullmatch(key.name) and re.fullmatch(r"[0-9a-f]{64}", key.sha256) and key.role in ROLES for key in keys
+      ):
         raise ValueError("an entry is not a key")
     except FileNotFoundError:
       return []
@@ -52,7 +61,7 @@ class ApiKeyStore:
       raise ConfigError(f"the API keys in {self.path} cannot be read ({error}): repair or delete the file") from error
     return keys
 
-  def add(self, name: str) -> str:
+  def add(self, name: str, role: Role = "admin") -> str:
     """A new key of this name, which is shown once and never stored. Raises `ConfigError`."""
     keys = self.stored()
     if not _NAME.fullmatch(name):
@@ -62,7 +71,7 @@ class ApiKeyStore:
     if len(keys) >= _MAX_KEYS:
       raise ConfigError(f"there are {len(keys)} API keys already")
     text = f"exo-{secrets.token_urlsafe(32)}"
-    self._write([*keys, ApiKey(name, _digest(text), int(time.time()))])
+    self._write([*keys, ApiKey(name, _digest(text), int(time.time()), role)])
     return text
 
   def remove(self, name: str) -> None:
@@ -95,13 +104,18 @@ class ApiKeys:
     return self._required
 
   def name_of(self, text: str) -> str | None:
-    """The name of the key that `text` is, in a time that tells nothing of the keys; None for no key."""
+    """As `find`, its name alone."""
+    key = self.find(text)
+    return None if key is None else key.name
+
+  def find(self, text: str) -> ApiKey | None:
+    """The key that `text` is, in a time that tells nothing of the keys; None for no key."""
     self._look()
-    digest, name = _digest(text), None
+    digest, found = _digest(text), None
     for key in (*self._given, *self._stored):
       if hmac.compare_digest(digest, key.sha256):
-        name = key.name
-    return name
+        found = key
+    return found
 
   def _stamp_now(self) -> tuple[int, int] | None:
     try:

@@ -8,6 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
+from exo.api.asked_model import asked_model
 from exo.api.chat_parser import CallArguments, CallBegin, Content, Reasoning
 from exo.api.chat_prompt import chat_prompt
 from exo.api.chat_run import ChatChoice, ChatDelta, ChatRun, chat_run
@@ -33,7 +34,7 @@ async def messages(request: web.Request, node: Node) -> web.StreamResponse:
 async def count_tokens(request: web.Request, node: Node) -> web.Response:
   """POST /v1/messages/count_tokens."""
   chat = (await read_body(request, CountTokensRequest)).chat()
-  prompt = await chat_prompt(node.config, await node.model(chat.model), chat)
+  prompt = await chat_prompt(node.config, await asked_model(node, chat.model), chat)
   return json_response({"input_tokens": len(prompt.ids)})
 
 

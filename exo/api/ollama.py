@@ -15,6 +15,7 @@ import msgspec
 from aiohttp import web
 
 import exo
+from exo.api.asked_model import asked_model
 from exo.api.chat_parser import CallArguments, CallBegin, Content, Reasoning
 from exo.api.chat_run import ChatRun, chat_run
 from exo.api.errors import describe, json_response
@@ -103,7 +104,7 @@ def _joined(whole: dict[str, Any], piece: dict[str, Any]) -> dict[str, Any]:
 async def chat(request: web.Request, node: Node) -> web.StreamResponse:
   body = await read_body(request, OllamaChatRequest)
   if not body.messages:
-    model = await node.model(body.model_name)
+    model = await asked_model(node, body.model_name)
     empty = {"message": {"role": "assistant", "content": ""}, "done": True, "done_reason": "load"}
     return json_response({"model": model.id, "created_at": _now()} | empty)
   async with chat_run(node, body.chat()) as run:
@@ -149,14 +150,14 @@ async def generate(request: web.Request, node: Node) -> web.StreamResponse:
   body = await read_body(request, OllamaGenerateRequest)
   chat_body = body.chat()
   if not body.prompt:
-    model = await node.model(body.model_name)
+    model = await asked_model(node, body.model_name)
     return json_response({"model": model.id, "created_at": _now(), "response": "", "done": True, "done_reason": "load"})
   if not body.raw:
     async with chat_run(node, chat_body) as run:
       return await _answer(request, body, run.model.id, _generate_pieces(run))
   fields = CompletionRequest(prompt=body.prompt)
   body.fill(fields)
-  model = await node.model(fields.model)
+  model = await asked_model(node, fields.model)
   ids = await asyncio.to_thread(model.tokenizer.encode, body.prompt, add_bos=True)
   async with text_run(node, model, fields, ids, fields.max_tokens, request_id=new_id("cmpl-")) as raw:
     return await _answer(request, body, model.id, _raw_pieces(raw))
@@ -207,7 +208,7 @@ def _details(path: Path, family: str) -> dict[str, Any]:
 async def show(request: web.Request, node: Node) -> web.Response:
   body = await read_body(request, OllamaShowRequest)
   name = (body.model or body.name or "").removesuffix(":latest") or None
-  model = await node.model(name)
+  model = await asked_model(node, name)
   config = model.checkpoint.config
   template = model.tokenizer.chat_template or ""
   capabilities = ["completion"

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from exo.api.caller import caller
 from exo.api.schema import SamplingFields
 from exo.errors import ExoError, InvalidRequestError
 from exo.inference.sampling import TokenLogprob
@@ -124,7 +125,18 @@ async def text_run(
       model.tokenizer.vocab_size, node.config.default_temp, secrets.randbits(62), top_logprobs, grammar
   )
   eos_ids = frozenset[int]() if fields.ignore_eos else model.tokenizer.eos_ids
-  spec = GenerationSpec(request_id, tuple(prompt_ids), wanted, eos_ids, sampling, n, prompt_logprobs)
+  who = caller()
+  spec = GenerationSpec(
+      request_id,
+      tuple(prompt_ids),
+      wanted,
+      eos_ids,
+      sampling,
+      n,
+      prompt_logprobs,
+      share=who.label,
+      cache_salt=who.cache_salt
+  )
   with node.activity.request(spec.request_id, model.id, title, len(prompt_ids), n) as watched:
     async with node.generation(spec, model) as generation:
       choices = [

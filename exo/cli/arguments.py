@@ -208,6 +208,19 @@ def build_parser() -> argparse.ArgumentParser:
       metavar="ORIGIN",
       help="a web site whose pages may use the API, as https://example.org; repeatable"
   )
+  security.add_argument(
+      "--trusted-proxy",
+      dest="trusted_proxies",
+      action="append",
+      metavar="ADDRESS",
+      help="a reverse proxy (or a network of them, as 10.0.0.0/8) whose X-Forwarded-For tells clients apart; repeatable"
+  )
+  security.add_argument(
+      "--shared-prefixes",
+      action="store_true",
+      default=None,
+      help="let requests begin with caches of other API keys' requests: faster, but it tells what others asked"
+  )
   return parser
 
 

@@ -114,7 +114,7 @@ async def running_node(config: Config, stop: Callable[[], None]) -> AsyncIterato
   identity = claim_identity(config.state_dir, config.node_id)
   node = _make_node(config, identity.node_id, engine, device, keyring)
   token = secrets.token_urlsafe(32)
-  api = ChatGPTAPI(node, stop, token)
+  api = ChatGPTAPI(node, stop, token, None if keyring is None else keyring.current.label_salt)
   runtime_file = None
   try:
     await api.start()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from exo.api.keys import ApiKeyStore
+from exo.api.keys import ROLES, ApiKeyStore
 from exo.config import Config, config_from
 from exo.errors import ConfigError
 from exo.networking.address_rule import own_addresses
@@ -42,8 +42,9 @@ To change the key while the ring runs, do each step on every machine before the 
   exo key drop             accept only the one in use
 
 Keys for clients of the API (all routes but health want one as soon as there is one):
-  exo key api new NAME     print a new key, once; only its hash is kept
-  exo key api ls           list names
+  exo key api new NAME     print a new key, once; only its hash is kept. With --role user it can ask models and no more;
+                           else it is an admin's: it may also fetch and delete models, cancel others' requests, and quit
+  exo key api ls           list names and roles
   exo key api rm NAME      a running node refuses it within a second"""
 
 
@@ -62,7 +63,10 @@ def build_key_parser() -> argparse.ArgumentParser:
   api = commands.add_parser("api").add_subparsers(dest="api_action", required=True, metavar="ACTION")
   api.add_parser("ls")
   for name in ("new", "rm"):
-    api.add_parser(name).add_argument("name")
+    action = api.add_parser(name)
+    action.add_argument("name")
+    if name == "new":
+      action.add_argument("--role", choices=ROLES, default="admin", help="what it may do (default admin)")
   return parser
 
 
@@ -142,7 +146,7 @@ def _api(config: Config, parsed: argparse.Namespace) -> int:
   match parsed.api_action:
     case "new":
       first = not store.stored()
-      print(store.add(parsed.name))
+      print(store.add(parsed.name, parsed.role))
       _tell("this is shown once." + (" From now on every route but health wants a key." if first else ""))
     case "rm":
       store.remove(parsed.name)
@@ -150,7 +154,7 @@ def _api(config: Config, parsed: argparse.Namespace) -> int:
         _tell("that was the last one: a node that is started from now on wants no key")
     case _:
       for key in store.stored():
-        print(f"{key.name:24s} made {time.strftime('%Y-%m-%d %H:%M', time.localtime(key.created))}")
+        print(f"{key.name:24s} {key.role:6s} made {time.strftime('%Y-%m-%d %H:%M', time.localtime(key.created))}")
   return 0
 
 

@@ -93,6 +93,12 @@ class ModelStore(ModelLibrary):
         raise
       return await asyncio.to_thread(self.entry, neighbour_card(name))
 
+  async def is_within_reach(self, entry: ModelEntry) -> bool:
+    """Whether some of it is here or on another node of the ring, so that using it begins no download from outside."""
+    if entry.card is None or await asyncio.to_thread(self.holding_of, entry.card) is not None:
+      return True
+    return bool(await self._neighbours.manifests(entry.id))
+
   # fetching
 
   async def head(self, entry: ModelEntry) -> Path:

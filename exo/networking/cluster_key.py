@@ -32,6 +32,7 @@ class ClusterKey:
   name: str
   datagram_mac: bytes = field(repr=False)
   datagram_cipher: bytes = field(repr=False)
+  label_salt: bytes = field(repr=False)  # of the labels under which clients' requests wait
   authority_secret: int = field(repr=False)  # the private value of the cluster's certificate authority, on P-256
 
 
@@ -73,7 +74,10 @@ def derive(text: str) -> ClusterKey:
   order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551  # of P-256's group
   # 48 bytes, reduced: the bias is below 2^-128 (FIPS 186-5, A.2.1)
   authority = int.from_bytes(expand(b"authority", 48), "big") % (order - 1) + 1
-  return ClusterKey(expand(b"name", 4).hex(), expand(b"datagram mac", 32), expand(b"datagram cipher", 32), authority)
+  return ClusterKey(
+      expand(b"name", 4).hex(), expand(b"datagram mac", 32), expand(b"datagram cipher", 32),
+      expand(b"client labels", 32), authority
+  )
 
 
 class ClusterKeyring:

@@ -45,7 +45,7 @@ _RECOVERABLE = (PeerLostError, PeerUnreachableError, PlanClosedError, DrainingEr
 
 @dataclass(frozen=True, slots=True)
 class GenerationSpec:
-  """What a client wants of a model: `n` choices, each of at most `max_tokens` tokens."""
+  """What a client wants of a model: `n` choices, each of at most `max_tokens` tokens. `share` is the client's label."""
   request_id: str
   prompt_ids: tuple[int, ...]
   max_tokens: int
@@ -54,6 +54,8 @@ class GenerationSpec:
   n: int = 1
   prompt_logprobs: int | None = None
   embed: bool = False
+  share: str = ""
+  cache_salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,9 @@ class Generation:
             prompt_logprobs=None if self._emitted[choice] else spec.prompt_logprobs,
             replay_ids=tuple(self._emitted[choice]),
             embed=spec.embed,
-            replay_wide=tuple(self._wide[choice])
+            replay_wide=tuple(self._wide[choice]),
+            share=spec.share,
+            cache_salt=spec.cache_salt
         ) for choice in sorted(self._computing)
     ]
 
@@ -287,9 +291,13 @@ class EntryDesk:
       log(0, "recovery of request %s failed: %s: %s", generation.spec.request_id, type(error).__name__, error)
       generation.fail(ExoError(f"the request could not be moved to another ring: {error}"))
 
-  def cancel(self, request_id: str) -> bool:
-    """End a request on its client's behalf: whoever reads it gets `CancelledRequestError`. False when there is none."""
-    found = [g for g in self._running.values() if g.spec.request_id.partition(".")[0] == request_id]
+  def cancel(self, request_id: str, share: str | None = None) -> bool:
+    """End a request on its client's behalf: whoever reads it gets `CancelledRequestError`. False when there is none, or
+    where `share` is given, none of its."""
+    found = [
+        g for g in self._running.values()
+        if g.spec.request_id.partition(".")[0] == request_id and share in (None, g.spec.share)
+    ]
     for generation in found:
       generation.fail(CancelledRequestError(f"request {request_id} was cancelled"))
     return bool(found)
