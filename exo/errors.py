@@ -207,8 +207,13 @@ def from_wire(kind: str, message: str, details_json: str) -> ExoError:
   cls = _kinds().get(kind, ExoError)
   try:
     details = json.loads(details_json) if details_json else {}
-  except ValueError:
+  except (ValueError, RecursionError):
     details = {}
   error = cls.__new__(cls)
-  ExoError.__init__(error, message, **(details if isinstance(details, dict) else {}))
+  ExoError.__init__(error, message)
+  if isinstance(details, dict):  # whatever its names are: another node has chosen them
+    error.details = {
+        name: value
+        for name, value in details.items() if value is None or isinstance(value, (str, int, float))
+    }
   return error

@@ -17,10 +17,11 @@ from exo.inference.sampling import SamplingParams, TokenLogprob
 from exo.inference.shard import Shard
 from exo.networking import messages as m
 from exo.networking.grpc import node_service_pb2 as pb
-from exo.networking.grpc.codec import decode, encode, envelope_bytes, envelope_items
+from exo.networking.grpc.codec import decode, encode
 from exo.networking.grpc.frame_codec import FrameBody
 from exo.networking.grpc.peer_codec import hello_in, hello_out
 from exo.networking.grpc.tensor_codec import WireTensor, decode_tensor, encode_tensor
+from exo.networking.grpc.wire import envelope_bytes, envelope_items
 from exo.topology.device_capabilities import DeviceCapabilities, DeviceFlops
 from exo.topology.ring_plan import RingPlan, Stage, WeightMemory
 

@@ -60,7 +60,10 @@ class ChatGPTAPI:
     keys = ApiKeys(node.config.api_key, ApiKeyStore(node.config.state_dir))
     self._guard = Guard(node.config, keys, local_token, label_salt or secrets.token_bytes(32))
     self.connections = ConnectionTable()
-    middlewares = [request_id_middleware, count_requests(node.meter), error_middleware, self._guard.middleware]
+    middlewares = [
+        self.connections.middleware, request_id_middleware,
+        count_requests(node.meter), error_middleware, self._guard.middleware
+    ]
     self.app = web.Application(middlewares=middlewares, client_max_size=MAX_BODY_BYTES)
     self.app.on_response_prepare.append(add_request_id)
     self.app.on_response_prepare.append(self._guard.add_cors_headers)

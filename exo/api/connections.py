@@ -1,13 +1,16 @@
-"""Bounds on connections, below HTTP: how many there are, and how long one may leave what it asked for unread."""
+"""Bounds on connections, below HTTP: how many there are, who gives way to newcomers, and how long one may leave what it
+asked for unread."""
 
 from __future__ import annotations
 
 import asyncio
-import resource
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import cast
 
+from aiohttp import web
+
+from exo import descriptors
 from exo.log import log
 
 MAX_CONNECTIONS = 1024
@@ -18,18 +21,17 @@ _REFUSAL = (
 )
 
 
-def connection_limit() -> int:
-  """At most half of the descriptors that the system grants: models, links and files need some too."""
-  soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-  return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else max(16, min(MAX_CONNECTIONS, soft // 2))
-
-
 class ConnectionTable:
-  """Counts connections; no address gets more than three quarters of them."""
+  """Counts connections; no address gets more than three quarters of them.
+
+  Where there is no room for a newcomer, the connection that has asked for nothing for longest is ended: whoever holds
+  connections open without a request keeps nobody out.
+  """
   def __init__(self, limit: int | None = None, write_timeout_s: float = WRITE_TIMEOUT_S) -> None:
-    self.limit = connection_limit() if limit is None else limit
+    self.limit = min(MAX_CONNECTIONS, descriptors.client_connections()) if limit is None else limit
     self.write_timeout_s = write_timeout_s
     self._by_host: Counter[str] = Counter()
+    self._idle: dict[_BoundedProtocol, None] = {}  # without a request, the longest first
 
   def __len__(self) -> int:
     return self._by_host.total()
@@ -38,14 +40,37 @@ class ConnectionTable:
     """A protocol factory for `loop.create_server` that serves `make`'s protocols within the bounds."""
     return lambda: _BoundedProtocol(self, make)
 
-  def enter(self, host: str) -> bool:
-    if len(self) >= self.limit or self._by_host[host] >= -(-self.limit * 3 // 4):
-      log(1, "refused a connection of %s: there are %d", host, len(self))
-      return False
+  @web.middleware
+  async def middleware(
+      self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+  ) -> web.StreamResponse:
+    """To stand before all others: a connection with a request under way gives way to nobody."""
+    protocol = request.transport.get_protocol() if request.transport is not None else None
+    if not isinstance(protocol, _BoundedProtocol):
+      return await handler(request)
+    self._idle.pop(protocol, None)
+    try:
+      return await handler(request)
+    finally:
+      if protocol.host:  # it is still there
+        self._idle[protocol] = None
+
+  def enter(self, protocol: _BoundedProtocol, host: str) -> bool:
+    """False where there is no room and everybody is being served."""
+    crowded = self._by_host[host] >= -(-self.limit * 3 // 4)
+    if crowded or len(self) >= self.limit:
+      idle = next((p for p in self._idle if not crowded or p.host == host), None)
+      if idle is None:
+        log(1, "refused a connection of %s: there are %d", host, len(self))
+        return False
+      log(2, "ended a connection of %s that asks for nothing: there are %d", idle.host, len(self))
+      idle.refuse()
     self._by_host[host] += 1
+    self._idle[protocol] = None
     return True
 
-  def leave(self, host: str) -> None:
+  def leave(self, protocol: _BoundedProtocol, host: str) -> None:
+    self._idle.pop(protocol, None)
     self._by_host[host] -= 1
     if not self._by_host[host]:
       del self._by_host[host]
@@ -56,21 +81,32 @@ class _BoundedProtocol(asyncio.Protocol):
   def __init__(self, table: ConnectionTable, make: Callable[[], asyncio.BaseProtocol]) -> None:
     self._table, self._make = table, make
     self._inner: asyncio.Protocol | None = None
-    self._host = ""
+    self.host = ""  # while it counts
     self._unread: asyncio.TimerHandle | None = None
 
   def connection_made(self, transport: asyncio.BaseTransport) -> None:
     self._transport = cast(asyncio.Transport, transport)
     peer = transport.get_extra_info("peername")
-    host = str(peer[0]) if peer else ""
-    if not self._table.enter(host):
+    host = str(peer[0]) if peer else "?"
+    if not self._table.enter(self, host):
       self._transport.write(_REFUSAL)
       self._transport.close()
       return
-    self._host = host
+    self.host = host
     self._transport.set_write_buffer_limits(high=0)  # so that anything unread starts the clock
     self._inner = cast(asyncio.Protocol, self._make())
     self._inner.connection_made(transport)
+
+  def refuse(self) -> None:
+    """End a connection that has no request, and count it no more."""
+    self._leave()
+    self._transport.write(_REFUSAL)
+    self._transport.close()
+
+  def _leave(self) -> None:
+    if self.host:
+      self._table.leave(self, self.host)
+      self.host = ""
 
   def data_received(self, data: bytes) -> None:
     if self._inner is not None:
@@ -92,8 +128,8 @@ class _BoundedProtocol(asyncio.Protocol):
 
   def connection_lost(self, exc: Exception | None) -> None:
     self._stop_clock()
+    self._leave()
     if self._inner is not None:
-      self._table.leave(self._host)
       self._inner.connection_lost(exc)
       self._inner = None
 
@@ -103,5 +139,5 @@ class _BoundedProtocol(asyncio.Protocol):
       self._unread = None
 
   def _give_up(self) -> None:
-    log(1, "a client at %s has not read for %g s: its connection is ended", self._host, self._table.write_timeout_s)
+    log(1, "a client at %s has not read for %g s: its connection is ended", self.host, self._table.write_timeout_s)
     self._transport.abort()

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import exo
+from exo import descriptors
 from exo.api.chatgpt_api import ChatGPTAPI
 from exo.config import Config
 from exo.download.model_store import DownloadOptions, ModelStore
@@ -106,6 +107,7 @@ async def running_node(config: Config, stop: Callable[[], None]) -> AsyncIterato
 
   Raises `ConfigError` for ports that are taken, `EngineUnavailableError` for an engine that cannot run.
   """
+  descriptors.raise_limit()
   engine, device = await asyncio.gather(
       asyncio.to_thread(choose_engine, config.inference_engine), asyncio.to_thread(probe_device)
   )

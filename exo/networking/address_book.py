@@ -18,9 +18,11 @@ _MAX_NODES, _MAX_ADDRESSES = 256, 16
 class KnownNode:
   """One node's addresses; `node_id` is who answered at an address that came without one.
 
-  `dialing` while somebody tries them. A better route than the one in use is not tried before `try_better_s`.
+  `dialing` while somebody tries them; `tried` when; `proven` are those where a link was made. A better route than the one in use is not tried before `try_better_s`.
   """
   candidates: dict[tuple[str, int], tuple[PeerCandidate, float]] = field(default_factory=dict)
+  tried: dict[tuple[str, int], float] = field(default_factory=dict)
+  proven: set[tuple[str, int]] = field(default_factory=set)
   dialing: bool = False
   node_id: str = ""
   try_better_s: float = 0.0
@@ -31,8 +33,12 @@ class KnownNode:
     return any(not candidate.node_id for candidate, _ in self.candidates.values())
 
   def best_first(self) -> list[PeerCandidate]:
-    """By priority; of equal ones IPv4 first."""
-    found = [candidate for candidate, _ in self.candidates.values()]
+    """What may be tried now, by priority; of equal ones IPv4 first. An address that nobody has been met at is tried once
+    each time that somebody says it: a datagram's sender may have made it up."""
+    found = [
+        candidate for place, (candidate, said_s) in self.candidates.items()
+        if place in self.proven or said_s > self.tried.get(place, float("-inf"))
+    ]
     return sorted(found, key=lambda candidate: (-candidate.priority, ":" in candidate.host))
 
 
@@ -64,3 +70,5 @@ class AddressBook:
   def forget_old(self, known: KnownNode, now_s: float) -> None:
     """Leave out what nobody has said for too long."""
     known.candidates = {k: v for k, v in known.candidates.items() if now_s - v[1] < self._timeout_s}
+    known.tried = {k: v for k, v in known.tried.items() if k in known.candidates}
+    known.proven &= known.candidates.keys()

@@ -7,9 +7,12 @@ from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 from exo.log import log
+from exo.networking.token_bucket import TokenBucket
 
-MAX_REFUSALS = 1024
+MAX_REFUSALS = 1024  # the oldest give way, so that strangers keep no later reason out
+MAX_CHARACTERS = 400
 MAX_LOUD = 32  # lines that are logged whatever the level, so that no stranger fills the log
+_LINES_BURST, _LINES_RATE = 100.0, 0.2  # of all others
 # what is still wrong is met again within seconds: beacons, dials and looks repeat themselves
 NOW_S = 60.0
 
@@ -28,18 +31,23 @@ class Refusals:
     self._clock = clock
     self._noted: dict[str, _Refusal] = {}
     self._loud = 0
+    self._lines = TokenBucket(_LINES_RATE, _LINES_BURST, clock())
 
   def note(self, text: str, *, about: str = "", wrong: bool = False, loud: bool = False, node_id: str = "") -> None:
     """`about` stands for texts that say the same in changing numbers. `wrong`: somebody should do something about it,
     unless `node_id` is linked all the same. `loud`: it is worth a line at every log level.
     """
+    text = text[:MAX_CHARACTERS]
     key = about or text
     known = self._noted.get(key)
     if known is not None:
       known.text, known.wrong, known.node_id, known.at = text, wrong, node_id, self._clock()
-    elif len(self._noted) < MAX_REFUSALS:
-      self._noted[key] = _Refusal(text, wrong, node_id, self._clock())
-      self._loud += loud
+      return
+    if len(self._noted) >= MAX_REFUSALS:
+      del self._noted[next(iter(self._noted))]
+    self._noted[key] = _Refusal(text, wrong, node_id, self._clock())
+    self._loud += loud
+    if self._lines.take(self._clock()):
       log(0 if loud and self._loud <= MAX_LOUD else 1, "%s", text)
 
   def texts(self) -> list[str]:

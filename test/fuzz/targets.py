@@ -31,8 +31,9 @@ from exo.inference.weights.safetensors_checkpoint import parse_safetensors_heade
 from exo.networking import messages as m
 from exo.networking.address_rule import AddressRule
 from exo.networking.cluster_key import ClusterKeyring
-from exo.networking.grpc.codec import decode, encode, envelope_bytes, envelope_items
+from exo.networking.grpc.codec import decode, encode
 from exo.networking.grpc.peer_codec import hello_in, hello_out
+from exo.networking.grpc.wire import envelope_bytes, envelope_items
 from exo.networking.join_token import JoinToken, decode_token, encode_token
 from exo.networking.manual.network_config import read_network_config
 from exo.networking.udp.beacon import decode_beacon, encode_beacon

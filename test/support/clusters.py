@@ -9,9 +9,9 @@ import grpc
 import grpc.aio
 
 from exo.networking.cluster_key import ClusterKeyring, new_key_text
-from exo.networking.grpc.codec import envelope_bytes
 from exo.networking.grpc.peer_codec import hello_out
 from exo.networking.grpc.stream import METHOD
+from exo.networking.grpc.wire import envelope_bytes
 from exo.networking.messages import Hello
 from exo.topology.device_capabilities import DeviceCapabilities
 

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from google.protobuf.message import DecodeError
 
 from exo.errors import ProtocolError
 from exo.inference.sampling import TokenLogprob
 from exo.networking import messages as m
+from exo.networking.bounds import MAX_MODEL_ID, MAX_PLAN_ID, MAX_STAGES, is_node_id
 from exo.networking.grpc import model_codec
 from exo.networking.grpc import node_service_pb2 as pb
 from exo.networking.grpc.failure_codec import failure_in, failure_out
@@ -23,7 +23,7 @@ from exo.networking.grpc.request_codec import request_in, request_out
 from exo.networking.grpc.tensor_codec import WireDtype
 from exo.topology.ring_plan import RingPlan, Stage
 
-_ITEMS_TAG = b"\x0a"  # field 1, with a length
+_MAX_REQUEST_ID = 128
 
 
 def _plan_out(plan: RingPlan, addresses: dict[str, str]) -> pb.Plan:
@@ -34,6 +34,10 @@ def _plan_out(plan: RingPlan, addresses: dict[str, str]) -> pb.Plan:
 
 
 def _plan_in(plan: pb.Plan) -> RingPlan:
+  if len(plan.stages) > MAX_STAGES or len(plan.model_id) > MAX_MODEL_ID or len(plan.epoch) > MAX_PLAN_ID:
+    raise ProtocolError("a plan is malformed: it has too many stages, or endless names")
+  if not all(is_node_id(s.node_id) for s in plan.stages):
+    raise ProtocolError("a plan is malformed: it names nodes that cannot be")
   try:
     return RingPlan(plan.model_id, plan.epoch, tuple(Stage(s.node_id, shard_in(s.shard)) for s in plan.stages))
   except ValueError as error:
@@ -47,12 +51,14 @@ def _open_out(message: m.OpenPlan) -> pb.OpenPlan:
 
 
 def _open_in(o: pb.OpenPlan) -> m.OpenPlan:
-  addresses = tuple((s.node_id, s.address) for s in o.plan.stages if s.address)
-  return m.OpenPlan(_plan_in(o.plan), o.fingerprint, addresses, o.beside)
+  plan = _plan_in(o.plan)
+  return m.OpenPlan(
+      plan, o.fingerprint[:200], tuple((s.node_id, s.address[:80]) for s in o.plan.stages if s.address), o.beside
+  )
 
 
 def _opened_in(o: pb.PlanOpened) -> m.PlanOpened:
-  return m.PlanOpened(o.plan_id, o.max_kv_tokens, o.max_sequences, o.max_context, o.max_drafting)
+  return m.PlanOpened(o.plan_id[:MAX_PLAN_ID], o.max_kv_tokens, o.max_sequences, o.max_context, o.max_drafting)
 
 
 def _opened_out(message: m.PlanOpened) -> dict[str, Any]:
@@ -75,7 +81,7 @@ def _close_out(message: m.ClosePlan) -> dict[str, Any]:
 
 
 def _close_in(c: pb.ClosePlan) -> m.ClosePlan:
-  return m.ClosePlan(c.plan_id, failure_in(c.reason) if c.HasField("reason") else None)
+  return m.ClosePlan(c.plan_id[:MAX_PLAN_ID], failure_in(c.reason) if c.HasField("reason") else None)
 
 
 def _submit_out(message: m.Submit) -> dict[str, Any]:
@@ -109,8 +115,9 @@ def _delivery_in(d: pb.TokenDelivery) -> m.TokenDelivery:
   if len(d.embedding) % 4:
     raise ProtocolError(f"an embedding came with {len(d.embedding)} bytes")
   return m.TokenDelivery(
-      d.plan_id, d.request_id, d.choice, d.index, tuple(_logprob_in(t) for t in d.tokens), d.finish_reason,
-      tuple(_logprob_in(t) for t in d.prompt_logprobs), max(1, d.width), d.cached_tokens,
+      d.plan_id[:MAX_PLAN_ID], d.request_id[:_MAX_REQUEST_ID], d.choice, d.index,
+      tuple(_logprob_in(t) for t in d.tokens), d.finish_reason[:40], tuple(_logprob_in(t) for t in d.prompt_logprobs),
+      max(1, d.width), d.cached_tokens,
       np.frombuffer(d.embedding, "<f4") if d.embedding else None
   )
 
@@ -137,14 +144,15 @@ _IN: dict[str, Callable[[Any], m.Message]] = {
     "plan_opened": _opened_in,
     "close_plan": _close_in,
     "submit": lambda x: m.Submit(_open_in(x.open), request_in(x.request)),
-    "cancel": lambda x: m.Cancel(x.plan_id, x.request_id),
+    "cancel": lambda x: m.Cancel(x.plan_id[:MAX_PLAN_ID], x.request_id[:_MAX_REQUEST_ID]),
     "failure": failure_in,
     "done": lambda _: m.Done(),
-    "absolve": lambda x: m.Absolve(x.model_id, x.fingerprint),
-    "request_failed": lambda x: m.RequestFailed(x.plan_id, x.request_id, failure_in(x.failure)),
+    "absolve": lambda x: m.Absolve(x.model_id[:MAX_MODEL_ID], x.fingerprint[:200]),
+    "request_failed": lambda x: m.
+    RequestFailed(x.plan_id[:MAX_PLAN_ID], x.request_id[:_MAX_REQUEST_ID], failure_in(x.failure)),
     "frame": frame_in,
     "step_result": result_in,
-    "step_failed": lambda x: m.StepFailed(x.plan_id, x.step, failure_in(x.failure)),
+    "step_failed": lambda x: m.StepFailed(x.plan_id[:MAX_PLAN_ID], x.step, failure_in(x.failure)),
     "token_delivery": _delivery_in,
     **model_codec.IN,
 }
@@ -174,29 +182,3 @@ def decode(item: pb.Item) -> tuple[m.Message, int, bool]:
   if kind is None or read is None:
     raise ProtocolError(f"an item of kind {kind!r} has no place in the middle of a stream")
   return read(getattr(item, kind)), item.call_id, item.is_reply
-
-
-def envelope_bytes(items: list[pb.Item]) -> bytes:
-  """Envelopes laid end to end are one envelope (repeated fields of a protobuf message add up), and need no copy."""
-  parts = []
-  for item in items:
-    data = item.SerializeToString()
-    parts += [_ITEMS_TAG, _varint(len(data)), data]
-  return b"".join(parts)
-
-
-def _varint(number: int) -> bytes:
-  out = bytearray()
-  while number > 127:
-    out.append(number & 127 | 128)
-    number >>= 7
-  out.append(number)
-  return bytes(out)
-
-
-def envelope_items(data: bytes) -> list[pb.Item]:
-  """Raises `ProtocolError` for bytes that are no envelope."""
-  try:
-    return list(pb.Envelope.FromString(data).items)
-  except DecodeError as error:
-    raise ProtocolError("a message that is not an envelope") from error

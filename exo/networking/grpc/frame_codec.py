@@ -19,8 +19,10 @@ from exo.networking.grpc import node_service_pb2 as pb
 from exo.networking.grpc.failure_codec import failure_in, failure_out
 from exo.networking.grpc.request_codec import request_in, request_out
 from exo.networking.grpc.tensor_codec import WireDtype, WireTensor, bytes_of, decode_tensor, encode_tensor
+from exo.networking.grpc.wire import check_crowd
 
 _ID = np.dtype("<i4")
+_MAX_CHANGES_BYTES, _CROWDED_BYTES, _MOST_CHANGES = 16 * 2**20, 2**16, 2**16
 
 
 class FrameBody(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -108,10 +110,16 @@ def _changes_out(f: m.Frame) -> bytes:
 
 
 def _changes_in(data: bytes) -> pb.CacheChanges:
+  if len(data) > _MAX_CHANGES_BYTES:
+    raise ProtocolError(f"a frame's changes to caches have {len(data)} bytes")
+  if len(data) > _CROWDED_BYTES:
+    check_crowd(memoryview(data), pb.CacheChanges.DESCRIPTOR, _MOST_CHANGES)
   try:
     changes = pb.CacheChanges.FromString(data)
   except DecodeError as error:
     raise ProtocolError("a frame's changes to caches are malformed") from error
+  if max(len(changes.drops), len(changes.ends), len(changes.truncates), len(changes.refused)) > 2 * _MOST_CHANGES:
+    raise ProtocolError("a frame changes more caches than there can be")
   if len(changes.truncates) % 2:
     raise ProtocolError("a frame's truncations are not pairs")
   return changes

@@ -14,22 +14,26 @@ from urllib.parse import unquote
 import grpc
 import grpc.aio
 
+from exo import descriptors
 from exo.errors import ConfigError, PeerUnreachableError, ProtocolError
 from exo.log import log
 from exo.networking.address_book import AddressBook, KnownNode
 from exo.networking.address_rule import AddressRule, own_addresses, parse_address
 from exo.networking.cluster_key import ClusterKeyring
+from exo.networking.grpc.allowance import FloodError
+from exo.networking.grpc.doorkeeper import FAULT_BAN_S, FLOOD_BAN_S, Doorkeeper
 from exo.networking.grpc.link import HEARTBEAT_S, STREAM_KINDS, Link
+from exo.networking.grpc.open_connections import OpenConnections, open_descriptors, place_of
 from exo.networking.grpc.peer_codec import hello_in, hello_out
 from exo.networking.grpc.routes import turn_to_later
 from exo.networking.grpc.stream import (
     CHANNEL_OPTIONS,
     MAX_STREAMS,
     METHOD,
-    SERVER_OPTIONS,
     EnvelopeStream,
     OneMethod,
     reader,
+    server_options,
 )
 from exo.networking.grpc.tensor_codec import WireDtype
 from exo.networking.grpc.tls import SERVER_NAME, TlsCredentials, explain_refusal
@@ -38,6 +42,7 @@ from exo.networking.membership import Membership, State, Timing
 from exo.networking.mesh import Mesh, MeshHandler, PeerCandidate, PeerStatus
 from exo.networking.messages import Hello, Message, Rumour
 from exo.networking.refusals import Refusals
+from exo.networking.token_bucket import Buckets, TokenBucket
 from exo.tasks import TaskOwner
 
 _GREETING_TIMEOUT_S = 5.0
@@ -46,7 +51,13 @@ _POLITE_S = 0.7
 _RETRY_S, _MAX_RETRY_S = 0.5, 5.0
 _LINK_KEY = "exo-link"
 # bounds on what strangers can make this node remember
-_MAX_PENDING = 64
+_MAX_PENDING, _MAX_PENDING_OF_HOST = 128, 32
+# addresses that nobody vouches for are dialed at these rates, so many at once
+_DIALS_RATE, _DIALS_BURST = 16.0, 128.0
+_HOST_DIALS_RATE, _HOST_DIALS_BURST = 4.0, 64.0
+_MAX_DIALS = 32
+_LOOK_S = 0.5
+_MANY_DESCRIPTORS = 16  # more than there were when nobody held a connection for nothing
 _TRY_BETTER_S = 30.0
 _TIMING = Timing()
 _RUMOUR_PRIORITY = -1  # behind every address that the node itself announces
@@ -81,6 +92,10 @@ class GrpcMesh(Mesh):
     self._pending: dict[str, Link] = {}
     self._book = AddressBook(candidate_timeout_s)
     self._refusals = Refusals()
+    self._doorkeeper = Doorkeeper()
+    self._dials = TokenBucket(_DIALS_RATE, _DIALS_BURST, time.monotonic())
+    self._host_dials = Buckets(_HOST_DIALS_RATE, _HOST_DIALS_BURST, 1024)
+    self._dialing = asyncio.Semaphore(_MAX_DIALS)
     self._membership = Membership(hello.node_id, hello.incarnation, time.monotonic(), _TIMING)
     self._tasks = TaskOwner("mesh")
     self._warm_path = WarmPath()
@@ -96,7 +111,9 @@ class GrpcMesh(Mesh):
   async def start(self, handler: MeshHandler) -> None:
     self._handler = handler
     self._server = grpc.aio.server(
-        options=SERVER_OPTIONS, maximum_concurrent_rpcs=MAX_STREAMS, compression=grpc.Compression.NoCompression
+        options=server_options(descriptors.peer_connections()),
+        maximum_concurrent_rpcs=MAX_STREAMS,
+        compression=grpc.Compression.NoCompression
     )
     rpc = grpc.stream_stream_rpc_method_handler(self._accept)
     self._server.add_generic_rpc_handlers((OneMethod(METHOD, rpc), ))
@@ -114,6 +131,7 @@ class GrpcMesh(Mesh):
       )
     await self._server.start()
     self._tasks.spawn(self._watch_members(), "membership")
+    self._tasks.spawn(self._watch_connections(port), "connections")
     self._hello = replace(self._hello, port=port)
 
   async def stop(self) -> None:
@@ -197,6 +215,20 @@ class GrpcMesh(Mesh):
       for change in self._membership.tick(time.monotonic()):
         log(1, "%s is %s", change.node_id, change.after.name.lower())
 
+  async def _watch_connections(self, port: int) -> None:
+    """End connections that are held open for nothing; looks closely only where there are many."""
+    connections, many = OpenConnections(port, descriptors.peer_connections()), 0
+    while True:
+      await asyncio.sleep(_LOOK_S)
+      if open_descriptors() < many:
+        continue
+      silent, ended = await asyncio.to_thread(connections.sweep, self._doorkeeper.served, time.monotonic())
+      many = 0 if silent else open_descriptors() + _MANY_DESCRIPTORS
+      if ended:
+        self._refusals.note(
+            "ended connections to the ring's port that said nothing: is something scanning this machine?"
+        )
+
   def _heard(self, link: Link, rumours: tuple[Rumour, ...]) -> None:
     """A heartbeat came, with what its sender knows of others: those that this node has no link to are tried."""
     turn_to_later(self._links.get(link.peer.node_id, []), link)
@@ -241,13 +273,25 @@ class GrpcMesh(Mesh):
         if not known.candidates:
           return
         for candidate in known.best_first():
-          if node_id := await self._dial(candidate):
+          if not self._may_dial(candidate):
+            continue
+          place = candidate.host, candidate.port
+          known.tried[place] = time.monotonic()
+          async with contextlib.nullcontext() if candidate.configured else self._dialing:
+            node_id = await self._dial(candidate)
+          if node_id:
             known.node_id = node_id
+            known.proven.add(place)
             return
         await asyncio.sleep(pause_s)
         pause_s = min(pause_s * 2, _MAX_RETRY_S)
     finally:
       known.dialing = False
+
+  def _may_dial(self, candidate: PeerCandidate) -> bool:
+    """Whether there is no hurry: who announces nodes that are none makes this one connect to anybody."""
+    now_s = time.monotonic()
+    return candidate.configured or (self._host_dials.take(candidate.host, now_s) and self._dials.take(now_s))
 
   async def _dial(self, candidate: PeerCandidate) -> str:
     """Open the four streams; heartbeats and files get connections of their own, so that neither waits for the other
@@ -327,18 +371,26 @@ class GrpcMesh(Mesh):
     """
     if peer.node_id == self._hello.node_id:
       if peer.incarnation != self._hello.incarnation:
-        log(0, "another node at %s has this node's id %s: give one of them another --node-id", address, peer.node_id)
+        self._refusals.note(
+            f"another node at {address} has this node's id {peer.node_id}: give one of them another --node-id",
+            loud=True
+        )
         raise ProtocolError(f"it has this node's id {peer.node_id}: give one of them another --node-id")
       raise _UnwantedError("it is this node itself, or has its id")
     if self._node_ids and peer.node_id not in self._node_ids:
       raise _UnwantedError(f"{peer.node_id} is not in --node-id-filter")
     if expected and peer.node_id != expected:
       raise _UnwantedError(f"there is {peer.node_id}, not {expected}")
-    links = self._links.get(peer.node_id)
+    host, links = address.rpartition(":")[0], self._links.get(peer.node_id)
+    every = [link for of_node in self._links.values() for link in of_node]
+    of_host = sum(link.address.rpartition(":")[0] == host for link in every)
+    self._doorkeeper.admit(peer.node_id, len(links or ()), of_host, len(every))
     if not links or links[0].peer.incarnation == peer.incarnation:
       return
     if links[0].peer.incarnation > peer.incarnation or await links[0].alive(_SILENCE_S):
-      log(0, "two nodes call themselves %s: %s stays, %s is refused", peer.node_id, links[0].address, address)
+      self._refusals.note(
+          f"two nodes call themselves {peer.node_id}: {links[0].address} stays, {address} is refused", loud=True
+      )
       raise ProtocolError(
           f"{peer.node_id} is already here from {links[0].address}: give one of the two another --node-id"
       )
@@ -353,32 +405,42 @@ class GrpcMesh(Mesh):
           f"refused {address.rpartition(':')[0]}: without a cluster key only machines of this network may link"
       )
       await context.abort(grpc.StatusCode.PERMISSION_DENIED, "not of this network")
+    host, _, port = address.rpartition(":")
+    with self._doorkeeper.serving(place_of(host, port)):
+      link = await self._greeted(address, context)
+      try:
+        await asyncio.wait({link.closed})
+      finally:  # cancelled when the other side is gone
+        link.end("closed by the other side")
+
+  async def _greeted(self, address: str, context: grpc.aio.ServicerContext) -> Link:
+    """Hear who it is, tell who this is, and find or begin the stream's link. Aborts the stream of whoever does not fit."""
     key = next((value for name, value in context.invocation_metadata() or () if name == _LINK_KEY), "")
     try:
-      async with asyncio.timeout(_GREETING_TIMEOUT_S):
-        first = EnvelopeStream("", reader(context), context.write)
-        items = await first.read_items()
-        if not items or not 8 <= len(str(key)) <= 64:
-          raise ProtocolError("a stream without a greeting")
-        peer, kind = hello_in(items[0])
-        if f"{peer.node_id} {key}" not in self._pending:
-          await self._check_identity(peer, address, "")
-        stream = EnvelopeStream(kind, reader(context), context.write)
-        await stream.write_items([hello_out(self._hello, kind)])
-        link = self._join(f"{peer.node_id} {key}", peer, address, stream)
+      with self._doorkeeper.greeting(address.rpartition(":")[0]):
+        async with asyncio.timeout(_GREETING_TIMEOUT_S):
+          first = EnvelopeStream("", reader(context), context.write)
+          items = await first.read_items()
+          if not items or not 8 <= len(str(key)) <= 64:
+            raise ProtocolError("a stream without a greeting")
+          peer, kind = hello_in(items[0])
+          if f"{peer.node_id} {key}" not in self._pending:
+            await self._check_identity(peer, address, "")
+          stream = EnvelopeStream(kind, reader(context), context.write)
+          await stream.write_items([hello_out(self._hello, kind)])
+          return self._join(f"{peer.node_id} {key}", peer, address, stream)
     except (ProtocolError, TimeoutError) as error:
       self._note_refusal(address, error)
       await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error) or "no greeting in time")
-    try:
-      await asyncio.wait({link.closed})
-    finally:  # cancelled when the other side is gone
-      link.end("closed by the other side")
+      raise
 
   def _join(self, key: str, peer: Hello, address: str, stream: EnvelopeStream) -> Link:
     assert self._handler is not None
     link = self._pending.get(key)
     if link is None:
-      if len(self._pending) >= _MAX_PENDING:
+      host = address.rpartition(":")[0]
+      of_host = sum(pending.address.rpartition(":")[0] == host for pending in self._pending.values())
+      if len(self._pending) >= _MAX_PENDING or of_host >= _MAX_PENDING_OF_HOST:
         raise ProtocolError("too many links are being opened")
       link = self._pending[key] = self._new_link(peer, address, False, key.rpartition(" ")[2])
       self._tasks.spawn(self._forget_pending(key, link), f"pending {peer.node_id}")
@@ -420,6 +482,11 @@ class GrpcMesh(Mesh):
       reason = "this node stops"
       raise
     finally:
+      if link.fault is not None:
+        self._refusals.note(f"{node_id} at {link.address} was disconnected: {link.fault}", wrong=True, loud=True)
+        self._doorkeeper.ban(
+            node_id, FLOOD_BAN_S if isinstance(link.fault, FloodError) else FAULT_BAN_S, str(link.fault)
+        )
       await link.close(reason)
       self._remove(link, reason)
       await self._close_channels(channels)

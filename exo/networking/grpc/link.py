@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from exo.errors import DeadlineError, ExoError, PeerLostError, ProtocolError, from_wire, to_wire
+from exo.errors import DeadlineError, ExoError, PeerLostError, ProtocolError, QueueFullError, from_wire, to_wire
 from exo.log import log
 from exo.networking.arrival import ArrivalWatch
 from exo.networking.grpc import node_service_pb2 as pb
+from exo.networking.grpc.allowance import MAX_CALLS, Allowance
 from exo.networking.grpc.codec import decode, encode
 from exo.networking.grpc.stream import EnvelopeStream
 from exo.networking.grpc.tensor_codec import WireDtype
@@ -33,7 +34,7 @@ class Link:
 
   Links are numbered as they come. `all_arrived`: the peer had read all of the data stream by its latest heartbeat;
   `still_beats`: for how many heartbeats that was so either way and nothing moved. `confirmed` are the `key`s of all links that
-  the peer says it has with this node.
+  the peer says it has with this node. `fault` is what the peer sent that no node sends, once that has ended the link.
   """
   def __init__(
       self,
@@ -56,6 +57,8 @@ class Link:
     self.all_arrived, self.still_beats = False, 0
     self._moved = (0, 0)
     self._answering = 0
+    self._allowance = Allowance(time.perf_counter())
+    self.fault: ProtocolError | None = None
     self.latest: Heartbeat | None = None
     self._handler, self._membership, self._heard = handler, membership, heard
     self._streams: dict[str, EnvelopeStream] = {}
@@ -82,7 +85,9 @@ class Link:
     self._tasks.spawn(self._beat(), "heartbeat")
 
   async def _serve(self, stream: EnvelopeStream) -> None:
-    self.end(await stream.run(self._receive))
+    reason = await stream.run(self._receive)
+    self.fault = self.fault or stream.fault
+    self.end(reason)
 
   def end(self, reason: str) -> None:
     """Let whoever runs the link close it."""
@@ -142,6 +147,7 @@ class Link:
 
   def _receive(self, stream: EnvelopeStream, item: pb.Item) -> None:
     started = time.perf_counter()
+    self._allowance.take(stream.kind, started)
     message, call_id, is_reply = decode(item)
     if stream.kind == "data":
       self._note_codec(started)
@@ -151,14 +157,18 @@ class Link:
       future = self._calls.get(call_id)
       if future is not None and not future.done():
         future.set_result(message)
+    elif call_id and self._answering >= MAX_CALLS:
+      error = QueueFullError(f"{self._answering} calls wait for their answer already", retry_after_s=1)
+      self._post(stream.kind, encode(Failure(*to_wire(error)), call_id, is_reply=True))
     elif call_id:
+      self._answering += 1
       self._tasks.spawn(self._answer(stream.kind, call_id, message), type(message).__name__)
     else:
+      self._allowance.take_aside(message, started)
       self._handler.message(self.peer.node_id, message)
 
   async def _answer(self, kind: str, call_id: int, message: Message) -> None:
     reply: Message
-    self._answering += 1
     try:
       reply = await self._handler.answer(self.peer.node_id, message)
     except ExoError as error:

@@ -8,10 +8,21 @@ from typing import Any
 
 from exo.errors import ProtocolError
 from exo.networking import messages as m
+from exo.networking.bounds import MAX_MODEL_ID, real
 from exo.networking.grpc import node_service_pb2 as pb
 
 _MAX_FILES = 20_000
 _TEXT = 2000
+_NAME, _WORD = 400, 100
+_MAX_SPANS = 2**17  # of all files of a model together
+_MAX_MANIFEST = 4 * 2**20
+_MOST_BYTES_PER_S = 1e15
+
+
+def _model_id(text: str) -> str:
+  if len(text) > MAX_MODEL_ID:
+    raise ProtocolError("a model has an endless name")
+  return text
 
 
 def _find_blocks_out(x: m.FindBlocks) -> dict[str, Any]:
@@ -22,7 +33,7 @@ def _find_blocks_out(x: m.FindBlocks) -> dict[str, Any]:
 def _find_blocks_in(x: pb.FindBlocks) -> m.FindBlocks:
   if len(x.files) > _MAX_FILES:
     raise ProtocolError(f"somebody asks for {len(x.files)} files of one model")
-  return m.FindBlocks(x.model_id, tuple((file.name, file.identity) for file in x.files))
+  return m.FindBlocks(_model_id(x.model_id), tuple((file.name[:_NAME], file.identity[:_NAME]) for file in x.files))
 
 
 def _blocks_found_out(x: m.BlocksFound) -> dict[str, Any]:
@@ -34,12 +45,14 @@ def _blocks_found_out(x: m.BlocksFound) -> dict[str, Any]:
 
 
 def _blocks_found_in(x: pb.BlocksFound) -> m.BlocksFound:
+  if len(x.files) > _MAX_FILES or sum(len(file.edges) for file in x.files) > 2 * _MAX_SPANS:
+    raise ProtocolError("somebody has more spans of a model than there can be")
   files = []
   for file in x.files:
     edges = list(file.edges)
     if len(edges) % 2 or any(a >= b for a, b in pairwise(edges)):
       raise ProtocolError("spans of a file are out of order")
-    files.append((file.name, tuple(zip(edges[::2], edges[1::2], strict=True))))
+    files.append((file.name[:_NAME], tuple(zip(edges[::2], edges[1::2], strict=True))))
   return m.BlocksFound(tuple(files))
 
 
@@ -65,9 +78,15 @@ def _news_out(x: m.DownloadNews) -> dict[str, Any]:
 
 def _news_in(x: pb.DownloadNews) -> m.DownloadNews:
   return m.DownloadNews(
-      x.model_id[:_TEXT], x.downloaded_bytes, x.total_bytes, x.done, x.bytes_per_s, x.from_peers_bytes,
-      x.from_hub_bytes, x.error[:_TEXT], x.status[:_TEXT]
+      x.model_id[:MAX_MODEL_ID], x.downloaded_bytes, x.total_bytes, x.done, real(x.bytes_per_s, _MOST_BYTES_PER_S),
+      x.from_peers_bytes, x.from_hub_bytes, x.error[:_TEXT], x.status[:_WORD]
   )
+
+
+def _found_in(x: pb.ModelFound) -> m.ModelFound:
+  if len(x.manifest_json) > _MAX_MANIFEST:
+    raise ProtocolError("somebody tells of a model with an endless list of files")
+  return m.ModelFound(x.manifest_json)
 
 
 OUT: dict[type, Callable[[Any], dict[str, Any]]] = {
@@ -80,11 +99,11 @@ OUT: dict[type, Callable[[Any], dict[str, Any]]] = {
     m.DownloadNews: _news_out,
 }
 IN: dict[str, Callable[[Any], m.Message]] = {
-    "find_model": lambda x: m.FindModel(x.model_id),
-    "model_found": lambda x: m.ModelFound(x.manifest_json),
+    "find_model": lambda x: m.FindModel(_model_id(x.model_id)),
+    "model_found": _found_in,
     "find_blocks": _find_blocks_in,
     "blocks_found": _blocks_found_in,
-    "read_range": lambda x: m.ReadRange(x.model_id, x.name, x.identity, x.start, x.end),
+    "read_range": lambda x: m.ReadRange(_model_id(x.model_id), x.name, x.identity, x.start, x.end),
     "range_data": lambda x: m.RangeData(x.data, x.digests),
     "download_news": _news_in,
 }

@@ -7,6 +7,7 @@ from typing import Any
 from exo.errors import ProtocolError
 from exo.inference.shard import Shard
 from exo.networking import messages as m
+from exo.networking.bounds import MAX_LAYERS, MAX_MODEL_ID, MAX_PLAN_ID, MAX_STAGES, is_node_id, real
 from exo.networking.grpc import node_service_pb2 as pb
 from exo.topology.device_capabilities import DeviceCapabilities, DeviceFlops
 from exo.topology.ring_plan import WeightMemory
@@ -15,6 +16,9 @@ _MAX_LINKS = 256
 _MAX_PACES = 64
 _MAX_KEYS = 8
 _MAX_AILMENTS = 16
+_MAX_SHARDS = 256
+_MAX_LOCAL_MODELS = 256
+_MOST_MB, _MOST_MS, _MOST_S, _MOST_TFLOPS = 2**40, 1e9, 1e12, 1e9
 
 
 def shard_out(shard: Shard) -> pb.Shard:
@@ -24,6 +28,8 @@ def shard_out(shard: Shard) -> pb.Shard:
 
 
 def shard_in(shard: pb.Shard) -> Shard:
+  if len(shard.model_id) > MAX_MODEL_ID or shard.n_layers > MAX_LAYERS:
+    raise ProtocolError(f"a part of a model with {shard.n_layers} layers, or with an endless name")
   try:
     return Shard(shard.model_id, shard.start_layer, shard.end_layer, shard.n_layers)
   except ValueError as error:
@@ -37,7 +43,8 @@ def _capabilities_out(c: DeviceCapabilities) -> pb.DeviceCapabilities:
 
 
 def _capabilities_in(c: pb.DeviceCapabilities) -> DeviceCapabilities:
-  return DeviceCapabilities(c.model[:200], c.chip[:200], max(0, c.memory), DeviceFlops(c.fp32, c.fp16, c.int8))
+  flops = DeviceFlops(*(real(number, _MOST_TFLOPS) for number in (c.fp32, c.fp16, c.int8)))
+  return DeviceCapabilities(c.model[:200], c.chip[:200], max(0, c.memory), flops)
 
 
 def _bounded(weight_bytes: float) -> float:
@@ -69,11 +76,12 @@ def hello_in(item: pb.Item) -> tuple[m.Hello, str]:
     raise ProtocolError(
         f"the other node speaks protocol {h.protocol}, this one {m.PROTOCOL_VERSION}: update the older one"
     )
-  if not 1 <= len(h.node_id) <= 128 or h.stream not in ("data", "control", "heartbeat", "bulk"):
+  if not is_node_id(h.node_id) or h.port > 65535 or h.stream not in ("data", "control", "heartbeat", "bulk"):
     raise ProtocolError("a stream began with a malformed greeting")
   hello = m.Hello(
       h.node_id, h.incarnation, h.port, _capabilities_in(h.capabilities), h.engine[:40], h.device[:200], h.version[:40],
-      tuple(h.local_models), WeightMemory(_bounded(h.plain_weight_bytes), _bounded(h.packed_weight_bytes))
+      tuple(name[:MAX_MODEL_ID] for name in h.local_models[:_MAX_LOCAL_MODELS]),
+      WeightMemory(_bounded(h.plain_weight_bytes), _bounded(h.packed_weight_bytes))
   )
   return hello, h.stream
 
@@ -110,12 +118,17 @@ def heartbeat_out(message: m.Heartbeat) -> dict[str, Any]:
 
 def heartbeat_in(h: pb.Heartbeat) -> m.Heartbeat:
   return m.Heartbeat(
-      h.number, h.is_answer, h.free_memory_mb, h.active, tuple(shard_in(s) for s in h.loaded), h.used_memory_mb,
-      min(1.0, max(0.0, h.load)), h.frames,
-      tuple(m.PeerLink(p.node_id[:128], p.rtt_ms, p.interface[:40]) for p in h.links[:_MAX_LINKS]), h.cpu_s, h.rss_mb,
-      tuple(_pace_in(p) for p in h.paces[:_MAX_PACES]), h.leaving,
-      tuple(m.Rumour(r.node_id[:128], r.incarnation, r.beat, r.address[:80]) for r in h.rumours[:_MAX_LINKS]),
-      h.data_bytes, h.data_read_bytes, tuple(key[:64] for key in h.link_keys[:_MAX_KEYS]),
+      h.number, h.is_answer, int(real(h.free_memory_mb, _MOST_MB)), h.active,
+      tuple(shard_in(s) for s in h.loaded[:_MAX_SHARDS]), int(real(h.used_memory_mb, _MOST_MB)), real(h.load, 1.0),
+      h.frames,
+      tuple(
+          m.PeerLink(p.node_id, real(p.rtt_ms, _MOST_MS), p.interface[:40]) for p in h.links[:_MAX_LINKS]
+          if is_node_id(p.node_id)
+      ), real(h.cpu_s, _MOST_S), h.rss_mb, tuple(_pace_in(p) for p in h.paces[:_MAX_PACES]), h.leaving,
+      tuple(
+          m.Rumour(r.node_id, r.incarnation, r.beat, r.address[:80]) for r in h.rumours[:_MAX_LINKS]
+          if is_node_id(r.node_id)
+      ), h.data_bytes, h.data_read_bytes, tuple(key[:64] for key in h.link_keys[:_MAX_KEYS]),
       tuple(m.Ailment(a.model_id[:256], a.fingerprint[:128], a.reason[:400]) for a in h.ailments[:_MAX_AILMENTS])
   )
 
@@ -137,7 +150,11 @@ def _pace_out(p: m.PlanPace) -> pb.PlanPace:
 
 
 def _pace_in(p: pb.PlanPace) -> m.PlanPace:
+  def ms(number: float) -> float:
+    return real(number, _MOST_MS)
+
   return m.PlanPace(
-      p.plan_id[:64], p.lap_ms, tuple(p.compute_ms), tuple(p.wait_ms), p.hop_ms, p.hop_p99_ms, p.transport_ms, p.laps,
-      p.drafted, p.accepted, p.wasted
+      p.plan_id[:MAX_PLAN_ID], ms(p.lap_ms), tuple(map(ms, p.compute_ms[:MAX_STAGES])),
+      tuple(map(ms, p.wait_ms[:MAX_STAGES])), ms(p.hop_ms), ms(p.hop_p99_ms), ms(p.transport_ms), p.laps, p.drafted,
+      p.accepted, real(p.wasted, 1.0)
   )

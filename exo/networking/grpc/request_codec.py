@@ -7,8 +7,10 @@ from itertools import batched
 from exo.errors import ProtocolError
 from exo.inference.sampling import SamplingParams
 from exo.networking import messages as m
+from exo.networking.bounds import MAX_PROMPT_TOKENS, is_node_id
 from exo.networking.grpc import node_service_pb2 as pb
 
+_MAX_EOS, _MAX_BIAS, _MAX_GRAMMAR = 4096, 2**16, 2**20
 _MAX_WIDTH = 64  # tokens of one sequence in a step that is not a prompt's
 _MAX_LABEL = 64  # characters
 
@@ -59,10 +61,14 @@ def request_out(r: m.Request) -> pb.Request:
 
 
 def request_in(r: pb.Request) -> m.Request:
-  if not 1 <= len(r.request_id) <= 128 or not 1 <= len(r.entry_node) <= 128:
+  if not 1 <= len(r.request_id) <= 128 or not is_node_id(r.entry_node):
     raise ProtocolError("a request without a proper id")
   if max(len(r.share), len(r.cache_salt)) > _MAX_LABEL:
     raise ProtocolError("a request whose share or salt is no label")
+  if max(len(r.prompt_ids), len(r.replay_ids), len(r.replay_wide)) > MAX_PROMPT_TOKENS:
+    raise ProtocolError(f"a request of more than {MAX_PROMPT_TOKENS} tokens")
+  if len(r.eos_ids) > _MAX_EOS or len(r.sampling.logit_bias) > _MAX_BIAS or len(r.sampling.grammar) > _MAX_GRAMMAR:
+    raise ProtocolError("a request whose sampling is beyond all bounds")
   if len(r.replay_wide) % 3:
     raise ProtocolError("a request's wide steps are not threes")
   wide = tuple(m.WideStep(*numbers) for numbers in batched(r.replay_wide, 3))

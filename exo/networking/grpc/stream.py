@@ -11,12 +11,21 @@ import grpc
 
 from exo.errors import ProtocolError
 from exo.networking.grpc import node_service_pb2 as pb
-from exo.networking.grpc.codec import decode, envelope_bytes, envelope_items
+from exo.networking.grpc.codec import decode
+from exo.networking.grpc.wire import (
+    MAX_BYTES,
+    MAX_ITEMS,
+    MAX_MESSAGE_BYTES,
+    PIECE_BYTES,
+    envelope_bytes,
+    envelope_items,
+    piece_of,
+    pieces,
+)
 
 METHOD = "/exo.NodeService/Connect"
-MAX_MESSAGE_BYTES = 64 * 2**20
 _MAX_QUEUED = 4096
-_MAX_ITEMS_PER_WRITE = 64
+_MAX_QUEUED_BYTES = 4 * MAX_BYTES["data"]
 _MOST_REHEARSED = 2**16  # bytes
 
 CHANNEL_OPTIONS: list[tuple[str, int]] = [
@@ -34,25 +43,37 @@ CHANNEL_OPTIONS: list[tuple[str, int]] = [
     ("grpc.compression_enabled_algorithms_bitset", 1),
     ("grpc.max_metadata_size", 8 * 1024),
 ]
-SERVER_OPTIONS: list[tuple[str, int]] = [
-    *CHANNEL_OPTIONS,
-    ("grpc.so_reuseport", 0),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 4_000),
-    ("grpc.server_handshake_timeout_ms", 10_000),
-    ("grpc.max_concurrent_streams", 16),  # a link has two on one connection, one on the other
-]
 MAX_STREAMS = 1024  # of all connections together
+
+
+def server_options(max_connections: int) -> list[tuple[str, int]]:
+  """What beyond `max_connections` connects is shut at once; a connection that carries no stream is, after seconds."""
+  return [
+      *CHANNEL_OPTIONS,
+      ("grpc.so_reuseport", 0),
+      ("grpc.http2.min_recv_ping_interval_without_data_ms", 4_000),
+      ("grpc.max_allowed_incoming_connections", max_connections),
+      ("grpc.server_handshake_timeout_ms", 5_000),
+      ("grpc.max_connection_idle_ms", 5_000),
+      ("grpc.max_concurrent_streams", 16),  # a link has two on one connection, one on the other
+  ]
+
 
 Read = Callable[[], Awaitable[bytes | None]]
 Write = Callable[[bytes], Awaitable[None]]
 
 
 class EnvelopeStream:
-  """Reads items and writes queued ones until the stream ends. `read` gives None at the end."""
+  """Reads items and writes queued ones until the stream ends. `read` gives None at the end.
+
+  `fault` is what ended it, where that was something that no node sends.
+  """
   def __init__(self, kind: str, read: Read, write: Write) -> None:
     self.kind = kind
     self._read, self._write = read, write
-    self._outbox: deque[pb.Item] = deque()
+    self._outbox: deque[tuple[pb.Item, int]] = deque()
+    self._queued_bytes = 0
+    self.fault: ProtocolError | None = None
     self._ended: asyncio.Future[BaseException] | None = None  # while it runs; gets what broke a write
     self._writer: asyncio.Task[None] | None = None
     self.read_bytes = self.written_bytes = 0  # since it runs
@@ -63,9 +84,11 @@ class EnvelopeStream:
 
     Raises `ProtocolError` when the other side has stopped reading.
     """
-    if len(self._outbox) >= _MAX_QUEUED:
-      raise ProtocolError(f"{_MAX_QUEUED} messages wait on one {self.kind} stream: the other side does not read")
-    self._outbox.append(item)
+    size = 0 if self._writer is None else item.ByteSize()  # it waits behind others
+    if len(self._outbox) >= _MAX_QUEUED or self._queued_bytes + size > _MAX_QUEUED_BYTES:
+      raise ProtocolError(f"{len(self._outbox)} messages wait on one {self.kind} stream: the other side does not read")
+    self._outbox.append((item, size))
+    self._queued_bytes += size
     if self._ended is not None and self._writer is None:
       self._begin_writing(self._ended)
 
@@ -81,10 +104,26 @@ class EnvelopeStream:
     return not self._outbox and self._writer is None
 
   async def read_items(self) -> list[pb.Item] | None:
-    data = await self._read()
-    if data is None:
-      return None
-    self.read_bytes += len(data)
+    """Those of the next envelope, in however many messages it comes. Raises `ProtocolError`."""
+    most, size = MAX_BYTES[self.kind], 0
+    parts: list[memoryview] = []
+    while True:
+      data = await self._read()
+      if data is None:
+        return None
+      self.read_bytes += len(data)
+      size += len(data)
+      if size > most:
+        raise ProtocolError(f"a message of more than {most} bytes came on a stream of kind {self.kind!r}")
+      piece = piece_of(data)
+      if piece is None and not parts:
+        break
+      if piece is None:
+        raise ProtocolError("a message came in the middle of another")
+      parts.append(piece[0])
+      if piece[1]:
+        data = b"".join(parts)
+        break
     if len(data) <= _MOST_REHEARSED:
       self._latest = data
     return envelope_items(data)
@@ -96,9 +135,9 @@ class EnvelopeStream:
         decode(item)
 
   async def write_items(self, items: list[pb.Item]) -> None:
-    data = envelope_bytes(items)
-    self.written_bytes += len(data)
-    await self._write(data)
+    for data in pieces(envelope_bytes(items)):
+      self.written_bytes += len(data)
+      await self._write(data)
 
   async def run(self, receive: Callable[[EnvelopeStream, pb.Item], None]) -> str:
     """Serve both directions until one ends; returns why. What is queued together is written together."""
@@ -119,6 +158,7 @@ class EnvelopeStream:
       results = await asyncio.gather(*tasks, return_exceptions=True)
     error = results[0] if over else ended.result() if ended.done() else None
     if isinstance(error, BaseException):
+      self.fault = error if isinstance(error, ProtocolError) else None
       if isinstance(error, grpc.RpcError):
         return f"{error.code().name.lower()}" if hasattr(error, "code") else "broken"
       return str(error) or type(error).__name__
@@ -133,14 +173,27 @@ class EnvelopeStream:
     """Write what is queued, and what comes to it meanwhile."""
     try:
       while self._outbox:
-        count = min(len(self._outbox), _MAX_ITEMS_PER_WRITE)
-        await self.write_items([self._outbox.popleft() for _ in range(count)])
+        await self.write_items(self._next_items())
       self._writer = None
     except asyncio.CancelledError:
       raise
     except BaseException as error:  # noqa: BLE001 - whatever breaks a write ends the stream, and says so
       if not ended.done():
         ended.set_result(error)
+
+  def _next_items(self) -> list[pb.Item]:
+    """As many as go into one envelope; a large one goes alone."""
+    items: list[pb.Item] = []
+    total = 0
+    while self._outbox and len(items) < MAX_ITEMS:
+      item, size = self._outbox[0]
+      total += size
+      if items and total > PIECE_BYTES:
+        break
+      self._outbox.popleft()
+      self._queued_bytes -= size
+      items.append(item)
+    return items
 
 
 class OneMethod(grpc.GenericRpcHandler):  # type: ignore[misc]

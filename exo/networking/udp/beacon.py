@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from exo.errors import ProtocolError
+from exo.networking.bounds import is_node_id
 from exo.networking.messages import Hello
 
 MAX_BYTES = 1400
@@ -76,6 +77,6 @@ def decode_beacon(data: bytes) -> Beacon:
     beacon = _DECODER.decode(data)
   except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
     raise ProtocolError(f"a datagram that is no beacon: {error}") from error
-  if beacon.type != "discovery" or not 1 <= len(beacon.node_id) <= 128 or not 1024 <= beacon.grpc_port <= 65535:
+  if beacon.type != "discovery" or not is_node_id(beacon.node_id) or not 1024 <= beacon.grpc_port <= 65535:
     raise ProtocolError("a beacon with an impossible type, id or port")
   return beacon

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 
 from exo.errors import ProtocolError
 from exo.networking.address_rule import AddressRule
+from exo.networking.token_bucket import Buckets, TokenBucket
 from exo.networking.udp.beacon import MAX_BYTES
 from exo.networking.udp.seal import MAGIC, DatagramSeal
 
@@ -17,28 +17,12 @@ TOTAL_RATE, TOTAL_BURST = 500.0, 1000.0
 MAX_SOURCES = 1024
 
 
-class _Bucket:
-  """A token bucket: `burst` at once, `rate` a second in the long run."""
-  __slots__ = ("at", "left")
-
-  def __init__(self, burst: float, now: float) -> None:
-    self.left, self.at = burst, now
-
-  def take(self, rate: float, burst: float, now: float) -> bool:
-    self.left = min(burst, self.left + (now - self.at) * rate)
-    self.at = now
-    if self.left < 1:
-      return False
-    self.left -= 1
-    return True
-
-
 class DatagramGuard:
   """`seal` None: there is no cluster key. State is bounded whatever comes from however many addresses."""
   def __init__(self, seal: DatagramSeal | None, rule: AddressRule, clock: Callable[[], float] = time.monotonic) -> None:
     self._seal, self._rule, self._clock = seal, rule, clock
-    self._total = _Bucket(TOTAL_BURST, clock())
-    self._sources: OrderedDict[str, _Bucket] = OrderedDict()
+    self._total = TokenBucket(TOTAL_RATE, TOTAL_BURST, clock())
+    self._sources = Buckets(SOURCE_RATE, SOURCE_BURST, MAX_SOURCES)
     self.dropped = 0
 
   @property
@@ -67,11 +51,4 @@ class DatagramGuard:
 
   def _within_rate(self, host: str) -> bool:
     now = self._clock()
-    bucket = self._sources.get(host)
-    if bucket is None:
-      if len(self._sources) >= MAX_SOURCES:
-        self._sources.popitem(last=False)
-      bucket = self._sources[host] = _Bucket(SOURCE_BURST, now)
-    else:
-      self._sources.move_to_end(host)
-    return bucket.take(SOURCE_RATE, SOURCE_BURST, now) and self._total.take(TOTAL_RATE, TOTAL_BURST, now)
+    return self._sources.take(host, now) and self._total.take(now)

@@ -19,6 +19,7 @@ from exo.networking.discovery import Discovery
 from exo.networking.mesh import PeerCandidate
 from exo.networking.messages import Hello
 from exo.networking.refusals import Refusals
+from exo.networking.token_bucket import Buckets
 from exo.networking.udp import sockets
 from exo.networking.udp.beacon import Beacon, decode_beacon, encode_beacon
 from exo.networking.udp.guard import DatagramGuard
@@ -31,6 +32,8 @@ BEACON_S = 2.5
 _FIRST_BEACONS_S = (0.0, 0.25, 0.75)
 _ANSWER_EVERY_S = 1.0
 _MAX_SEEN = 1024
+# answers to one address, which a datagram may have been forged to bear: enough for the nodes of one machine
+_ANSWERS_RATE, _ANSWERS_BURST = 4.0, 32.0
 Offer = Callable[[PeerCandidate], None]
 
 
@@ -52,6 +55,7 @@ class UdpDiscovery(Discovery):
     self._listeners: list[asyncio.DatagramTransport] = []
     self._group_listener: socket.socket | None = None
     self._answered: dict[str, float] = {}
+    self._answers = Buckets(_ANSWERS_RATE, _ANSWERS_BURST, _MAX_SEEN)
     self._refusals = Refusals()
 
   async def start(self, local: Hello, offer: Offer) -> None:
@@ -165,7 +169,8 @@ class UdpDiscovery(Discovery):
       log(0, "beacon of %s from %s:%s on %s", beacon.node_id, host, source[1], beacon.interface_name)
     self._offer(
         PeerCandidate(
-            beacon.node_id, host, beacon.grpc_port, beacon.priority, beacon.interface_name or beacon.interface_type
+            beacon.node_id, host, beacon.grpc_port, beacon.priority, (beacon.interface_name
+                                                                      or beacon.interface_type)[:40]
         )
     )
     if beacon.reply:
@@ -175,6 +180,8 @@ class UdpDiscovery(Discovery):
     """Tell a new node of this one at once, where its beacon came from; at most once a second each."""
     now = time.monotonic()
     if now - self._answered.get(beacon.node_id, -_ANSWER_EVERY_S) < _ANSWER_EVERY_S:
+      return
+    if not self._answers.take(source[0], now):
       return
     if len(self._answered) >= _MAX_SEEN:
       self._answered.clear()

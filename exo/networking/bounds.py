@@ -1,0 +1,20 @@
+"""What nodes say of themselves, brought within bounds: names that can be shown, numbers that can be reckoned with."""
+
+from __future__ import annotations
+
+import math
+
+MAX_NODE_ID, MAX_MODEL_ID, MAX_PLAN_ID = 128, 300, 64
+MAX_STAGES = 1024
+MAX_LAYERS = 4096
+MAX_PROMPT_TOKENS = 2**20  # of a model whose context is not known
+
+
+def is_node_id(text: str) -> bool:
+  """Letters, digits, '-', '_' and '.': what fits into a line of a log, of a screen, and of a message."""
+  return 1 <= len(text) <= MAX_NODE_ID and all(c.isalnum() or c in "-_." for c in text)
+
+
+def real(number: float, most: float) -> float:
+  """From 0 to `most`; 0 for what is no number."""
+  return min(most, max(0.0, number)) if math.isfinite(number) else 0.0
