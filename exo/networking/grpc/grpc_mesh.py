@@ -187,7 +187,7 @@ class GrpcMesh(Mesh):
   async def _try_better(self, candidate: PeerCandidate, known: KnownNode) -> None:
     """A second link; `routes.py` says when it takes the first one's place."""
     try:
-      if await self._dial(candidate):
+      if (await self._dial(candidate))[0]:
         log(1, "a better route to %s: %s", candidate.node_id, candidate.interface or candidate.host)
     finally:
       known.dialing = False
@@ -278,10 +278,11 @@ class GrpcMesh(Mesh):
           place = candidate.host, candidate.port
           known.tried[place] = time.monotonic()
           async with contextlib.nullcontext() if candidate.configured else self._dialing:
-            node_id = await self._dial(candidate)
+            node_id, is_node = await self._dial(candidate)
+          if is_node:
+            known.proven.add(place)
           if node_id:
             known.node_id = node_id
-            known.proven.add(place)
             return
         await asyncio.sleep(pause_s)
         pause_s = min(pause_s * 2, _MAX_RETRY_S)
@@ -293,11 +294,11 @@ class GrpcMesh(Mesh):
     now_s = time.monotonic()
     return candidate.configured or (self._host_dials.take(candidate.host, now_s) and self._dials.take(now_s))
 
-  async def _dial(self, candidate: PeerCandidate) -> str:
+  async def _dial(self, candidate: PeerCandidate) -> tuple[str, bool]:
     """Open the four streams; heartbeats and files get connections of their own, so that neither waits for the other
     nor for a tensor.
 
-    Returns who is there, "" where no link could be made.
+    Returns who is there, "" where no link could be made, and whether it is a node at all.
     """
     address = f"[{candidate.host}]:{candidate.port}" if ":" in candidate.host else f"{candidate.host}:{candidate.port}"
     if candidate.configured:
@@ -321,17 +322,18 @@ class GrpcMesh(Mesh):
           assert self._handler is not None
           if not candidate.node_id and peer.node_id in self._links:  # an address alone, of a node that is here already
             await self._close_channels(channels)
-            return peer.node_id
+            return peer.node_id, True
           link = self._new_link(peer, address, True, link_id)
           link.interface, link.priority = candidate.interface, candidate.priority
         link.attach(stream)
     except (grpc.RpcError, ProtocolError, TimeoutError, OSError, asyncio.InvalidStateError) as error:
       self._note_refusal(address, error, candidate)
       await self._close_channels(channels)
-      return ""
+      refused = isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.FAILED_PRECONDITION
+      return "", refused or isinstance(error, ProtocolError)
     assert link is not None
     self._tasks.spawn(self._run_link(link, channels), f"link {link.peer.node_id}")
-    return link.peer.node_id
+    return link.peer.node_id, True
 
   async def _open_channels(self, address: str) -> list[grpc.aio.Channel]:
     """One for data and calls, one for heartbeats, one for files, each with a connection of its own."""
