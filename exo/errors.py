@@ -157,6 +157,11 @@ class DrainingError(ExoError):
   kind = "draining"
 
 
+class StartingError(ExoError):
+  """The node does not serve yet; the message says what it waits for."""
+  kind = "starting"
+
+
 class DeadlineError(ExoError):
   """An operation took longer than it was allowed to."""
   kind = "deadline"

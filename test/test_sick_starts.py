@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import aiohttp
 import pytest
 
+from exo.cli import assemble
+from exo.config import config_from
 from exo.inference.engines import probe_engine
 from exo.library_files import keep_library_files
 from exo.machine import process_started, this_machine
+from exo.networking.discovery import NoDiscovery
+from exo.networking.mesh import PeerCandidate
+from exo.networking.messages import Hello
 from exo.orchestration.identity import claim_identity
 from exo.runtime_file import RuntimeInfo, running_nodes, runtime_path, write_runtime_file
 from test.support.hub import hub
-from test.support.nodes import ROOT, ring
+from test.support.nodes import ROOT, NodeProcess, free_port, ring, wait_until
 
 ENGINES = ("onnx", "mlx", pytest.param("tinygrad", marks=pytest.mark.slow))  # compiles for half a minute
 DUMMY = ("--inference-engine", "dummy", "--default-model", "dummy")
@@ -97,6 +106,88 @@ def test_line_13_commands_of_one_machine_do_not_take_anothers_node_for_their_own
     assert f"{node.node_id} has stopped" in (said := exo("stop")) and "stranger" not in said
     assert node.process.wait(20) == 0
   assert stranger.exists() and not node.runtime_file.exists()
+
+
+# a node that does not serve yet
+
+
+def test_line_13_a_node_is_not_healthy_before_it_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  """The API is there first, so that a port that is taken is noticed before others hear of the node."""
+  found = asyncio.Event()
+
+  class SlowDiscovery(NoDiscovery):
+    async def start(self, local: Hello, offer: Callable[[PeerCandidate], None]) -> None:
+      await found.wait()
+
+  async def run() -> None:
+    monkeypatch.setattr(assemble, "make_discovery", lambda *_: SlowDiscovery())
+    port = free_port()
+    config = config_from({
+        "inference_engine": "dummy", "default_model": "dummy", "chatgpt_api_port": port, "discovery_module": "none"
+    }, {"EXO_HOME": str(tmp_path)})
+    stop = asyncio.Event()
+
+    async def node() -> None:
+      async with assemble.running_node(config, stop.set):
+        await stop.wait()
+
+    running = asyncio.create_task(node())
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as client:
+
+      async def health() -> tuple[int, str]:
+        try:
+          async with client.get("/health") as response:
+            return response.status, (await response.json()).get("reason", "")
+        except aiohttp.ClientError:
+          return 0, ""
+
+      async def after(status: int) -> tuple[int, str]:
+        for _ in range(1500):
+          if (seen := await health())[0] != status:
+            return seen
+          await asyncio.sleep(0.02)
+        raise AssertionError(f"the status stayed {status}")
+
+      seen = await after(0)
+      assert seen[0] == 503 and "is starting" in seen[1], seen
+      async with client.post("/v1/completions", json={"prompt": "a"}) as response:
+        assert response.status == 503 and (await response.json())["error"]["code"] == "starting"
+      found.set()
+      assert (await after(503))[0] == 200
+      async with client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1}) as response:
+        assert response.status == 200
+    stop.set()
+    await running
+
+  asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def test_line_13_who_sees_a_healthy_node_can_link_to_it(tmp_path: Path) -> None:
+  api, grpc = free_port(), free_port()
+  ports = ("--chatgpt-api-port", str(api), "--node-port", str(grpc))
+  node = NodeProcess(tmp_path, *DUMMY, "--discovery-module", "none", "--cluster-key", "k" * 40, *ports, node_id="n")
+  node.url = f"http://127.0.0.1:{api}"
+  try:
+    wait_until(lambda: node.get("/healthcheck", 2)[0] == 200, 30, "health")
+    socket.create_connection(("127.0.0.1", grpc), 5).close()
+  finally:
+    assert node.stop() == 0
+
+
+def test_line_13_a_node_that_waits_for_others_is_not_healthy_yet(tmp_path: Path) -> None:
+  with ring(tmp_path, 2, *DUMMY, "--wait-for-peers", "1") as (one, other):
+    assert one.get("/health") == other.get("/health") == (200, {"status": "ok"})
+    other.kill()
+    alone = NodeProcess(tmp_path, *DUMMY, "--discovery-module", "none", "--wait-for-peers", "1", node_id="alone")
+    try:
+      wait_until(alone.runtime_file.exists, 30, "the start")
+      alone.url = f"http://127.0.0.1:{json.loads(alone.runtime_file.read_text())['api_port']}"
+      wait_until(lambda: "waiting for 1 other" in alone.log, 10, "the waiting")
+      status, answer = alone.get("/health")
+      assert status == 503 and "--wait-for-peers" in answer["reason"]
+      assert alone.post("/v1/completions", {"prompt": "a"})[0] == 503
+    finally:
+      assert alone.stop() == 0
 
 
 # what libraries leave behind

@@ -30,6 +30,7 @@ _STATUS: dict[type[BaseException], tuple[int, str, str | None]] = {
     errors.OutOfMemoryError: (503, "server_error", "out_of_memory"),
     errors.QueueFullError: (429, "rate_limit_error", "queue_full"),
     errors.DrainingError: (503, "server_error", "draining"),
+    errors.StartingError: (503, "server_error", "starting"),
     errors.PeerLostError: (503, "server_error", "peer_lost"),
     errors.PeerUnreachableError: (503, "server_error", "peer_unreachable"),
     errors.PlanClosedError: (503, "server_error", "plan_closed"),

@@ -89,11 +89,13 @@ def _introduce(config: Config, running: RunningNode) -> None:
 
 async def _wait_for_peers(config: Config, running: RunningNode, stopping: asyncio.Event) -> None:
   say(f"waiting for {config.wait_for_peers} other node(s)")
+  running.node.hold_back(f"{config.wait_for_peers} other node(s), as --wait-for-peers says")
   waiting = asyncio.create_task(running.node.wait_for_peers(config.wait_for_peers, float("inf")))
   stopped = asyncio.create_task(stopping.wait())
   await asyncio.wait({waiting, stopped}, return_when=asyncio.FIRST_COMPLETED)
   for task in (waiting, stopped):
     task.cancel()
   await asyncio.gather(waiting, stopped, return_exceptions=True)
+  running.node.hold_back("")
   if not stopping.is_set():
     say(f"{len(running.node.mesh.peers())} other node(s) are here")

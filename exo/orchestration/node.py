@@ -20,6 +20,7 @@ from exo.errors import (
     ModelNotFoundError,
     ModelTooLargeError,
     ProtocolError,
+    StartingError,
 )
 from exo.inference.device_thread import DeviceThread
 from exo.inference.engines import EngineChoice
@@ -76,6 +77,7 @@ class Node:
     self._tasks = TaskOwner("node")
     self._process = psutil.Process()
     self._draining = False
+    self._awaited = "its ports and the search for other nodes"
     self._joined = asyncio.Event()
     self._free_bytes, self._free_asked_at = 0, float("-inf")
     self.meter = Meter()
@@ -104,6 +106,8 @@ class Node:
   @property
   def unhealthy(self) -> str | None:
     """Why this node cannot serve now; None while it can."""
+    if self._awaited and not self._draining:
+      return f"this node is starting: it waits for {self._awaited}"
     return "this node is shutting down" if self._draining else self.plans.engine.problem
 
   @property
@@ -118,6 +122,7 @@ class Node:
     await self._mesh.start(self)
     self.hello = getattr(self._mesh, "hello", self.hello)
     await self._discovery.start(self.hello, self._mesh.offer)
+    self._awaited = ""
 
   async def drain(self, grace_s: float) -> bool:
     """Take nothing new and let what runs here finish; False when some of it did not within `grace_s`.
@@ -142,6 +147,10 @@ class Node:
     await self._mesh.stop()
     await self._tasks.close()
     await asyncio.to_thread(self._device.close)
+
+  def hold_back(self, awaited: str) -> None:
+    """Serve nobody until what is named here has come; "" ends that."""
+    self._awaited = awaited
 
   async def wait_for_peers(self, count: int, timeout_s: float) -> bool:
     """Until `count` other nodes are linked; False when that took longer than `timeout_s`."""
@@ -257,7 +266,9 @@ class Node:
 
   @asynccontextmanager
   async def generation(self, spec: GenerationSpec, model: ModelInfo) -> AsyncIterator[Generation]:
-    """Run a request on the ring as it is now; see `EntryDesk.generation`. Raises `DrainingError` while stopping."""
+    """Run a request on the ring as it is now; see `EntryDesk.generation`. Raises `StartingError`, `DrainingError`."""
+    if self._awaited and not self._draining:
+      raise StartingError(f"this node is starting: it waits for {self._awaited}")
     if self._draining:
       raise DrainingError("this node is shutting down: ask another node of the ring")
     replan = functools.partial(self._open_plan, model)
