@@ -97,7 +97,12 @@ def config_from(arguments: Mapping[str, Any], environment: Mapping[str, str] | N
   names = {f.name for f in fields(Config)}
   values = {key: value for key, value in arguments.items() if key in names and value is not None}
   home = environment.get("EXO_HOME") or "~/.cache/exo/downloads"
-  values["exo_home"] = Path(home).expanduser().absolute()
+  try:
+    values["exo_home"] = Path(home).expanduser().absolute()
+  except (RuntimeError, OSError) as error:  # a user without a home, a working folder that is gone
+    raise ConfigError(
+        f"no folder for models and settings can be found ({error}): set EXO_HOME to one that this user may write"
+    ) from error
   if "cluster_key" not in values and "cluster_key_file" not in values:
     values["cluster_key"] = environment.get("EXO_CLUSTER_KEY") or None
   values.setdefault("api_key", environment.get("EXO_API_KEY") or None)

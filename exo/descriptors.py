@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import resource
 
+from exo.system_figures import open_files
+
 _WANTED = (16384, 10240)  # the latter is what macOS grants at most
 _MOST_CLIENTS, _LEAST_CLIENTS = 1024, 16
 _MOST_PEERS, _LEAST_PEERS = 1024, 24
@@ -16,7 +18,10 @@ _MOST_PEERS, _LEAST_PEERS = 1024, 24
 
 def raise_limit() -> None:
   """Take as many descriptors as the system lets this process have: the usual limit of 1024, or 256 on macOS, is soft."""
-  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  try:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  except OSError:  # it stays as it is
+    return
   for wanted in _WANTED:
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if soft == resource.RLIM_INFINITY or soft >= most:
@@ -37,5 +42,5 @@ def peer_connections() -> int:
 
 
 def _share(part: int, least: int, most: int) -> int:
-  soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-  return most if soft == resource.RLIM_INFINITY else max(least, min(most, soft // part))
+  granted = open_files()
+  return most if granted is None else max(least, min(most, granted // part))

@@ -8,14 +8,13 @@ import hashlib
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
+from exo.system_figures import host_name
 
 _ASK_S = 3.0
 
@@ -35,7 +34,7 @@ class Machine:
 
 @functools.cache
 def this_machine() -> Machine:
-  host = re.sub(r"[^A-Za-z0-9-]+", "-", socket.gethostname())[:40].strip("-") or "host"
+  host = re.sub(r"[^A-Za-z0-9-]+", "-", host_name())[:40].strip("-") or "host"
   if sys.platform == "darwin":  # its name follows the network that it is in
     return Machine(host, _digest(str(uuid.getnode())), _asked("sysctl", "-n", "kern.bootsessionuuid"), "0")
   known = _read("/etc/machine-id") or _read("/var/lib/dbus/machine-id")
@@ -54,11 +53,10 @@ def process_started(pid: int) -> float | None:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return None if fields[0] in "ZX" else int(fields[19]) / os.sysconf("SC_CLK_TCK")
   try:
+    import psutil
     process = psutil.Process(pid)
     return None if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
-  except psutil.NoSuchProcess:
-    return None
-  except (psutil.Error, OSError):
+  except Exception:  # noqa: BLE001 - where this does not work at all the process may be there nevertheless
     return 0.0 if _is_there(pid) else None
 
 

@@ -33,7 +33,7 @@ LAYERS = [
     {"exo.inference.shard"},
     {
         "exo.config", "exo.errors", "exo.log", "exo.tasks", "exo.runtime_file", "exo.machine", "exo.private_files",
-        "exo.library_files", "exo.standard_streams", "exo.descriptors", "exo.text_writer", "exo"
+        "exo.library_files", "exo.standard_streams", "exo.system_figures", "exo.descriptors", "exo.text_writer", "exo"
     },
 ]
 

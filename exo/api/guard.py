@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import socket
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -19,6 +18,7 @@ from exo.api.keys import ApiKeys
 from exo.config import Config
 from exo.log import log
 from exo.networking.address_rule import IPAddress, own_addresses, parse_address
+from exo.system_figures import host_name
 
 MAX_JSON_DEPTH = 64
 BODY_TIMEOUT_S = 20.0
@@ -52,11 +52,12 @@ class Guard:
     self._proxies = TrustedProxies(config.trusted_proxies)
     self._shared_prefixes = config.shared_prefixes
     self._origins = frozenset(origin.lower() for origin in config.cors_origins)
-    names = {"localhost", socket.gethostname(), *config.api_allowed_hosts}
+    names = {"localhost", host_name(), *config.api_allowed_hosts}
     bound = parse_address(config.chatgpt_api_host)
     if bound is None or not bound.is_unspecified:  # browsers let pages ask 0.0.0.0
       names.add(config.chatgpt_api_host)
-    names |= {f"{socket.gethostname().partition('.')[0].lower()}.local"}
+    if short := host_name().partition(".")[0].lower():
+      names.add(f"{short}.local")
     self._names = frozenset(name.lower().strip("[]").rstrip(".") for name in names if name)
     self._own: frozenset[IPAddress] = frozenset()
     self._looked_at = float("-inf")

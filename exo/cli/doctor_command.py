@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import psutil
-
 import exo
 from exo.cli.client import ApiClient
 from exo.config import DEFAULT_API_PORT, Config
@@ -25,6 +23,7 @@ from exo.log import escape
 from exo.networking.cluster_key import default_key_file
 from exo.networking.udp.interfaces import list_interfaces
 from exo.runtime_file import RuntimeInfo, running_nodes
+from exo.system_figures import free_disk, host_name, memory, own_memory, processors, unreadable
 from exo.topology.slow_links import slow_link_hint
 
 _ASK_S = 5.0
@@ -48,7 +47,7 @@ def doctor_command(config: Config) -> int:
   print(f"exo {exo.__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
   failed = noted = 0
   topic = ""
-  for check in (_engines, _memory, _interfaces, _ports, _firewall, _clock, _models, _nodes):
+  for check in (_engines, _memory, _interfaces, _ports, _firewall, _clock, _models, _nodes, _figures):
     for finding in _guarded(check, config):
       shown = finding.topic if finding.topic != topic else ""
       topic = finding.topic
@@ -82,8 +81,17 @@ def _engines(config: Config) -> Iterator[Finding]:
 
 
 def _memory(config: Config) -> Iterator[Finding]:
-  memory = psutil.virtual_memory()
-  yield Finding("ok", "memory", f"{memory.total // 2**20} MB, {memory.available // 2**20} MB of them free")
+  found = memory()
+  yield Finding("ok", "memory", f"{found.total // 2**20} MB, {found.available // 2**20} MB of them free")
+
+
+def _figures(config: Config) -> Iterator[Finding]:
+  """What a node needs of the system and does not get; the checks before this one have asked for some of it."""
+  processors()
+  own_memory()
+  host_name()
+  for what, why in unreadable().items():
+    yield Finding("note", "system", f"does not tell {what} ({why})")
 
 
 def _interfaces(config: Config) -> Iterator[Finding]:
@@ -181,11 +189,12 @@ def _models(config: Config) -> Iterator[Finding]:
   probe = home / ".doctor"
   probe.write_text("")
   probe.unlink()
-  free_mb = shutil.disk_usage(home).free // 2**20
+  free = free_disk(home)
+  room = "unknown space" if free is None else f"{free // 2**20} MB free"
   names = [entry.id for entry in ModelStore(home, config.model_dirs).listed() if entry.path is not None]
   held = f"{len(names)} models: {', '.join(names[:4])}{', …' if len(names) > 4 else ''}" if names else "no models yet"
-  low = ", which is little: models need GBs" if free_mb < _LOW_DISK_MB else ""
-  yield Finding("FAIL" if low else "ok", "models", f"{home}, {free_mb} MB free{low}, {held}")
+  low = ", which is little: models need GBs" if free is not None and free < _LOW_DISK_MB * 2**20 else ""
+  yield Finding("FAIL" if low else "ok", "models", f"{home}, {room}{low}, {held}")
 
 
 def _nodes(config: Config) -> Iterator[Finding]:

@@ -10,13 +10,12 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
-import psutil
-
 from exo.config import Config
 from exo.download.model_state import ModelState, model_states
 from exo.download.model_store import ModelStore
 from exo.errors import ConfigError, ExoError
 from exo.runtime_file import running_nodes
+from exo.system_figures import memory
 
 _MB, _GB = 2**20, 1e9
 _ASK_S = 0.5
@@ -26,17 +25,17 @@ def models_command(config: Config, arguments: argparse.Namespace) -> int:
   """List every model; those on this machine first. Asks no network but a node of this machine."""
   store = ModelStore(config.exo_home, config.model_dirs, config.models)
   states = sorted(model_states(store), key=lambda state: not state.where)
-  memory, nodes = asyncio.run(_ring_memory(config))
+  offered, nodes = asyncio.run(_ring_memory(config))
   if arguments.json:
-    print(json.dumps([_as_json(state, memory) for state in states], indent=2))
+    print(json.dumps([_as_json(state, offered) for state in states], indent=2))
     return 0
   rows: list[tuple[str, ...]] = [("MODEL", "LAYERS", "SIZE", "HERE", "FITS", "WHERE")]
-  rows += [_row(state, memory) for state in states]
+  rows += [_row(state, offered) for state in states]
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
   for row in rows:
     print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=False)), row[-1], sep="  ")
   whose = f"the {nodes} node(s) of the ring" if nodes else "this machine (no node runs here)"
-  print(f"\nFITS: into the {memory / _GB:.1f} GB that {whose} can offer. Any Hugging Face id works too: "
+  print(f"\nFITS: into the {offered / _GB:.1f} GB that {whose} can offer. Any Hugging Face id works too: "
         "exo pull org/name, exo run org/name:Q4_K_M", file=sys.stderr)  # yapf: disable
   return 0
 
@@ -66,7 +65,7 @@ async def _ring_memory(config: Config) -> tuple[int, int]:
         return sum(node["memory"] for node in nodes.values()) * _MB, len(nodes)
     except (ExoError, OSError, TimeoutError, KeyError):
       continue
-  own = int(psutil.virtual_memory().total)
+  own = memory().total
   return min(own, config.max_memory * _MB) if config.max_memory else own, 0
 
 

@@ -33,7 +33,10 @@ def run_command(config: Config, arguments: argparse.Namespace) -> int:
   """Returns the exit status: 0, 1 for an error, 130 when interrupted."""
   model: str | None = arguments.model_name or arguments.run_model
   if model is not None and _is_path(model):
-    path = Path(model).expanduser().absolute()
+    try:
+      path = Path(model).expanduser().absolute()
+    except RuntimeError as error:  # a user, or a home, that nobody knows
+      raise ConfigError(f"{model} cannot be found: {error}") from error
     if not path.exists():
       raise ConfigError(f"there is no file or folder {path}")
     config, model = replace(config, models=(path, )), model_name(path)

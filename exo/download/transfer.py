@@ -6,7 +6,6 @@ One transfer at a time works on a model's folder (`model_store.py` holds the loc
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections import deque
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from exo.errors import DownloadError, ExoError, ModelFilesError
 from exo.inference.weights.block_map import Span, merged, span_bytes
 from exo.log import log
 from exo.models import HubSource
+from exo.system_figures import free_disk
 
 _SEGMENT_BYTES = 1 << 25  # of one request to the hub
 _PEER_WINDOW = 4  # reads under way from one neighbour
@@ -134,8 +134,8 @@ class Transfer:
     ]
 
   async def _check_space(self, needed: int) -> None:
-    free = await asyncio.to_thread(lambda: shutil.disk_usage(self._folder).free)
-    if free < needed + min(_SPARE_BYTES, needed):
+    free = await asyncio.to_thread(free_disk, self._folder)
+    if free is not None and free < needed + min(_SPARE_BYTES, needed):
       raise DownloadError(
           f"{self.manifest.model_id} needs {needed / 1e6:,.0f} MB more in {self._folder}, where {free / 1e6:,.0f} MB are "
           "free: make room (`exo rm MODEL`), or point EXO_HOME elsewhere"

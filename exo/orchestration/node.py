@@ -8,8 +8,6 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import psutil
-
 from exo.config import Config
 from exo.download.model_store import ModelEntry
 from exo.errors import (
@@ -54,6 +52,7 @@ from exo.orchestration.plan_book import PlanBook
 from exo.orchestration.plan_host import PlanHost
 from exo.orchestration.shard_loader import ShardLoader
 from exo.orchestration.threads import usable_threads
+from exo.system_figures import memory, own_memory
 from exo.tasks import TaskOwner
 from exo.topology.partitioning_strategy import PartitioningStrategy
 from exo.topology.ring_plan import RingPlan, make_plan, membership_epoch
@@ -75,7 +74,6 @@ class Node:
     self._mesh, self._discovery, self._strategy = mesh, discovery, strategy
     self._device = DeviceThread()
     self._tasks = TaskOwner("node")
-    self._process = psutil.Process()
     self._draining = False
     self._awaited = "its ports and the search for other nodes"
     self._joined = asyncio.Event()
@@ -217,7 +215,7 @@ class Node:
     """Memory that the engine could use: what is free (asked of the system every few seconds) and what it holds already."""
     now = time.monotonic()
     if now - self._free_asked_at > _FREE_MEMORY_EVERY_S:
-      self._free_bytes, self._free_asked_at = int(psutil.virtual_memory().available), now
+      self._free_bytes, self._free_asked_at = memory().available, now
     return (self._free_bytes + self.plans.loaded_bytes) // _MB
 
   # requests of this node's clients
@@ -360,5 +358,5 @@ class Node:
     return Heartbeat(
         0, False, self._usable_mb(), self.plans.busy, shards, self.plans.loaded_bytes // _MB, self.meter.load,
         self.meter.frames, links, time.process_time(),
-        self._process.memory_info().rss // _MB, self.plans.paces, self.leaving
+        own_memory() // _MB, self.plans.paces, self.leaving
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+
+from exo.system_figures import processors
 
 
 def usable_threads() -> int:
   """The affinity mask's size, or less where a container's quota allows less; at least one."""
-  count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+  count = processors()
   try:
     quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
     if quota != "max":

@@ -11,6 +11,8 @@ import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from exo.system_figures import host_name, memory
+
 _PROBE_TIMEOUT_S = 3.0
 
 
@@ -92,8 +94,7 @@ def _read(path: str) -> str:
 
 
 def _total_memory_mb() -> int:
-  import psutil
-  total = psutil.virtual_memory().total
+  total = memory().total
   # a container's limit is the memory that this process really has
   for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
     text = _read(path)
@@ -124,7 +125,7 @@ def probe_device() -> DeviceCapabilities:
     chip = _command("sysctl", "-n", "machdep.cpu.brand_string") or "Unknown chip"
     model = _command("sysctl", "-n", "hw.model") or "Mac"
     return DeviceCapabilities(model, chip, memory, flops_of(chip))
-  model = _read("/sys/devices/virtual/dmi/id/product_name") or _read("/proc/device-tree/model") or platform.node()
+  model = _read("/sys/devices/virtual/dmi/id/product_name") or _read("/proc/device-tree/model") or host_name()
   if (gpu := _nvidia()) is not None:
     name, gpu_memory = gpu
     return DeviceCapabilities(model or "Linux machine", name, gpu_memory, flops_of(name))

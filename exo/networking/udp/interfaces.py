@@ -8,6 +8,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from exo.networking.adapters import adapters
+
 # kind by interface name; the first match counts. A lower place in PRIORITIES is a better link.
 _KINDS = (
     ("loopback", re.compile(r"^lo\d*$")),
@@ -48,23 +50,27 @@ def interface_kind(name: str) -> str:
   """thunderbolt, ethernet, wifi, vpn, virtual, loopback or other, by the conventions of Linux and macOS."""
   for kind, pattern in _KINDS:
     if pattern.match(name):
-      if kind == "ethernet" and sys.platform == "linux" and Path(f"/sys/class/net/{name}/wireless").exists():
+      if kind == "ethernet" and sys.platform == "linux" and _is_wireless(name):
         return "wifi"
       return kind
   return "other"
 
 
+def _is_wireless(name: str) -> bool:
+  try:
+    return Path(f"/sys/class/net/{name}/wireless").exists()
+  except OSError:  # a /sys that is closed
+    return False
+
+
 def list_interfaces() -> list[Interface]:
   """Every IPv4 address of this machine and one IPv6 address of each interface, best interfaces first."""
-  import ifaddr
   found = []
-  for adapter in ifaddr.get_adapters():
-    for ip in adapter.ips:
-      if isinstance(ip.ip, str):
-        network = ipaddress.IPv4Network(f"{ip.ip}/{ip.network_prefix}", strict=False)
-        found.append(Interface(adapter.name, interface_kind(adapter.name), ip.ip, str(network.broadcast_address)))
-    ipv6 = sorted((ip.ip[0] for ip in adapter.ips if not isinstance(ip.ip, str)),
-                  key=lambda a: not a.startswith("fe80"))
+  for adapter in adapters():
+    for address, prefix in adapter.ipv4:
+      network = ipaddress.IPv4Network(f"{address}/{prefix}", strict=False)
+      found.append(Interface(adapter.name, interface_kind(adapter.name), address, str(network.broadcast_address)))
+    ipv6 = sorted((address for address, _ in adapter.ipv6), key=lambda a: not a.startswith("fe80"))
     if ipv6 and adapter.index and not _NO_IPV6.match(adapter.name):
       found.append(Interface(adapter.name, interface_kind(adapter.name), ipv6[0], BEACON_GROUP, adapter.index))
   return sorted(found, key=lambda interface: (-interface.priority, interface.name, interface.address))
