@@ -193,7 +193,7 @@ def test_line_14_a_small_file_system_that_fills_and_is_cleared(tmp_path: Path) -
     with (small / "log").open("ab") as file:
       writer = TextWriter(file.fileno(), "utf-8", lambda count: f"lost {count}\n")
       for i in range(3000):
-        writer.put(f"line {i} {'y' * 40}\n")
+        writer.put(f"line {i} {'y' * 400}\n")
       wait_until(lambda: not writer.waiting, 5, "the end of what is written")
       assert writer.error is not None
       (small / "log").rename(small / "old")
