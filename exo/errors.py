@@ -182,6 +182,11 @@ def _kinds() -> dict[str, type[ExoError]]:
   return found
 
 
+def in_words(error: BaseException) -> str:
+  """For a log: an error that was raised on purpose is a sentence already, any other needs its class."""
+  return str(error) if isinstance(error, ExoError) else f"{type(error).__name__}: {error}"
+
+
 def to_wire(error: BaseException) -> tuple[str, str, str]:
   """The error as (kind, message, details as JSON). Unexpected exceptions become `internal_error`."""
   if isinstance(error, ExoError):

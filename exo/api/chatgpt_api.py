@@ -29,6 +29,7 @@ from exo.api.connections import ConnectionTable
 from exo.api.errors import error_middleware, json_response
 from exo.api.guard import Guard
 from exo.api.keys import ApiKeys, ApiKeyStore
+from exo.api.protocol import ApiProtocol
 from exo.api.request_id import add_request_id, count_requests, request_id_middleware
 from exo.config import DEFAULT_API_PORT
 from exo.errors import ConfigError, ModelNotFoundError
@@ -61,7 +62,7 @@ class ChatGPTAPI:
     self._guard = Guard(node.config, keys, local_token, label_salt or secrets.token_bytes(32))
     self.connections = ConnectionTable()
     middlewares = [
-        self.connections.middleware, request_id_middleware,
+        error_middleware, self.connections.middleware, request_id_middleware,
         count_requests(node.meter), error_middleware, self._guard.middleware
     ]
     self.app = web.Application(middlewares=middlewares, client_max_size=MAX_BODY_BYTES)
@@ -108,22 +109,15 @@ class ChatGPTAPI:
 
   async def start(self) -> None:
     """Raises `ConfigError` when a port that was asked for is taken; where none was, any free one will do."""
-    self._runner = web.AppRunner(
-        self.app,
-        access_log=None,
-        handler_cancellation=True,
-        shutdown_timeout=1.0,
-        keepalive_timeout=HEADER_TIMEOUT_S,
-        lingering_time=2.0,
-        auto_decompress=False
-    )
+    self._runner = web.AppRunner(self.app, handler_cancellation=True, shutdown_timeout=1.0)
     await self._runner.setup()
     config = self._node.config
     host, wanted = config.chatgpt_api_host, config.chatgpt_api_port
     for port in (DEFAULT_API_PORT, 0) if wanted is None else (wanted, ):
-      factory = self.connections.factory(self._runner.server)  # type: ignore[arg-type]
       try:
-        self._server = await asyncio.get_running_loop().create_server(factory, host, port, reuse_address=True)
+        self._server = await asyncio.get_running_loop().create_server(
+            self.connections.factory(self._protocol), host, port, reuse_address=True
+        )
       except OSError as error:
         if error.errno == errno.EADDRINUSE and wanted is None and port:
           continue
@@ -132,6 +126,17 @@ class ChatGPTAPI:
         ) from error
       self.port = self._server.sockets[0].getsockname()[1]
       return
+
+  def _protocol(self) -> ApiProtocol:
+    assert self._runner is not None and self._runner.server is not None
+    return ApiProtocol(
+        self._runner.server,
+        loop=asyncio.get_running_loop(),
+        access_log=None,  # type: ignore[arg-type]
+        keepalive_timeout=HEADER_TIMEOUT_S,
+        lingering_time=2.0,
+        auto_decompress=False
+    )
 
   async def stop(self) -> None:
     if self._server is not None:

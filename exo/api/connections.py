@@ -11,6 +11,7 @@ from typing import cast
 from aiohttp import web
 
 from exo import descriptors
+from exo.errors import in_words
 from exo.log import log
 
 MAX_CONNECTIONS = 1024
@@ -94,8 +95,11 @@ class _BoundedProtocol(asyncio.Protocol):
       return
     self.host = host
     self._transport.set_write_buffer_limits(high=0)  # so that anything unread starts the clock
-    self._inner = cast(asyncio.Protocol, self._make())
-    self._inner.connection_made(transport)
+    try:
+      self._inner = cast(asyncio.Protocol, self._make())
+      self._inner.connection_made(transport)
+    except Exception as error:  # noqa: BLE001 - asyncio would leave the connection open, and its client waiting
+      self._fail(error)
 
   def refuse(self) -> None:
     """End a connection that has no request, and count it no more."""
@@ -109,8 +113,11 @@ class _BoundedProtocol(asyncio.Protocol):
       self.host = ""
 
   def data_received(self, data: bytes) -> None:
-    if self._inner is not None:
-      self._inner.data_received(data)
+    try:
+      if self._inner is not None:
+        self._inner.data_received(data)
+    except Exception as error:  # noqa: BLE001 - asyncio takes an OSError for the connection's own and tells nobody
+      self._fail(error)
 
   def eof_received(self) -> bool | None:
     return None if self._inner is None else self._inner.eof_received()
@@ -137,6 +144,10 @@ class _BoundedProtocol(asyncio.Protocol):
     if self._unread is not None:
       self._unread.cancel()
       self._unread = None
+
+  def _fail(self, error: Exception) -> None:
+    log(0, "a connection of %s is ended, it failed here: %s", self.host, in_words(error))
+    self._transport.abort()
 
   def _give_up(self) -> None:
     log(1, "a client at %s has not read for %g s: its connection is ended", self.host, self._table.write_timeout_s)

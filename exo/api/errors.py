@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, cast
 
 import msgspec
 from aiohttp import web
+from aiohttp.http_writer import StreamWriter
 
 from exo import errors
 from exo.log import log
@@ -87,14 +90,37 @@ def _retry_after_s(error: errors.QueueFullError) -> int:
   return max(1, min(_MOST_RETRY_S, math.ceil(said))) if isinstance(said, int | float) and math.isfinite(said) else 5
 
 
+End = Callable[[Exception | None], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Streamed:
+  """A response that is sent as it comes. `end` writes what comes last, which tells of the error if there was one."""
+  response: web.StreamResponse
+  end: End
+
+
+_STREAMED = web.RequestKey("streamed", _Streamed)
+
+
+@asynccontextmanager
+async def streamed(request: web.Request, response: web.StreamResponse, end: End) -> AsyncIterator[None]:
+  """Send a response's headers, and after the block its end. What is raised is told by `error_middleware`, through `end`."""
+  request[_STREAMED] = _Streamed(response, end)
+  await response.prepare(request)
+  yield
+  await end(None)
+  await response.write_eof()
+
+
 @web.middleware
 async def error_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-  """Every failure of a handler, and aiohttp's own 404, 405, 413, in the one shape."""
+  """Every failure of a handler, and aiohttp's own 404, 405, 413, in the one shape.
+
+  To stand twice: before the other middlewares, of which each may fail, and behind them, so that they see the answer.
+  """
   try:
     return await handler(request)
-  except errors.ExoError as error:
-    log(1, "%s %s: %s", request.method, request.path, error)
-    return error_response(error)
   except web.HTTPException as error:
     if error.status < 400:
       raise
@@ -104,6 +130,26 @@ async def error_middleware(request: web.Request, handler: Handler) -> web.Stream
     }.get(error.status, error.reason)
     headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
     return json_response(body(text, "invalid_request_error", None, None), error.status, headers)
-  except Exception as error:  # noqa: BLE001 - the last line of defence: the client gets an answer, the log the reason
-    log(0, "%s %s failed: %s: %s", request.method, request.path, type(error).__name__, error)
-    return error_response(error)
+  except Exception as error:
+    if isinstance(error, ConnectionError) and (request.transport is None or request.transport.is_closing()):
+      log(2, "%s %s: the client is gone", request.method, request.path)
+      raise
+    log(
+        1 if isinstance(error, errors.ExoError) else 0, "%s %s: %s", request.method, request.path,
+        errors.in_words(error)
+    )
+    if not request.writer.output_size:
+      return first_response(request, error)
+    stream: _Streamed | None = request.get(_STREAMED)
+    if stream is None:
+      raise
+    await stream.end(error)
+    await stream.response.write_eof()
+    return stream.response
+
+
+def first_response(request: web.BaseRequest, error: BaseException) -> web.Response:
+  """The answer to a request of which nothing is answered yet, though another response may have been prepared."""
+  writer = cast(StreamWriter, request.writer)
+  writer.chunked, writer.length = False, None
+  return error_response(error)

@@ -15,8 +15,7 @@ from exo.api.chat_run import ChatChoice, ChatDelta, ChatRun, chat_run
 from exo.api.errors import describe, json_response
 from exo.api.messages_request import CountTokensRequest, MessagesRequest
 from exo.api.schema import read_body
-from exo.api.sse import event_stream
-from exo.errors import ExoError
+from exo.api.sse import EventStream, event_stream
 from exo.orchestration.node import Node
 
 Event = dict[str, Any]
@@ -113,24 +112,24 @@ class _Blocks:
 
 
 async def _streamed(request: web.Request, run: ChatRun) -> web.StreamResponse:
-  async with event_stream(request, done=False) as (stream, response):
+  async def failed(stream: EventStream, error: Exception) -> None:
+    await stream.send({"type": "error"} | describe(error)[1], event="error")
+
+  async with event_stream(request, done=False, failed=failed) as (stream, response):
 
     async def send(event: Event, more: bool = False) -> None:
       await stream.send(event, event=event["type"], more=more)
 
     blocks, finish, stop = _Blocks(run), "", None
-    try:
-      await send({"type": "message_start", "message": _message(run, [])})
-      async for delta in run:
-        for event in blocks.add(delta):
-          await send(event, more=run.more)
-        if delta.finish_reason:
-          finish, stop = delta.finish_reason, delta.stop
-      for event in blocks.end():
-        await send(event)
-      ending = {"stop_reason": _stop_reason(finish, stop), "stop_sequence": stop}
-      await send({"type": "message_delta", "delta": ending, "usage": _usage(run)})
-      await send({"type": "message_stop"})
-    except ExoError as error:
-      await send({"type": "error"} | describe(error)[1])
+    await send({"type": "message_start", "message": _message(run, [])})
+    async for delta in run:
+      for event in blocks.add(delta):
+        await send(event, more=run.more)
+      if delta.finish_reason:
+        finish, stop = delta.finish_reason, delta.stop
+    for event in blocks.end():
+      await send(event)
+    ending = {"stop_reason": _stop_reason(finish, stop), "stop_sequence": stop}
+    await send({"type": "message_delta", "delta": ending, "usage": _usage(run)})
+    await send({"type": "message_stop"})
   return response

@@ -18,13 +18,12 @@ import exo
 from exo.api.asked_model import asked_model
 from exo.api.chat_parser import CallArguments, CallBegin, Content, Reasoning
 from exo.api.chat_run import ChatRun, chat_run
-from exo.api.errors import describe, json_response
+from exo.api.errors import describe, json_response, streamed
 from exo.api.ollama_request import OllamaChatRequest, OllamaGenerateRequest, OllamaRequest, OllamaShowRequest
 from exo.api.schema import CompletionRequest, read_body
 from exo.api.text_run import TextRun, new_id, text_run
 from exo.api.tool_formats import tool_format
 from exo.download.model_store import ModelEntry
-from exo.errors import ExoError
 from exo.orchestration.node import Node
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -76,15 +75,14 @@ async def _answer(request: web.Request, body: OllamaRequest, model: str, pieces:
     return json_response(line(whole))
   response = web.StreamResponse(headers={"Cache-Control": "no-cache"})
   response.content_type = "application/x-ndjson"
-  await response.prepare(request)
-  try:
+
+  async def end(error: Exception | None) -> None:
+    if error is not None:
+      await response.write(msgspec.json.encode(describe(error)[1]) + b"\n")
+
+  async with streamed(request, response, end):
     async for piece in pieces:
       await response.write(msgspec.json.encode(line(piece)) + b"\n")
-  except ConnectionError:
-    return response
-  except ExoError as error:
-    await response.write(msgspec.json.encode(describe(error)[1]) + b"\n")
-  await response.write_eof()
   return response
 
 

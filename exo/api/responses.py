@@ -14,7 +14,6 @@ from exo.api.responses_request import ResponsesRequest
 from exo.api.schema import read_body
 from exo.api.sse import EventStream, event_stream
 from exo.api.text_run import new_id
-from exo.errors import ExoError
 from exo.orchestration.node import Node
 
 Event = dict[str, Any]
@@ -35,20 +34,20 @@ async def responses(request: web.Request, node: Node) -> web.StreamResponse:
 
 
 async def _streamed(request: web.Request, run: ChatRun, answer: _Answer) -> web.StreamResponse:
-  async with event_stream(request, done=False) as (stream, response):
+  async def failed(stream: EventStream, error: Exception) -> None:
+    failure = describe(error)[1]["error"]
+    answer.status, answer.error = "failed", {"code": failure["code"], "message": failure["message"]}
+    await _send(stream, answer, {"type": "response.failed", "response": answer.response()})
+
+  async with event_stream(request, done=False, failed=failed) as (stream, response):
     await _send(stream, answer, {"type": "response.created", "response": answer.response()})
     await _send(stream, answer, {"type": "response.in_progress", "response": answer.response()})
-    try:
-      async for delta in run:
-        for event in answer.add(delta):
-          await _send(stream, answer, event, more=run.more)
-      for event in answer.end():
-        await _send(stream, answer, event)
-      await _send(stream, answer, {"type": f"response.{answer.status}", "response": answer.response()})
-    except ExoError as error:
-      failure = describe(error)[1]["error"]
-      answer.status, answer.error = "failed", {"code": failure["code"], "message": failure["message"]}
-      await _send(stream, answer, {"type": "response.failed", "response": answer.response()})
+    async for delta in run:
+      for event in answer.add(delta):
+        await _send(stream, answer, event, more=run.more)
+    for event in answer.end():
+      await _send(stream, answer, event)
+    await _send(stream, answer, {"type": f"response.{answer.status}", "response": answer.response()})
   return response
 
 

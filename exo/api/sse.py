@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
-from exo.api.errors import describe
-from exo.errors import ExoError
+from exo.api.errors import describe, streamed
+from exo.errors import in_words
 from exo.log import log
 
 KEEP_ALIVE_S = 2.0
@@ -60,31 +60,34 @@ class EventStream:
 
 
 @asynccontextmanager
-async def event_stream(request: web.Request,
-                       *,
-                       done: bool = True) -> AsyncIterator[tuple[EventStream, web.StreamResponse]]:
-  """Begin a streamed response; an error inside becomes its last event, and with `done`, `[DONE]` always ends it."""
+async def event_stream(
+    request: web.Request,
+    *,
+    done: bool = True,
+    failed: Callable[[EventStream, Exception], Awaitable[None]] | None = None
+) -> AsyncIterator[tuple[EventStream, web.StreamResponse]]:
+  """Begin a streamed response; an error inside becomes its last event, and with `done`, `[DONE]` always ends it.
+
+  `failed` writes that event where the route has a form of its own.
+  """
   response = web.StreamResponse(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
   response.content_type = "text/event-stream"
-  await response.prepare(request)
   stream = EventStream(response)
-  beating = asyncio.create_task(stream.keep_alive(), name="keep-alive")
-  try:
-    try:
-      yield stream, response
-    except ConnectionError:
-      raise
-    except ExoError as error:
-      log(1, "%s %s: %s", request.method, request.path, error)
-      await stream.send(describe(error)[1])
-    except Exception as error:  # noqa: BLE001 - the response has begun: the client must still hear of the failure
-      log(0, "%s %s failed: %s: %s", request.method, request.path, type(error).__name__, error)
+
+  async def end(error: Exception | None) -> None:
+    if error is not None and failed is not None:
+      await failed(stream, error)
+    elif error is not None:
       await stream.send(describe(error)[1])
     if done:
       await stream.done()
-    await response.write_eof()
-  except ConnectionError:
-    log(2, "%s %s: the client is gone", request.method, request.path)
-  finally:
-    beating.cancel()
-    await asyncio.gather(beating, return_exceptions=True)
+
+  async with streamed(request, response, end):
+    beating = asyncio.create_task(stream.keep_alive(), name="keep-alive")
+    try:
+      yield stream, response
+    finally:
+      beating.cancel()
+      outcome = (await asyncio.gather(beating, return_exceptions=True))[0]
+      if isinstance(outcome, Exception) and not isinstance(outcome, ConnectionError):
+        log(0, "%s %s: nothing kept its stream alive: %s", request.method, request.path, in_words(outcome))

@@ -12,6 +12,7 @@ from exo.cli.assemble import RunningNode, running_node
 from exo.cli.introduction import Listeners, listener_lines
 from exo.config import Config
 from exo.log import log, say
+from exo.tasks import log_lost_errors
 
 _QUIET_S = 0.3
 _LAST_RESORT_S = 3.0
@@ -31,6 +32,7 @@ async def serve(config: Config) -> int:
       loop.call_later(_LAST_RESORT_S, os._exit, 1)  # whatever hangs then
     stopping.set()
 
+  log_lost_errors(loop)
   for number in (signal.SIGINT, signal.SIGTERM):
     loop.add_signal_handler(number, on_signal)
   if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else `nohup`: the node stays when its terminal goes

@@ -8,10 +8,23 @@ import threading
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
+from exo.errors import in_words
+from exo.log import log
+
 P = ParamSpec("P")
 T = TypeVar("T")
 Done = Callable[[Any, BaseException | None], None]
 _Job = tuple[Callable[[], Any], Done, asyncio.AbstractEventLoop]
+
+
+def _deliver(done: Done, result: Any, failure: BaseException | None) -> None:
+  """On the event loop. Who cannot take a result is told so, since somebody waits for either."""
+  try:
+    done(result, failure)
+  except Exception as error:  # noqa: BLE001 - nobody above would hear of it
+    log(0, "a result of the device thread could not be taken: %s", in_words(error))
+    if failure is None:
+      done(None, error)
 
 
 class DeviceThread:
@@ -54,7 +67,7 @@ class DeviceThread:
       except BaseException as error:  # noqa: BLE001 - it is the submitter's, whatever it is
         failure = error
       try:
-        loop.call_soon_threadsafe(done, result, failure)
+        loop.call_soon_threadsafe(_deliver, done, result, failure)
       except RuntimeError:  # the loop is closed: nobody waits any more
         return
       del function, done, result, failure, job

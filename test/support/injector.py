@@ -170,8 +170,12 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
   def __init__(self, injector: Injector) -> None:
     self._injector = injector
 
-  def find_spec(self, name: str, path: Sequence[str] | None,
-                target: ModuleType | None = None) -> importlib.machinery.ModuleSpec | None:
+  def find_spec(
+      self,
+      name: str,
+      path: Sequence[str] | None,
+      target: ModuleType | None = None
+  ) -> importlib.machinery.ModuleSpec | None:
     if name.partition(".")[0] != PACKAGE.name:
       return None
     spec = importlib.machinery.PathFinder.find_spec(name, path)

@@ -8,8 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from exo.errors import DeadlineError, ExoError, PeerLostError, ProtocolError, QueueFullError, from_wire, to_wire
-from exo.log import log
+from exo.errors import DeadlineError, ExoError, PeerLostError, ProtocolError, QueueFullError, from_wire, in_words, to_wire
 from exo.networking.arrival import ArrivalWatch
 from exo.networking.grpc import node_service_pb2 as pb
 from exo.networking.grpc.allowance import MAX_CALLS, Allowance
@@ -81,13 +80,16 @@ class Link:
     """Begin to serve. Call once, when all streams are there."""
     self._heard_at = time.monotonic()
     for stream in self._streams.values():
-      self._tasks.spawn(self._serve(stream), stream.kind)
-    self._tasks.spawn(self._beat(), "heartbeat")
+      self._tasks.spawn(self._serve(stream), stream.kind, self._broken)
+    self._tasks.spawn(self._beat(), "heartbeat", self._broken)
 
   async def _serve(self, stream: EnvelopeStream) -> None:
     reason = await stream.run(self._receive)
     self.fault = self.fault or stream.fault
     self.end(reason)
+
+  def _broken(self, error: BaseException) -> None:
+    self.end(f"it failed here: {in_words(error)}")
 
   def end(self, reason: str) -> None:
     """Let whoever runs the link close it."""
@@ -162,7 +164,12 @@ class Link:
       self._post(stream.kind, encode(Failure(*to_wire(error)), call_id, is_reply=True))
     elif call_id:
       self._answering += 1
-      self._tasks.spawn(self._answer(stream.kind, call_id, message), type(message).__name__)
+      answering = self._tasks.spawn(
+          self._answer(stream.kind, call_id, message),
+          type(message).__name__,
+          lambda error: self._post(stream.kind, encode(Failure(*to_wire(error)), call_id, is_reply=True))
+      )
+      answering.add_done_callback(self._answered)
     else:
       self._allowance.take_aside(message, started)
       self._handler.message(self.peer.node_id, message)
@@ -171,14 +178,12 @@ class Link:
     reply: Message
     try:
       reply = await self._handler.answer(self.peer.node_id, message)
-    except ExoError as error:
+    except ExoError as error:  # whatever else is raised ends the task, which logs it and tells the caller
       reply = Failure(*to_wire(error))
-    except Exception as error:  # noqa: BLE001 - the caller must hear of a bug here, not wait for its deadline
-      log(0, "%s from %s failed: %s: %s", type(message).__name__, self.peer.node_id, type(error).__name__, error)
-      reply = Failure(*to_wire(error))
-    finally:
-      self._answering -= 1
     self._post(kind, encode(reply, call_id, is_reply=True))
+
+  def _answered(self, _: asyncio.Task[None]) -> None:
+    self._answering -= 1
 
   def _on_heartbeat(self, beat: Heartbeat) -> None:
     self._heard_at = time.monotonic()
