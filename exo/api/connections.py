@@ -86,20 +86,20 @@ class _BoundedProtocol(asyncio.Protocol):
     self._unread: asyncio.TimerHandle | None = None
 
   def connection_made(self, transport: asyncio.BaseTransport) -> None:
-    self._transport = cast(asyncio.Transport, transport)
-    peer = transport.get_extra_info("peername")
-    host = str(peer[0]) if peer else "?"
-    if not self._table.enter(self, host):
-      self._transport.write(_REFUSAL)
-      self._transport.close()
-      return
-    self.host = host
-    self._transport.set_write_buffer_limits(high=0)  # so that anything unread starts the clock
     try:
+      self._transport = cast(asyncio.Transport, transport)
+      peer = transport.get_extra_info("peername")
+      host = str(peer[0]) if peer else "?"
+      if not self._table.enter(self, host):
+        self._transport.write(_REFUSAL)
+        self._transport.close()
+        return
+      self.host = host
+      self._transport.set_write_buffer_limits(high=0)  # so that anything unread starts the clock
       self._inner = cast(asyncio.Protocol, self._make())
       self._inner.connection_made(transport)
     except Exception as error:  # noqa: BLE001 - asyncio would leave the connection open, and its client waiting
-      self._fail(error)
+      self._fail(transport, error)
 
   def refuse(self) -> None:
     """End a connection that has no request, and count it no more."""
@@ -117,7 +117,7 @@ class _BoundedProtocol(asyncio.Protocol):
       if self._inner is not None:
         self._inner.data_received(data)
     except Exception as error:  # noqa: BLE001 - asyncio takes an OSError for the connection's own and tells nobody
-      self._fail(error)
+      self._fail(self._transport, error)
 
   def eof_received(self) -> bool | None:
     return None if self._inner is None else self._inner.eof_received()
@@ -145,9 +145,9 @@ class _BoundedProtocol(asyncio.Protocol):
       self._unread.cancel()
       self._unread = None
 
-  def _fail(self, error: Exception) -> None:
-    log(0, "a connection of %s is ended, it failed here: %s", self.host, in_words(error))
-    self._transport.abort()
+  def _fail(self, transport: asyncio.BaseTransport, error: Exception) -> None:
+    log(0, "a connection of %s is ended, it failed here: %s", self.host or "a client", in_words(error))
+    cast(asyncio.Transport, transport).abort()
 
   def _give_up(self) -> None:
     log(1, "a client at %s has not read for %g s: its connection is ended", self.host, self._table.write_timeout_s)

@@ -44,9 +44,8 @@ from exo.topology.device_capabilities import DeviceCapabilities  # noqa: E402
 from exo.topology.ring_memory_weighted_partitioning_strategy import RingMemoryWeightedPartitioningStrategy  # noqa: E402
 
 BELOW_HTTP = {"connections.py", "protocol.py"}  # where nothing can be answered any more, the connection ends at once
-HANDED_OVER = {
-    "connections.py"
-}  # whose functions asyncio calls with a connection, and whose first lines nobody can guard
+# what asyncio calls to make the other side of a connection: its own code is what would have to say so
+MAKES_CONNECTIONS = ".factory."
 ANSWER_S = 5.0  # for an answer; far more than one takes
 SETTLE_S = 4.0
 QUESTION = [{"role": "user", "content": "hello"}]
@@ -441,9 +440,11 @@ def trials(passed: dict[str, dict[int, int]], kinds: set[str], names: list[str],
   seen: set[int] = set()
   for scenario, points in passed.items():
     for point in sorted(points):
-      kind, file = INJECTOR.points[point].kind, Path(INJECTOR.points[point].file).name
+      kind = INJECTOR.points[point].kind
       label = "callback" if point in INJECTOR.callbacks else str(kind)
-      if label not in kinds or (kind is Kind.ENTRY and file in HANDED_OVER) or (point in seen and scenario != "losing"):
+      if label not in kinds or MAKES_CONNECTIONS in INJECTOR.points[point].function:
+        continue
+      if point in seen and scenario != "losing":
         continue
       seen.add(point)
       out.append(Trial(point, "", scenario))

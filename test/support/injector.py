@@ -137,8 +137,11 @@ class _Points(ast.NodeTransformer):
     node.body = [self.visit(statement) for statement in node.body]
     node.body = [s for part in node.body for s in (part if isinstance(part, list) else [part])]
     self._names.pop()
-    has_docstring = ast.get_docstring(node, clean=False) is not None
-    node.body.insert(1 if has_docstring else 0, entry)
+    body = node.body[1:] if ast.get_docstring(node, clean=False) is not None else node.body
+    if len(body) == 1 and isinstance(body[0], ast.Try):  # all that such a function does, it guards
+      body[0].body.insert(0, entry)
+    else:
+      node.body.insert(len(node.body) - len(body), entry)
     return node
 
   def visit_Lambda(self, node: ast.Lambda) -> ast.AST:

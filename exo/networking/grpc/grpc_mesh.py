@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 
 from exo import descriptors
-from exo.errors import ConfigError, PeerUnreachableError, ProtocolError
+from exo.errors import ConfigError, PeerUnreachableError, ProtocolError, in_words
 from exo.log import log
 from exo.networking.address_book import AddressBook, KnownNode
 from exo.networking.address_rule import AddressRule, own_addresses, parse_address
@@ -326,7 +326,7 @@ class GrpcMesh(Mesh):
           link = self._new_link(peer, address, True, link_id)
           link.interface, link.priority = candidate.interface, candidate.priority
         link.attach(stream)
-    except (grpc.RpcError, ProtocolError, TimeoutError, OSError, asyncio.InvalidStateError) as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, its connections must not stay
       self._note_refusal(address, error, candidate)
       await self._close_channels(channels)
       refused = isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.FAILED_PRECONDITION
@@ -355,7 +355,7 @@ class GrpcMesh(Mesh):
     if isinstance(error, grpc.aio.AioRpcError):
       why = explain_refusal(error.details() or error.code().name, self._tls is not None)
     else:
-      why = str(error) or type(error).__name__
+      why = in_words(error) if str(error) else type(error).__name__
     wanted = isinstance(error, _UnwantedError) or why.endswith("-filter")  # of the other side
     wrong = dialed is not None and not wanted
     self._refusals.note(f"no link to {address}: {why}", wrong=wrong, node_id=dialed.node_id if dialed else "")
@@ -473,25 +473,30 @@ class GrpcMesh(Mesh):
     for other in older:
       await other.close("the node was restarted")
       self._remove(other, "the node was restarted")
-    first = node_id not in self._links
-    self._links.setdefault(node_id, []).append(link)
-    link.start()
-    if first:
-      self._handler.peer_joined(link.peer)
-    try:
-      reason = await link.closed
-    except asyncio.CancelledError:
-      reason = "this node stops"
-      raise
-    finally:
-      if link.fault is not None:
-        self._refusals.note(f"{node_id} at {link.address} was disconnected: {link.fault}", wrong=True, loud=True)
-        self._doorkeeper.ban(
-            node_id, FLOOD_BAN_S if isinstance(link.fault, FloodError) else FAULT_BAN_S, str(link.fault)
-        )
+    first, reason = node_id not in self._links, "this node stops, or failed"
+
+    async def close() -> None:
+      self._punish(link)
       await link.close(reason)
-      self._remove(link, reason)
-      await self._close_channels(channels)
+
+    async with contextlib.AsyncExitStack() as at_end:  # each of them, also when another fails
+      at_end.push_async_callback(self._close_channels, channels)
+      at_end.callback(lambda: self._remove(link, reason))
+      at_end.push_async_callback(close)
+      self._links.setdefault(node_id, []).append(link)
+      link.start()
+      if first:
+        self._handler.peer_joined(link.peer)
+      reason = await link.closed
+
+  def _punish(self, link: Link) -> None:
+    """Keep a node away for a while that has sent what no node sends."""
+    if link.fault is not None:
+      node_id = link.peer.node_id
+      self._refusals.note(f"{node_id} at {link.address} was disconnected: {link.fault}", wrong=True, loud=True)
+      self._doorkeeper.ban(
+          node_id, FLOOD_BAN_S if isinstance(link.fault, FloodError) else FAULT_BAN_S, str(link.fault)
+      )
 
   def _remove(self, link: Link, reason: str) -> None:
     node_id = link.peer.node_id

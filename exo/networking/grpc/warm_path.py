@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from exo.errors import in_words
 from exo.log import log
 from exo.networking.grpc.stream import OneMethod
 from exo.tasks import TaskOwner
@@ -100,5 +101,9 @@ class WarmPath:
 
 
 async def _echo(items: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> None:
-  while (item := await context.read()) is not grpc.aio.EOF:
-    await context.write(item)
+  try:
+    while (item := await context.read()) is not grpc.aio.EOF:
+      await context.write(item)
+  except Exception as error:
+    log(2, "the echo that keeps gRPC warm failed: %s", in_words(error))
+    raise
