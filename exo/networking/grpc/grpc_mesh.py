@@ -494,9 +494,7 @@ class GrpcMesh(Mesh):
     if link.fault is not None:
       node_id = link.peer.node_id
       self._refusals.note(f"{node_id} at {link.address} was disconnected: {link.fault}", wrong=True, loud=True)
-      self._doorkeeper.ban(
-          node_id, FLOOD_BAN_S if isinstance(link.fault, FloodError) else FAULT_BAN_S, str(link.fault)
-      )
+      self._doorkeeper.ban(node_id, FLOOD_BAN_S if isinstance(link.fault, FloodError) else FAULT_BAN_S, str(link.fault))
 
   def _remove(self, link: Link, reason: str) -> None:
     node_id = link.peer.node_id

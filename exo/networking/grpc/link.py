@@ -8,7 +8,16 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from exo.errors import DeadlineError, ExoError, PeerLostError, ProtocolError, QueueFullError, from_wire, in_words, to_wire
+from exo.errors import (
+  DeadlineError,
+  ExoError,
+  PeerLostError,
+  ProtocolError,
+  QueueFullError,
+  from_wire,
+  in_words,
+  to_wire,
+)
 from exo.networking.arrival import ArrivalWatch
 from exo.networking.grpc import node_service_pb2 as pb
 from exo.networking.grpc.allowance import MAX_CALLS, Allowance
