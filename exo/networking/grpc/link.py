@@ -9,14 +9,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from exo.errors import (
-  DeadlineError,
-  ExoError,
-  PeerLostError,
-  ProtocolError,
-  QueueFullError,
-  from_wire,
-  in_words,
-  to_wire,
+    DeadlineError,
+    ExoError,
+    PeerLostError,
+    ProtocolError,
+    QueueFullError,
+    from_wire,
+    in_words,
+    to_wire,
 )
 from exo.networking.arrival import ArrivalWatch
 from exo.networking.grpc import node_service_pb2 as pb
