@@ -139,7 +139,7 @@ def node_view(name: str, **fields: object) -> NodeView:
   values: dict[str, object] = {
       "node_id": name, "capabilities": DeviceCapabilities("Mac", "Apple M2", 16384, DeviceFlops(3, 7, 14)),
       "engine": "mlx", "device": "GPU", "version": "1", "address": "a:1", "used_mb": 4096, "free_mb": 8192, "load": 0.5,
-      "frames": 0, "shards": (), "is_here": name == "n0"
+      "frames": 0, "shards": (), "ailments": (), "is_here": name == "n0"
   }
   return NodeView(**(values | fields))  # type: ignore[arg-type]
 

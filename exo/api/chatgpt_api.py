@@ -201,7 +201,10 @@ class ChatGPTAPI:
     engine = {"name": node.engine.name, "device": node.engine.device, "reason": node.engine.reason}
     return json_response({
         "nodes": nodes, "peer_graph": graph, "active_node_id": view.active_node_id, "node_id": node.node_id,
-        "loading": node.loading, "engine": engine, "plans": plans, "refused": node.refusals()[-_SHOWN_REFUSALS:],
+        "ailments": [{"node_id": node_id, "model": ailment.model_id, "reason": ailment.reason}
+                     for node_id, told in node.planner.ailments().items()
+                     for ailment in told], "refused_models": node.planner.refused.told(), "loading": node.loading,
+        "engine": engine, "plans": plans, "refused": node.refusals()[-_SHOWN_REFUSALS:],
         "problems": node.problems()[-_SHOWN_REFUSALS:], "time": time.time()
     })
 

@@ -45,6 +45,7 @@ def ring_json(node: Node) -> dict[str, Any]:
           "stages": [_shard_json(shard) | {"node_id": node_id} for node_id, shard in chain.stages]
       } for chain in view.chains],
       "requests": _requests_json(view),
+      "refused_models": dict(view.refused),
       "total": {"memory": view.memory_mb, "tflops": round(view.tflops, 2)},
   }
 
@@ -65,6 +66,7 @@ def _node_json(view: NodeView) -> dict[str, Any]:
       "load": round(view.load, 2),
       "frames": view.frames,
       "layers": [_shard_json(shard) | {"model": shard.model_id} for shard in view.shards],
+      "ailments": [{"model": ailment.model_id, "reason": ailment.reason} for ailment in view.ailments],
   }
 
 

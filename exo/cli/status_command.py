@@ -122,8 +122,10 @@ def _lines(info: RuntimeInfo, ring: dict[str, Any] | None) -> list[str]:
         f"  {node_id:<10}{node['model']}, {node['chip']}; {node['engine']} on {node['device']}; {where}",
         f"            {_size(node['used_memory'])} used, {_size(node['free_memory'])} free of {_size(node['memory'])}; "
         f"load {node['load']:.0%}; {layers}",
+        *(f"            takes no part in {a['model']}: {a['reason']}" for a in node["ailments"]),
     ]
   speed = f", {requests['tokens_per_s']:g} tokens/s" if requests["tokens_per_s"] else ""
+  lines += [f"  refused   {model}: {reason}" for model, reason in ring["refused_models"].items()]
   lines.append(f"  requests  {requests['own']} from here, {requests['waiting']} waiting{speed}")
   return lines
 

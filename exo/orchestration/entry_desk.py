@@ -8,27 +8,30 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from exo.errors import (
+    BadNumbersError,
+    CacheLostError,
     CancelledRequestError,
     DeadlineError,
     DrainingError,
-    EngineUnavailableError,
     ExoError,
-    ModelTooLargeError,
     PeerLostError,
     PeerUnreachableError,
     PlanClosedError,
     ProtocolError,
     QueueFullError,
+    StageSickError,
     from_wire,
 )
 from exo.inference.sampling import SamplingParams
 from exo.log import log
 from exo.networking.messages import Cancel, Message, OpenPlan, Request, RequestFailed, Submit, TokenDelivery, WideStep
+from exo.orchestration.planner import NO_RING, ModelRing
+from exo.orchestration.setbacks import Setbacks
 from exo.topology.ring_plan import RingPlan
 
 _SUBMIT_TIMEOUT_S = 30.0
@@ -39,7 +42,6 @@ _SHUN_S = 10.0
 
 Send = Callable[[str, Message], None]
 Call = Callable[[str, Message, float], Awaitable[Message]]
-Replan = Callable[[frozenset[str]], OpenPlan]
 _RECOVERABLE = (PeerLostError, PeerUnreachableError, PlanClosedError, DrainingError)
 
 
@@ -80,6 +82,7 @@ class Generation:
     self.spec, self._timeout_s = spec, timeout_s
     self.ring_id = ""
     self.resumptions: list[Resumption] = []
+    self.setbacks = Setbacks()
     self._attempts = 0
     self._events: deque[TokenDelivery | ExoError | Resumption] = deque()
     self._emitted: list[list[int]] = [[] for _ in range(spec.n)]
@@ -95,6 +98,11 @@ class Generation:
   def computing(self) -> bool:
     """The ring still works for it."""
     return bool(self._computing)
+
+  @property
+  def begun(self) -> bool:
+    """Its client has something of it."""
+    return any(self._emitted)
 
   @property
   def pending(self) -> bool:
@@ -208,17 +216,17 @@ class EntryDesk:
     return len(self._running)
 
   @asynccontextmanager
-  async def generation(self, spec: GenerationSpec, replan: Replan, timeout_s: float) -> AsyncIterator[Generation]:
-    """Run a request on the plans that `replan`, given nodes to leave out, makes of the ring as it is at that moment.
+  async def generation(self, spec: GenerationSpec, ring: ModelRing, timeout_s: float) -> AsyncIterator[Generation]:
+    """Run a request on the plans that are made for its model of the ring as it is at that moment.
 
     However the block is left, nothing of it goes on running afterwards. Raises what planning raises and what the first
     stage refuses it with (`QueueFullError`, `InvalidRequestError`, …).
     """
     generation = Generation(spec, timeout_s)
-    tasks = [asyncio.create_task(generation.watch(), name=f"watch {spec.request_id}")]
+    tasks = [_owned(generation, generation.watch(), f"watch {spec.request_id}")]
     try:
-      await self._place(generation, replan, patient=False)
-      tasks.append(asyncio.create_task(self._keep(generation, replan), name=f"keep {spec.request_id}"))
+      await self._place(generation, ring, patient=False)
+      tasks.append(_owned(generation, self._keep(generation, ring), f"keep {spec.request_id}"))
       yield generation
     finally:
       for task in tasks:
@@ -227,27 +235,36 @@ class EntryDesk:
       if generation.computing and generation.ring_id:
         self._cancel(generation)
 
-  async def _place(self, generation: Generation, replan: Replan, patient: bool) -> None:
+  async def _place(self, generation: Generation, ring: ModelRing, patient: bool) -> None:
     """Submit what is unfinished, and again where a node is lost meanwhile; a patient one also waits for a full queue."""
     loop = asyncio.get_running_loop()
     give_up = loop.time() + _RECOVERY_S
     while True:
-      avoid = frozenset(n for n, until in self._shunned.items() if until > loop.time())
       try:
-        try:
-          message = replan(avoid)
-        except (ModelTooLargeError, PeerUnreachableError, EngineUnavailableError):
-          if not avoid:
-            raise
-          message = replan(frozenset())
-        await self._submit(generation, message)
+        await self._submit(generation, self._open_plan(generation, ring))
         return
+      except NO_RING as error:
+        # one that is under way waits for a sick node's return; before that, its client hears at once what is wrong
+        if not generation.setbacks.failed or not generation.begun or loop.time() > give_up:
+          raise generation.setbacks.verdict(error) from error
+        generation.setbacks.forgive(ring.is_sick)
       except (*_RECOVERABLE, QueueFullError) as error:
         if loop.time() > give_up or (isinstance(error, QueueFullError) and not patient):
           raise
         self._shun(error)
         log(1, "request %s: %s; trying again", generation.spec.request_id, error)
       await asyncio.sleep(_RETRY_S)
+
+  def _open_plan(self, generation: Generation, ring: ModelRing) -> OpenPlan:
+    """Without nodes that another one lost lately, if there is a way; without those that have failed this request."""
+    now, failed = asyncio.get_running_loop().time(), generation.setbacks.failed
+    shunned = frozenset(n for n, until in self._shunned.items() if until > now)
+    try:
+      return ring.open_plan(shunned | failed)
+    except NO_RING:
+      if not shunned - failed:
+        raise
+      return ring.open_plan(failed)
 
   async def _submit(self, generation: Generation, message: OpenPlan) -> None:
     self._running.pop(generation.ring_id, None)
@@ -274,22 +291,45 @@ class EntryDesk:
     if isinstance(node, str) and node != self._node_id:
       self._shunned[node] = asyncio.get_running_loop().time() + _SHUN_S
 
-  async def _keep(self, generation: Generation, replan: Replan) -> None:
+  async def _keep(self, generation: Generation, ring: ModelRing) -> None:
     """Move the request whenever it loses its plan; runs until cancelled or until there is no ring for it."""
     try:
       while True:
         error = await generation.trouble
-        if not isinstance(error, _RECOVERABLE):  # of an engine that raised, too: it may have been for this very request
-          raise error
+        self._learn(generation, ring, error)
         log(1, "request %s lost its ring: %s", generation.spec.request_id, error)
-        self._shun(error)
         self._cancel(generation)
-        await self._place(generation, replan, patient=True)
+        await self._place(generation, ring, patient=True)
     except ExoError as error:
       generation.fail(error)
     except Exception as error:  # noqa: BLE001 - its client must hear of it, not wait
       log(0, "recovery of request %s failed: %s: %s", generation.spec.request_id, type(error).__name__, error)
-      generation.fail(ExoError(f"the request could not be moved to another ring: {error}"))
+      generation.fail(ExoError(f"the request could not be moved to another ring: {type(error).__name__}: {error}"))
+
+  def _learn(self, generation: Generation, ring: ModelRing, error: ExoError) -> None:
+    """What to leave out in the next attempt. Raises where there is none: what an engine says of this very request, say."""
+    setbacks, node = generation.setbacks, str(error.details.get("node"))
+    if isinstance(error, BadNumbersError):
+      if not error.details.get("recomputed") and setbacks.doubt(node):
+        return  # computed once more where it was; the node itself had seen nothing
+      setbacks.add(node, error)
+      guilty = setbacks.with_bad_numbers
+      if len(guilty) > 1:
+        ring.acquit(guilty, generation.spec.request_id)
+        raise BadNumbersError(
+            f"this request makes numbers that are not finite, on {' and on '.join(sorted(guilty))}", nodes=len(guilty)
+        )
+      ring.failed(node, error)
+    elif isinstance(error, StageSickError):
+      setbacks.add(node, error)
+      ring.failed(node, error)
+    elif isinstance(error, CacheLostError):
+      if not setbacks.again():
+        raise error
+    elif isinstance(error, _RECOVERABLE):
+      self._shun(error)
+    else:
+      raise error
 
   def cancel(self, request_id: str, share: str | None = None) -> bool:
     """End a request on its client's behalf: whoever reads it gets `CancelledRequestError`. False when there is none, or
@@ -307,6 +347,8 @@ class EntryDesk:
       self._send(generation.plan.first.node_id, Cancel(generation.plan.plan_id, generation.ring_id))
     except PeerUnreachableError:
       log(1, "request %s cannot be cancelled: its first stage is gone", generation.ring_id)
+    except Exception as error:  # noqa: BLE001 - whoever leaves the request has an error of its own, or an answer
+      log(0, "request %s was not cancelled: %s: %s", generation.ring_id, type(error).__name__, error)
 
   def on_delivery(self, sender: str, delivery: TokenDelivery) -> None:
     generation = self._running.get(delivery.request_id)
@@ -320,6 +362,9 @@ class EntryDesk:
     except ProtocolError as error:
       log(1, "%s", error)
       generation.fail(error)
+    except Exception as error:  # noqa: BLE001 - its client must hear of it, not wait
+      log(0, "a delivery failed: %s: %s", type(error).__name__, error, request=delivery.request_id)
+      generation.fail(ExoError(f"{type(error).__name__}: {error}"))
 
   def on_failed(self, sender: str, message: RequestFailed) -> None:
     generation = self._running.get(message.request_id)
@@ -335,3 +380,15 @@ class EntryDesk:
     for generation in self._running.values():
       if generation.plan.index_of(node_id) is not None:
         generation.lose(PeerLostError(f"{node_id} left the ring ({reason})", node=node_id))
+
+
+def _owned(generation: Generation, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
+  """A task of a generation's, which fails with it."""
+  def ended(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+      log(0, "%s failed: %s: %s", name, type(error).__name__, error)
+      generation.fail(ExoError(f"{type(error).__name__}: {error}"))
+
+  task = asyncio.create_task(work, name=name)
+  task.add_done_callback(ended)
+  return task

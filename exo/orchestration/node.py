@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from exo.config import Config
 from exo.download.model_store import ModelEntry
 from exo.errors import (
     DrainingError,
-    EngineUnavailableError,
     ExoError,
     ModelInUseError,
     ModelNotFoundError,
-    ModelTooLargeError,
     ProtocolError,
     StartingError,
 )
@@ -48,20 +45,17 @@ from exo.orchestration.entry_desk import EntryDesk, Generation, GenerationSpec
 from exo.orchestration.meter import Meter
 from exo.orchestration.model_catalog import ModelCatalog, ModelInfo
 from exo.orchestration.model_sharing import ModelSharing
-from exo.orchestration.plan_book import PlanBook
 from exo.orchestration.plan_host import PlanHost
+from exo.orchestration.planner import ModelRing, Planner
 from exo.orchestration.shard_loader import ShardLoader
 from exo.orchestration.threads import usable_threads
-from exo.system_figures import memory, own_memory
+from exo.system_figures import own_memory
 from exo.tasks import TaskOwner
 from exo.topology.partitioning_strategy import PartitioningStrategy
-from exo.topology.ring_plan import RingPlan, make_plan, membership_epoch
-from exo.topology.topology import PeerConnection, Topology
+from exo.topology.topology import Topology
 
 _MB = 2**20
-_FREE_MEMORY_EVERY_S = 2.0
 _DRAIN_POLL_S = 0.05
-_PREPARE_TIMEOUT_S = 3600.0  # a download may be part of it
 
 
 class Node:
@@ -71,13 +65,12 @@ class Node:
       strategy: PartitioningStrategy
   ) -> None:
     self.config, self.hello, self.engine, self.catalog = config, hello, engine, catalog
-    self._mesh, self._discovery, self._strategy = mesh, discovery, strategy
+    self._mesh, self._discovery = mesh, discovery
     self._device = DeviceThread()
     self._tasks = TaskOwner("node")
     self._draining = False
     self._awaited = "its ports and the search for other nodes"
     self._joined = asyncio.Event()
-    self._free_bytes, self._free_asked_at = 0, float("-inf")
     self.meter = Meter()
     self.activity = Activity(self.meter)
     self._loader = loader = ShardLoader(catalog, self._device, engine, config.quantize, config.tinygrad_debug)
@@ -88,7 +81,7 @@ class Node:
         hello.node_id, loader, self._device, offered, usable_threads(), self.send, self.call, rehearse, self.meter,
         kv_bytes, config.speculation == "auto", AwakeCores(config.awake_cores == "auto"), config.queue_timeout
     )
-    self._book = PlanBook(self._open_stages)
+    self.planner = Planner(hello.node_id, mesh, strategy, self.plans, self.send, self.call, self.problems)
     self.desk = EntryDesk(hello.node_id, self.send, self.call)
     self.sharing = ModelSharing(catalog.store, mesh.peers, self.send, self.call, lambda: self.plans.busy)
 
@@ -106,12 +99,12 @@ class Node:
     """Why this node cannot serve now; None while it can."""
     if self._awaited and not self._draining:
       return f"this node is starting: it waits for {self._awaited}"
-    return "this node is shutting down" if self._draining else self.plans.engine.problem
+    return "this node is shutting down" if self._draining else self.plans.worker.problem
 
   @property
   def leaving(self) -> bool:
     """Other nodes make no new plans with this one."""
-    return self._draining or self.plans.engine.broken
+    return self._draining or self.plans.worker.broken
 
   # life
 
@@ -139,7 +132,7 @@ class Node:
     """Leave the ring. Idempotent; no task, thread or socket is left."""
     self._draining = True
     await self._discovery.stop()
-    await self._book.close()
+    await self.planner.close()
     await self.plans.close()
     await self.catalog.store.close()
     await self._mesh.stop()
@@ -165,16 +158,7 @@ class Node:
 
   def topology(self) -> Topology:
     """This node and those that it is linked to."""
-    nodes = {self.node_id: self.hello.capabilities}
-    edges = set()
-    for node_id, peer in self._mesh.peers().items():
-      nodes[node_id] = peer.hello.capabilities
-      edges |= {
-          PeerConnection(self.node_id, node_id, peer.interface),
-          PeerConnection(node_id, self.node_id, peer.interface)
-      }
-    active = next((plan.first.node_id for plan in self.plans.plans), None)
-    return Topology(nodes, frozenset(edges), active)
+    return self.planner.topology(self.hello)
 
   def refusals(self) -> list[str]:
     """Why nodes that were seen or dialed are no peers, latest last."""
@@ -187,36 +171,6 @@ class Node:
   @property
   def mesh(self) -> Mesh:
     return self._mesh
-
-  def plan(self, model: ModelInfo, avoid: frozenset[str] = frozenset()) -> RingPlan:
-    """The ring for a model as it would be now, without some nodes. Raises `ModelTooLargeError`."""
-    peers = self._mesh.peers()
-    view = self.topology().without(avoid | self._leaving_nodes())
-    if not view.nodes and self.plans.engine.broken:
-      raise EngineUnavailableError(f"{self.plans.engine.problem}, and there is no other node")
-    hellos = [h for h in (self.hello, *(p.hello for p in peers.values())) if h.node_id in view.nodes]
-    epoch = membership_epoch((h.node_id, h.incarnation, h.capabilities.memory) for h in hellos)
-    capacity = {h.node_id: h.capabilities.memory * _MB for h in hellos}
-    for node_id, peer in peers.items():
-      if peer.heartbeat is not None and node_id in capacity:
-        capacity[node_id] = min(capacity[node_id], peer.heartbeat.free_memory_mb * _MB)
-    if self.node_id in capacity:
-      capacity[self.node_id] = min(capacity[self.node_id], self._usable_mb() * _MB)
-    scale = {h.node_id: h.weight_memory.scale(model.size) for h in hellos}
-    try:
-      return make_plan(model.id, model.n_layers, view, self._strategy, epoch, model.size, capacity, scale)
-    except ModelTooLargeError as error:
-      if not (problems := self.problems()):
-        raise
-      text = f"{error}. Perhaps a node is missing that could help: {problems[-1]}"
-      raise ModelTooLargeError(text, **error.details) from error
-
-  def _usable_mb(self) -> int:
-    """Memory that the engine could use: what is free (asked of the system every few seconds) and what it holds already."""
-    now = time.monotonic()
-    if now - self._free_asked_at > _FREE_MEMORY_EVERY_S:
-      self._free_bytes, self._free_asked_at = memory().available, now
-    return (self._free_bytes + self.plans.loaded_bytes) // _MB
 
   # requests of this node's clients
 
@@ -269,30 +223,9 @@ class Node:
       raise StartingError(f"this node is starting: it waits for {self._awaited}")
     if self._draining:
       raise DrainingError("this node is shutting down: ask another node of the ring")
-    replan = functools.partial(self._open_plan, model)
-    async with self.desk.generation(spec, replan, self.config.chatgpt_api_response_timeout) as generation:
+    ring = ModelRing(self.planner, self.hello, model)
+    async with self.desk.generation(spec, ring, self.config.chatgpt_api_response_timeout) as generation:
       yield generation
-
-  def _open_plan(self, model: ModelInfo, avoid: frozenset[str]) -> OpenPlan:
-    plan = self.plan(model, avoid)
-    peers = self._mesh.peers()
-    addresses = tuple((n, f"{peers[n].address.rpartition(':')[0]}:{peers[n].hello.port}") for n in plan.node_ids
-                      if n in peers)
-    best = OpenPlan(plan, model.fingerprint, addresses)
-
-    def usable(used: OpenPlan) -> bool:
-      out, there = avoid | self._leaving_nodes(), {self.node_id, *peers}
-      return used.fingerprint == best.fingerprint and set(used.plan.node_ids) <= there - out
-
-    return self._book.choose(best, usable)
-
-  async def _open_stages(self, message: OpenPlan) -> None:
-    await asyncio.gather(*(self.call(n, message, _PREPARE_TIMEOUT_S) for n in message.plan.node_ids))
-
-  def _leaving_nodes(self) -> frozenset[str]:
-    """Those that new plans must do without."""
-    gone = {n for n, p in self._mesh.peers().items() if p.suspect or (p.heartbeat is not None and p.heartbeat.leaving)}
-    return frozenset(gone | {self.node_id} if self.plans.engine.broken else gone)
 
   # messages
 
@@ -323,18 +256,18 @@ class Node:
 
   def peer_joined(self, peer: Hello) -> None:
     self._joined.set()
-    self.desk.peer_joined(peer.node_id)
     self.meter.peer_events["joined"] += 1
     log(1, "%s joined: %s, engine %s", peer.node_id, peer.capabilities, peer.engine)
-    self.sharing.peer_joined(peer.node_id)
+    for tell in (self.desk.peer_joined, self.sharing.peer_joined):
+      _tell(tell, peer.node_id)
 
   def peer_left(self, node_id: str, reason: str) -> None:
     self.meter.peer_events["left"] += 1
     log(1, "%s left: %s", node_id, reason)
-    self._book.peer_left(node_id)
-    self.plans.peer_left(node_id, reason)
-    self.desk.peer_left(node_id, reason)
-    self.sharing.peer_left(node_id)
+    _tell(self.planner.peer_left, node_id)
+    _tell(self.plans.peer_left, node_id, reason)
+    _tell(self.desk.peer_left, node_id, reason)
+    _tell(self.sharing.peer_left, node_id)
 
   async def answer(self, sender: str, message: Message) -> Message:
     match message:
@@ -356,7 +289,26 @@ class Node:
     shards = tuple(stage.shard for plan in self.plans.plans for stage in plan.stages if stage.node_id == self.node_id)
     links = tuple(PeerLink(n, p.rtt_ms, p.interface) for n, p in self._mesh.peers().items())
     return Heartbeat(
-        0, False, self._usable_mb(), self.plans.busy, shards, self.plans.loaded_bytes // _MB, self.meter.load,
-        self.meter.frames, links, time.process_time(),
-        own_memory() // _MB, self.plans.paces, self.leaving
+        0,
+        False,
+        self.planner.usable_mb(),
+        self.plans.busy,
+        shards,
+        self.plans.loaded_bytes // _MB,
+        self.meter.load,
+        self.meter.frames,
+        links,
+        time.process_time(),
+        own_memory() // _MB,
+        self.plans.paces,
+        self.leaving,
+        ailments=self.plans.ailments.told()
     )
+
+
+def _tell(who: Callable[..., None], *what: str) -> None:
+  """Of a node that came or went: one part's fault keeps it from no other."""
+  try:
+    who(*what)
+  except Exception as error:  # noqa: BLE001 - whatever it is, the others must be told
+    log(0, "%s failed: %s: %s", who.__qualname__, type(error).__name__, error)

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from exo.errors import ExoError, ModelTooLargeError
+from exo.errors import ModelTooLargeError
 from exo.log import log
 from exo.networking.messages import OpenPlan
 from exo.tasks import TaskOwner
@@ -26,7 +26,7 @@ class PlanBook:
     self._open_stages = open_stages
     self._in_use: dict[str, OpenPlan] = {}
     self._preparing: dict[str, OpenPlan] = {}
-    self._not_before = 0.0
+    self._not_before: dict[str, float] = {}  # by model
     self._tasks = TaskOwner("plan book")
 
   def choose(self, best: OpenPlan, usable: Callable[[OpenPlan], bool]) -> OpenPlan:
@@ -36,7 +36,7 @@ class PlanBook:
     if used is None or used.plan.plan_id == best.plan.plan_id or not usable(used):
       self._in_use[model] = best
       return best
-    if model not in self._preparing and asyncio.get_running_loop().time() >= self._not_before:
+    if model not in self._preparing and asyncio.get_running_loop().time() >= self._not_before.get(model, 0.0):
       self._preparing[model] = best
       self._tasks.spawn(self._prepare(best), f"prepare {best.plan.plan_id}")
     return used
@@ -44,20 +44,22 @@ class PlanBook:
   async def _prepare(self, best: OpenPlan) -> None:
     plan = best.plan
     log(1, "preparing %s beside the plan in use", plan)
-    outcome = "is ready and serves new requests"
     try:
       await self._open_stages(replace(best, beside=True))
+      outcome = "is ready and serves new requests"
     except ModelTooLargeError as error:
       outcome = f"has to wait until the plan in use has drained: {error}"
-    except ExoError as error:
-      self._not_before = asyncio.get_running_loop().time() + _TRY_AGAIN_S
-      log(1, "%s could not be prepared: %s", plan, error)
-      if self._preparing.get(plan.model_id) is best:
-        del self._preparing[plan.model_id]
+    except Exception as error:  # noqa: BLE001 - whatever it is, the plan in use goes on, and this one is tried again
+      self._not_before[plan.model_id] = asyncio.get_running_loop().time() + _TRY_AGAIN_S
+      log(1, "%s could not be prepared: %s: %s", plan, type(error).__name__, error)
       return
-    if self._preparing.get(plan.model_id) is best:  # no node of it has left meanwhile
-      del self._preparing[plan.model_id]
+    finally:
+      wanted = self._preparing.get(plan.model_id) is best  # and no node of it has left meanwhile
+      if wanted:
+        del self._preparing[plan.model_id]
+    if wanted:
       self._in_use[plan.model_id] = best
+      self._not_before.pop(plan.model_id, None)
       log(1, "%s %s", plan, outcome)
 
   def peer_left(self, node_id: str) -> None:

@@ -83,6 +83,10 @@ class PlanDriver:
   def on_result(self, result: StepResult) -> None:
     lap_ms = self.pace.returned(result, time.perf_counter())
     self.scheduler.on_result(result.step, result.tokens, result.refused, sum(result.compute_ms), lap_ms)
+    for failed in result.failed:
+      error = failure_error(failed.failure)
+      for request in self.scheduler.fail((failed.sequence, ), result.step):
+        tell_failed(self._send, self.plan, request, error)
     # waking for a token costs more than handling it: where tokens come fast, the stage computes two before it reports
     sequences = len({token.sequence for token in result.tokens})
     if sequences:
@@ -107,7 +111,7 @@ class PlanDriver:
 
   def on_failure(self, failed: StepFailed) -> None:
     self.pace.lost(failed.step)
-    error = from_wire(failed.failure.kind, failed.failure.message, failed.failure.details_json)
+    error = failure_error(failed.failure)
     log(1, "step %d of %s failed: %s", failed.step, self.plan.plan_id, error)
     for request in self.scheduler.on_failure(failed.step):
       tell_failed(self._send, self.plan, request, error)
@@ -141,9 +145,16 @@ class PlanDriver:
       )
 
 
-def tell_failed(send: Callable[[str, Message], None], plan: RingPlan, request: Request, error: ExoError) -> None:
+def failure_error(failure: Failure) -> ExoError:
+  """The error that a failure tells of."""
+  return from_wire(failure.kind, failure.message, failure.details_json)
+
+
+def tell_failed(send: Callable[[str, Message], None], plan: RingPlan, request: Request, error: BaseException) -> None:
   """To the request's entry node: it does not run on this plan any more, or never did."""
   try:
     send(request.entry_node, RequestFailed(plan.plan_id, request.request_id, Failure(*to_wire(error))))
   except PeerUnreachableError:
     log(1, "the entry node %s is gone", request.entry_node, request=request.request_id)
+  except Exception as unexpected:  # noqa: BLE001 - those after it must be told, too
+    log(0, "a failure could not be told: %s: %s", type(unexpected).__name__, unexpected, request=request.request_id)

@@ -8,19 +8,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from exo.errors import (
+    BadNumbersError,
+    DrainingError,
     ExoError,
     ModelInUseError,
-    ModelTooLargeError,
     PeerLostError,
     PlanClosedError,
     ProtocolError,
-    from_wire,
+    StageSickError,
     to_wire,
 )
 from exo.inference.device_thread import DeviceThread
-from exo.inference.engine import LoadOptions
 from exo.log import log
 from exo.networking.messages import (
+    Absolve,
     Cancel,
     ClosePlan,
     Failure,
@@ -33,22 +34,25 @@ from exo.networking.messages import (
     StepResult,
     Submit,
 )
+from exo.orchestration.ailments import Ailments, Illness
 from exo.orchestration.awake_cores import AwakeCores
-from exo.orchestration.engine_health import EngineHealth
 from exo.orchestration.frame_check import FrameBounds, check_frame
 from exo.orchestration.kv_room import Limits
 from exo.orchestration.meter import Meter
-from exo.orchestration.plan_driver import PlanDriver
+from exo.orchestration.plan_driver import PlanDriver, failure_error
 from exo.orchestration.plan_start import Call, PlanStart
 from exo.orchestration.scheduler import Scheduler
 from exo.orchestration.shard_loader import ShardLoader
-from exo.orchestration.stage_runner import StageRunner, check_step
+from exo.orchestration.stage_opener import StageOpener
+from exo.orchestration.stage_runner import StageRunner
+from exo.orchestration.step_guard import check_step
+from exo.orchestration.worker_health import WorkerHealth
 from exo.tasks import TaskOwner
 from exo.topology.ring_plan import RingPlan
 
-_SPARE = 1.5
 _RETIRE_S = 10.0
-_DRAIN_POLL_S = 0.05
+# of a load that ended because nobody wants it any more, or that was never this node's
+_NO_AILMENT = (PeerLostError, PlanClosedError, DrainingError, ProtocolError)
 
 Send = Callable[[str, Message], None]
 
@@ -78,17 +82,16 @@ class PlanHost:
       call: Call, rehearse: Callable[[str], None] | None, meter: Meter, kv_memory_bytes: int | None, speculate: bool,
       awake: AwakeCores, most_wait_s: float
   ) -> None:
-    self._node_id, self._loader, self._device = node_id, loader, device
-    self._offered_bytes, self._threads = offered_bytes, threads
-    self._send, self._call, self._rehearse, self._meter = send, call, rehearse, meter
-    self._kv_memory_bytes, self._awake, self._most_wait_s = kv_memory_bytes, awake, most_wait_s
+    self._node_id, self._device = node_id, device
+    self._send, self._rehearse, self._meter, self._awake = send, rehearse, meter, awake
+    self._most_wait_s = most_wait_s
     self._open: dict[str, _Open] = {}
     self._opening: dict[str, _Opening] = {}
-    self._lost: dict[str, ExoError] = {}  # plans that lost a node while they opened here
     self._tasks = TaskOwner("plans")
     self._start = PlanStart(send, call, self._driver_of, self._tasks, speculate)
-    self._memory_lock = asyncio.Lock()
-    self.engine = EngineHealth(node_id)
+    self._opener = StageOpener(node_id, loader, device, offered_bytes, threads, kv_memory_bytes, self)
+    self.ailments = Ailments(node_id, self._tasks, self._recover)
+    self.worker = WorkerHealth(node_id, self._tasks, loader.prove, self._leave, loader.renew)
 
   @property
   def plans(self) -> list[RingPlan]:
@@ -137,40 +140,24 @@ class PlanHost:
     if plan_id not in self._opening:
       task = self._tasks.spawn(self._load(message), f"open {plan_id}")
       self._opening[plan_id] = _Opening(message.plan, task)
-      task.add_done_callback(lambda _: self._opened_or_not(plan_id))
+      task.add_done_callback(lambda _: self._opening.pop(plan_id, None))
     return await asyncio.shield(self._opening[plan_id].task)
-
-  def _opened_or_not(self, plan_id: str) -> None:
-    self._opening.pop(plan_id, None)
-    self._lost.pop(plan_id, None)
 
   async def _load(self, message: OpenPlan) -> PlanOpened:
     plan = message.plan
-    index = plan.index_of(self._node_id)
-    if index is None:
-      raise ProtocolError(f"{self._node_id} has no stage in plan {plan.plan_id}")
-    shard = plan.stages[index].shard
-    async with self._memory_lock:
-      await self._make_room(plan, message.beside)
-      options = LoadOptions(self._offered_bytes - self.loaded_bytes, self._threads, self._kv_memory_bytes)
-      model = await self._loader.load(shard, message.fingerprint, options)
-      if model.memory.max_kv_tokens < 2:
-        await self._device.run(model.close)
-        raise ModelTooLargeError(f"{shard} leaves no memory for its KV cache on {self._node_id}", missing_mb=1)
-      if (lost := self._lost.get(plan.plan_id)) is not None:
-        await self._device.run(model.close)
-        raise lost
-      try:
-        bounds = await self._loader.frame_bounds(shard, model.memory)
-        grammars = await self._loader.grammars(shard) if shard.is_last else None
-      except BaseException:
-        await self._device.run(model.close)
-        raise
-      runner = StageRunner(
-          plan, self._node_id, model, self._device, self._send, self._meter, self._engine_failed, self._awake,
-          self._at_rest, grammars
-      )
-      self._open[plan.plan_id] = _Open(plan, runner, message.fingerprint, bounds)
+    try:
+      stage = await self._opener.open(message)
+    except Exception as error:
+      index = plan.index_of(self._node_id)
+      if index is not None and not message.beside and not isinstance(error, _NO_AILMENT):
+        self.ailments.fall_ill(plan.stages[index].shard, message.fingerprint, error)
+        self.worker.load_failed(message.fingerprint)
+      raise
+    self.worker.loaded()
+    runner = StageRunner(
+        plan, self._node_id, stage.model, self._device, self._send, self._meter, self, self._awake, stage.grammars
+    )
+    self._open[plan.plan_id] = _Open(plan, runner, message.fingerprint, stage.bounds)
     log(1, "plan %s is open here: %s", plan.plan_id, plan)
     if any(o.plan.model_id == plan.model_id for o in self._open.values() if o.plan.plan_id != plan.plan_id):
       self._tasks.spawn(self._retire(plan.model_id), f"retire plans of {plan.model_id}")
@@ -182,27 +169,14 @@ class PlanHost:
         opened.plan.plan_id, memory.max_kv_tokens, memory.max_sequences, memory.max_context, memory.max_drafting
     )
 
-  async def _make_room(self, plan: RingPlan, beside: bool) -> None:
-    """Close what nobody uses while the new stage would not fit; if that is not enough, wait until what is used drains.
-
-    Raises `ModelTooLargeError` for a plan that should stand beside another of its model and cannot.
-    """
-    index = plan.index_of(self._node_id)
-    assert index is not None
-    needed = await self._loader.needed_bytes(plan.stages[index].shard)
-    if beside:  # with room to spare, since what is left after the weights is all that its cache will ever get
-      needed = int(needed * _SPARE)
-    while self._offered_bytes - self.loaded_bytes < needed and plan.plan_id not in self._lost:
-      others = [o for o in self._open.values() if not (beside and o.plan.model_id == plan.model_id)]
-      idle = sorted((o for o in others if o.runner.idle), key=lambda o: o.used_at)
-      if idle:
-        await self._close_everywhere(idle[0], PlanClosedError(f"its memory was needed for {plan}"))
-      elif beside:
-        raise ModelTooLargeError(f"{self._node_id} has no room for {plan} beside what it runs", missing_mb=1)
-      elif not others:
-        return  # the engine itself says what is missing
-      else:
-        await asyncio.sleep(_DRAIN_POLL_S)
+  async def give_way(self, plan: RingPlan, but_model: str | None) -> bool | None:
+    """See `Residents`."""
+    others = [o for o in self._open.values() if o.plan.model_id != but_model]
+    idle = min((o for o in others if o.runner.idle), key=lambda o: o.used_at, default=None)
+    if idle is not None:
+      await self._close_everywhere(idle, PlanClosedError(f"its memory was needed for {plan}"))
+      return True
+    return False if others else None
 
   async def _retire(self, model_id: str) -> None:
     """Close all plans of a model but the one used last, once each has been idle for a while."""
@@ -237,47 +211,59 @@ class PlanHost:
     here.driver = PlanDriver(plan, Scheduler(limits), here.runner.feed, self._send, self._meter, self._most_wait_s)
     return here.driver
 
-  # the engine
+  # sickness
 
-  def _engine_failed(self, runner: StageRunner, frame: Frame, error: ExoError) -> ExoError:
-    """Begin to find out whether the engine is broken; returns what the step's requests are told.
-
-    Those of the first step that fails get its error, which may be their own doing. What fails after it may go on
-    elsewhere.
-    """
-    if self.engine.problem is not None:
-      return PeerLostError(f"the engine of {self._node_id} failed", node=self._node_id)
+  def bad_numbers(self, runner: StageRunner, entry_nodes: frozenset[str]) -> None:
+    """See `StageHost`. What runs and is well stays where it is."""
     opened = self._open.get(runner.plan.plan_id)
     if opened is not None:
-      self.engine.problem = str(error)
-      self._tasks.spawn(self._mend(opened, frame), "mend the engine")
-    return error
+      error = BadNumbersError("it computes numbers that are not finite", node=self._node_id)
+      self.ailments.fall_ill(runner.model.shard, opened.fingerprint, error, entry_nodes)
 
-  async def _mend(self, failed: _Open, frame: Frame) -> None:
-    """Try the engine; if it fails again, leave the ring and try with a new one, ever more rarely, until it works."""
-    stage = failed.plan.stages[failed.plan.index_of(self._node_id) or 0]
+  def broken(self, runner: StageRunner, error: StageSickError) -> None:
+    """See `StageHost`. The plan is over, its requests may go on elsewhere; perhaps the whole worker is broken."""
+    opened = self._open.get(runner.plan.plan_id)
+    if opened is not None:
+      self.ailments.fall_ill(runner.model.shard, opened.fingerprint, error)
+      self._tasks.spawn(self._close_everywhere(opened, error), f"close {opened.plan.plan_id}")
+      self.worker.doubt()
 
-    async def renew() -> None:
-      model = await self._loader.load_anew(
-          stage.shard, failed.fingerprint, LoadOptions(self._offered_bytes, self._threads)
+  def crashed(self, runner: StageRunner, error: ExoError) -> None:
+    """See `StageHost`."""
+    opened = self._open.get(runner.plan.plan_id)
+    if opened is not None:
+      self._tasks.spawn(self._close_everywhere(opened, error), f"close {opened.plan.plan_id}")
+
+  async def _recover(self, illness: Illness) -> None:
+    """Whether this node can run its part of a model again. Raises while it cannot."""
+    for opened in self._open.values():
+      if opened.fingerprint == illness.fingerprint and opened.runner.model.shard == illness.shard:
+        hidden_size = None if illness.shard.is_first else opened.bounds.hidden_size
+        await self._device.run(check_step, opened.runner.model, hidden_size)
+        return
+    await self._opener.try_out(illness.shard, illness.fingerprint)
+
+  async def _leave(self) -> None:
+    """Close all plans: this node's worker is broken."""
+    for opened in list(self._open.values()):
+      await self._close_everywhere(
+          opened, PeerLostError(f"the engine of {self._node_id} is broken", node=self._node_id)
       )
-      try:
-        await self._device.run(check_step, model, frame)
-      finally:
-        await self._device.run(model.close)
-
-    async def leave() -> None:
-      for opened in list(self._open.values()):
-        await self._close_everywhere(
-            opened, PeerLostError(f"the engine of {self._node_id} is broken", node=self._node_id)
-        )
-
-    await self.engine.mend(lambda: failed.runner.check(frame), leave, renew)
 
   # messages
 
   def on_message(self, sender: str, message: Message) -> None:
-    """Frames, results and the like. What does not belong is logged and ignored."""
+    """Frames, results and the like. What does not belong is logged and ignored; a plan that cannot go on is closed."""
+    try:
+      self._on_message(sender, message)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the plan's clients must hear of it
+      log(0, "a %s from %s failed: %s: %s", type(message).__name__, sender, type(error).__name__, error)
+      opened = self._open.get(getattr(message, "plan_id", ""))
+      if opened is not None:
+        failure = ExoError(f"{type(error).__name__}: {error}")
+        self._tasks.spawn(self._close_everywhere(opened, failure), f"close {opened.plan.plan_id}")
+
+  def _on_message(self, sender: str, message: Message) -> None:
     match message:
       case Frame():
         self._on_frame(sender, message)
@@ -297,6 +283,8 @@ class PlanHost:
         self._cancel(sender, message)
       case ClosePlan():
         self._on_close(sender, message)
+      case Absolve():
+        self.ailments.absolve(message.fingerprint, sender)
       case _:
         log(2, "ignored a %s from %s", type(message).__name__, sender)
 
@@ -319,8 +307,8 @@ class PlanHost:
     opened.used_at = time.monotonic()
     opened.runner.feed(frame)
 
-  def _at_rest(self, frame: Frame) -> None:
-    """A stage of a ring waits for its next frame. What reading one takes is done with this one once more, since the engine's
+  def at_rest(self, frame: Frame) -> None:
+    """See `StageHost`. A stage of a ring waits for its next frame. What reading one takes is done with this one once more, since the engine's
     weights have pushed all of it out of the processor's caches: the next is read in less than half the time."""
     opened = self._open.get(frame.plan_id)
     if opened is None:
@@ -347,11 +335,11 @@ class PlanHost:
       driver.cancel(message.request_id)
 
   def _on_close(self, sender: str, message: ClosePlan) -> None:
-    opened = self._open.get(message.plan_id)
-    if opened is not None and opened.plan.index_of(sender) is not None:
-      error: ExoError = PlanClosedError(f"{sender} closed the plan")
-      if message.reason is not None:  # names the node that was lost, if one was
-        error = from_wire(message.reason.kind, message.reason.message, message.reason.details_json)
+    known = self._open.get(message.plan_id) or self._opening.get(message.plan_id)
+    if known is not None and known.plan.index_of(sender) is not None:
+      # the reason names the node that was lost, if one was
+      error = PlanClosedError(f"{sender} closed the plan") if message.reason is None else failure_error(message.reason)
+      self._opener.lose(message.plan_id, error)
       self._tasks.spawn(self._close_here(message.plan_id, error), "close")
 
   def peer_left(self, node_id: str, reason: str) -> None:
@@ -365,7 +353,7 @@ class PlanHost:
         opened.driver.cancel_entry(node_id)
     for plan_id, opening in self._opening.items():
       if opening.plan.index_of(node_id) is not None:
-        self._lost[plan_id] = error
+        self._opener.lose(plan_id, error)
     self._start.forget(lambda request: request.entry_node == node_id)
 
   async def close_model(self, model_id: str) -> None:

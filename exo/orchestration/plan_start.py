@@ -6,8 +6,19 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-from exo.errors import ExoError, ProtocolError, QueueFullError
-from exo.networking.messages import Message, OpenPlan, PlanOpened, Request
+from exo.errors import (
+    DrainingError,
+    ExoError,
+    PeerLostError,
+    PeerUnreachableError,
+    PlanClosedError,
+    ProtocolError,
+    QueueFullError,
+    stage_sick,
+    to_wire,
+)
+from exo.log import log
+from exo.networking.messages import ClosePlan, Failure, Message, OpenPlan, PlanOpened, Request
 from exo.orchestration.kv_room import Limits
 from exo.orchestration.plan_driver import PlanDriver, tell_failed
 from exo.orchestration.waiting_line import WaitingLine
@@ -58,18 +69,28 @@ class PlanStart:
     try:
       opened = await asyncio.gather(*(self._open_stage(stage.node_id, message) for stage in plan.stages))
       driver = self._ready(plan, self._limits(opened))
-    except ExoError as error:
-      for request in self._waiting.pop(plan.plan_id):
-        tell_failed(self._send, plan, request, error)
+    except BaseException as error:
+      self._give_up(plan, error)
+      if not isinstance(error, Exception):
+        raise
       return
-    except BaseException:
-      self._waiting.pop(plan.plan_id, None)
-      raise
     for request in self._waiting.pop(plan.plan_id):
       try:
         driver.submit(request)
-      except ExoError as error:
+      except Exception as error:  # noqa: BLE001 - as above
         tell_failed(self._send, plan, request, error)
+
+  def _give_up(self, plan: RingPlan, error: BaseException) -> None:
+    """Those who wait hear why, and what other stages have loaded or still load for this plan is let go."""
+    if not isinstance(error, ExoError):
+      log(0, "plan %s could not begin: %s: %s", plan.plan_id, type(error).__name__, error)
+    for request in self._waiting.pop(plan.plan_id):
+      tell_failed(self._send, plan, request, error)
+    for node_id in plan.node_ids:
+      try:
+        self._send(node_id, ClosePlan(plan.plan_id, Failure(*to_wire(error))))
+      except Exception as unreachable:  # noqa: BLE001 - the others are to be told
+        log(2, "%s was not told: %s", node_id, unreachable)
 
   def _limits(self, opened: list[PlanOpened]) -> Limits:
     """What every stage can do."""
@@ -82,7 +103,13 @@ class PlanStart:
     )
 
   async def _open_stage(self, node_id: str, message: OpenPlan) -> PlanOpened:
-    reply = await self._call(node_id, message, _OPEN_TIMEOUT_S)
+    """Raises `StageSickError` where that node is why the plan cannot begin."""
+    try:
+      reply = await self._call(node_id, message, _OPEN_TIMEOUT_S)
+    except (PeerLostError, PeerUnreachableError, PlanClosedError, DrainingError):
+      raise
+    except Exception as error:
+      raise stage_sick(node_id, message.plan.model_id, error) from error
     if not isinstance(reply, PlanOpened):
       raise ProtocolError(f"{node_id} answered an OpenPlan with {type(reply).__name__}")
     return reply

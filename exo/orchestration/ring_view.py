@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from exo.inference.shard import Shard
+from exo.networking.messages import Ailment
 from exo.orchestration.node import Node
 from exo.topology.device_capabilities import DeviceCapabilities
 
@@ -13,7 +14,9 @@ _MB = 2**20
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
-  """Memory in MB: offered to the ring, taken by loaded weights, and free. `load` is the part of time spent computing."""
+  """Memory in MB: offered to the ring, taken by loaded weights, and free. `load` is the part of time spent computing,
+  `ailments` the models that the node cannot run for now.
+  """
   node_id: str
   capabilities: DeviceCapabilities
   engine: str
@@ -25,6 +28,7 @@ class NodeView:
   load: float
   frames: int
   shards: tuple[Shard, ...]
+  ailments: tuple[Ailment, ...]
   is_here: bool
 
   @property
@@ -58,12 +62,13 @@ class RequestCounts:
 
 @dataclass(frozen=True, slots=True)
 class RingView:
-  """Nodes by id, this one first."""
+  """Nodes by id, this one first. `refused` are models that are at fault themselves, with reasons."""
   nodes: tuple[NodeView, ...]
   links: tuple[LinkView, ...]
   chains: tuple[Chain, ...]
   requests: RequestCounts
   active_node_id: str | None
+  refused: tuple[tuple[str, str], ...] = ()
 
   @property
   def memory_mb(self) -> int:
@@ -77,7 +82,8 @@ class RingView:
 def ring_view(node: Node) -> RingView:
   """Of what is known now; asks nobody."""
   nodes = (_here(node), *_peers(node))
-  return RingView(nodes, _links(node), _chains(nodes), _requests(node), node.topology().active_node_id)
+  refused = tuple(node.planner.refused.told().items())
+  return RingView(nodes, _links(node), _chains(nodes), _requests(node), node.topology().active_node_id, refused)
 
 
 def _here(node: Node) -> NodeView:
@@ -85,12 +91,13 @@ def _here(node: Node) -> NodeView:
   used = beat.used_memory_mb
   return NodeView(
       node.node_id, hello.capabilities, hello.engine, hello.device, hello.version, f"port {hello.port}", used,
-      _free(hello.capabilities.memory, beat.free_memory_mb, used), beat.load, beat.frames, beat.loaded, True
+      _free(hello.capabilities.memory, beat.free_memory_mb, used), beat.load, beat.frames, beat.loaded,
+      node.planner.ailments().get(node.node_id, ()), True
   )
 
 
 def _peers(node: Node) -> list[NodeView]:
-  views = []
+  views, ailments = [], node.planner.ailments()
   for node_id, peer in sorted(node.mesh.peers().items()):
     hello, beat = peer.hello, peer.heartbeat
     memory = hello.capabilities.memory
@@ -99,7 +106,7 @@ def _peers(node: Node) -> list[NodeView]:
         NodeView(
             node_id, hello.capabilities, hello.engine, hello.device, hello.version, peer.address,
             beat.used_memory_mb if beat else 0, free, beat.load if beat else 0.0, beat.frames if beat else 0,
-            beat.loaded if beat else (), False
+            beat.loaded if beat else (), ailments.get(node_id, ()), False
         )
     )
   return views

@@ -12,6 +12,7 @@ sequence may be in every step in flight.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -364,6 +365,14 @@ class Scheduler:
     """A step was lost; its requests are forgotten and returned."""
     failed = self._sequences_in(step)
     self._in_flight.pop(step, None)
+    for sequence in failed:
+      self._finish(sequence.number, keep=False)
+    return [sequence.request for sequence in failed]
+
+  def fail(self, numbers: Iterable[int], step: int) -> list[Request]:
+    """These sequences of a step went wrong, the others did not; their requests are forgotten and returned."""
+    found = (self._running.get(number) for number in numbers)
+    failed = [sequence for sequence in found if sequence is not None and sequence.first_step <= step]
     for sequence in failed:
       self._finish(sequence.number, keep=False)
     return [sequence.request for sequence in failed]

@@ -11,10 +11,13 @@ from exo.inference.device_thread import DeviceThread
 from exo.inference.engine import InferenceEngine, LoadOptions, StageMemory, StageModel
 from exo.inference.engines import EngineChoice, load_engine, weight_memory
 from exo.inference.grammar import GrammarCompiler
+from exo.inference.proof import prove
 from exo.inference.shard import Shard
+from exo.inference.weights.checkpoint import Checkpoint
 from exo.log import log
 from exo.orchestration.frame_check import FrameBounds
 from exo.orchestration.model_catalog import ModelCatalog, model_size
+from exo.orchestration.threads import usable_threads
 from exo.topology.ring_plan import MIN_KV_TOKENS
 
 
@@ -47,28 +50,44 @@ class ShardLoader:
       raise ProtocolError(f"{shard.model_id} has {config.n_layers} layers here, not {shard.n_layers}")
     return FrameBounds(config.hidden_size, config.vocab_size, memory.max_context, memory.max_sequences)
 
-  async def load_anew(self, shard: Shard, fingerprint: str, options: LoadOptions) -> StageModel:
-    """As `load`, with a new instance of the engine from now on."""
+  async def prove(self) -> None:
+    """Compute something that needs nobody's model. Raises what the engine raises."""
+    await self._device.run(lambda: prove(self._loaded_engine(), usable_threads(), self._quantize, self._library_debug))
+
+  async def renew(self) -> None:
+    """From now on a new instance of the engine, proved. Raises as `prove` does."""
     self._engine = None
-    return await self.load(shard, fingerprint, options)
+    await self.prove()
+
+  def _loaded_engine(self) -> InferenceEngine:
+    """On the device thread."""
+    if self._engine is None:
+      self._engine = load_engine(self._choice.name)
+    return self._engine
 
   async def grammars(self, shard: Shard) -> GrammarCompiler:
     """For constrained sampling with the shard's model."""
     return (await self._catalog.info(shard.model_id)).grammars
 
-  async def load(self, shard: Shard, fingerprint: str, options: LoadOptions) -> StageModel:
-    """Raises `DownloadError`, `ModelFilesError`, `UnsupportedModelError`, `EngineError`."""
+  async def fetch(self, shard: Shard, fingerprint: str) -> None:
+    """Bring the shard's tensors to this machine. Raises `DownloadError`, `ModelFilesError`, `UnsupportedModelError`."""
+    await self._checkpoint(shard, fingerprint)
+    await self._catalog.fetch_shard(shard)
+
+  async def _checkpoint(self, shard: Shard, fingerprint: str) -> Checkpoint:
     checkpoint = await self._catalog.checkpoint(shard.model_id)
     if checkpoint.fingerprint != fingerprint:
       raise ModelFilesError(
           f"this node holds another model under the name {shard.model_id}: give one of the two another name"
       )
-    await self._catalog.fetch_shard(shard)
+    return checkpoint
+
+  async def load(self, shard: Shard, fingerprint: str, options: LoadOptions) -> StageModel:
+    """Of what `fetch` has brought. Raises `ModelFilesError`, `UnsupportedModelError`, `EngineError`."""
+    checkpoint = await self._checkpoint(shard, fingerprint)
 
     def work() -> StageModel:
-      if self._engine is None:
-        self._engine = load_engine(self._choice.name)
-      return self._engine.load(
+      return self._loaded_engine().load(
           shard, checkpoint, replace(options, quantize=self._quantize, library_debug=self._library_debug), progress
       )
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -16,6 +18,7 @@ from exo.errors import (
     PeerUnreachableError,
     PlanClosedError,
     ProtocolError,
+    StageSickError,
     to_wire,
 )
 from exo.inference.device_thread import DeviceThread
@@ -28,6 +31,7 @@ from exo.networking.messages import (
     Frame,
     Message,
     RequestFailed,
+    SequenceFailure,
     SequenceOpen,
     SequenceToken,
     StepFailed,
@@ -36,11 +40,34 @@ from exo.networking.messages import (
 )
 from exo.orchestration.awake_cores import AwakeCores
 from exo.orchestration.meter import Meter
-from exo.orchestration.token_head import TokenHead
+from exo.orchestration.step_guard import Compute, StepGuard
+from exo.orchestration.token_head import Deliveries, TokenHead
 from exo.topology.ring_plan import RingPlan
 
-CHECK_SEQUENCE = 0  # schedulers count from 1
 Send = Callable[[str, Message], None]
+_LONGEST_REASON = 2000
+
+
+class StageHost(Protocol):
+  """Who is told of what a stage meets. Nothing here may wait."""
+  def at_rest(self, frame: Frame) -> None:
+    """This frame has left and no other waits: what the next one would have to wait for can be done."""
+
+  def bad_numbers(self, runner: StageRunner, entry_nodes: frozenset[str]) -> None:
+    """The stage computed numbers that are not finite, twice, for requests of these nodes."""
+
+  def broken(self, runner: StageRunner, error: StageSickError) -> None:
+    """The stage can compute nothing any more."""
+
+  def crashed(self, runner: StageRunner, error: ExoError) -> None:
+    """What became of a step cannot be told to the plan's first stage."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+  """An open sequence, as far as every stage knows it."""
+  prompt_tokens: int
+  entry_node: str
 
 
 class _Outcome(msgspec.Struct, frozen=True):
@@ -52,14 +79,21 @@ class _Outcome(msgspec.Struct, frozen=True):
   compute_ms: float
   hidden: Activation | None = None
   tokens: Sequence[SequenceToken] = ()
-  deliveries: Sequence[tuple[str, TokenDelivery | RequestFailed]] = ()
+  deliveries: Deliveries = ()
+  doubted_by: frozenset[str] = frozenset()
+  broken: StageSickError | None = None
+
+
+class _Trouble:
+  """What went wrong in one step, gathered on the way through it."""
+  def __init__(self) -> None:
+    self.failures: dict[int, ExoError] = {}
+    self.doubtful: set[int] = set()
+    self.broken: StageSickError | None = None
 
 
 class StageRunner:
-  """`feed` never waits; at most as many frames are on their way as the first stage lets out.
-
-  `at_rest` is called with a frame that has left when no other waits: what the next one would have to wait for can be done.
-  """
+  """`feed` never waits; at most as many frames are on their way as the first stage lets out."""
   def __init__(
       self,
       plan: RingPlan,
@@ -68,20 +102,21 @@ class StageRunner:
       device: DeviceThread,
       send: Send,
       meter: Meter,
-      engine_failed: Callable[[StageRunner, Frame, ExoError], ExoError],
+      host: StageHost,
       awake: AwakeCores,
-      at_rest: Callable[[Frame], None],
       grammars: GrammarCompiler | None = None
   ) -> None:
     self.plan, self.model = plan, model
-    self._node_id, self._engine_failed = node_id, engine_failed
+    self._node_id, self._host = node_id, host
     self._device, self._send, self._meter = device, send, meter
     self._awake = awake if len(plan.stages) > 1 else None
-    self._at_rest = at_rest
+    previous = plan.previous_of(node_id)
+    self._guard = StepGuard(model, node_id, None if previous is None else previous.node_id, self._in_prompt)
     self._next = plan.next_of(node_id)
     self._head = TokenHead(plan.plan_id, grammars)
-    self._known: set[int] = set()
+    self._known: dict[int, _Known] = {}
     self._refused: set[int] = set()
+    self._failed: set[int] = set()  # nothing more is computed of them; their first stage is told once
     self.kept: set[int] = set()  # sequences that are over and whose caches are here for others to begin with
     self._waiting = 0
     self._closed = False
@@ -109,70 +144,92 @@ class StageRunner:
     self._closed = True
     await self._device.run(self.model.close)
 
-  async def check(self, like: Frame) -> None:
-    """Compute a small step of no sequence's, shaped as that frame was. Raises whatever the engine raises."""
-    await self._device.run(check_step, self.model, like)
-
   def _done(self, frame: Frame, arrived: float, outcome: _Outcome, error: BaseException | None) -> None:
     self._waiting -= 1
     if self._closed:
       return
-    try:
-      if error is None:
+    if error is None:
+      try:
         self._pass_on(outcome, (time.perf_counter() - arrived) * 1e3)
-        self._meter.stage_computed(self.plan.model_id, len(frame.entries), len(frame.token_ids), outcome.compute_ms)
-        if not self._waiting:
-          self._at_rest(frame)
-        return
-    except PeerUnreachableError as unreachable:
-      error = unreachable
-    if not isinstance(error, ExoError):  # an engine may raise anything, and the client must hear of it
-      error = EngineError(f"{type(error).__name__}: {error}")
-    if isinstance(error, EngineError):
-      log(0, "the engine failed in step %d of %s: %s", frame.step, self.plan.plan_id, error)
-      error = self._engine_failed(self, frame, error)
-    self._fail(frame, error)
+      except Exception as unexpected:  # noqa: BLE001 - whatever it is, the step's clients must hear of it
+        error = unexpected
+    if error is not None:
+      self._fail(frame, error)
+      return
+    try:
+      self._meter.stage_computed(self.plan.model_id, len(frame.entries), len(frame.token_ids), outcome.compute_ms)
+      if outcome.doubted_by:
+        self._host.bad_numbers(self, outcome.doubted_by)
+      if outcome.broken is not None:
+        self._host.broken(self, outcome.broken)
+      elif not self._waiting:
+        self._host.at_rest(frame)
+    except Exception as unexpected:  # noqa: BLE001 - the step is through: nobody waits for this
+      log(0, "after step %d of %s: %s: %s", frame.step, self.plan.plan_id, type(unexpected).__name__, unexpected)
 
   def _compute(self, frame: Frame) -> _Outcome:
     """On the device thread."""
     if self._closed:
       raise PlanClosedError(f"plan {frame.plan_id} is closed")
     started = time.perf_counter()
-    self._change_caches(frame)
-    if self._refused:
-      frame = self._without_refused(frame)
-    if not frame.entries:
-      return _Outcome(frame, self._note_time(frame, started))
+    trouble = _Trouble()
+    self._change_caches(frame, trouble)
     for entry in frame.entries:
       if entry.sequence not in self._known:
         raise ProtocolError(f"a step for sequence {entry.sequence}, which is not open")
-    batch = Batch(frame.entries, frame.token_ids, frame.hidden)
-    if self._next is not None:
-      hidden = self.model.step(batch)
-      return _Outcome(frame, self._note_time(frame, started), hidden)
-    tokens, deliveries = self._finish(batch)
-    if frame.run > 1:
-      self._go_on(frame, tokens, deliveries)
-    return _Outcome(frame, self._note_time(frame, started), None, tokens, deliveries)
+    if self._refused or self._failed:
+      frame = self._without(frame, self._refused, tell=True)
+      frame = self._without(frame, self._failed, tell=False)
+    hidden: Activation | None = None
+    tokens: list[SequenceToken] = []
+    deliveries: list[tuple[str, TokenDelivery | RequestFailed]] = []
+    if frame.entries:
+      batch = Batch(frame.entries, frame.token_ids, frame.hidden)
+      if self._next is not None:
+        batch, hidden = self._run(batch, self.model.step, trouble)
+      else:
+        tokens, deliveries = self._finish(batch, trouble)
+        if frame.run > 1:
+          self._go_on(frame, tokens, deliveries, trouble)
+    if trouble.failures:
+      frame = self._without_failed(frame, trouble)
+    doubted_by = frozenset(self._known[s].entry_node for s in trouble.doubtful if s in self._known)
+    return _Outcome(frame, self._note_time(frame, started), hidden, tokens, deliveries, doubted_by, trouble.broken)
 
-  def _change_caches(self, frame: Frame) -> None:
+  def _run(self, batch: Batch, compute: Compute, trouble: _Trouble) -> tuple[Batch, Activation | None]:
+    """(what of the batch could be computed, its rows)."""
+    done = self._guard.run(batch, compute)
+    trouble.failures |= done.failures
+    trouble.doubtful |= done.doubtful
+    trouble.broken = done.broken or trouble.broken
+    return done.batch, done.rows
+
+  def _in_prompt(self, entry: BatchEntry) -> bool:
+    return entry.position + entry.n_tokens <= self._known[entry.sequence].prompt_tokens
+
+  def _change_caches(self, frame: Frame, trouble: _Trouble) -> None:
     """Everything that a frame says about sequences, before it is computed."""
     for sequence in frame.drops:
       self.model.drop(sequence)
       self._refused.discard(sequence)
     for sequence in (*frame.drops, *frame.ends):
       self._head.drop(sequence)
-      self._known.discard(sequence)
+      self._known.pop(sequence, None)
+      self._failed.discard(sequence)
     if frame.ends or frame.drops or frame.opens:
       self.kept = (self.kept | set(frame.ends)) - set(frame.drops) - {opened.sequence for opened in frame.opens}
     for sequence, length in frame.truncates:
       self.model.truncate(sequence, length)
     for opened in frame.opens:
-      self._known.add(opened.sequence)
+      self._known[opened.sequence] = _Known(opened.prompt_tokens, opened.request.entry_node)
       if opened.reused:
         self._begin_with_cache(opened)
       if self._next is None:
-        self._head.open(opened)
+        try:
+          self._head.open(opened)
+        except Exception as error:  # noqa: BLE001 - of a grammar, say: it is this request's own
+          self._failed.add(opened.sequence)
+          trouble.failures[opened.sequence] = error if isinstance(error, ExoError) else EngineError(repr(error))
 
   def _begin_with_cache(self, opened: SequenceOpen) -> None:
     try:
@@ -184,45 +241,64 @@ class StageRunner:
       log(2, "sequence %d is computed anew: %s", opened.sequence, error)
       self._refused.add(opened.sequence)
 
-  def _without_refused(self, frame: Frame) -> Frame:
-    """The frame without entries of sequences that this stage could not begin."""
-    refused = {entry.sequence for entry in frame.entries} & self._refused
-    if not refused:
+  @staticmethod
+  def _without(frame: Frame, unwanted: set[int], tell: bool) -> Frame:
+    """The frame without entries of some sequences; `tell` counts them among the refused."""
+    gone = {entry.sequence for entry in frame.entries} & unwanted
+    if not gone:
       return frame
-    wanted = np.repeat([e.sequence not in refused for e in frame.entries], [e.n_tokens for e in frame.entries])
+    kept = [e.sequence not in gone for e in frame.entries]
+    wanted = np.repeat(kept, [e.n_tokens for e in frame.entries])
     return structs.replace(
         frame,
-        entries=tuple(e for e in frame.entries if e.sequence not in refused),
+        entries=tuple(e for e, keep in zip(frame.entries, kept, strict=True) if keep),
         token_ids=frame.token_ids[wanted],
         hidden=None if frame.hidden is None else frame.hidden[wanted],
-        refused=(*frame.refused, *sorted(refused))
+        refused=(*frame.refused, *sorted(gone)) if tell else frame.refused
     )
 
-  def _finish(self, batch: Batch) -> tuple[list[SequenceToken], list[tuple[str, TokenDelivery | RequestFailed]]]:
+  def _without_failed(self, frame: Frame, trouble: _Trouble) -> Frame:
+    self._failed |= set(trouble.failures)
+    failed = tuple(
+        SequenceFailure(sequence, Failure(kind, message[:_LONGEST_REASON], details))
+        for sequence, (kind, message, details) in ((s, to_wire(e)) for s, e in trouble.failures.items())
+    )
+    frame = self._without(frame, self._failed, tell=False)
+    return structs.replace(frame, failed=(*frame.failed, *failed))
+
+  def _finish(self, batch: Batch,
+              trouble: _Trouble) -> tuple[list[SequenceToken], list[tuple[str, TokenDelivery | RequestFailed]]]:
     """The last stage's step: entries that want embeddings go their own way through the model."""
     if not any(entry.logits == LogitsOf.HIDDEN for entry in batch.entries):
-      return self._head.take(batch.entries, batch.token_ids, self.model.step(batch))
-    embedded = batch.only(lambda entry: entry.logits == LogitsOf.HIDDEN)
-    tokens, deliveries = self._head.take_hidden(embedded.entries, self.model.hidden_states(embedded))
+      return self._sample(batch, trouble)
+    embedded, hidden = self._run(
+        batch.only(lambda entry: entry.logits == LogitsOf.HIDDEN), self.model.hidden_states, trouble
+    )
+    tokens, deliveries = ([], []) if hidden is None else self._head.take_hidden(embedded.entries, hidden)
     others = batch.only(lambda entry: entry.logits != LogitsOf.HIDDEN)
     if others.entries:
-      more, more_deliveries = self._head.take(others.entries, others.token_ids, self.model.step(others))
+      more, more_deliveries = self._sample(others, trouble)
       tokens, deliveries = tokens + more, deliveries + more_deliveries
     return tokens, deliveries
 
+  def _sample(self, batch: Batch,
+              trouble: _Trouble) -> tuple[list[SequenceToken], list[tuple[str, TokenDelivery | RequestFailed]]]:
+    batch, logits = self._run(batch, self.model.step, trouble)
+    return ([], []) if logits is None else self._head.take(batch.entries, batch.token_ids, logits)
+
   def _go_on(
-      self, frame: Frame, tokens: list[SequenceToken], deliveries: list[tuple[str, TokenDelivery | RequestFailed]]
+      self, frame: Frame, tokens: list[SequenceToken], deliveries: list[tuple[str, TokenDelivery | RequestFailed]],
+      trouble: _Trouble
   ) -> None:
     """Feed the tokens of a run back at once, for the sequences that are not at their end."""
     position = {entry.sequence: entry.position for entry in frame.entries}
     fresh = tokens
     for k in range(1, frame.run):
       going = [token for token in fresh if not token.finish_reason]
-      if not going:
+      if not going or trouble.failures:
         return
       entries = tuple(BatchEntry(t.sequence, position[t.sequence] + k, 1, LogitsOf.LAST) for t in going)
-      ids = np.array([t.token_id for t in going], np.int32)
-      fresh, more = self._head.take(entries, ids, self.model.step(Batch(entries, ids)))
+      fresh, more = self._sample(Batch(entries, np.array([t.token_id for t in going], np.int32)), trouble)
       tokens.extend(fresh)
       deliveries.extend(more)
 
@@ -241,28 +317,30 @@ class StageRunner:
     if self._next is not None:
       self._send(self._next.node_id, structs.replace(frame, hidden=outcome.hidden, stage_ms=stage_ms))
       return
-    if frame.entries or frame.refused:  # first, so that the ring goes on while clients are served
-      result = StepResult(frame.plan_id, frame.step, tuple(outcome.tokens), stage_ms, frame.refused)
+    if frame.entries or frame.refused or frame.failed:  # first, so that the ring goes on while clients are served
+      result = StepResult(frame.plan_id, frame.step, tuple(outcome.tokens), stage_ms, frame.refused, frame.failed)
       self._send(self.plan.first.node_id, result)
     for entry_node, delivery in outcome.deliveries:
-      try:
-        self._send(entry_node, delivery)
-      except PeerUnreachableError:
-        log(1, "the entry node %s is gone", entry_node, request=delivery.request_id)
+      self._deliver(entry_node, delivery)
+
+  def _deliver(self, entry_node: str, delivery: TokenDelivery | RequestFailed) -> None:
+    try:
+      self._send(entry_node, delivery)
+    except PeerUnreachableError:
+      log(1, "the entry node %s is gone", entry_node, request=delivery.request_id)
+    except Exception as error:  # noqa: BLE001 - its client must not wait for what does not come
+      log(0, "a delivery failed: %s: %s", type(error).__name__, error, request=delivery.request_id)
+      failure = Failure(*to_wire(error))
+      self._send(entry_node, RequestFailed(self.plan.plan_id, delivery.request_id, failure))
 
   def _fail(self, frame: Frame, error: BaseException) -> None:
+    if not isinstance(error, ExoError):
+      log(0, "step %d of %s failed: %s: %s", frame.step, self.plan.plan_id, type(error).__name__, error)
     try:
       if self._next is not None:  # what the frame ends or begins must still reach the stages behind
         self._send(self._next.node_id, structs.replace(frame, entries=(), token_ids=EMPTY_TOKEN_IDS, hidden=None))
       self._send(self.plan.first.node_id, StepFailed(frame.plan_id, frame.step, Failure(*to_wire(error))))
     except PeerUnreachableError:
       log(1, "step %d of %s failed and its first stage is gone: %s", frame.step, frame.plan_id, error)
-
-
-def check_step(model: StageModel, like: Frame) -> None:
-  """Two tokens of a sequence that no request has, computed and forgotten. On the device thread."""
-  hidden = None if like.hidden is None else np.zeros((2, like.hidden.shape[1]), like.hidden.dtype)
-  try:
-    model.step(Batch((BatchEntry(CHECK_SEQUENCE, 0, 2, LogitsOf.LAST), ), np.zeros(2, np.int32), hidden))
-  finally:
-    model.drop(CHECK_SEQUENCE)
+    except Exception as unexpected:  # noqa: BLE001 - the step's clients must hear of it all the same
+      self._host.crashed(self, ExoError(f"{type(unexpected).__name__}: {unexpected}"))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from exo.errors import ExoError, ProtocolError, to_wire
+from exo.errors import ProtocolError, to_wire
 from exo.inference.engine import BatchEntry, Logits, TokenIds
 from exo.inference.grammar import GrammarCompiler
 from exo.inference.sampling import Sampler, TokenLogprob, describe
 from exo.networking.messages import Failure, Request, RequestFailed, SequenceOpen, SequenceToken, TokenDelivery
+
+Deliveries = Sequence[tuple[str, TokenDelivery | RequestFailed]]
 
 
 @dataclass(slots=True)
@@ -59,17 +62,9 @@ class TokenHead:
       rows = logits[row:row + entry.logit_rows]
       ids = token_ids[start:start + entry.n_tokens]
       row, start = row + entry.logit_rows, start + entry.n_tokens
-      if state.request.prompt_logprobs is not None and entry.position < state.prompt_tokens:
-        self._score_prompt(state, ids, rows)
-      if entry.position < state.prompt_tokens:
-        if not entry.logit_rows or entry.position + entry.n_tokens < state.prompt_tokens:
-          continue
-        rows, ids = rows[-1:], ids[-1:]
-      if not entry.logit_rows:  # a token that its client has already
-        continue
-      fresh, delivery = self._next(entry, state, ids, rows)
-      tokens.extend(fresh)
-      deliveries.append((state.request.entry_node, delivery))
+      if (taken := self._next(entry, state, ids, rows)) is not None:
+        tokens.extend(taken[0])
+        deliveries.append((state.request.entry_node, taken[1]))
     return tokens, deliveries
 
   def take_hidden(
@@ -102,10 +97,19 @@ class TokenHead:
     state.last_row = np.array(rows[-1])
 
   def _next(self, entry: BatchEntry, state: _State, ids: TokenIds,
-            rows: Logits) -> tuple[list[SequenceToken], TokenDelivery | RequestFailed]:
+            rows: Logits) -> tuple[list[SequenceToken], TokenDelivery | RequestFailed] | None:
+    """None where nothing is sampled yet, or again."""
     try:
+      if state.request.prompt_logprobs is not None and entry.position < state.prompt_tokens:
+        self._score_prompt(state, ids, rows)
+      if entry.position < state.prompt_tokens:
+        if not entry.logit_rows or entry.position + entry.n_tokens < state.prompt_tokens:
+          return None
+        rows, ids = rows[-1:], ids[-1:]
+      if not entry.logit_rows:  # a token that its client has already
+        return None
       return self._sampled(entry, state, ids, rows)
-    except ExoError as error:  # a grammar that leads nowhere ends its own request, not the step's others
+    except Exception as error:  # noqa: BLE001 - of a grammar that leads nowhere, say: it ends its own request, not the others
       failed = RequestFailed(self._plan_id, state.request.request_id, Failure(*to_wire(error)))
       return [SequenceToken(entry.sequence, 0, "stop")], failed
 

@@ -113,7 +113,9 @@ def _load(node: NodeView) -> Text:
 
 
 def _layers(node: NodeView) -> str:
-  return ", ".join(f"{escape(s.model_id)} {s.start_layer}-{s.end_layer}" for s in node.shards) or "no layers"
+  held = ", ".join(f"{escape(s.model_id)} {s.start_layer}-{s.end_layer}" for s in node.shards)
+  sick = "; ".join(escape(f"cannot run {a.model_id}: {a.reason}") for a in node.ailments)
+  return "; ".join(part for part in (sick, held) if part) or "no layers"
 
 
 def _device(node: NodeView) -> str:

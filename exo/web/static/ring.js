@@ -163,6 +163,8 @@ export class Ring {
         ["Device", `${node.model}, ${node.chip}`], ["Memory", `${gigabytes(node.used_memory)} used, ${gigabytes(node.free_memory)} free of ${gigabytes(node.memory)}`],
         ["Engine", `${node.engine} on ${node.device}`], ["Load", `${Math.round(node.load * 100)} %`],
         ["Layers", this.held(node).join(", ") || "–"], ["Links", links.join("; ") || "–"],
+        ...node.ailments.map((a) => ["Cannot run", `${a.model}: ${a.reason}`]),
+        ...(here ? Object.entries(state.refused_models).map(([model, reason]) => ["Refused", `${model}: ${reason}`]) : []),
       ];
       return { id, title: `${id}${here ? " (this node)" : ""}`, rows };
     });

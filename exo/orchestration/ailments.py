@@ -1,0 +1,97 @@
+"""Models that this node cannot run for now, each tried again by itself until it can."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from exo.errors import BadNumbersError, ExoError
+from exo.inference.shard import Shard
+from exo.log import log, say
+from exo.networking.messages import Ailment
+from exo.tasks import TaskOwner
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 2.0, 300.0
+_FORGET_S = 1800.0  # after which a model that works is trusted as at first
+_MAX_AILMENTS = 64
+_MAX_REASON = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Illness:
+  """What this node could not do: `shard` of a model's files. `entry_nodes` asked for it, where its numbers were bad."""
+  shard: Shard
+  fingerprint: str
+  reason: str
+  numbers: bool
+  entry_nodes: frozenset[str]
+
+
+@dataclass(slots=True)
+class _History:
+  pause_s: float
+  healed_at: float
+
+
+class Ailments:
+  """`recover` tries what had failed, and raises as long as it does."""
+  def __init__(self, node_id: str, tasks: TaskOwner, recover: Callable[[Illness], Awaitable[None]]) -> None:
+    self._node_id, self._tasks, self._recover = node_id, tasks, recover
+    self._ill: dict[str, Illness] = {}
+    self._history: dict[str, _History] = {}
+
+  def __contains__(self, fingerprint: str) -> bool:
+    return fingerprint in self._ill
+
+  def told(self) -> tuple[Ailment, ...]:
+    """For the other nodes and every screen."""
+    return tuple(Ailment(i.shard.model_id, i.fingerprint, i.reason) for i in self._ill.values())
+
+  def fall_ill(
+      self, shard: Shard, fingerprint: str, error: BaseException, entry_nodes: frozenset[str] = frozenset()
+  ) -> None:
+    """From now on this node takes no part in new plans of the model, until `recover` succeeds."""
+    reason = error.message if isinstance(error, ExoError) else f"{type(error).__name__}: {error}"
+    known = self._ill.get(fingerprint)
+    if known is not None:
+      entry_nodes |= known.entry_nodes
+    elif len(self._ill) >= _MAX_AILMENTS:
+      log(0, "%s cannot run %s: %s", self._node_id, shard, reason)
+      return
+    self._ill[fingerprint] = Illness(
+        shard, fingerprint, reason[:_MAX_REASON], isinstance(error, BadNumbersError), entry_nodes
+    )
+    if known is None:
+      say(f"{self._node_id} takes no part in {shard.model_id} for now: {reason}")
+      self._tasks.spawn(self._heal(fingerprint), f"heal {shard.model_id}")
+
+  def absolve(self, fingerprint: str, entry_node: str) -> None:
+    """Its request's numbers were bad elsewhere, too. Ignored from a node whose request it was not."""
+    illness = self._ill.get(fingerprint)
+    if illness is not None and illness.numbers and entry_node in illness.entry_nodes:
+      del self._ill[fingerprint]
+      self._history.pop(fingerprint, None)
+      log(1, "%s takes part in %s again: its numbers were not this node's doing", self._node_id, illness.shard.model_id)
+
+  async def _heal(self, fingerprint: str) -> None:
+    history = self._history.get(fingerprint)
+    if history is None or time.monotonic() - history.healed_at > _FORGET_S:
+      history = self._history[fingerprint] = _History(_FIRST_PAUSE_S, 0.0)
+    while len(self._history) > _MAX_AILMENTS:
+      self._history.pop(next(iter(self._history)))
+    while True:
+      await asyncio.sleep(history.pause_s)
+      history.pause_s = min(2 * history.pause_s, _LONGEST_PAUSE_S)
+      illness = self._ill.get(fingerprint)
+      if illness is None:
+        return
+      try:
+        await self._recover(illness)
+        break
+      except Exception as error:  # noqa: BLE001 - whatever is wrong still is
+        log(1, "%s still cannot run %s: %s: %s", self._node_id, illness.shard, type(error).__name__, error)
+    history.healed_at = time.monotonic()
+    if self._ill.pop(fingerprint, None) is not None:
+      say(f"{self._node_id} takes part in {illness.shard.model_id} again")

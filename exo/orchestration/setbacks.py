@@ -1,0 +1,57 @@
+"""What one request has met on its way: nodes that failed it, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from exo.errors import BadNumbersError, ExoError, ModelTooLargeError, StageSickError, cause_of
+
+_MAX_AGAIN = 3
+
+
+class Setbacks:
+  """Of one request, over all of its attempts."""
+  def __init__(self) -> None:
+    self._errors: dict[str, ExoError] = {}  # by node
+    self._doubted: set[str] = set()
+    self._again = 0
+
+  @property
+  def failed(self) -> frozenset[str]:
+    """Nodes that are not asked again."""
+    return frozenset(self._errors)
+
+  @property
+  def with_bad_numbers(self) -> list[str]:
+    return [node for node, error in self._errors.items() if isinstance(error, BadNumbersError)]
+
+  def add(self, node: str, error: ExoError) -> None:
+    self._errors[node] = error
+
+  def doubt(self, node: str) -> bool:
+    """Whether this is the first doubt about a node."""
+    new = node not in self._doubted
+    self._doubted.add(node)
+    return new
+
+  def again(self) -> bool:
+    """Count an attempt that failed through nobody's fault; False when there were enough of them."""
+    self._again += 1
+    return self._again <= _MAX_AGAIN
+
+  def forgive(self, is_sick: Callable[[str], bool]) -> None:
+    """Nodes that are well again may be asked again."""
+    for node in [node for node in self._errors if not is_sick(node)]:
+      del self._errors[node]
+
+  def verdict(self, no_ring: ExoError) -> ExoError:
+    """What to tell the client when no ring is left: what failed alike on every node is the model's error."""
+    errors = list(self._errors.values())
+    if not errors:
+      return no_ring
+    if isinstance(no_ring, ModelTooLargeError):  # there are others, and they are too small for it
+      return ModelTooLargeError(f"{no_ring.message} ({'; '.join(e.message for e in errors)})", **no_ring.details)
+    causes = [cause_of(error) if isinstance(error, StageSickError) else error for error in errors]
+    if len({cause.kind for cause in causes}) == 1:
+      return causes[-1]
+    return StageSickError("; ".join(error.message for error in errors))

@@ -1,0 +1,132 @@
+"""Brings this node's stages of plans into its engine: fetched side by side, loaded one after the other, with room made for each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+from exo.errors import DeadlineError, ExoError, ModelTooLargeError, PeerLostError, PlanClosedError, ProtocolError
+from exo.inference.device_thread import DeviceThread
+from exo.inference.engine import LoadOptions, StageModel
+from exo.inference.grammar import GrammarCompiler
+from exo.inference.shard import Shard
+from exo.networking.messages import OpenPlan
+from exo.orchestration.frame_check import FrameBounds
+from exo.orchestration.shard_loader import ShardLoader
+from exo.orchestration.step_guard import check_step
+from exo.topology.ring_plan import RingPlan
+
+_SPARE = 1.5
+_ROOM_POLL_S = 0.05
+_ROOM_TIMEOUT_S = 3600.0
+
+
+class Residents(Protocol):
+  """What is loaded already."""
+  @property
+  def loaded_bytes(self) -> int:
+    """Of weights."""
+
+  async def give_way(self, plan: RingPlan, but_model: str | None) -> bool | None:
+    """Close the stage that nobody has used for longest, of other models than `but_model`; False where all are in use, None
+    where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedStage:
+  """A stage that is ready. `grammars` on the last one."""
+  model: StageModel
+  bounds: FrameBounds
+  grammars: GrammarCompiler | None
+
+
+class StageOpener:
+  """`offered_bytes` is the memory that this node gives to weights and caches, `kv_memory_bytes` bounds each cache."""
+  def __init__(
+      self, node_id: str, loader: ShardLoader, device: DeviceThread, offered_bytes: int, threads: int,
+      kv_memory_bytes: int | None, residents: Residents
+  ) -> None:
+    self._node_id, self._loader, self._device, self._residents = node_id, loader, device, residents
+    self._offered_bytes, self._threads, self._kv_memory_bytes = offered_bytes, threads, kv_memory_bytes
+    self._memory = asyncio.Lock()
+    self._lost: dict[str, ExoError] = {}
+    self._opening: set[str] = set()
+
+  def lose(self, plan_id: str, error: ExoError) -> None:
+    """Nobody wants a plan any more that may be opening here: it ends with `error`, which is not this node's."""
+    if plan_id in self._opening:
+      self._lost[plan_id] = error if isinstance(error, PeerLostError) else PlanClosedError(error.message)
+
+  async def open(self, message: OpenPlan) -> OpenedStage:
+    """Fetch and load this node's stage, and see that it computes.
+
+    Raises whatever is wrong with model, files, memory or engine; `ModelTooLargeError` where a plan that should stand beside
+    another of its model cannot.
+    """
+    plan = message.plan
+    index = plan.index_of(self._node_id)
+    if index is None:
+      raise ProtocolError(f"{self._node_id} has no stage in plan {plan.plan_id}")
+    shard = plan.stages[index].shard
+    self._opening.add(plan.plan_id)
+    try:
+      await self._loader.fetch(shard, message.fingerprint)  # what is on disk already does not wait for it
+      give_up = time.monotonic() + _ROOM_TIMEOUT_S
+      while time.monotonic() < give_up:
+        async with self._memory:
+          if await self._has_room(plan, shard, message.beside):
+            return await self._load(shard, message.fingerprint, plan.plan_id)
+        await asyncio.sleep(_ROOM_POLL_S)
+      raise DeadlineError(f"{self._node_id} had no room for {shard} in {_ROOM_TIMEOUT_S:g} s")
+    finally:
+      self._opening.discard(plan.plan_id)
+      self._lost.pop(plan.plan_id, None)
+
+  async def try_out(self, shard: Shard, fingerprint: str) -> None:
+    """Load a shard and let go of it again, if there is room. Raises as `open` does."""
+    await self._loader.fetch(shard, fingerprint)
+    async with self._memory:
+      if self._room < await self._loader.needed_bytes(shard):
+        raise ModelTooLargeError(f"there is no room to try {shard} beside what runs", missing_mb=1)
+      stage = await self._load(shard, fingerprint, "")
+      await self._device.run(stage.model.close)
+
+  @property
+  def _room(self) -> int:
+    return self._offered_bytes - self._residents.loaded_bytes
+
+  async def _has_room(self, plan: RingPlan, shard: Shard, beside: bool) -> bool:
+    """With what nobody uses closed where the new stage would not fit; False while what is used has to drain."""
+    needed = await self._loader.needed_bytes(shard)
+    if beside:  # with room to spare, since what is left after the weights is all that its cache will ever get
+      needed = int(needed * _SPARE)
+    while self._room < needed:
+      if (lost := self._lost.get(plan.plan_id)) is not None:
+        raise lost
+      closed = await self._residents.give_way(plan, plan.model_id if beside else None)
+      if not closed and beside:
+        raise ModelTooLargeError(f"{self._node_id} has no room for {plan} beside what it runs", missing_mb=1)
+      if closed is None:
+        return True  # the engine itself says what is missing
+      if not closed:
+        return False
+    return True
+
+  async def _load(self, shard: Shard, fingerprint: str, plan_id: str) -> OpenedStage:
+    options = LoadOptions(self._room, self._threads, self._kv_memory_bytes)
+    model = await self._loader.load(shard, fingerprint, options)
+    try:
+      if model.memory.max_kv_tokens < 2:
+        raise ModelTooLargeError(f"{shard} leaves no memory for its KV cache on {self._node_id}", missing_mb=1)
+      if (lost := self._lost.get(plan_id)) is not None:
+        raise lost
+      bounds = await self._loader.frame_bounds(shard, model.memory)
+      grammars = await self._loader.grammars(shard) if shard.is_last else None
+      await self._device.run(check_step, model, None if shard.is_first else bounds.hidden_size)
+    except BaseException:
+      await self._device.run(model.close)
+      raise
+    return OpenedStage(model, bounds, grammars)

@@ -1,0 +1,196 @@
+"""Keeps one entry's fault from its neighbours: a step that raises is run again entry by entry, and numbers that are not finite
+are found where they leave a stage and where they arrive.
+
+Runs on the device thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from exo.errors import BadNumbersError, CacheLostError, EngineError, ExoError, StageSickError, stage_sick
+from exo.inference.engine import Activation, Batch, BatchEntry, LogitsOf, StageModel
+from exo.log import log
+
+CHECK_SEQUENCE = 0  # schedulers count from 1
+LARGEST = 1e18  # its square still is a float32, so a norm of anything up to it is finite
+Rows = npt.NDArray[Any]
+Compute = Callable[[Batch], Rows]
+
+
+@dataclass(slots=True)
+class Guarded:
+  """What came of a step. `batch` are the entries that were computed, `rows` what the engine gave for them.
+
+  `failures` has the error of every other entry, `doubtful` the sequences for which this stage made bad numbers twice.
+  `broken` is why the stage can compute nothing at all any more, None while it can.
+  """
+  batch: Batch
+  rows: Rows | None
+  failures: dict[int, ExoError] = field(default_factory=dict)
+  doubtful: set[int] = field(default_factory=set)
+  broken: StageSickError | None = None
+
+
+class StepGuard:
+  """For one stage of one plan. `previous` is the node that its hidden states come from, None on the first stage.
+
+  `in_prompt(entry)` says whether an entry is part of its request's prompt.
+  """
+  def __init__(
+      self, model: StageModel, node_id: str, previous: str | None, in_prompt: Callable[[BatchEntry], bool]
+  ) -> None:
+    self._model, self._node_id, self._previous, self._in_prompt = model, node_id, previous, in_prompt
+
+  def run(self, batch: Batch, compute: Compute) -> Guarded:
+    """Compute what can be. `compute` is the engine's `step` or `hidden_states`."""
+    out = Guarded(batch, None)
+    if batch.hidden is not None and not are_numbers(batch.hidden):
+      self._refuse_arrived(out)
+    if not out.batch.entries:
+      return out
+    try:
+      out.rows = compute(out.batch)
+    except BaseException as error:  # noqa: BLE001 - an engine may raise anything, SystemExit too
+      log(0, "a step of %d entries failed, each is tried alone: %s", len(out.batch.entries), _words(error))
+      self._restore(out, out.batch.entries)
+      self._alone(out, compute, error)
+      return out
+    if out.rows.size and not are_numbers(out.rows):
+      self._again(out, compute)
+    return out
+
+  def _refuse_arrived(self, out: Guarded) -> None:
+    assert out.batch.hidden is not None and self._previous is not None
+    bad = _bad_entries(out.batch, out.batch.hidden)
+    for entry in bad:
+      out.failures[
+          entry.sequence
+      ] = BadNumbersError(f"the numbers that {self._previous} sent are not finite", node=self._previous, recomputed=0)
+    out.batch = out.batch.only(lambda entry: entry not in bad)
+
+  def _again(self, out: Guarded, compute: Compute) -> None:
+    """Bad numbers came of some entries: those are computed once more, alone."""
+    assert out.rows is not None
+    bad = _bad_entries(out.batch, out.rows)
+    log(
+        0, "%s computed numbers that are not finite for %d of %d entries; trying again", self._node_id, len(bad),
+        len(out.batch.entries)
+    )
+    parts = {e.sequence: rows for e, rows in _parts(out.batch, np.array(out.rows))}
+    self._restore(out, bad)
+    for entry in bad:
+      del parts[entry.sequence]
+      if entry.sequence not in out.failures:
+        self._try_alone(out, entry, compute, parts)
+    self._join(out, parts)
+
+  def _alone(self, out: Guarded, compute: Compute, error: BaseException) -> None:
+    """The caches are as before the step: find out whose fault it was."""
+    parts: dict[int, Rows] = {}
+    out.broken = self._broken(out.batch)
+    for entry in out.batch.entries:
+      if entry.sequence in out.failures:
+        continue
+      if out.broken is not None:
+        # what this stage has computed before is not what broke it; a prompt may break the next stage, too
+        out.failures[entry.sequence] = out.broken if not self._in_prompt(entry) else _engine_error(error)
+      else:
+        self._try_alone(out, entry, compute, parts)
+    self._join(out, parts)
+
+  def _try_alone(self, out: Guarded, entry: BatchEntry, compute: Compute, parts: dict[int, Rows]) -> None:
+    """Its rows into `parts`, or its error into `out.failures`."""
+    try:
+      rows = np.array(compute(out.batch.only(lambda other: other is entry)))
+    except BaseException as error:  # noqa: BLE001 - as in `run`
+      out.failures[entry.sequence] = _engine_error(error)
+      out.broken = self._broken(out.batch)
+      return
+    if are_numbers(rows):
+      parts[entry.sequence] = rows
+      return
+    out.doubtful.add(entry.sequence)
+    out.failures[
+        entry.sequence
+    ] = BadNumbersError(f"{self._node_id} computes numbers that are not finite", node=self._node_id, recomputed=1)
+
+  def _join(self, out: Guarded, parts: dict[int, Rows]) -> None:
+    for sequence in out.failures:
+      self._forget(sequence)
+    out.batch = out.batch.only(lambda entry: entry.sequence in parts)
+    out.rows = np.concatenate([parts[e.sequence] for e in out.batch.entries]) if parts else None
+
+  def _restore(self, out: Guarded, entries: tuple[BatchEntry, ...] | list[BatchEntry]) -> None:
+    """Bring caches back to where they were before the step; one that cannot be brought back is given up."""
+    for entry in entries:
+      try:
+        if entry.position == 0:
+          self._model.drop(entry.sequence)
+        else:
+          self._model.truncate(entry.sequence, entry.position)
+      except Exception as error:  # noqa: BLE001 - of an engine in an unknown state
+        log(1, "the cache of sequence %d is given up: %s", entry.sequence, _words(error))
+        out.failures[entry.sequence] = CacheLostError(f"{self._node_id} lost the cache of this request")
+
+  def _forget(self, sequence: int) -> None:
+    try:
+      self._model.drop(sequence)
+    except Exception as error:  # noqa: BLE001 - of an engine in an unknown state; the plan's end frees it
+      log(1, "the cache of sequence %d could not be dropped: %s", sequence, _words(error))
+
+  def _broken(self, like: Batch) -> StageSickError | None:
+    try:
+      check_step(self._model, None if like.hidden is None else like.hidden.shape[1])
+    except BaseException as error:  # noqa: BLE001 - as in `run`
+      return stage_sick(self._node_id, self._model.shard.model_id, _engine_error(error))
+    return None
+
+
+def check_step(model: StageModel, hidden_size: int | None) -> None:
+  """Two tokens of a sequence that no request has, computed and forgotten; `hidden_size` None on a first stage.
+
+  Raises what the engine raises, and `BadNumbersError`.
+  """
+  hidden: Activation | None = None
+  if hidden_size is not None:
+    hidden = np.resize(np.arange(-3, 4, dtype=np.float32) / 64, (2, hidden_size))
+  try:
+    rows = model.step(Batch((BatchEntry(CHECK_SEQUENCE, 0, 2, LogitsOf.LAST), ), np.zeros(2, np.int32), hidden))
+    if not are_numbers(rows):
+      raise BadNumbersError("its numbers are not finite")
+  finally:
+    model.drop(CHECK_SEQUENCE)
+
+
+def are_numbers(rows: Rows) -> bool:
+  """Whether all of it is finite and of a size that a model may compute with. No copy is made: it is part of every step."""
+  return not rows.size or bool(rows.max() <= LARGEST and rows.min() >= -LARGEST)  # false where one is not a number
+
+
+def _parts(batch: Batch, rows: Rows) -> list[tuple[BatchEntry, Rows]]:
+  """Each entry with its rows: of hidden states one a token, of logits as many as it wants."""
+  by_token = len(rows) == batch.n_tokens
+  out, start = [], 0
+  for entry in batch.entries:
+    count = entry.n_tokens if by_token else entry.logit_rows
+    out.append((entry, rows[start:start + count]))
+    start += count
+  return out
+
+
+def _bad_entries(batch: Batch, rows: Rows) -> list[BatchEntry]:
+  return [entry for entry, part in _parts(batch, rows) if not are_numbers(part)]
+
+
+def _engine_error(error: BaseException) -> ExoError:
+  return error if isinstance(error, ExoError) else EngineError(_words(error))
+
+
+def _words(error: BaseException) -> str:
+  return str(error) if isinstance(error, ExoError) else f"{type(error).__name__}: {error}"

@@ -1,0 +1,83 @@
+"""Whether this node's device can compute at all: proved by a small computation of its own, apart from anybody's model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from exo.log import log, say
+from exo.tasks import TaskOwner
+
+_PROOF_S = 60.0  # a few tokens of a tiny model
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 2.0, 300.0
+
+Act = Callable[[], Awaitable[None]]
+
+
+class WorkerHealth:
+  """`problem` is why the worker cannot compute, None while it can.
+
+  `prove` computes something that is nobody's and raises where that fails, `leave` takes the node out of all plans, and
+  `renew` makes a new engine and proves it.
+  """
+  def __init__(self, node_id: str, tasks: TaskOwner, prove: Act, leave: Act, renew: Act) -> None:
+    self._node_id, self._tasks = node_id, tasks
+    self._prove, self._leave, self._renew = prove, leave, renew
+    self._doubted = False
+    self._failed_loads: set[str] = set()  # by fingerprint, since the last load that succeeded
+    self.problem: str | None = None
+
+  @property
+  def broken(self) -> bool:
+    return self.problem is not None
+
+  def loaded(self) -> None:
+    """A shard was loaded: the worker can."""
+    self._failed_loads.clear()
+
+  def load_failed(self, fingerprint: str) -> None:
+    """One model's failure is that model's; when several fail in a row, the worker may be why."""
+    self._failed_loads.add(fingerprint)
+    if len(self._failed_loads) > 1:
+      self._failed_loads.clear()
+      self.doubt()
+
+  def doubt(self) -> None:
+    """Find out in the background whether the worker still computes, and mend it if it does not."""
+    if not self._doubted:
+      self._doubted = True
+      self._tasks.spawn(self._examine(), "examine the worker")
+
+  async def _examine(self) -> None:
+    try:
+      if (failure := await self._try(self._prove)) is None:
+        log(1, "the worker of %s computes as it should", self._node_id)
+        return
+      self.problem = f"the engine is broken: {failure}"
+      say(f"{self._node_id} leaves the ring, its engine is broken: {failure}")
+      await self._try(self._leave)
+      pause_s = _FIRST_PAUSE_S
+      while True:
+        await asyncio.sleep(pause_s)
+        if (failure := await self._try(self._renew)) is None:
+          break
+        log(1, "the engine of %s is still broken: %s", self._node_id, failure)
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+      self.problem = None
+      say(f"{self._node_id} is back in the ring: its engine works again")
+    finally:
+      self._doubted = False
+
+  @staticmethod
+  async def _try(act: Act) -> str | None:
+    """What went wrong, None if nothing did."""
+    try:
+      async with asyncio.timeout(_PROOF_S):
+        await act()
+    except TimeoutError:
+      return f"it has not come back within {_PROOF_S:g} s"
+    except asyncio.CancelledError:
+      raise
+    except BaseException as error:  # noqa: BLE001 - an engine may raise anything, SystemExit too; that is the answer
+      return f"{type(error).__name__}: {error}"
+    return None
