@@ -73,9 +73,19 @@ class Admission:
     if not self.line and self.has_room(request):
       return 0.0
     ahead = self.line.ahead_of(request)
+    free = self._free_places([*ahead, request])
     if not ahead and not self.line.running(request) and any(self._has_several(s) for s in self._running.values()):
       return 0.0  # they give up a place
-    return self.estimate.wait_s(self._running.values(), ahead)
+    return self.estimate.wait_s(list(self._running.values()), ahead, free)
+
+  def _free_places(self, requests: list[Request]) -> int:
+    """How many of these, in their order, could begin now."""
+    rows, reserved = self._limits.max_sequences - len(self._running), self._room.reserved
+    for count, request in enumerate(requests[:rows]):
+      reserved += min(self.needed(request), self._limits.max_kv_tokens)
+      if reserved > self._limits.max_kv_tokens:
+        return count
+    return min(rows, len(requests))
 
   def queue_full(self, request: Request) -> QueueFullError:
     """What a request is told that has no place in the line, or not any more."""

@@ -327,6 +327,7 @@ class Scheduler:
       if not token.finish_reason:
         sequence.tokens.append(token.token_id)
       if token.finish_reason or len(sequence.tokens) > self.limits.max_context:
+        self.admission.estimate.learn_answer(sequence.request, sequence.generated)
         self._finish(token.sequence)
     if lap_ms is not None:
       prompt_tokens = sum(entry.n_tokens for entry in entries) - sum(entry.n_tokens for entry in decodes)
@@ -384,6 +385,5 @@ class Scheduler:
     self.drafter.forget(number)
     if not again:
       self._computed_anew.discard(sequence.request.request_id)
-      self.admission.estimate.learn_answer(sequence.generated)
     self._line.left(sequence.request, 0 if again else sequence.computed)
     self._room.release(sequence, keep)
