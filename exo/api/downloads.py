@@ -81,7 +81,7 @@ def _pool_entry(node: Node, state: ModelState, memory: int) -> dict[str, Any]:
   return {
       "name": state.pretty_name, "downloaded": state.is_whole, "download_percentage": round(100 * state.fraction, 1),
       "total_size": state.total_bytes, "total_downloaded": state.held_bytes, "loading": loading, "layers": state.layers,
-      "source": state.source, "fits": state.fits(memory), "deletable": state.is_ours,
+      "source": state.source, "fits": state.fits(memory), "deletable": state.is_ours, "verified": state.verified,
       "speed": round(latest.bytes_per_s) if latest is not None and loading else None,
       "error": latest.error if latest is not None and latest.error else None
   }

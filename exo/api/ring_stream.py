@@ -46,6 +46,8 @@ def ring_json(node: Node) -> dict[str, Any]:
       } for chain in view.chains],
       "requests": _requests_json(view),
       "refused_models": dict(view.refused),
+      "unverified": {model: list(givers)
+                     for model, givers in sorted(node.catalog.store.unverified.items())},
       "total": {"memory": view.memory_mb, "tflops": round(view.tflops, 2)},
   }
 

@@ -37,6 +37,9 @@ def models_command(config: Config, arguments: argparse.Namespace) -> int:
   whose = f"the {nodes} node(s) of the ring" if nodes else "this machine (no node runs here)"
   print(f"\nFITS: into the {offered / _GB:.1f} GB that {whose} can offer. Any Hugging Face id works too: "
         "exo pull org/name, exo run org/name:Q4_K_M", file=sys.stderr)  # yapf: disable
+  if any(state.verified is False for state in states):
+    print("unverified: came from other nodes, or was put there by hand, and nothing to compare it with could be reached",
+          file=sys.stderr)  # yapf: disable
   return 0
 
 
@@ -44,6 +47,8 @@ def _row(state: ModelState, memory: int) -> tuple[str, ...]:
   fits = {True: "yes", False: "no", None: "?"}[state.fits(memory)]
   size = "?" if state.total_bytes is None else f"{state.total_bytes / _GB:.2f} GB"
   here = "yes" if state.is_whole else f"{100 * state.fraction:.0f} %" if state.where else "-"
+  if state.verified is False:
+    here += ", unverified"
   return state.id, str(state.layers or "?"), size, here, fits, state.where or state.source
 
 
@@ -51,7 +56,7 @@ def _as_json(state: ModelState, memory: int) -> dict[str, Any]:
   return {
       "id": state.id, "name": state.pretty_name, "layers": state.layers, "total_bytes": state.total_bytes,
       "held_bytes": state.held_bytes, "here": state.is_whole, "path": state.where or None, "source": state.source,
-      "fits": state.fits(memory)
+      "fits": state.fits(memory), "verified": state.verified
   }
 
 

@@ -124,6 +124,8 @@ def _lines(info: RuntimeInfo, ring: dict[str, Any] | None) -> list[str]:
         f"load {node['load']:.0%}; {layers}",
         *(f"            takes no part in {a['model']}: {a['reason']}" for a in node["ailments"]),
     ]
+  for model, givers in ring["unverified"].items():
+    lines.append(f"  unverified {model}, from {', '.join(givers)}: not compared with the hub")
   speed = f", {requests['tokens_per_s']:g} tokens/s" if requests["tokens_per_s"] else ""
   lines += [f"  refused   {model}: {reason}" for model, reason in ring["refused_models"].items()]
   lines.append(f"  requests  {requests['own']} from here, {requests['waiting']} waiting{speed}")

@@ -62,6 +62,27 @@ def _manifest(model_id: str, source: HubSource) -> Manifest:
   return Manifest(model_id, source.repo, info.sha, tuple(wanted_files(source.repo, files, source.variant)))
 
 
+async def has_commit(source: HubSource, commit: str) -> bool:
+  """Whether a commit lies on the branch (or tag) that is meant. The hub names other commits too, such as those of changes
+  that anybody proposes and nobody has accepted. One attempt; raises as `hub_manifest` does."""
+  return await asyncio.to_thread(_has_commit, source, commit)
+
+
+def _has_commit(source: HubSource, commit: str) -> bool:
+  from huggingface_hub import HfApi, constants
+  try:
+    history = HfApi(endpoint=constants.ENDPOINT).list_repo_commits(source.repo, revision=source.revision)
+  except Exception as error:  # as above
+    raise explained(source, error) from error
+  return any(item.commit_id == commit for item in history)
+
+
+def is_offline() -> bool:
+  """Whether the user forbids asking the hub."""
+  from huggingface_hub import constants
+  return bool(constants.HF_HUB_OFFLINE)
+
+
 def _file(repo: str, name: object, size: object, lfs: object, blob_id: object) -> RepoFile | None:
   """None for a file that exo would never fetch. Raises `ModelFilesError` for one that no honest repository has."""
   if is_hostile_name(name):

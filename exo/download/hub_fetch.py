@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 
-from exo.download.hub import HubUnreachableError, refused
+from exo.download.hub import HubUnreachableError, is_offline, refused
 from exo.download.manifest import Manifest, RepoFile
 from exo.download.rate_limit import RateLimit
 from exo.download.retry import Attempts, RetryPolicy, Transient, retry_after_s
@@ -24,6 +25,7 @@ from exo.errors import DownloadError
 _FLUSH_BYTES = 1 << 21
 _READ_AHEAD_BYTES = 1 << 20
 _MAX_REDIRECTS = 5
+_AWAY_S = 60.0
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 Sink = Callable[[int, bytes], Awaitable[None]]
@@ -41,6 +43,15 @@ class HubFetcher:
     self._parallel = parallel
     self._session: aiohttp.ClientSession | None = None
     self._resolved: dict[str, str] = {}
+    self._away_at = float("-inf")
+
+  @property
+  def is_away(self) -> bool:
+    """Whether the hub could not be reached a moment ago, so that what can do without it need not wait for it."""
+    return is_offline() or time.monotonic() - self._away_at < _AWAY_S
+
+  def note_away(self) -> None:
+    self._away_at = time.monotonic()
 
   async def close(self) -> None:
     if self._session is not None:
@@ -87,6 +98,7 @@ class HubFetcher:
   def _given_up(self, file: RepoFile, error: Transient) -> DownloadError:
     text = f"{file.name} could not be fetched after {self._policy.attempts} attempts: {error}. What came is kept."
     if error.connection:
+      self.note_away()
       return HubUnreachableError(f"{file.name} could not be fetched: {error}. Check the network and HF_ENDPOINT")
     return DownloadError(text)
 
@@ -122,6 +134,8 @@ class HubFetcher:
                     end: int) -> AsyncIterator[aiohttp.ClientResponse]:
     """The response to a request for [start, end), checked; `start` None asks for the file without a range."""
     from huggingface_hub import hf_hub_url
+    if is_offline():
+      raise HubUnreachableError(f"{file.name} is not on this machine, nor in its ring, and HF_HUB_OFFLINE is set")
     session = self._open_session()
     origin = hf_hub_url(manifest.source, file.name, revision=manifest.revision)
     url = self._resolved.get(origin, origin)

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from exo.download import hub
 from exo.download.disk_stamp import Stamp, stamp_of
+from exo.download.doubts import DOUBTS, Doubts
 from exo.download.local_folders import describe, model_files, models_in
 from exo.download.manifest import Manifest, RepoFile, check_file_name, inside, manifest_from_json
 from exo.download.sparse_file import held_spans
 from exo.errors import ExoError, ModelFilesError, ModelNotFoundError
-from exo.inference.weights.block_map import map_path, span_bytes
+from exo.inference.weights.block_map import BlockMap, map_path, span_bytes
 from exo.log import log
 from exo.model_card import HubSource, ModelCard, NeighbourSource, WheelSource
 from exo.models import CARDS, card_of, nearest
@@ -43,10 +44,13 @@ class ModelEntry:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-  """Files of a model on this machine, to read. `base` is their folder; `is_ours` when exo has put them there."""
+  """Files of a model on this machine, to read. `base` is their folder; `is_ours` when they lie where exo puts them, and
+  `by_hand` when somebody else has put them there.
+  """
   manifest: Manifest
   base: Path
   is_ours: bool = True
+  by_hand: bool = False
 
   def path(self, name: str) -> Path:
     """Of one file. Raises `ModelFilesError` for a name that leads out of the folder."""
@@ -69,11 +73,23 @@ class Holding:
   def is_whole(self) -> bool:
     return self.held_bytes() == self.manifest.total_bytes
 
+  def is_verified(self) -> bool | None:
+    """Whether all that is here has been found to be what exo pins or the hub has; None for the user's own, which nobody
+    else could know."""
+    if not self.is_ours:
+      return None
+    return not self.by_hand and not Doubts.read(self.base) and all(map(self._is_checked, self.manifest.files))
+
+  def _is_checked(self, file: RepoFile) -> bool:
+    """False for a file that came whole by other means, and of which `quick` let nobody take the hash."""
+    blocks = BlockMap.beside(self.path(file.name))
+    return blocks is None or blocks.verified or not blocks.is_whole
+
   def stamp(self) -> Stamp:
     """As of `ModelEntry`. Downloads write to files, so there it is the list of files and which they are that counts."""
     files = [self.path(file.name) for file in self.manifest.files]
     manifest = self.base / MANIFEST
-    if not self.is_ours or not manifest.is_file():
+    if not self.is_ours or self.by_hand:
       return stamp_of(files)
     return stamp_of([manifest]) + stamp_of(files, times=False)
 
@@ -185,22 +201,36 @@ class ModelLibrary:
   def holding_of(self, card: ModelCard) -> Holding | None:
     folder = self._home / card.source.folder
     if (folder / MANIFEST).is_file():
-      return Holding(self._manifest(folder), folder)
+      manifest = self._manifest(folder)
+      if not isinstance(card.source, WheelSource) or manifest.files == wheel_manifest(card.id, card.source).files:
+        return Holding(manifest, folder)
+      log(1, "%s: what lies in %s is not the file that exo knows", card.id, folder)
     if isinstance(card.source, WheelSource):  # put there by hand, or by an earlier version
       file = folder / card.source.file_name
       whole = file.is_file() and not map_path(file).is_file()
       if whole and file.stat().st_size == card.source.member_bytes:
-        return Holding(wheel_manifest(card.id, card.source), folder)
+        return Holding(wheel_manifest(card.id, card.source), folder, by_hand=True)
     if isinstance(card.source, HubSource) and card.source.variant is None:
       snapshot = hub.cached_snapshot(card.source)
       if snapshot is not None:
         return Holding(describe(card.id, snapshot, card.source.repo), snapshot, False)
     return None
 
-  def _sound_holding(self, card: ModelCard) -> Holding | None:
-    """None also where files of it are gone or cut off since."""
+  def sound_holding(self, card: ModelCard) -> Holding | None:
+    """None also where files of it are gone or cut off since, and for a file put there by hand, whose hash nobody took."""
     holding = self.holding_of(card)
-    return holding if holding is not None and holding.is_sound() else None
+    return holding if holding is not None and holding.is_sound() and not holding.by_hand else None
+
+  def doubted(self) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """By the folder of each model of which something is in doubt, its name and who gave that. Blocks."""
+    found = {}
+    for folder in (file.parents[1] for file in self._home.glob(f"*/{DOUBTS}")):
+      try:
+        if doubts := Doubts.read(folder):
+          found[folder.name] = (self._manifest(folder).model_id, doubts.everybody)
+      except ModelFilesError as error:
+        log(1, "%s: %s", folder.name, error)
+    return found
 
 
 def _local_entry(name: str, path: Path) -> ModelEntry:

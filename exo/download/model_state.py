@@ -15,7 +15,8 @@ _ROOM = 1.1
 @dataclass(frozen=True, slots=True)
 class ModelState:
   """`total_bytes` and `layers` are None where nothing is known of them yet; `where` is empty for what is not here.
-  `is_ours`: it lies in `EXO_HOME` and may be deleted.
+  `is_ours`: it lies in `EXO_HOME` and may be deleted. `verified`: whether all that is here was found to be what exo pins
+  or the hub has; None for what is not here, and for files of the user's own.
   """
   id: str
   pretty_name: str
@@ -25,6 +26,7 @@ class ModelState:
   where: str
   source: str
   is_ours: bool
+  verified: bool | None = None
 
   @property
   def is_whole(self) -> bool:
@@ -46,13 +48,16 @@ def model_states(store: ModelStore) -> list[ModelState]:
 
 def model_state(store: ModelStore, entry: ModelEntry) -> ModelState:
   card = entry.card
+  verified: bool | None = None
   held, total, where, is_ours = 0, card.total_bytes if card is not None else None, "", False
   source = "" if card is None else getattr(card.source, "repo", None) or getattr(card.source, "package", None) or "ring"
   try:
     holding = store.holding(entry.id)
     if holding is not None:
       held, total, is_ours = holding.held_bytes(), holding.manifest.total_bytes, holding.is_ours
+      verified = holding.is_verified()
       where = str(entry.path if card is None and entry.path is not None else holding.base)
   except (ExoError, OSError) as error:
     log(1, "%s: %s", entry.id, error)
-  return ModelState(entry.id, entry.pretty_name, held, total, card.layers if card else None, where, source, is_ours)
+  layers = card.layers if card else None
+  return ModelState(entry.id, entry.pretty_name, held, total, layers, where, source, is_ours, verified)

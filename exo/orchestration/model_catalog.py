@@ -79,12 +79,18 @@ class ModelCatalog:
     self.store = store
     self.downloads: dict[str, DownloadProgress] = {}
     store.listen(self._note_download)
+    store.on_false(self._note_false)
     self._opened: dict[str, _Opened] = {}
     self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
     self.replaced: set[str] = set()  # models whose plans may hold what was read from files that are gone
 
   def _note_download(self, progress: DownloadProgress) -> None:
     self.downloads[progress.model_id] = progress
+
+  def _note_false(self, model_id: str) -> None:
+    """What was opened has been thrown away."""
+    if self._opened.pop(model_id, None) is not None:
+      self.replaced.add(model_id)
 
   async def find(self, model_id: str) -> ModelEntry:
     """Raises `ModelNotFoundError`."""

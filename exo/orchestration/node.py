@@ -56,6 +56,7 @@ from exo.topology.topology import Topology
 
 _MB = 2**20
 _DRAIN_POLL_S = 0.05
+_DROP_EVERY_S = 1.0
 
 
 class Node:
@@ -83,6 +84,7 @@ class Node:
     )
     self.planner = Planner(hello.node_id, mesh, strategy, self.plans, self.send, self.call, self.problems)
     self.desk = EntryDesk(hello.node_id, self.send, self.call)
+    catalog.store.on_false(self._on_false)
     self.sharing = ModelSharing(catalog.store, mesh.peers, self.send, self.call, lambda: self.plans.busy)
 
   @property
@@ -112,6 +114,7 @@ class Node:
     """Raises `ConfigError` when a port is taken or discovery cannot work."""
     await self._mesh.start(self)
     self.hello = getattr(self._mesh, "hello", self.hello)
+    self._tasks.spawn(self.catalog.store.remember_doubts(), "what is in doubt of models")
     await self._discovery.start(self.hello, self._mesh.offer)
     self._awaited = ""
 
@@ -186,6 +189,15 @@ class Node:
     if info.id in self.catalog.replaced:
       await self._let_go(info.id)
     return info
+
+  def _on_false(self, model_id: str) -> None:
+    self._tasks.spawn(self._drop_false(model_id), f"drop {model_id}")
+
+  async def _drop_false(self, model_id: str) -> None:
+    """Close plans of a model of which something false was loaded, once their requests have ended."""
+    while model_id in self.catalog.replaced:
+      await self._let_go(model_id)
+      await asyncio.sleep(_DROP_EVERY_S)
 
   async def _let_go(self, model_id: str) -> None:
     """Close plans that were loaded from files that are no longer there, as soon as no request runs on them."""

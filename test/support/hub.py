@@ -48,6 +48,8 @@ class Hub(ThreadingHTTPServer):
   def __init__(self, repos: dict[str, Path]) -> None:
     super().__init__(("127.0.0.1", 0), _Handler)
     self.repos = repos
+    self.versions: dict[str, dict[str, Path]] = {}  # repo: commit: folder, beside the newest
+    self.proposed: set[str] = set()  # those of them that lie on no branch
     self.requests: list[str] = []
     self.authorizations: list[str | None] = []
     self.sent: Counter[str] = Counter()
@@ -83,7 +85,7 @@ def sha256_of(path: Path) -> str:
   return _sha256(path, path.stat().st_mtime_ns)
 
 
-def _git_oid(path: Path) -> str:
+def git_oid_of(path: Path) -> str:
   data = path.read_bytes()
   return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
@@ -115,14 +117,22 @@ class _Handler(BaseHTTPRequestHandler):
       headers = {"Retry-After": faults.retry_after} if faults.retry_after else {}
       self._json({"error": "as told"}, status, headers)
       return
-    for repo, folder in self.server.repos.items():
+    for repo, newest in self.server.repos.items():
+      versions = self.server.versions.get(repo, {})
+      if re.fullmatch(rf"/api/models/{re.escape(repo)}/commits/[^/]+", path):
+        commits = [COMMIT, *(commit for commit in versions if commit not in self.server.proposed)]
+        date = "2026-01-01T00:00:00.000Z"
+        self._json([{"id": c, "authors": [], "date": date, "title": "", "message": ""} for c in commits])
+        return
+      commit = next((commit for commit in versions if f"/{commit}" in path), COMMIT)
+      folder = versions.get(commit, newest)
       if re.fullmatch(rf"/api/models/{re.escape(repo)}(/revision/[^/]+)?", path):
         if faults.gated:
           self._json({"error": "Access to this model is restricted"}, 403, {"X-Error-Code": "GatedRepo"})
         elif path.endswith("/revision/nowhere"):
           self._json({"error": "Invalid rev id"}, 404, {"X-Error-Code": "RevisionNotFound"})
         else:
-          self._json(self._info(repo, folder))
+          self._json(self._info(repo, folder) | {"sha": commit})
         return
       match = re.fullmatch(rf"/{re.escape(repo)}/resolve/([^/]+)/(.+)", path)
       if match and (folder / match[2]).is_file():
@@ -143,7 +153,7 @@ class _Handler(BaseHTTPRequestHandler):
         lfs = {"sha256": sha256_of(path), "size": size, "pointerSize": 134}
         files.append({"rfilename": name, "size": size, "blobId": "0" * 40, "lfs": lfs})
       else:
-        files.append({"rfilename": name, "size": size, "blobId": _git_oid(path)})
+        files.append({"rfilename": name, "size": size, "blobId": git_oid_of(path)})
     return {
         "id": repo, "modelId": repo, "sha": COMMIT, "private": False, "gated": False,
         "siblings": files if faults.siblings is None else faults.siblings, "tags": [], "downloads": 0, "likes": 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,9 +16,10 @@ from exo.download.manifest import Manifest, RepoFile
 from exo.download.model_store import DownloadOptions, ModelStore
 from exo.download.neighbours import Held, RangeRead
 from exo.download.retry import RetryPolicy
+from exo.inference.weights.block_map import BlockMap, digests_of, map_path
 from exo.networking.messages import FindBlocks, FindModel, Message, ReadRange
 from exo.orchestration.model_sharing import ModelSharing
-from test.support.hub import Hub, hub
+from test.support.hub import COMMIT, Hub, git_oid_of, hub, sha256_of
 
 QUICK = RetryPolicy(attempts=4, connect_attempts=2, pause_s=0.01, max_pause_s=0.2, connect_s=2, stall_s=0.4)
 
@@ -102,4 +104,25 @@ def write_big(folder: Path, megabytes: int, name: str = "model.safetensors") -> 
       "intermediate_size": 64
   }
   (folder / "config.json").write_text(json.dumps(config))
+  return folder
+
+
+def held_by(home: Path, model_id: str, files: Path, listed: Path | None = None, revision: str = COMMIT) -> Path:
+  """A store's folder of a hub's model as if it had been fetched there: the bytes of `files`, with maps that agree with
+  them, under the names, sizes and hashes of `listed`, or of the very files where that is None."""
+  folder = home / model_id.replace("/", "--")
+  (folder / ".exo").mkdir(parents=True, exist_ok=True)
+  entries = []
+  for path in sorted(files.iterdir()):
+    shutil.copy(path, folder / path.name)
+    told = (listed or files) / path.name
+    hashes = {"sha256": sha256_of(told)} if path.suffix in (".safetensors", ".gguf") else {"git_oid": git_oid_of(told)}
+    entries.append(RepoFile(path.name, path.stat().st_size, **hashes))
+  manifest = Manifest(model_id, model_id, revision, tuple(entries))
+  (folder / ".exo" / "manifest.json").write_text(manifest.to_json())
+  for entry in manifest.weights:
+    path = folder / entry.name
+    made = BlockMap.create(map_path(path), entry.size, manifest.identity(entry))
+    made.mark(0, digests_of(path.read_bytes(), made.block))
+    made.stamp(path.stat().st_mtime_ns, verified=True)
   return folder

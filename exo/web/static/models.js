@@ -78,7 +78,7 @@ export class Models {
     else if (!m.here) button("Download", () => this.download(m));
     if ((m.here || m.have) && m.deletable && !m.fetching) button("Delete", () => this.remove(m), { class: "danger" });
     const facts = [m.size ? bytes(m.size) : "", m.fits === false ? "too large for this ring" : m.fits ? "fits this ring" : "",
-      m.fetching ? "" : m.here ? "here" : m.have ? `${Math.round(100 * m.have / m.size)} % here` : "", m.note].filter(Boolean);
+      m.fetching ? "" : m.here ? "here" : m.have ? `${Math.round(100 * m.have / m.size)} % here` : "", m.verified === false ? "unverified: from another node, not compared with the hub yet" : "", m.note].filter(Boolean);
     const bar = m.fetching ? h("progress", { max: "100", value: m.percent, "aria-label": `Download of ${m.name}` }) : null;
     const progress = m.fetching ? h("span", { class: "note" }, `${bytes(m.have)}${m.size ? ` of ${bytes(m.size)}` : ""}, ${Math.round(m.percent)} %${m.speed ? `, ${bytes(m.speed)}/s` : ""}`) : null;
     return h("li", { class: m.id === this.chosen ? "chosen" : null, "data-model": m.id },
@@ -134,6 +134,6 @@ function described(id, m) {
   return {
     id, name: m.name ?? id, here: Boolean(m.downloaded), percent: m.download_percentage ?? 0, size: m.total_size ?? 0,
     have: m.total_downloaded ?? 0, fetching: Boolean(m.downloading ?? m.loading), deletable: m.deletable ?? true, fits: m.fits,
-    speed: m.speed, error: m.error,
+    speed: m.speed, error: m.error, verified: m.verified,
   };
 }
