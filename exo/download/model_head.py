@@ -6,6 +6,7 @@ import asyncio
 import os
 from pathlib import Path
 
+from exo.download.disk_threads import in_thread
 from exo.download.manifest import INDEX, Manifest, inside, is_plain_name
 from exo.download.transfer import Transfer, run_all
 from exo.errors import ModelFilesError, UnsupportedModelError
@@ -25,7 +26,7 @@ async def fetch_head(transfer: Transfer, folder: Path) -> Manifest:
   """
   manifest = transfer.manifest
   await transfer.whole(file.name for file in manifest.auxiliary)
-  manifest = await asyncio.to_thread(_chosen, manifest, folder)
+  manifest = await in_thread(_chosen, manifest, folder)
   slots = asyncio.Semaphore(_PARALLEL_HEADERS)
 
   async def header(name: str) -> None:
@@ -58,12 +59,12 @@ async def _safetensors_header(transfer: Transfer, path: Path, name: str) -> None
   if file.size < 8:
     raise ModelFilesError(f"{name} is too short to be a safetensors file")
   await transfer.bring({name: [(0, 8)]})
-  length = int.from_bytes(await asyncio.to_thread(_read, path, 8), "little")
+  length = int.from_bytes(await in_thread(_read, path, 8), "little")
   if not 2 <= length <= min(MAX_HEADER_BYTES, file.size - 8):
     raise ModelFilesError(f"{name} claims a header of {length} bytes: it is damaged")
   await transfer.bring({name: [(0, 8 + length)]})
-  header = await asyncio.to_thread(_read, path, 8 + length)
-  await asyncio.to_thread(parse_safetensors_header, memoryview(header), file.size, name)
+  header = await in_thread(_read, path, 8 + length)
+  await in_thread(parse_safetensors_header, memoryview(header), file.size, name)
 
 
 async def _gguf_header(transfer: Transfer, path: Path, name: str) -> None:
@@ -72,9 +73,9 @@ async def _gguf_header(transfer: Transfer, path: Path, name: str) -> None:
   while True:
     wanted = min(wanted, size)
     await transfer.bring({name: [(0, wanted)]})
-    data = await asyncio.to_thread(_read, path, wanted)
+    data = await in_thread(_read, path, wanted)
     try:
-      header = await asyncio.to_thread(parse_gguf_header, memoryview(data), size)
+      header = await in_thread(parse_gguf_header, memoryview(data), size)
       break
     except GgufCutOffError:
       if wanted >= min(size, MAX_GGUF_HEADER_BYTES):

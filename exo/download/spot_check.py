@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from exo.download.disk_threads import in_thread
 from exo.download.doubts import Doubts
 from exo.download.hub_fetch import HubFetcher
 from exo.download.manifest import Manifest
@@ -46,8 +47,7 @@ async def false_givers(hub: HubFetcher, manifest: Manifest, doubts: Doubts, file
 
     block = sample.target.map.block
     await hub.fetch(manifest, sample.target.file, sample.start, sample.end, block, sink)
-    return await asyncio.to_thread(digests_of, b"".join(found),
-                                   block) != sample.target.map.digests(sample.start, sample.end)
+    return await in_thread(digests_of, b"".join(found), block) != sample.target.map.digests(sample.start, sample.end)
 
   answers = await asyncio.gather(*(is_false(sample) for sample in samples), return_exceptions=True)
   caught = {sample.giver for sample, answer in zip(samples, answers, strict=True) if answer is True}

