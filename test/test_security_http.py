@@ -156,11 +156,16 @@ def test_09_pages_of_others_change_nothing(node: NodeProcess) -> None:
   assert node.process.poll() is None
 
 
+_TRIED = [next(route for route in ROUTES if route[0] == method) for method in ("GET", "POST", "DELETE")]
+
+
 @pytest.mark.parametrize(("method", "path"), ROUTES)
 def test_09_a_key_covers_everything(keyed: NodeProcess, method: str, path: str) -> None:
   wrong = [{}, {"Authorization": "Bearer "}, {"Authorization": f"Basic {KEY}"}, {"Authorization": f"Bearer {KEY}x"},
            {"Authorization": f"Bearer {KEY[:-1]}"}, {"x-api-key": KEY.upper()}, {"x-api-key": "\xff" * 9},
            {"Authorization": KEY}, {"Cookie": f"key={KEY}"}]  # yapf: disable
+  if (method, path) not in _TRIED:  # wrong keys are answered slowly, see test_sick_starts.py
+    wrong = [headers for headers in wrong if "x-api-key" not in headers and "Bearer" not in str(headers)]
   for headers in wrong:
     status, answered, body = ask(keyed, method, path, headers | JSON, CHAT if method == "POST" else None)
     assert status == 401 and answered["www-authenticate"].startswith("Bearer") and KEY not in body.decode()

@@ -8,28 +8,49 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+import time
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import aiohttp
+import psutil
 import pytest
 
+from exo.api.failure_brake import FREE_FAILURES, MAX_ADDRESSES, MAX_WAITING, PLACES, FailureBrake
+from exo.api.keys import check_given
 from exo.cli import assemble
 from exo.config import config_from
+from exo.errors import ConfigError
 from exo.inference.engines import probe_engine
 from exo.library_files import keep_library_files
 from exo.machine import process_started, this_machine
+from exo.networking.address_rule import parse_address
 from exo.networking.discovery import NoDiscovery
 from exo.networking.mesh import PeerCandidate
 from exo.networking.messages import Hello
 from exo.orchestration.identity import claim_identity
 from exo.runtime_file import RuntimeInfo, running_nodes, runtime_path, write_runtime_file
+from test.support.http import call
 from test.support.hub import hub
 from test.support.nodes import ROOT, NodeProcess, free_port, ring, wait_until
 
 ENGINES = ("onnx", "mlx", pytest.param("tinygrad", marks=pytest.mark.slow))  # compiles for half a minute
 DUMMY = ("--inference-engine", "dummy", "--default-model", "dummy")
+
+
+def exo(home: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+  return subprocess.run([sys.executable, "-m", "exo", *arguments],
+                        cwd=ROOT,
+                        env=os.environ | {"EXO_HOME": str(home), "DEBUG": "0"} | env,
+                        capture_output=True,
+                        text=True,
+                        timeout=60,
+                        check=False)
+
 
 # machines that share an EXO_HOME
 
@@ -92,18 +113,8 @@ def test_line_13_commands_of_one_machine_do_not_take_anothers_node_for_their_own
     )
     stranger.write_text(node.runtime_file.read_text().replace(node.node_id, "stranger"))
 
-    def exo(*arguments: str) -> str:
-      done = subprocess.run([sys.executable, "-m", "exo", *arguments],
-                            cwd=ROOT,
-                            env=os.environ | {"EXO_HOME": str(tmp_path)},
-                            capture_output=True,
-                            text=True,
-                            timeout=60,
-                            check=False)
-      return done.stdout + done.stderr
-
-    assert node.node_id in (shown := exo("status")) and "stranger" not in shown
-    assert f"{node.node_id} has stopped" in (said := exo("stop")) and "stranger" not in said
+    assert node.node_id in (shown := exo(tmp_path, "status").stdout) and "stranger" not in shown
+    assert f"{node.node_id} has stopped" in (said := exo(tmp_path, "stop").stdout) and "stranger" not in said
     assert node.process.wait(20) == 0
   assert stranger.exists() and not node.runtime_file.exists()
 
@@ -188,6 +199,99 @@ def test_line_13_a_node_that_waits_for_others_is_not_healthy_yet(tmp_path: Path)
       assert alone.post("/v1/completions", {"prompt": "a"})[0] == 503
     finally:
       assert alone.stop() == 0
+
+
+# keys for the API
+
+SHORT_KEY = "a-key-by-hand-16"
+
+
+def test_line_13_a_key_that_could_be_guessed_is_refused_at_the_start(tmp_path: Path) -> None:
+  for key in ("", "a", "fifteen-letters", "  spaces do not count"[:17], " " * 20, "sixteen-letters\u00e9", "x" * 2000):
+    with pytest.raises(ConfigError, match="`exo key api new NAME` makes") as caught:
+      check_given(key)
+    assert "--api-key" in str(caught.value) and (len(key) < 5 or key not in str(caught.value))
+  for key in (SHORT_KEY, f" {SHORT_KEY}\n", "x y" * 20):
+    check_given(key)
+  done = exo(tmp_path, "--disable-tui", *DUMMY, EXO_API_KEY="a")
+  assert done.returncode == 1 and "1 characters" in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+  assert not (tmp_path / ".exo" / "nodes").exists()
+
+
+def test_line_13_the_command_that_makes_a_key_works_beside_one_that_is_too_short(tmp_path: Path) -> None:
+  assert exo(tmp_path, "key", "api", "new", "ann", EXO_API_KEY="short").stdout.startswith("exo-")
+  done = exo(tmp_path, "doctor", EXO_API_KEY="short")
+  assert done.returncode == 1 and "--api-key (EXO_API_KEY) has 5 characters" in done.stdout
+
+
+def try_key(node: NodeProcess, key: str) -> tuple[int, float]:
+  """(status, seconds until the answer)"""
+  started = time.monotonic()
+  status = call(node, "GET", "/v1/models", headers={"Authorization": f"Bearer {key}"})[0]
+  return status, time.monotonic() - started
+
+
+def test_line_13_who_tries_keys_is_slowed_down_and_locks_nobody_out(tmp_path: Path) -> None:
+  with ring(tmp_path, 1, *DUMMY, "--api-key", SHORT_KEY, "--discovery-module", "none", wait=False) as (node, ):
+    made = exo(tmp_path, "key", "api", "new", "ann").stdout.strip()
+    first, later = [[try_key(node, f"wrong-{i}-{k}") for k in range(FREE_FAILURES)] for i in range(2)]
+    assert {status for status, _ in (*first, *later)} == {401}
+    assert sum(s for _, s in later) > 2.5 > sum(s for _, s in first)  # 0.2 + 0.4 + 0.8 + 1 + 1
+    wait_until(lambda: try_key(node, made)[0] == 200, 5, "the new key")
+
+    stop, answers = threading.Event(), Counter[int]()
+
+    def guess() -> None:
+      while not stop.is_set():
+        answers[try_key(node, "wrong")[0]] += 1
+
+    with ThreadPoolExecutor(24) as threads:
+      try:
+        for _ in range(24):
+          threads.submit(guess)
+        wait_until(lambda: answers[429] > 200, 20, "a flood that is refused")
+        before, started = answers[401], time.monotonic()
+        for _ in range(20):  # nobody can guess it, so it is looked at while the others wait
+          assert try_key(node, made)[0] == 200
+        time.sleep(2)
+        tried, took = answers[401] - before, time.monotonic() - started
+        assert set(answers) == {401, 429} and tried < 5 * took + 2 * PLACES
+        process = psutil.Process(node.process.pid)
+        assert process.num_fds() < 200
+      finally:
+        stop.set()
+    wait_until(lambda: try_key(node, SHORT_KEY)[0] == 200, 6, "the right key, once nobody tries any more")
+
+
+def test_line_13_an_address_that_fails_is_remembered_in_bounds() -> None:
+  brake, address = FailureBrake(), parse_address("10.0.0.1")
+
+  async def run() -> None:
+    for _ in range(FREE_FAILURES):
+      await asyncio.wait_for(brake.failed(address), 0.05)
+    held = [asyncio.create_task(brake.failed(address)) for _ in range(PLACES)]
+    await asyncio.sleep(0.01)
+    assert not any(task.done() for task in held)
+    for task in held:
+      task.cancel()  # clients that do not wait for the answer free no place
+    asked = [asyncio.create_task(brake.admit(address, "")) for _ in range(MAX_WAITING + 50)]
+    done, waiting = await asyncio.wait(asked, timeout=0.01)
+    assert len(waiting) == MAX_WAITING and not any(task.result() for task in done)
+    assert await brake.admit(parse_address("10.0.0.2"), "")  # nobody else is kept waiting
+    brake.succeeded(address, "digest of a right key")
+    assert await asyncio.wait_for(brake.admit(address, "digest of a right key"), 0.01)
+    assert all(await asyncio.gather(*waiting))
+    await asyncio.gather(*held, return_exceptions=True)
+
+  asyncio.run(run())
+  for i in range(3 * MAX_ADDRESSES):
+    brake.succeeded(parse_address(f"2001:db8:{i:x}::1"), "digest")
+  assert len(brake) <= MAX_ADDRESSES
+  brake.succeeded(parse_address("2001:db8:ffff::1"), "digest")
+  size = len(brake)
+  for i in range(100):  # one machine has a whole network of 64 bits
+    brake.succeeded(parse_address(f"2001:db8:ffff::{i:x}"), f"digest {i}")
+  assert len(brake) == size
 
 
 # what libraries leave behind

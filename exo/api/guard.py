@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -13,6 +14,7 @@ from aiohttp import web
 
 from exo.api.caller import Caller, Labels, TrustedProxies, note_caller
 from exo.api.errors import body, json_response
+from exo.api.failure_brake import MAX_DELAY_S, FailureBrake
 from exo.api.json_depth import deeper_than
 from exo.api.keys import ApiKeys
 from exo.config import Config
@@ -31,6 +33,7 @@ _ASKING = frozenset((
     "/chat/completions", "/completions", "/chat/token/encode", "/embeddings", "/responses", "/messages",
     "/messages/count_tokens", "/cancel/{id}", "/api/chat", "/api/generate", "/api/show"
 ))
+_WANTS_KEY = {"WWW-Authenticate": 'Bearer realm="exo"'}
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _REFRESH_S = 10.0
 
@@ -48,6 +51,7 @@ class Guard:
   def __init__(self, config: Config, keys: ApiKeys, local_token: str, label_salt: bytes) -> None:
     self.keys = keys
     self._local_token = local_token
+    self._brake = FailureBrake()
     self._labels = Labels(label_salt)
     self._proxies = TrustedProxies(config.trusted_proxies)
     self._shared_prefixes = config.shared_prefixes
@@ -69,7 +73,7 @@ class Guard:
       if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
         return self._preflight(request)
       self._check_origin(request)
-      who = self._caller(request)
+      who = await self._caller(request)
       if not who.is_admin and _changes_node(request):
         self._refuse_change(request)
       note_caller(who)
@@ -77,7 +81,7 @@ class Guard:
         await self._check_body(request)
     except _Refused as refused:
       log(1, "%s %s of %s: %d, %s", request.method, request.path, request.remote, refused.status, refused)
-      kind = "authentication_error" if refused.status == 401 else "invalid_request_error"
+      kind = {401: "authentication_error", 429: "rate_limit_error"}.get(refused.status, "invalid_request_error")
       return json_response(body(refused.message, kind, None, refused.code), refused.status, refused.headers)
     return await handler(request)
 
@@ -137,10 +141,11 @@ class Guard:
     if not same:
       raise _Refused(403, "pages of this origin may not use the API (--cors-origin allows one)", "origin_not_allowed")
 
-  def _caller(self, request: web.Request) -> Caller:
+  async def _caller(self, request: web.Request) -> Caller:
     """Who asks. Raises for nobody that may."""
     local = self._is_local(request)
-    by_address = Caller(self._labels.of_address(self._proxies.client_of(request)))
+    address = self._proxies.client_of(request)
+    by_address = Caller(self._labels.of_address(address))
     path = request.path
     if path in _OPEN_PATHS or path.startswith(_OPEN_PREFIXES):
       return by_address
@@ -151,10 +156,18 @@ class Guard:
       return self._keyed(self._local_token, True) if self.keys.required else replace(by_address, is_admin=True)
     if not self.keys.required:
       return replace(by_address, is_admin=local)
-    key = None if given is None else self.keys.find(given)
-    if key is None:
-      message = "this node wants an API key: Authorization: Bearer KEY" if given is None else "this is no API key of this node"
-      raise _Refused(401, message, "invalid_api_key", {"WWW-Authenticate": 'Bearer realm="exo"'})
+    if given is None:
+      raise _Refused(401, "this node wants an API key: Authorization: Bearer KEY", "invalid_api_key", _WANTS_KEY)
+    key = self.keys.find(given)
+    if key is None or self.keys.is_guessable(key):
+      # until here both are alike, so that nothing is learnt by trying many at once
+      if not await self._brake.admit(address, "" if key is None else key.sha256):
+        text = "too many wrong API keys came from this address: try again in a moment"
+        raise _Refused(429, text, "too_many_wrong_keys", {"Retry-After": str(math.ceil(MAX_DELAY_S))})
+      if key is None:
+        await self._brake.failed(address)
+        raise _Refused(401, "this is no API key of this node", "invalid_api_key", _WANTS_KEY)
+      self._brake.succeeded(address, key.sha256)
     return self._keyed(key.sha256, key.role == "admin")
 
   def _keyed(self, identity: str, is_admin: bool) -> Caller:

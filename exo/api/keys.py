@@ -20,6 +20,8 @@ GIVEN = "--api-key"
 Role = Literal["admin", "user"]
 ROLES: tuple[Role, ...] = get_args(Role)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+MIN_CHARACTERS, MAX_CHARACTERS = 16, 1024
+STRONG_CHARACTERS = 32
 _MAX_KEYS = 1000
 _MAX_FILE_BYTES = 1 << 20
 _LOOK_EVERY_S = 1.0
@@ -39,6 +41,22 @@ class ApiKey:
 
 def _digest(text: str) -> str:
   return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+
+
+def check_given(text: str | None) -> None:
+  """Raises `ConfigError` for a key given by hand that others could guess, or that no header can carry."""
+  if text is None:
+    return
+  key, advice = text.strip(), "`exo key api new NAME` makes a key"
+  if not (key.isascii() and key.isprintable()):
+    raise ConfigError(
+        f"--api-key (EXO_API_KEY) must be printable ASCII characters, since it travels in a header: {advice}"
+    )
+  if not MIN_CHARACTERS <= len(key) <= MAX_CHARACTERS:
+    raise ConfigError(
+        f"--api-key (EXO_API_KEY) has {len(key)} characters, from {MIN_CHARACTERS} to {MAX_CHARACTERS} are needed so that "
+        f"nobody guesses it: {advice}; give it to the clients, and leave --api-key and EXO_API_KEY out"
+    )
 
 
 class ApiKeyStore:
@@ -93,6 +111,7 @@ class ApiKeys:
   def __init__(self, given: str | None, store: ApiKeyStore) -> None:
     self._store = store
     self._given = [] if given is None else [ApiKey(GIVEN, _digest(given.strip()), 0)]
+    self._guessable = given is not None and len(given.strip()) < STRONG_CHARACTERS
     self._stored = store.stored()
     self._stamp, self._looked_at = self._stamp_now(), time.monotonic()
     self._told = ""
@@ -102,6 +121,10 @@ class ApiKeys:
   def required(self) -> bool:
     self._look()
     return self._required
+
+  def is_guessable(self, key: ApiKey) -> bool:
+    """Made up by a person, and short; what `exo key api new` makes never is."""
+    return self._guessable and key in self._given
 
   def name_of(self, text: str) -> str | None:
     """As `find`, its name alone."""

@@ -193,7 +193,11 @@ def build_parser() -> argparse.ArgumentParser:
   security.add_argument(
       "--cluster-key", metavar="KEY", help="the key itself, 32 or more characters; other users may see it in `ps`"
   )
-  security.add_argument("--api-key", metavar="KEY", help="what clients of the API must send (more: `exo key api`)")
+  security.add_argument(
+      "--api-key",
+      metavar="KEY",
+      help="what clients of the API must send, 16 or more characters (better: `exo key api`)"
+  )
   security.add_argument(
       "--api-allowed-host",
       dest="api_allowed_hosts",

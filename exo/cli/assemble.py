@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import exo
 from exo import descriptors
 from exo.api.chatgpt_api import ChatGPTAPI
+from exo.api.keys import check_given
 from exo.config import Config
 from exo.download.model_store import DownloadOptions, ModelStore
 from exo.errors import ConfigError
@@ -105,9 +106,10 @@ def _make_state_dir(config: Config) -> None:
 async def running_node(config: Config, stop: Callable[[], None]) -> AsyncIterator[RunningNode]:
   """A node with its API, from start to stop; `stop` is what `POST /quit` calls.
 
-  Raises `ConfigError` for ports that are taken, `EngineUnavailableError` for an engine that cannot run.
+  Raises `ConfigError` for ports that are taken and keys that are too short, `EngineUnavailableError` for an engine that cannot run.
   """
   descriptors.raise_limit()
+  check_given(config.api_key)
   engine, device = await asyncio.gather(
       asyncio.to_thread(choose_engine, config.inference_engine), asyncio.to_thread(probe_device)
   )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import exo
+from exo.api.keys import check_given
 from exo.cli.client import ApiClient
 from exo.config import DEFAULT_API_PORT, Config
 from exo.download.model_store import ModelStore
@@ -47,7 +48,7 @@ def doctor_command(config: Config) -> int:
   print(f"exo {exo.__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
   failed = noted = 0
   topic = ""
-  for check in (_engines, _memory, _interfaces, _ports, _firewall, _clock, _models, _nodes, _figures):
+  for check in (_engines, _memory, _interfaces, _ports, _firewall, _clock, _keys, _models, _nodes, _figures):
     for finding in _guarded(check, config):
       shown = finding.topic if finding.topic != topic else ""
       topic = finding.topic
@@ -177,6 +178,12 @@ def _clock(config: Config) -> Iterator[Finding]:
     yield Finding("FAIL" if _has_cluster_key(config) else "note", "clock", text)
   else:
     yield Finding("ok", "clock", now)
+
+
+def _keys(config: Config) -> Iterator[Finding]:
+  """A node that would not start for its API key."""
+  check_given(config.api_key)
+  yield from ()
 
 
 def _has_cluster_key(config: Config) -> bool:
