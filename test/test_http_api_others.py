@@ -305,7 +305,15 @@ def test_36_bad_bodies(node: NodeProcess, body: Any) -> None:
 
 def test_37_an_api_key(tmp_path: Path) -> None:
   with ring(
-      tmp_path, 1, "--inference-engine", "dummy", "--default-model", "dummy", "--api-key", "s3cret-key-of-28-characters", wait=False
+      tmp_path,
+      1,
+      "--inference-engine",
+      "dummy",
+      "--default-model",
+      "dummy",
+      "--api-key",
+      "s3cret-key-of-28-characters",
+      wait=False
   ) as nodes:
     node = nodes[0]
     assert call(node, "GET", "/health")[0] == 200 and call(node, "GET", "/healthcheck")[0] == 200
@@ -316,7 +324,8 @@ def test_37_an_api_key(tmp_path: Path) -> None:
       status, _, answer = call(node, method, path, b"{}" if method == "POST" else None, JSON)
       assert_error(status, answer, 401)
     body = json.dumps({"messages": HELLO, "max_tokens": 2}).encode()
-    for headers in ({"Authorization": "Bearer s3cret-key-of-28-characters"}, {"x-api-key": "s3cret-key-of-28-characters"}):
+    for headers in ({"Authorization": "Bearer s3cret-key-of-28-characters"},
+                    {"x-api-key": "s3cret-key-of-28-characters"}):
       assert call(node, "POST", CHAT, body, JSON | headers)[0] == 200
     assert call(node, "POST", CHAT, body, JSON | {"Authorization": "Bearer wrong"})[0] == 401
 
