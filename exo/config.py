@@ -60,6 +60,7 @@ class Config:
   api_key: str | None = field(default=None, repr=False)
   api_allowed_hosts: tuple[str, ...] = ()
   cors_origins: tuple[str, ...] = ()
+  max_peer_memory: int | None = None  # what another node may say that it offers; None: 2 TB without a cluster key
   trusted_proxies: tuple[str, ...] = ()
   shared_prefixes: bool = False
   # models
@@ -126,6 +127,7 @@ def quiet_libraries(debug: int) -> None:
 _LEAST = {
     "wait_for_peers": 0,
     "max_memory": 1,
+    "max_peer_memory": 1,
     "kv_cache_memory": 1,
     "max_generate_tokens": 1,
     "discovery_timeout": 0.1,

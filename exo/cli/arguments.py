@@ -199,6 +199,13 @@ def build_parser() -> argparse.ArgumentParser:
       help="what clients of the API must send, 16 or more characters (better: `exo key api`)"
   )
   security.add_argument(
+      "--max-peer-memory",
+      type=int,
+      metavar="MB",
+      help="a node that says it offers more is not believed and gets no layers (default: 2097152 without a cluster key, "
+      "any with one)"
+  )
+  security.add_argument(
       "--api-allowed-host",
       dest="api_allowed_hosts",
       action="append",

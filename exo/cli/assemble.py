@@ -85,7 +85,8 @@ def _make_node(
       weight_memory=weight_memory(engine.name, config.quantize),
   )
   mesh = GrpcMesh(
-      hello, config.node_host, config.discovery_timeout, keyring, config.node_id_filter, wire=config.wire_dtype
+      hello, config.node_host, config.discovery_timeout, keyring, config.node_id_filter, config.wire_dtype,
+      config.max_peer_memory
   )
   discovery = make_discovery(config, keyring)
   seeds = (*config.peers, *(read_seeds(config.state_dir) if keyring is not None else ()))

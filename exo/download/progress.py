@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 _SPEED_OVER_S = 5.0
 _TELL_EVERY_S = 0.2
+_MOST_KEPT = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,15 @@ class DownloadProgress:
   @property
   def ended(self) -> bool:
     return self.done or bool(self.error)
+
+
+def keep_latest(downloads: dict[str, DownloadProgress], progress: DownloadProgress) -> None:
+  """Note a download's progress by its model; where there are many, the one that ended longest ago is forgotten."""
+  downloads[progress.model_id] = progress
+  if len(downloads) > _MOST_KEPT:
+    ended = next((model_id for model_id, kept in downloads.items() if kept.ended), None)
+    if ended is not None:
+      del downloads[ended]
 
 
 ProgressCallback = Callable[[DownloadProgress], None]

@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 
 from exo.download.disk_stamp import Stamp
 from exo.download.model_store import DUMMY_MODEL, ModelEntry, ModelStore
-from exo.download.progress import DownloadProgress
+from exo.download.progress import DownloadProgress, keep_latest
 from exo.inference.grammar import GrammarCompiler
 from exo.inference.shard import Shard
 from exo.inference.tokenizer import Tokenizer
@@ -85,7 +85,7 @@ class ModelCatalog:
     self.replaced: set[str] = set()  # models whose plans may hold what was read from files that are gone
 
   def _note_download(self, progress: DownloadProgress) -> None:
-    self.downloads[progress.model_id] = progress
+    keep_latest(self.downloads, progress)
 
   def _note_false(self, model_id: str) -> None:
     """What was opened has been thrown away."""
@@ -99,6 +99,11 @@ class ModelCatalog:
   async def listed(self) -> list[ModelEntry]:
     """Every model that can be asked for by name."""
     return await asyncio.to_thread(self.store.listed)
+
+  def context_of(self, model_id: str) -> int | None:
+    """How many tokens a model that has been opened can read; None of others."""
+    opened = self._opened.get(model_id)
+    return None if opened is None else opened.checkpoint.config.max_context
 
   def _lock(self, model_id: str) -> asyncio.Lock:
     lock = self._locks.get(model_id)

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from exo.download.manifest import Manifest, RepoFile, manifest_from_json
 from exo.download.model_store import Holding, ModelStore
 from exo.download.neighbours import READ_BYTES, Held, Neighbours, RangeRead
-from exo.download.progress import DownloadProgress
+from exo.download.progress import DownloadProgress, keep_latest
 from exo.download.rate_limit import RateLimit
 from exo.download.sparse_file import held_spans
 from exo.errors import ExoError, ModelFilesError, PeerUnreachableError, ProtocolError
@@ -32,6 +32,7 @@ _BUSY_BYTES_PER_S = 16 * 2**20  # while this node computes tokens: a few per cen
 _REMEMBER_S = 2.0
 _MOST_REMEMBERED = 64
 _NEWS_EVERY_S = 1.0
+_MOST_NEWS = 64  # models whose downloads one other node tells of
 
 Call = Callable[[str, Message, float], Awaitable[Message]]
 Send = Callable[[str, Message], None]
@@ -132,10 +133,10 @@ class ModelSharing(Neighbours):
   # progress
 
   def _on_progress(self, progress: DownloadProgress) -> None:
-    self.downloads[progress.model_id] = progress
+    keep_latest(self.downloads, progress)
     now = time.monotonic()
     if progress.ended or now - self._told_at.get(progress.model_id, float("-inf")) >= _NEWS_EVERY_S:
-      self._told_at[progress.model_id] = now
+      self._told_at = {m: at for m, at in self._told_at.items() if m in self.downloads} | {progress.model_id: now}
       for node_id in list(self._peers()):
         self._tell(node_id, progress)
 
@@ -152,10 +153,14 @@ class ModelSharing(Neighbours):
       log(2, "%s need not hear of downloads: it is gone", node_id)
 
   def on_news(self, sender: str, n: DownloadNews) -> None:
-    self.remote_downloads.setdefault(sender, {})[n.model_id] = DownloadProgress(
+    news = self.remote_downloads.setdefault(sender, {})
+    news.pop(n.model_id, None)
+    news[n.model_id] = DownloadProgress(
         n.model_id, n.downloaded_bytes, n.total_bytes, n.done, n.bytes_per_s, n.from_peers_bytes, n.from_hub_bytes,
         n.error, n.status
     )
+    if len(news) > _MOST_NEWS:
+      del news[next(iter(news))]
 
   def peer_joined(self, node_id: str) -> None:
     for progress in self.downloads.values():

@@ -45,6 +45,7 @@ from exo.orchestration.entry_desk import EntryDesk, Generation, GenerationSpec
 from exo.orchestration.meter import Meter
 from exo.orchestration.model_catalog import ModelCatalog, ModelInfo
 from exo.orchestration.model_sharing import ModelSharing
+from exo.orchestration.peer_bounds import PeerBounds
 from exo.orchestration.plan_host import PlanHost
 from exo.orchestration.planner import ModelRing, Planner
 from exo.orchestration.shard_loader import ShardLoader
@@ -52,6 +53,7 @@ from exo.orchestration.threads import usable_threads
 from exo.system_figures import own_memory
 from exo.tasks import TaskOwner
 from exo.topology.partitioning_strategy import PartitioningStrategy
+from exo.topology.ring_plan import RingPlan
 from exo.topology.topology import Topology
 
 _MB = 2**20
@@ -85,6 +87,7 @@ class Node:
     self.planner = Planner(hello.node_id, mesh, strategy, self.plans, self.send, self.call, self.problems)
     self.desk = EntryDesk(hello.node_id, self.send, self.call)
     catalog.store.on_false(self._on_false)
+    self._bounds = PeerBounds()
     self.sharing = ModelSharing(catalog.store, mesh.peers, self.send, self.call, lambda: self.plans.busy)
 
   @property
@@ -284,6 +287,8 @@ class Node:
   async def answer(self, sender: str, message: Message) -> Message:
     match message:
       case OpenPlan():
+        if sender != self.node_id:
+          await self._check_plan(sender, message.plan)
         return await self.plans.open(message)
       case FindModel() | FindBlocks() | ReadRange():
         return await self.sharing.answer(message)
@@ -292,10 +297,22 @@ class Node:
           raise DrainingError(f"{self.node_id} is shutting down", node=self.node_id)
         if message.request.entry_node != sender:
           raise ProtocolError(f"{sender} cannot ask for {message.request.entry_node}")
+        if sender != self.node_id:
+          self._bounds.note_plan(sender, message.open.plan.plan_id)
+          self._bounds.check_prompt(message.request, self.catalog.context_of(message.open.plan.model_id))
         await self.plans.submit(message)
         return Done()
       case _:
         raise ExoError(f"{type(message).__name__} is no call")
+
+  async def _check_plan(self, sender: str, plan: RingPlan) -> None:
+    """Raises what keeps another node's plan from being opened here."""
+    self._bounds.note_plan(sender, plan.plan_id)
+    index = plan.index_of(self.node_id)
+    if index is not None:
+      shard = plan.stages[index].shard
+      offered = self.hello.capabilities.memory * _MB
+      self._bounds.check_size(shard, await self._loader.needed_bytes(shard), offered)
 
   def heartbeat(self) -> Heartbeat:
     shards = tuple(stage.shard for plan in self.plans.plans for stage in plan.stages if stage.node_id == self.node_id)

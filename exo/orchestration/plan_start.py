@@ -27,6 +27,8 @@ from exo.topology.ring_plan import RingPlan
 
 _OPEN_TIMEOUT_S = 3600.0  # a download may be part of it; a dead node is noticed by its link, not by this
 _MAX_REQUESTS = 256
+# of all plans that are starting together
+_MAX_PLANS, _MAX_TOKENS = 64, 2**22
 
 Call = Callable[[str, Message, float], Awaitable[Message]]
 
@@ -46,6 +48,11 @@ class PlanStart:
   def add(self, message: OpenPlan, request: Request) -> None:
     """Raises `QueueFullError`. What goes wrong later is told to the request's entry node."""
     plan = message.plan
+    tokens = len(request.prompt_ids) + sum(line.prompt_tokens for line in self._waiting.values())
+    if tokens > _MAX_TOKENS or (plan.plan_id not in self._waiting and len(self._waiting) >= _MAX_PLANS):
+      raise QueueFullError(
+          f"{len(self._waiting)} models are loading, and many requests wait for them", retry_after_s=10
+      )
     if plan.plan_id not in self._waiting:
       self._waiting[plan.plan_id] = WaitingLine(_MAX_REQUESTS)
       self._tasks.spawn(self._start(message), f"start {plan.plan_id}")

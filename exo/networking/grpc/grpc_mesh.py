@@ -57,6 +57,7 @@ _DIALS_RATE, _DIALS_BURST = 16.0, 128.0
 _HOST_DIALS_RATE, _HOST_DIALS_BURST = 4.0, 64.0
 _MAX_DIALS = 32
 _LOOK_S = 0.5
+MOST_MEMORY_MB = 2**21  # 2 TB: what a stranger's machine may have
 _MANY_DESCRIPTORS = 16  # more than there were when nobody held a connection for nothing
 _TRY_BETTER_S = 30.0
 _TIMING = Timing()
@@ -73,7 +74,8 @@ class _UnwantedError(ProtocolError):
 class GrpcMesh(Mesh):
   """`hello.port` 0 takes a free port; `port` tells which after `start`. With a keyring, links are mutual TLS.
 
-  `node_ids`, where there are any, are the only nodes that it links to.
+  `node_ids`, where there are any, are the only nodes that it links to. A node that claims to offer more than `most_memory_mb`
+  counts as one that offers nothing; without a keyring that is at most 2 TB unless it is said.
   """
   def __init__(
       self,
@@ -82,8 +84,12 @@ class GrpcMesh(Mesh):
       candidate_timeout_s: float,
       keyring: ClusterKeyring | None = None,
       node_ids: tuple[str, ...] = (),
-      wire: WireDtype = "native"
+      wire: WireDtype = "native",
+      most_memory_mb: int | None = None
   ) -> None:
+    self._most_memory_mb = most_memory_mb
+    if most_memory_mb is None and keyring is None:
+      self._most_memory_mb = MOST_MEMORY_MB
     self._node_ids, self._wire = frozenset(node_ids), wire
     self._hello, self._host = hello, host
     self._tls = None if keyring is None else TlsCredentials(keyring)
@@ -316,7 +322,7 @@ class GrpcMesh(Mesh):
           items = await stream.read_items()
         if not items:
           raise ProtocolError("it closed the stream without a greeting")
-        peer, _ = hello_in(items[0])
+        peer = self._believed(hello_in(items[0])[0])
         if link is None:
           await self._check_identity(peer, address, candidate.node_id)
           assert self._handler is not None
@@ -364,6 +370,20 @@ class GrpcMesh(Mesh):
     for channel in channels:
       self._channels.discard(channel)
       await channel.close()
+
+  def _believed(self, peer: Hello) -> Hello:
+    """What it says of itself, but for a claim of memory that no machine has: who offers most gets most layers."""
+    claim = peer.capabilities.memory
+    if self._most_memory_mb is None or claim <= self._most_memory_mb:
+      return peer
+    self._refusals.note(
+        f"{peer.node_id} says that it offers {claim} MB, which is not believed: it gets no layers. Start all nodes with a "
+        f"cluster key (`exo key new`), or this one with --max-peer-memory {claim}, if it is so",
+        about=f"memory {peer.node_id}",
+        wrong=True,
+        loud=True
+    )
+    return replace(peer, capabilities=replace(peer.capabilities, memory=0))
 
   async def _check_identity(self, peer: Hello, address: str, expected: str) -> None:
     """Raises `ProtocolError` for this node itself, for another than was looked for, and for a stale or doubled id.
@@ -425,7 +445,8 @@ class GrpcMesh(Mesh):
           items = await first.read_items()
           if not items or not 8 <= len(str(key)) <= 64:
             raise ProtocolError("a stream without a greeting")
-          peer, kind = hello_in(items[0])
+          said, kind = hello_in(items[0])
+          peer = self._believed(said)
           if f"{peer.node_id} {key}" not in self._pending:
             await self._check_identity(peer, address, "")
           stream = EnvelopeStream(kind, reader(context), context.write)

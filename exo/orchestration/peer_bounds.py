@@ -1,0 +1,57 @@
+"""What other nodes may ask of this one: as many plans as a ring needs, prompts that their model can read."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from exo.errors import InvalidRequestError, ModelTooLargeError, QueueFullError
+from exo.inference.shard import Shard
+from exo.networking.messages import Request
+from exo.networking.token_bucket import Buckets, TokenBucket
+
+# plans that one node, or all of them, may have opened: a second each, so many at once
+_RATE, _BURST = 0.2, 64.0
+_TOTAL_RATE, _TOTAL_BURST = 1.0, 256.0
+_MAX_SENDERS = 1024
+_MOST_OF_OFFER = 1.25  # estimates differ
+_MAX_PLANS, _PLAN_S = 1024, 30.0  # that are remembered, so that all requests for one count once
+
+
+class PeerBounds:
+  """Of one node, for all others."""
+  def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    self._clock = clock
+    self._senders = Buckets(_RATE, _BURST, _MAX_SENDERS)
+    self._total = TokenBucket(_TOTAL_RATE, _TOTAL_BURST, clock())
+    self._plans: OrderedDict[str, float] = OrderedDict()
+
+  def note_plan(self, sender: str, plan_id: str) -> None:
+    """Somebody wants a plan opened. Raises `QueueFullError` where it has wanted too many."""
+    now_s = self._clock()
+    if now_s - self._plans.get(plan_id, float("-inf")) < _PLAN_S:
+      return
+    if not self._senders.take(sender, now_s) or not self._total.take(now_s):
+      raise QueueFullError("more plans are being opened than any ring needs: try again later", retry_after_s=10)
+    self._plans[plan_id] = now_s
+    self._plans.move_to_end(plan_id)
+    if len(self._plans) > _MAX_PLANS:
+      self._plans.popitem(last=False)
+
+  @staticmethod
+  def check_size(shard: Shard, needed_bytes: int, offered_bytes: int) -> None:
+    """Raises `ModelTooLargeError` for a stage that nobody who knows this node would give it, before its bytes are fetched."""
+    if offered_bytes and needed_bytes > _MOST_OF_OFFER * offered_bytes:
+      missing_mb = (needed_bytes - offered_bytes) // 2**20
+      raise ModelTooLargeError(f"{shard} is {missing_mb} MB larger than what this node offers", missing_mb=missing_mb)
+
+  @staticmethod
+  def check_prompt(request: Request, max_context: int | None) -> None:
+    """Raises `InvalidRequestError` for a request beyond its model's context, before it waits anywhere."""
+    tokens = len(request.prompt_ids) + len(request.replay_ids)
+    if max_context is not None and tokens > max_context:
+      raise InvalidRequestError(
+          f"the prompt has {tokens} tokens, the context has room for {max_context}", "messages",
+          "context_length_exceeded"
+      )
