@@ -33,6 +33,9 @@ class Recorder:
     self.messages.append((sender, message))
     self.changed.set()
 
+  def awaits(self, request_id: str) -> bool:
+    return True
+
   async def answer(self, sender: str, message: Message) -> Message:
     assert isinstance(message, Cancel)
     if message.request_id == "slow":

@@ -51,6 +51,9 @@ class MeshHandler(Protocol):
   def message(self, sender: str, message: Message) -> None:
     """A one-way message, in the order in which its sender sent them."""
 
+  def awaits(self, request_id: str) -> bool:
+    """Whether a client of this node waits for tokens of this request."""
+
   async def answer(self, sender: str, message: Message) -> Message:
     """A call that wants a reply. An exception becomes a `Failure` at the caller."""
 

@@ -350,6 +350,10 @@ class EntryDesk:
     except Exception as error:  # noqa: BLE001 - whoever leaves the request has an error of its own, or an answer
       log(0, "request %s was not cancelled: %s: %s", generation.ring_id, type(error).__name__, error)
 
+  def has(self, request_id: str) -> bool:
+    """Whether one of this node's requests has this name on the ring now."""
+    return request_id in self._running
+
   def on_delivery(self, sender: str, delivery: TokenDelivery) -> None:
     generation = self._running.get(delivery.request_id)
     if generation is None or generation.plan.plan_id != delivery.plan_id:

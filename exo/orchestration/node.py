@@ -284,6 +284,9 @@ class Node:
     _tell(self.desk.peer_left, node_id, reason)
     _tell(self.sharing.peer_left, node_id)
 
+  def awaits(self, request_id: str) -> bool:
+    return self.desk.has(request_id)
+
   async def answer(self, sender: str, message: Message) -> Message:
     match message:
       case OpenPlan():

@@ -24,6 +24,7 @@ from exo.networking.grpc.tensor_codec import WireDtype
 from exo.topology.ring_plan import RingPlan, Stage
 
 _MAX_REQUEST_ID = 128
+_MAX_TOKENS = 4096  # of one step and sequence
 
 
 def _plan_out(plan: RingPlan, addresses: dict[str, str]) -> pb.Plan:
@@ -112,6 +113,8 @@ def _fill_delivery(out: pb.TokenDelivery, d: m.TokenDelivery) -> None:
 
 
 def _delivery_in(d: pb.TokenDelivery) -> m.TokenDelivery:
+  if len(d.tokens) > _MAX_TOKENS:
+    raise ProtocolError(f"a delivery of {len(d.tokens)} tokens")
   if len(d.embedding) % 4:
     raise ProtocolError(f"an embedding came with {len(d.embedding)} bytes")
   return m.TokenDelivery(

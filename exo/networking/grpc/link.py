@@ -32,6 +32,7 @@ from exo.tasks import TaskOwner
 STREAM_KINDS = ("data", "control", "heartbeat", "bulk")
 HEARTBEAT_S = 0.5
 HEARTBEAT_TIMEOUT_S = 5.0
+_MANY = 1024  # entries: to make objects of more takes so long that somebody must want them
 
 _numbers = itertools.count()
 Heard = Callable[["Link", tuple[Rumour, ...]], None]
@@ -159,6 +160,8 @@ class Link:
   def _receive(self, stream: EnvelopeStream, item: pb.Item) -> None:
     started = time.perf_counter()
     self._allowance.take(stream.kind, started)
+    if len(item.token_delivery.prompt_logprobs) > _MANY and not self._handler.awaits(item.token_delivery.request_id):
+      return
     message, call_id, is_reply = decode(item)
     if stream.kind == "data":
       self._note_codec(started)

@@ -19,6 +19,7 @@ from exo.networking.grpc.wire import (
     PIECE_BYTES,
     envelope_bytes,
     envelope_items,
+    is_slow,
     piece_of,
     pieces,
 )
@@ -126,7 +127,7 @@ class EnvelopeStream:
         break
     if len(data) <= _MOST_REHEARSED:
       self._latest = data
-    return envelope_items(data)
+    return await asyncio.to_thread(envelope_items, data) if is_slow(data) else envelope_items(data)
 
   def rehearse(self) -> None:
     """Read the latest small message once more, to no other end than that the next one finds it all in the caches."""

@@ -22,7 +22,8 @@ MAX_BYTES = {"": 2**16, "data": 64 * 2**20, "control": 8 * 2**20, "heartbeat": 2
 _ITEMS_TAG, _PIECE_TAG, _LAST_PIECE_TAG = b"\x0a", b"\x12", b"\x1a"  # fields 1, 2 and 3, with a length
 # an item that is larger is looked through for how many things it holds; deliveries bring logprobs of long prompts
 _CROWDED_BYTES, _MOST_THINGS, _MOST_LOGPROBS = 2**20, 2**17, 2**20
-_DELIVERY_TAG = b"\x32"
+_FRAME_TAG, _DELIVERY_TAG = b"\x22", b"\x32"
+_LEAST_BYTES = 4  # of each thing in a delivery: an entry has three fields and 13 bytes
 
 
 def envelope_bytes(items: list[pb.Item]) -> bytes:
@@ -66,12 +67,21 @@ def envelope_items(data: bytes) -> list[pb.Item]:
       raise ProtocolError("a message that is not an envelope, or one with too many items")
     item = view[start:at]
     if size > _CROWDED_BYTES:
-      check_crowd(item, pb.Item.DESCRIPTOR, _MOST_LOGPROBS if item[:1] == _DELIVERY_TAG else _MOST_THINGS)
+      logprobs = min(_MOST_LOGPROBS, size // _LEAST_BYTES)
+      check_crowd(item, pb.Item.DESCRIPTOR, logprobs if item[:1] == _DELIVERY_TAG else _MOST_THINGS)
     try:
       items.append(pb.Item.FromString(item))  # type: ignore[arg-type]
     except DecodeError as error:
       raise ProtocolError("a message that is not an envelope") from error
   return items
+
+
+def is_slow(data: bytes) -> bool:
+  """Whether to read an envelope takes long: it is large, and no frame, whose numbers are one string of bytes."""
+  if len(data) <= _CROWDED_BYTES:
+    return False
+  _, at = _read_varint(memoryview(data), 1)
+  return data[at:at + 1] != _FRAME_TAG
 
 
 def check_crowd(message: memoryview, kind: Any, most: int) -> int:
