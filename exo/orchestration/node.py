@@ -10,12 +10,13 @@ from contextlib import asynccontextmanager
 from exo.config import Config
 from exo.download.model_store import ModelEntry
 from exo.errors import (
-    DrainingError,
-    ExoError,
-    ModelInUseError,
-    ModelNotFoundError,
-    ProtocolError,
-    StartingError,
+  DrainingError,
+  ExoError,
+  ModelFilesError,
+  ModelInUseError,
+  ModelNotFoundError,
+  ProtocolError,
+  StartingError,
 )
 from exo.inference.device_thread import DeviceThread
 from exo.inference.engines import EngineChoice
@@ -23,21 +24,21 @@ from exo.log import log
 from exo.networking.discovery import Discovery
 from exo.networking.mesh import Mesh
 from exo.networking.messages import (
-    Done,
-    DownloadNews,
-    FindBlocks,
-    FindModel,
-    Frame,
-    Heartbeat,
-    Hello,
-    Message,
-    OpenPlan,
-    PeerLink,
-    ReadRange,
-    RequestFailed,
-    StepResult,
-    Submit,
-    TokenDelivery,
+  Done,
+  DownloadNews,
+  FindBlocks,
+  FindModel,
+  Frame,
+  Heartbeat,
+  Hello,
+  Message,
+  OpenPlan,
+  PeerLink,
+  ReadRange,
+  RequestFailed,
+  StepResult,
+  Submit,
+  TokenDelivery,
 )
 from exo.orchestration.activity import Activity
 from exo.orchestration.awake_cores import AwakeCores
@@ -53,7 +54,6 @@ from exo.orchestration.threads import usable_threads
 from exo.system_figures import own_memory
 from exo.tasks import TaskOwner
 from exo.topology.partitioning_strategy import PartitioningStrategy
-from exo.topology.ring_plan import RingPlan
 from exo.topology.topology import Topology
 
 _MB = 2**20
@@ -291,7 +291,7 @@ class Node:
     match message:
       case OpenPlan():
         if sender != self.node_id:
-          await self._check_plan(sender, message.plan)
+          await self._check_plan(sender, message)
         return await self.plans.open(message)
       case FindModel() | FindBlocks() | ReadRange():
         return await self.sharing.answer(message)
@@ -308,14 +308,24 @@ class Node:
       case _:
         raise ExoError(f"{type(message).__name__} is no call")
 
-  async def _check_plan(self, sender: str, plan: RingPlan) -> None:
-    """Raises what keeps another node's plan from being opened here."""
+  async def _check_plan(self, sender: str, message: OpenPlan) -> None:
+    """Raises what keeps another node's plan from being tried here: no node that knows this one would have made it."""
+    plan = message.plan
     self._bounds.note_plan(sender, plan.plan_id)
-    index = plan.index_of(self.node_id)
-    if index is not None:
-      shard = plan.stages[index].shard
-      offered = self.hello.capabilities.memory * _MB
-      self._bounds.check_size(shard, await self._loader.needed_bytes(shard), offered)
+    if (index := plan.index_of(self.node_id)) is None:
+      return
+    shard = plan.stages[index].shard
+    try:
+      checkpoint = await self.catalog.checkpoint(shard.model_id)
+      needed = await self._loader.needed_bytes(shard)
+    except ExoError as error:
+      self._bounds.note_failure(sender, error)
+      return  # where it is told to everybody
+    if checkpoint.fingerprint != message.fingerprint:
+      self._bounds.note_failure(
+          sender, ModelFilesError(f"this node holds another model under the name {shard.model_id}")
+      )
+    self._bounds.check_stage(shard, checkpoint.config.n_layers, needed, self.hello.capabilities.memory * _MB)
 
   def heartbeat(self) -> Heartbeat:
     shards = tuple(stage.shard for plan in self.plans.plans for stage in plan.stages if stage.node_id == self.node_id)

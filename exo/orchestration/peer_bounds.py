@@ -6,7 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from exo.errors import InvalidRequestError, ModelTooLargeError, QueueFullError
+from exo.errors import ExoError, InvalidRequestError, ModelTooLargeError, ProtocolError, QueueFullError
 from exo.inference.shard import Shard
 from exo.networking.messages import Request
 from exo.networking.token_bucket import Buckets, TokenBucket
@@ -14,6 +14,7 @@ from exo.networking.token_bucket import Buckets, TokenBucket
 # plans that one node, or all of them, may have opened: a second each, so many at once
 _RATE, _BURST = 0.2, 64.0
 _TOTAL_RATE, _TOTAL_BURST = 1.0, 256.0
+_FAILURES_RATE, _FAILURES_BURST = 1 / 60, 8.0  # plans of one node that failed here, as this node tells everybody
 _MAX_SENDERS = 1024
 _MOST_OF_OFFER = 1.25  # estimates differ
 _MAX_PLANS, _PLAN_S = 1024, 30.0  # that are remembered, so that all requests for one count once
@@ -25,6 +26,8 @@ class PeerBounds:
     self._clock = clock
     self._senders = Buckets(_RATE, _BURST, _MAX_SENDERS)
     self._total = TokenBucket(_TOTAL_RATE, _TOTAL_BURST, clock())
+    self._failures = Buckets(_FAILURES_RATE, _FAILURES_BURST, _MAX_SENDERS)
+    self._all_failures = TokenBucket(3 * _FAILURES_RATE, 3 * _FAILURES_BURST, clock())
     self._plans: OrderedDict[str, float] = OrderedDict()
 
   def note_plan(self, sender: str, plan_id: str) -> None:
@@ -39,9 +42,18 @@ class PeerBounds:
     if len(self._plans) > _MAX_PLANS:
       self._plans.popitem(last=False)
 
+  def note_failure(self, sender: str, error: ExoError) -> None:
+    """A plan cannot be opened here, which this node will tell everybody. Raises `error` to its sender alone where it has had
+    too many like that."""
+    now_s = self._clock()
+    if not self._failures.take(sender, now_s) or not self._all_failures.take(now_s):
+      raise error
+
   @staticmethod
-  def check_size(shard: Shard, needed_bytes: int, offered_bytes: int) -> None:
-    """Raises `ModelTooLargeError` for a stage that nobody who knows this node would give it, before its bytes are fetched."""
+  def check_stage(shard: Shard, n_layers: int, needed_bytes: int, offered_bytes: int) -> None:
+    """Raises `ProtocolError`, `ModelTooLargeError` for what nobody who knows this node would give it, before it is fetched."""
+    if shard.n_layers != n_layers:
+      raise ProtocolError(f"{shard.model_id} has {n_layers} layers here, not {shard.n_layers}")
     if offered_bytes and needed_bytes > _MOST_OF_OFFER * offered_bytes:
       missing_mb = (needed_bytes - offered_bytes) // 2**20
       raise ModelTooLargeError(f"{shard} is {missing_mb} MB larger than what this node offers", missing_mb=missing_mb)
