@@ -10,13 +10,13 @@ from contextlib import asynccontextmanager
 from exo.config import Config
 from exo.download.model_store import ModelEntry
 from exo.errors import (
-  DrainingError,
-  ExoError,
-  ModelFilesError,
-  ModelInUseError,
-  ModelNotFoundError,
-  ProtocolError,
-  StartingError,
+    DrainingError,
+    ExoError,
+    ModelFilesError,
+    ModelInUseError,
+    ModelNotFoundError,
+    ProtocolError,
+    StartingError,
 )
 from exo.inference.device_thread import DeviceThread
 from exo.inference.engines import EngineChoice
@@ -24,21 +24,21 @@ from exo.log import log
 from exo.networking.discovery import Discovery
 from exo.networking.mesh import Mesh
 from exo.networking.messages import (
-  Done,
-  DownloadNews,
-  FindBlocks,
-  FindModel,
-  Frame,
-  Heartbeat,
-  Hello,
-  Message,
-  OpenPlan,
-  PeerLink,
-  ReadRange,
-  RequestFailed,
-  StepResult,
-  Submit,
-  TokenDelivery,
+    Done,
+    DownloadNews,
+    FindBlocks,
+    FindModel,
+    Frame,
+    Heartbeat,
+    Hello,
+    Message,
+    OpenPlan,
+    PeerLink,
+    ReadRange,
+    RequestFailed,
+    StepResult,
+    Submit,
+    TokenDelivery,
 )
 from exo.orchestration.activity import Activity
 from exo.orchestration.awake_cores import AwakeCores
