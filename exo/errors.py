@@ -177,7 +177,7 @@ def _kinds() -> dict[str, type[ExoError]]:
   pending = list(ExoError.__subclasses__())
   while pending:
     cls = pending.pop()
-    found[cls.kind] = cls
+    found.setdefault(cls.kind, cls)  # one without a kind of its own crosses the ring as its base
     pending.extend(cls.__subclasses__())
   return found
 

@@ -17,8 +17,8 @@ from exo.inference.engine import Batch, BatchEntry, LoadOptions, LogitsOf
 from exo.inference.engines import load_engine
 from exo.inference.shard import Shard
 from exo.inference.weights.checkpoint import Checkpoint
+from test.support.local_rings import local_ring, run, settled, spec, text_of
 from test.support.nodes import NodeProcess, ring
-from test.test_node import local_ring, run, settled, spec, text_of
 
 MODEL = {"model": "smollm2-135m"}
 

@@ -3,92 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from exo.config import Config
-from exo.download.model_store import ModelStore
 from exo.errors import EngineError, InvalidRequestError, ModelNotFoundError, ModelTooLargeError, ProtocolError
-from exo.inference.engines import EngineChoice
-from exo.inference.sampling import SamplingParams
-from exo.networking.discovery import NoDiscovery
-from exo.networking.local.local_mesh import LocalMesh, LocalNetwork
-from exo.networking.messages import Hello, TokenDelivery
-from exo.orchestration.entry_desk import GenerationSpec
-from exo.orchestration.model_catalog import ModelCatalog
-from exo.orchestration.node import Node
+from exo.networking.messages import TokenDelivery
 from exo.orchestration.plan_host import PlanHost
 from exo.orchestration.planner import Planner
 from exo.orchestration.shard_loader import ShardLoader
-from exo.topology.device_capabilities import DeviceCapabilities
-from exo.topology.ring_memory_weighted_partitioning_strategy import RingMemoryWeightedPartitioningStrategy
-
-CONFIG = Config(default_model="dummy", chatgpt_api_response_timeout=20)
-
-
-def make_node(tmp_path: Path, network: LocalNetwork, node_id: str, memory: int) -> Node:
-  hello = Hello(node_id, 1, 50000, DeviceCapabilities(memory=memory), "dummy", "none", "1")
-  return Node(
-      CONFIG, hello, LocalMesh(hello, network), NoDiscovery(), ModelCatalog(ModelStore(tmp_path)),
-      EngineChoice("dummy", "none", "test"), RingMemoryWeightedPartitioningStrategy()
-  )
-
-
-@asynccontextmanager
-async def local_ring(tmp_path: Path, *memories: int) -> AsyncIterator[tuple[list[Node], LocalNetwork]]:
-  """Nodes n0, n1, … that offer these MB."""
-  network, nodes = LocalNetwork(), []
-  for i, memory in enumerate(memories):
-    node = make_node(tmp_path, network, f"n{i}", memory)
-    await node.start()
-    nodes.append(node)
-  try:
-    yield nodes, network
-  finally:
-    for node in nodes:
-      await node.stop()
-
-
-def spec(prompt: str, max_tokens: int = 20, n: int = 1, **sampling) -> GenerationSpec:
-  return GenerationSpec(
-      uuid.uuid4().hex, tuple(prompt.encode()), max_tokens, frozenset({256}), SamplingParams(**sampling), n
-  )
-
-
-async def text_of(node: Node, wanted: GenerationSpec) -> list[str]:
-  model = await node.model("dummy")
-  out = [b""] * wanted.n
-  async with node.generation(wanted, model) as generation:
-    async for delivery in generation:
-      out[delivery.choice] += bytes(token.token_id for token in delivery.tokens)
-  return [choice.decode() for choice in out]
-
-
-def run(scenario) -> None:
-  asyncio.run(asyncio.wait_for(scenario(), 60))
-
-
-async def settled(nodes: list[Node]) -> None:
-  """Everything that ended requests held is free again, on every stage."""
-  for _ in range(200):
-    if all(
-        opened.runner.idle and (opened.driver is None or opened.driver.idle) for node in nodes
-        for opened in node.plans._open.values()
-    ):
-      break
-    await asyncio.sleep(0.01)
-  for node in nodes:
-    assert len(node.desk) == 0
-    for opened in node.plans._open.values():
-      assert opened.runner.idle
-      assert set(opened.runner.model._cache) == opened.runner.kept  # type: ignore[attr-defined]
-      if opened.driver is not None:
-        assert opened.driver.scheduler.counts.reserved_kv_tokens == 0
-        assert opened.driver.scheduler.counts.kept == len(opened.runner.kept)
+from test.support.local_rings import local_ring, make_node, run, settled, spec, text_of
 
 
 def test_rings_of_one_to_five_nodes_answer_alike(tmp_path: Path) -> None:

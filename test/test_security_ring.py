@@ -35,9 +35,9 @@ from exo.networking.udp.udp_discovery import UdpDiscovery
 from exo.orchestration.frame_check import FrameBounds, check_frame
 from exo.orchestration.node import Node
 from test.support.clusters import KEY, OTHER_KEY, greet, hello, keyring, self_signed
+from test.support.local_rings import local_ring, settled, spec, text_of
 from test.support.nodes import NodeProcess, free_port, ring
 from test.test_mesh import Recorder
-from test.test_node import local_ring, settled, spec, text_of
 
 
 def run(scenario, timeout_s: float = 60) -> None:

@@ -41,6 +41,7 @@ _STATUS: dict[type[BaseException], tuple[int, str, str | None]] = {
     errors.ModelRefusedError: (503, "server_error", "model_refused"),
     errors.BadNumbersError: (503, "server_error", "bad_numbers"),
     errors.CacheLostError: (503, "server_error", "cache_lost"),
+    errors.EngineError: (500, "server_error", "engine_error"),
     errors.DeadlineError: (504, "server_error", "deadline"),
     errors.CancelledRequestError: (499, "server_error", "cancelled"),
     errors.ExoError: (500, "server_error", "internal_error"),
@@ -58,7 +59,7 @@ def describe(error: BaseException) -> tuple[int, dict[str, Any]]:
   for cls in type(error).__mro__:
     if cls in _STATUS and isinstance(error, errors.ExoError):
       status, kind, code = _STATUS[cls]
-      if status == 500:
+      if cls is errors.ExoError:
         break
       param, own_code = error.details.get("param"), error.details.get("code")
       # what the client sent may stand in it, paths of this machine may not

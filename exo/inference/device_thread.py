@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-from exo.errors import in_words
+from exo.errors import EngineError, in_words
 from exo.log import log
 
 P = ParamSpec("P")
@@ -51,6 +51,8 @@ class DeviceThread:
       if future.done():
         return
       if error is not None:
+        if not isinstance(error, Exception):  # SystemExit, say, which would end the event loop
+          error = EngineError(f"{type(error).__name__}: {error}")
         future.set_exception(error)
       else:
         future.set_result(result)

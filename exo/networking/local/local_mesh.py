@@ -7,8 +7,10 @@ from collections.abc import Mapping
 
 from exo.errors import DeadlineError, PeerLostError, PeerUnreachableError
 from exo.networking.mesh import Mesh, MeshHandler, PeerCandidate, PeerStatus
-from exo.networking.messages import Hello, Message
+from exo.networking.messages import Heartbeat, Hello, Message
 from exo.tasks import TaskOwner
+
+_BEAT_S = 0.05
 
 
 class LocalNetwork:
@@ -30,11 +32,13 @@ class LocalMesh(Mesh):
     self._tasks = TaskOwner(f"local mesh {hello.node_id}")
     self._inbox: asyncio.Queue[tuple[str, Message]] = asyncio.Queue()
     self._calls: dict[asyncio.Future[Message], str] = {}
+    self._latest: Heartbeat | None = None
     self.handler: MeshHandler | None = None
 
   async def start(self, handler: MeshHandler) -> None:
     self.handler = handler
     self._tasks.spawn(self._deliver(), "inbox")
+    self._tasks.spawn(self._beat(), "heartbeat")
     for other in list(self._network.nodes.values()):
       assert other.handler is not None
       other.handler.peer_joined(self._hello)
@@ -62,7 +66,7 @@ class LocalMesh(Mesh):
 
   def peers(self) -> Mapping[str, PeerStatus]:
     return {
-        node_id: PeerStatus(mesh._hello, "local")
+        node_id: PeerStatus(mesh._hello, "local", heartbeat=mesh._latest)
         for node_id, mesh in self._network.nodes.items() if mesh is not self
     }
 
@@ -80,6 +84,12 @@ class LocalMesh(Mesh):
     while True:
       sender, message = await self._inbox.get()
       self.handler.message(sender, message)
+
+  async def _beat(self) -> None:
+    assert self.handler is not None
+    while True:
+      self._latest = self.handler.heartbeat()
+      await asyncio.sleep(_BEAT_S)
 
   def rehearse(self, node_id: str) -> None:
     """Nothing is read here."""
