@@ -6,8 +6,9 @@ not count: what is swapped out does not compute. Files that are missing or unrea
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -26,19 +27,26 @@ class MemoryLimit:
     return max(0, self.limit - self.used)
 
 
+@functools.cache
+def own_groups() -> ControlGroups:
+  """Where they are is found out once; what they allow is read anew each time that it is asked."""
+  return ControlGroups()
+
+
 class ControlGroups:
   """The groups of this process. `root` is where the system's files are looked for."""
   def __init__(self, root: Path = Path("/")) -> None:
     self._root = root
-    self._paths = dict(self._own_paths())
+    paths = dict(self._own_paths())
+    self._of_memory, self._of_processors = [list(self._folders(name, paths)) for name in ("memory", "cpu")]
 
   def memory(self) -> list[MemoryLimit]:
     """Every limit that holds, nearest group first."""
-    return [limit for folder, version in self._folders("memory") if (limit := _memory(folder, version)) is not None]
+    return [limit for folder, version in self._of_memory if (limit := _memory(folder, version)) is not None]
 
   def processors(self) -> float | None:
     """How many processors' time the least of the quotas gives; None where there is none."""
-    quotas = [quota for folder, version in self._folders("cpu") if (quota := _quota(folder, version)) is not None]
+    quotas = [quota for folder, version in self._of_processors if (quota := _quota(folder, version)) is not None]
     return min(quotas, default=None)
 
   def _own_paths(self) -> Iterator[tuple[str, str]]:
@@ -49,7 +57,7 @@ class ControlGroups:
       for controller in controllers.split(","):
         yield controller, path
 
-  def _folders(self, controller: str) -> Iterator[tuple[Path, int]]:
+  def _folders(self, controller: str, paths: Mapping[str, str]) -> Iterator[tuple[Path, int]]:
     """This process's group and those above it, as far as they can be seen, with the version of their files."""
     for line in _read(self._root / "proc/self/mountinfo").splitlines():
       mount = _MOUNT.match(line)
@@ -58,7 +66,7 @@ class ControlGroups:
       version = 2 if mount["type"] == "cgroup2" else 1
       if version == 1 and controller not in mount["options"].split(","):
         continue
-      path = self._paths.get("" if version == 2 else controller)
+      path = paths.get("" if version == 2 else controller)
       if path is None:
         continue
       top = self._root / _unescaped(mount["at"]).lstrip("/")
@@ -98,19 +106,19 @@ def _quota(folder: Path, version: int) -> float | None:
     quota, _, period = _read(folder / "cpu.max").partition(" ")
   else:
     quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
-  if not quota.isdigit() or not period.isdigit() or not int(quota) or not int(period):
+  if not (quota + period).isascii() or not quota.isdigit() or not period.isdigit() or not int(quota) or not int(period):
     return None  # "max" and -1 are no limit
   return int(quota) / int(period)
 
 
 def _number(path: Path) -> int | None:
   text = _read(path)
-  return int(text) if text.isdigit() else None
+  return int(text) if text.isascii() and text.isdigit() else None
 
 
 def _statistics(path: Path) -> dict[str, int]:
   pairs = (line.split() for line in _read(path).splitlines())
-  return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+  return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isascii() and pair[1].isdigit()}
 
 
 def _unescaped(path: str) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from exo.control_groups import own_groups
 from exo.log import log
 
 T = TypeVar("T")
@@ -23,7 +24,9 @@ ASSUMED_MEMORY = 4 << 30  # bytes, of a machine that tells nothing
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-  """Bytes of the whole machine; `available` is what new work can have without swapping."""
+  """In bytes, of the machine or of the control groups that this process is in, where they allow less; `available` is what new
+  work can have without swapping.
+  """
   total: int
   available: int
 
@@ -39,7 +42,11 @@ def unreadable() -> dict[str, str]:
 def memory() -> Memory:
   """Of two figures that are missing, all of the memory counts as available."""
   found = _asked("memory", _psutil_memory, f"{ASSUMED_MEMORY >> 20} MB are assumed unless --max-memory says otherwise")
-  return found or Memory(ASSUMED_MEMORY, ASSUMED_MEMORY)
+  found = found or Memory(ASSUMED_MEMORY, ASSUMED_MEMORY)
+  limits = own_groups().memory()
+  return Memory(
+      min([found.total, *(limit.limit for limit in limits)]), min([found.available, *(limit.free for limit in limits)])
+  )
 
 
 def own_memory() -> int:
@@ -48,8 +55,10 @@ def own_memory() -> int:
 
 
 def processors() -> int:
-  """Those that this process may run on."""
-  return _asked("processors", _affinity, "all of the machine's are used") or _count() or 1
+  """Those that this process may run on, or as many as the quotas of its control groups give it whole; at least one."""
+  count = _asked("processors", _affinity, "all of the machine's are used") or _count() or 1
+  quota = own_groups().processors()
+  return count if quota is None else max(1, min(count, int(quota)))
 
 
 def host_name() -> str:

@@ -32,8 +32,9 @@ LAYERS = [
     {"exo.topology", "exo.models", "exo.model_card"},
     {"exo.inference.shard"},
     {
-        "exo.config", "exo.errors", "exo.log", "exo.tasks", "exo.runtime_file", "exo.machine", "exo.private_files",
-        "exo.library_files", "exo.standard_streams", "exo.system_figures", "exo.descriptors", "exo.text_writer", "exo"
+        "exo.config", "exo.errors", "exo.log", "exo.tasks", "exo.runtime_file", "exo.machine", "exo.control_groups",
+        "exo.private_files", "exo.library_files", "exo.standard_streams", "exo.system_figures", "exo.descriptors",
+        "exo.text_writer", "exo"
     },
 ]
 

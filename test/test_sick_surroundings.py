@@ -5,8 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import pytest
+
+from exo.control_groups import ControlGroups
 from exo.networking.refusals import MAX_REFUSALS, NOW_S, Refusals
 from test.support.nodes import ROOT, NodeProcess, free_port, wait_until
 
@@ -21,6 +27,144 @@ def exo(home: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[
                         text=True,
                         timeout=120,
                         check=False)
+
+
+# control groups
+
+MB = 2**20
+
+
+def tree(root: Path, cgroup: str, mounts: str, files: dict[str, str]) -> ControlGroups:
+  """A system of our own making."""
+  (root / "proc/self").mkdir(parents=True)
+  (root / "proc/self/cgroup").write_text(cgroup)
+  (root / "proc/self/mountinfo").write_text(mounts)
+  for name, text in files.items():
+    path = root / "sys/fs/cgroup" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{text}\n")
+  return ControlGroups(root)
+
+
+V2 = "29 22 0:25 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
+V1 = "".join(
+    f"3{i} 25 0:2{i} {{root}} /sys/fs/cgroup/{name} rw,nosuid - cgroup cgroup rw,{name}\n"
+    for i, name in enumerate(("memory", "cpu,cpuacct"))
+)
+TREES: dict[str, tuple[str, str, dict[str, str], int, int, float | None]] = {
+    # name: (/proc/self/cgroup, mounts, files, memory in MB, free in MB, processors)
+    "a service below a smaller slice": (
+        "0::/exo.slice/exo.service", V2, {
+            "exo.slice/memory.max": str(300 * MB), "exo.slice/memory.current": str(200 * MB),
+            "exo.slice/exo.service/memory.max": str(900 * MB), "exo.slice/exo.service/memory.current": str(50 * MB),
+            "exo.slice/cpu.max": "150000 100000", "exo.slice/exo.service/cpu.max": "max 100000"
+        }, 300, 100, 1.5
+    ),
+    "what throttles counts as what kills, and caches as free": (
+        "0::/a/b", V2, {
+            "a/b/memory.max": "max", "a/b/memory.high": str(400 * MB), "a/b/memory.current": str(390 * MB),
+            "a/b/memory.stat": f"anon 1\nactive_file {100 * MB}\ninactive_file {50 * MB}",
+            "a/b/cpu.max": "300000 100000", "a/cpu.max": "50000 100000"
+        }, 400, 160, 0.5
+    ),
+    "a container that sees its own group as the top": (
+        "0::/", V2, {"memory.max": str(256 * MB), "memory.current": str(300 * MB),
+                     "cpu.max": "200000 100000"}, 256, 0, 2.0
+    ),
+    "a process outside of its namespace": ("0::/../other", V2, {"memory.max": str(128 * MB)}, 128, 128, None),
+    "version 1, each controller with a path of its own": (
+        "5:memory:/docker/abc\n4:cpu,cpuacct:/docker/abc\n1:name=systemd:/x\n0::/\n", V1.format(root="/docker/abc"), {
+            "memory/memory.limit_in_bytes": str(512 * MB), "memory/memory.usage_in_bytes": str(112 * MB),
+            "memory/memory.stat": f"hierarchical_memory_limit {480 * MB}\ntotal_inactive_file {12 * MB}",
+            "cpu,cpuacct/cpu.cfs_quota_us": "250000", "cpu,cpuacct/cpu.cfs_period_us": "100000"
+        }, 480, 380, 2.5
+    ),
+    "version 1, the group above allows less": (
+        "5:memory:/a/b\n4:cpuacct,cpu:/a/b\n", V1.format(root="/"), {
+            "memory/a/memory.limit_in_bytes": str(100 * MB), "memory/a/memory.usage_in_bytes": str(40 * MB),
+            "memory/a/b/memory.limit_in_bytes": "9223372036854771712",
+            "memory/memory.limit_in_bytes": "9223372036854771712", "cpu,cpuacct/a/cpu.cfs_quota_us": "100000",
+            "cpu,cpuacct/a/cpu.cfs_period_us": "100000", "cpu,cpuacct/a/b/cpu.cfs_quota_us": "-1",
+            "cpu,cpuacct/a/b/cpu.cfs_period_us": "100000"
+        }, 100, 60, 1.0
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_line_16_limits_of_the_own_control_group_and_of_those_above_it(name: str, tmp_path: Path) -> None:
+  cgroup, mounts, files, memory_mb, free_mb, quota = TREES[name]
+  groups = tree(tmp_path, cgroup, mounts, files)
+  limits = groups.memory()
+  assert min(limit.limit for limit in limits) == memory_mb * MB and min(limit.free for limit in limits) == free_mb * MB
+  assert groups.processors() == quota
+
+
+def test_line_16_a_system_without_control_groups_limits_nothing(tmp_path: Path) -> None:
+  for i, (cgroup, mounts, files) in enumerate((("", "", {}), ("0::/a", V2, {}), ("x\n::::", "- cgroup2", {}),
+                                               ("0::/a", V2, {"a/memory.max": "²", "a/cpu.max": "² 0"}))):
+    groups = tree(tmp_path / str(i), cgroup, mounts, files)
+    assert not groups.memory() and groups.processors() is None
+  assert not ControlGroups(tmp_path / "none").memory()
+
+
+@contextmanager
+def group(controller: str, limits: dict[str, str]) -> Iterator[Path]:
+  """A real control group below another that has the limits; skips where this machine allows none (version 1, root)."""
+  top = Path("/sys/fs/cgroup") / controller / f"exo-test-{os.getpid()}"
+  inner = top / "inner"
+  try:
+    inner.mkdir(parents=True)
+    for name, text in limits.items():
+      (top / name).write_text(text)
+  except OSError as error:
+    pytest.skip(f"no control groups of version 1 can be made here: {error}")
+  try:
+    yield inner / "cgroup.procs"
+  finally:
+    for folder in (inner, top):
+      for _ in range(100):  # until the processes in it are gone
+        with suppress(OSError):
+          folder.rmdir()
+          break
+        time.sleep(0.05)
+
+
+def test_line_16_a_node_in_a_control_group_offers_what_that_leaves(tmp_path: Path) -> None:
+  with group("memory", {"memory.limit_in_bytes": str(1500 * MB)}) as procs:
+    enter = ("bash", "-c", f'echo $$ > {procs} && exec "$@"', "-")
+    flags = (*DUMMY, "--discovery-module", "none")
+    nodes = [NodeProcess(tmp_path, *flags, node_id=f"n{i}", prefix=enter) for i in range(2)]
+    try:
+      for node in nodes:
+        node.wait_ready()
+        assert 1400 < node.get("/v1/topology")[1]["nodes"][node.node_id]["memory"] <= 1500
+      # the two hold some of it: what is left is less than what is offered
+      done = subprocess.run([*enter, sys.executable, "-m", "exo", "doctor"],
+                            cwd=ROOT,
+                            env=os.environ | {"EXO_HOME": str(tmp_path), "DEBUG": "0"},
+                            capture_output=True,
+                            text=True,
+                            timeout=60,
+                            check=False)
+      (line, ) = [line for line in done.stdout.splitlines() if line.strip().startswith("memory")]
+      assert "1500 MB" in line and "control groups" in line
+      assert 200 < int(line.partition(" MB, ")[2].partition(" MB")[0]) < 1450, line
+    finally:
+      for node in nodes:
+        node.stop()
+
+
+def test_line_16_threads_follow_the_quota_of_the_group_above(tmp_path: Path) -> None:
+  with group("cpu", {"cpu.cfs_quota_us": "100000"}) as procs:
+    code = "from exo.orchestration.threads import usable_threads; print(usable_threads())"
+    done = subprocess.run(["bash", "-c", f'echo $$ > {procs} && exec "$@"', "-", sys.executable, "-c", code],
+                          cwd=ROOT,
+                          capture_output=True,
+                          text=True,
+                          timeout=60,
+                          check=False)
+  assert done.stdout.strip() == "1", done.stderr
 
 
 # clocks

@@ -17,6 +17,7 @@ import exo
 from exo.api.keys import check_given
 from exo.cli.client import ApiClient
 from exo.config import DEFAULT_API_PORT, Config
+from exo.control_groups import own_groups
 from exo.download.model_store import ModelStore
 from exo.errors import ExoError
 from exo.inference.engines import choose_engine, engine_names, probe_engine
@@ -83,7 +84,9 @@ def _engines(config: Config) -> Iterator[Finding]:
 
 def _memory(config: Config) -> Iterator[Finding]:
   found = memory()
-  yield Finding("ok", "memory", f"{found.total // 2**20} MB, {found.available // 2**20} MB of them free")
+  limited = ", which is what its control groups allow it" if own_groups().memory() else ""
+  text = f"{found.total // 2**20} MB, {found.available // 2**20} MB of them free{limited}; {processors()} processors"
+  yield Finding("ok", "memory", text)
 
 
 def _figures(config: Config) -> Iterator[Finding]:

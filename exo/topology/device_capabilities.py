@@ -94,13 +94,7 @@ def _read(path: str) -> str:
 
 
 def _total_memory_mb() -> int:
-  total = memory().total
-  # a container's limit is the memory that this process really has
-  for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-    text = _read(path)
-    if text.isdigit():
-      total = min(total, int(text))
-  return int(total) // 2**20
+  return memory().total // 2**20
 
 
 def _linux_chip() -> str:
