@@ -8,7 +8,6 @@ import tracemalloc
 import pytest
 
 from exo.errors import InvalidRequestError, ModelFilesError
-from exo.inference import template_sandbox
 from exo.inference.chat_template import CHATML, render_chat
 
 MESSAGES = [{"role": "user", "content": "hello"}]
@@ -54,7 +53,7 @@ GREEDY = {
 
 @pytest.mark.parametrize("name", GREEDY)
 def test_07_greedy_templates_end_in_time_and_bounds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-  monkeypatch.setattr(template_sandbox, "RENDER_TIMEOUT_S", 0.5)
+  monkeypatch.setattr("exo.inference.chat_template.RENDER_TIMEOUT_S", 0.5)
   monkeypatch.setattr("exo.inference.chat_template.FREE_CHARACTERS", 2**20)
   tracemalloc.start()
   began = time.monotonic()

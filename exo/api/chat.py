@@ -6,14 +6,17 @@ from typing import Any
 
 from aiohttp import web
 
+from exo.api.aside import aside
 from exo.api.asked_model import asked_model
 from exo.api.chat_parser import CallArguments, CallBegin, Content, Reasoning
+from exo.api.chat_prompt import COUNTED_CONTEXTS
 from exo.api.chat_request import ChatCompletionRequest, TokenEncodeRequest
 from exo.api.chat_run import ChatChoice, ChatDelta, ChatRun, chat_run
 from exo.api.errors import json_response
 from exo.api.schema import read_body
 from exo.api.sse import event_stream
 from exo.api.text_run import fingerprint, shown_logprob
+from exo.inference.whole_characters import whole_characters
 from exo.orchestration.model_catalog import ModelInfo
 from exo.orchestration.node import Node
 from exo.orchestration.text_stream import TextToken
@@ -114,8 +117,13 @@ async def token_encode(request: web.Request, node: Node) -> web.Response:
   """How a chat would be tokenized: `{length, num_tokens, encoded_tokens, encoded_prompt}`."""
   body = await read_body(request, TokenEncodeRequest)
   model = await asked_model(node, body.model)
-  rendered = model.tokenizer.render_chat([message.for_template() for message in body.messages])
-  ids = model.tokenizer.encode(rendered, add_bos=True)
+  messages = [message.for_template() for message in body.messages]
+
+  def work() -> tuple[str, list[int]]:
+    rendered = whole_characters(model.tokenizer.render_chat(messages))
+    return rendered, model.encode(rendered, param="messages", most=COUNTED_CONTEXTS * model.max_context)
+
+  rendered, ids = await aside(sum(message.size for message in body.messages), work)
   return json_response({
       "length": len(rendered), "num_tokens": len(ids), "encoded_tokens": ids, "encoded_prompt": rendered
   })

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from exo.api.aside import aside
 from exo.api.chat_parser import ChatParser
 from exo.api.chat_request import ChatCompletionRequest, Tool
 from exo.api.grammars import Thinking, answer_grammar
@@ -20,6 +21,7 @@ from exo.inference.tokenizer import Tokenizer
 from exo.orchestration.model_catalog import ModelInfo
 
 _THINKING = (Thinking("<think>", "</think>"), Thinking("<|channel>thought", "<channel|>"))
+COUNTED_CONTEXTS = 4  # prompts that are only counted may be so many times longer than the context
 _RESERVED_KWARGS = frozenset({"messages", "tools", "add_generation_prompt"})
 
 
@@ -38,12 +40,15 @@ class ChatPrompt:
     return ChatParser(self.thinking, self.form, {tool.function.name: tool.function.schema for tool in self.tools})
 
 
-async def chat_prompt(config: Config, model: ModelInfo, body: ChatCompletionRequest) -> ChatPrompt:
+async def chat_prompt(
+    config: Config, model: ModelInfo, body: ChatCompletionRequest, most: int | None = None
+) -> ChatPrompt:
   """Renders and tokenizes, and compiles the grammar once to see whether it can be followed.
 
-  Raises `InvalidRequestError` for what the template or the grammar refuses.
+  Raises `InvalidRequestError` for what the template or the grammar refuses, and for more than `most` tokens (by default
+  the context).
   """
-  prompt = await asyncio.to_thread(_prepare, config, model, body)
+  prompt = await aside(body.size, _prepare, config, model, body, most)
   if not prompt.grammar:
     return prompt
   try:
@@ -57,7 +62,7 @@ async def chat_prompt(config: Config, model: ModelInfo, body: ChatCompletionRequ
   return prompt
 
 
-def _prepare(config: Config, model: ModelInfo, body: ChatCompletionRequest) -> ChatPrompt:
+def _prepare(config: Config, model: ModelInfo, body: ChatCompletionRequest, most: int | None) -> ChatPrompt:
   tools = body.callable_tools
   schema = body.response_format.wanted if body.response_format is not None else None
   messages = [message.for_template() for message in body.messages]
@@ -87,7 +92,7 @@ def _prepare(config: Config, model: ModelInfo, body: ChatCompletionRequest) -> C
       thinking.end if thinking else ""
   ]
   visible = frozenset(i for mark in marks if mark and (i := model.tokenizer.special_id(mark)) is not None)
-  ids = model.tokenizer.encode(rendered, add_bos=True)
+  ids = model.encode(rendered, param="messages", most=most)
   return ChatPrompt(tuple(ids), grammar, thinking, form, tuple(tools), visible)
 
 

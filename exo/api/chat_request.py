@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
+import msgspec
 from msgspec import Meta, Struct
 
 from exo.api.schema import PositiveCount, SamplingFields, check_depth
@@ -52,6 +53,14 @@ class ChatMessage(Struct):
   tool_calls: list[ToolCall] | None = None
   tool_call_id: str | None = None
   reasoning_content: str | None = None
+
+  @property
+  def size(self) -> int:
+    """About how many characters it has."""
+    parts = self.content if isinstance(self.content, list) else []
+    whole = self.content if isinstance(self.content, str) else ""
+    calls = msgspec.json.encode(self.tool_calls) if self.tool_calls else b""
+    return len(whole) + sum(len(part.text or "") for part in parts) + len(self.reasoning_content or "") + len(calls)
 
   @property
   def text(self) -> str:
@@ -159,6 +168,13 @@ class ChatCompletionRequest(SamplingFields, kw_only=True):
   tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
   parallel_tool_calls: bool | None = None
   chat_template_kwargs: dict[str, Any] | None = None
+
+  @property
+  def size(self) -> int:
+    """About how many characters the prompt is made of."""
+    described = msgspec.json.encode((self.tools,
+                                     self.chat_template_kwargs)) if self.tools or self.chat_template_kwargs else b""
+    return len(described) + sum(message.size for message in self.messages)
 
   @property
   def title(self) -> str:

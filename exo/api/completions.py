@@ -10,12 +10,14 @@ from typing import Any
 
 from aiohttp import web
 
+from exo.api.aside import LARGE, aside
 from exo.api.asked_model import asked_model
 from exo.api.errors import json_response
 from exo.api.schema import CompletionRequest, read_body
 from exo.api.sse import EventStream, event_stream
 from exo.api.text_run import TextRun, fingerprint, new_id, shown_logprob, text_run
 from exo.errors import InvalidRequestError
+from exo.inference.detokenizer import text_before
 from exo.inference.sampling import TokenLogprob
 from exo.orchestration.model_catalog import ModelInfo
 from exo.orchestration.node import Node
@@ -30,7 +32,7 @@ async def completions(request: web.Request, node: Node) -> web.StreamResponse:
     raise InvalidRequestError("suffix is not supported: these models continue a text, they do not fill gaps", "suffix")
   include_usage = body.include_usage
   model = await asked_model(node, body.model)
-  prompts = await asyncio.to_thread(prompt_ids, body.prompt, model, "prompt")
+  prompts = await aside(request.content_length or LARGE, prompt_ids, body.prompt, model, "prompt")
   max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
   if max_tokens == 0 and not body.echo:
     raise InvalidRequestError("max_tokens 0 only makes sense with echo", "max_tokens")
@@ -59,7 +61,8 @@ class _Job:
         self.max_tokens,
         request_id=f"{self.id}.{number}",
         top_logprobs=self.body.logprobs,
-        prompt_logprobs=self.body.logprobs if self.body.echo else None
+        prompt_logprobs=self.body.logprobs if self.body.echo else None,
+        echoed=bool(self.body.echo)
     )
 
 
@@ -77,13 +80,17 @@ def prompt_ids(prompt: str | list[str | int | list[int]], model: ModelInfo, para
     raise InvalidRequestError(f"{param}: {len(texts)} texts in one request, {MAX_PROMPTS} are allowed", param)
   if not texts or not all(texts):
     raise InvalidRequestError(f"{param} is empty", param)
-  ids = [model.tokenizer.encode(t, add_bos=True) if isinstance(t, str) else t for t in texts]
+  named = [(text, f"{param} {i}" if len(texts) > 1 else f"the {param}") for i, text in enumerate(texts)]
+  long = next(((t, what) for t, what in named if not isinstance(t, str) and len(t) > model.max_context), None)
+  if long is not None:
+    raise model.too_long(f"{len(long[0])} tokens", long[1], param)
+  for text in texts:
+    wrong = None if isinstance(text, str) else next((i for i in text if not 0 <= i < model.n_words), None)
+    if wrong is not None:
+      raise InvalidRequestError(f"{param}: token id {wrong} is not from 0 to {model.n_words - 1}", param)
+  ids = [model.encode(t, what, param) if isinstance(t, str) else t for t, what in named]
   if not all(ids):
     raise InvalidRequestError(f"{param} is empty", param)
-  vocabulary = model.checkpoint.config.vocab_size
-  wrong = next((i for text in ids for i in text if not 0 <= i < vocabulary), None)
-  if wrong is not None:
-    raise InvalidRequestError(f"{param}: token id {wrong} is not from 0 to {vocabulary - 1}", param)
   return ids
 
 
@@ -116,8 +123,7 @@ class _Logprobs:
 
 def _echoed(job: _Job, prompt: list[int], run: TextRun) -> tuple[str, list[TokenLogprob | int]]:
   """The prompt's text and, where log probabilities are wanted, its tokens."""
-  text = job.model.tokenizer.decode(prompt, skip_special=False)
-  return text, [prompt[0], *run.prompt_logprobs]
+  return text_before(job.model.tokenizer, prompt), [prompt[0], *run.prompt_logprobs]
 
 
 async def _whole(job: _Job, prompts: list[list[int]]) -> web.Response:

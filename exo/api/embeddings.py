@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from aiohttp import web
 
+from exo.api.aside import LARGE, aside
 from exo.api.asked_model import asked_model
 from exo.api.caller import caller
 from exo.api.completions import prompt_ids
@@ -26,18 +27,12 @@ from exo.orchestration.node import Node
 async def embeddings(request: web.Request, node: Node) -> web.Response:
   body = await read_body(request, EmbeddingRequest)
   model = await asked_model(node, body.model)
-  texts = await asyncio.to_thread(prompt_ids, body.input, model, "input")
+  texts = await aside(request.content_length or LARGE, prompt_ids, body.input, model, "input")
   size = model.checkpoint.config.hidden_size
   if body.dimensions is not None and body.dimensions != size:
     raise InvalidRequestError(
         f"dimensions: vectors of {model.id} have {size} numbers and cannot be shortened", "dimensions"
     )
-  for i, text in enumerate(texts):
-    if len(text) > model.max_context:
-      raise InvalidRequestError(
-          f"input {i} has {len(text)} tokens, the context of {model.id} is {model.max_context}", "input",
-          "context_length_exceeded"
-      )
   vectors = await asyncio.gather(*(_embed(node, model, text) for text in texts))
   data = [{"object": "embedding", "index": i, "embedding": _written(vector, body.encoding_format == "base64")}
           for i, vector in enumerate(vectors)]

@@ -12,10 +12,11 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from exo.api.aside import LARGE, aside
 from exo.api.caller import Caller, Labels, TrustedProxies, note_caller
 from exo.api.errors import body, json_response
 from exo.api.failure_brake import MAX_DELAY_S, FailureBrake
-from exo.api.json_depth import deeper_than
+from exo.api.json_depth import deeper_than, too_many_values
 from exo.api.keys import ApiKeys
 from exo.config import Config
 from exo.log import log
@@ -23,9 +24,10 @@ from exo.networking.address_rule import IPAddress, own_addresses, parse_address
 from exo.system_figures import host_name
 
 MAX_JSON_DEPTH = 64
+MAX_JSON_VALUES = 100_000  # texts, lists and objects: what takes the interpreter a microsecond each
+MAX_JSON_ITEMS = 2_000_000  # token ids, for the most part
 BODY_TIMEOUT_S = 20.0
 MIN_BODY_RATE = 64 * 1024  # bytes a second, beyond the first 20 s
-_ASIDE_BYTES = 256 * 1024  # bodies from this size on are looked through on another thread
 _OPEN_PATHS = ("/health", "/healthcheck", "/", "/favicon.ico")
 _OPEN_PREFIXES = ("/static/", )
 # what one may ask without changing the node for others; a POST of any other route is for admins
@@ -207,10 +209,15 @@ class Guard:
         data = await request.read()
     except TimeoutError:
       raise _Refused(408, "the body came too slowly", "body_timeout", {"Connection": "close"}) from None
-    deep = await asyncio.to_thread(deeper_than, data,
-                                   MAX_JSON_DEPTH) if len(data) > _ASIDE_BYTES else deeper_than(data, MAX_JSON_DEPTH)
+    deep, many = await aside(len(data), _shape, data) if len(data) >= LARGE else _shape(data)
     if deep:
       raise _Refused(400, f"the body nests deeper than {MAX_JSON_DEPTH} levels", "json_depth")
+    if many is not None:
+      raise _Refused(400, f"the body has {many}", "json_values")
+
+
+def _shape(data: bytes) -> tuple[bool, str | None]:
+  return deeper_than(data, MAX_JSON_DEPTH), too_many_values(data, MAX_JSON_VALUES, MAX_JSON_ITEMS)
 
 
 def _changes_node(request: web.Request) -> bool:

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from exo.api.asked_model import asked_model
 from exo.api.chat_parser import CallArguments, CallBegin, Content, Reasoning
-from exo.api.chat_prompt import chat_prompt
+from exo.api.chat_prompt import COUNTED_CONTEXTS, chat_prompt
 from exo.api.chat_run import ChatChoice, ChatDelta, ChatRun, chat_run
 from exo.api.errors import describe, json_response
 from exo.api.messages_request import CountTokensRequest, MessagesRequest
@@ -33,7 +33,8 @@ async def messages(request: web.Request, node: Node) -> web.StreamResponse:
 async def count_tokens(request: web.Request, node: Node) -> web.Response:
   """POST /v1/messages/count_tokens."""
   chat = (await read_body(request, CountTokensRequest)).chat()
-  prompt = await chat_prompt(node.config, await asked_model(node, chat.model), chat)
+  model = await asked_model(node, chat.model)
+  prompt = await chat_prompt(node.config, model, chat, COUNTED_CONTEXTS * model.max_context)
   return json_response({"input_tokens": len(prompt.ids)})
 
 

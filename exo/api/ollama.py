@@ -15,6 +15,7 @@ import msgspec
 from aiohttp import web
 
 import exo
+from exo.api.aside import aside
 from exo.api.asked_model import asked_model
 from exo.api.chat_parser import CallArguments, CallBegin, Content, Reasoning
 from exo.api.chat_run import ChatRun, chat_run
@@ -156,7 +157,7 @@ async def generate(request: web.Request, node: Node) -> web.StreamResponse:
   fields = CompletionRequest(prompt=body.prompt)
   body.fill(fields)
   model = await asked_model(node, fields.model)
-  ids = await asyncio.to_thread(model.tokenizer.encode, body.prompt, add_bos=True)
+  ids = await aside(len(body.prompt), model.encode, body.prompt)
   async with text_run(node, model, fields, ids, fields.max_tokens, request_id=new_id("cmpl-")) as raw:
     return await _answer(request, body, model.id, _raw_pieces(raw))
 

@@ -8,6 +8,7 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta, Struct
 
+from exo.api.aside import LARGE, aside
 from exo.errors import InvalidRequestError
 from exo.inference.sampling import SamplingParams
 
@@ -154,4 +155,5 @@ def read_json(data: bytes, kind: type[T]) -> T:
 
 async def read_body(request: web.Request, kind: type[T]) -> T:
   """The request's JSON as `kind`; the guard has seen to it that it is declared as such. Raises `InvalidRequestError`."""
-  return read_json(await request.read(), kind)
+  data = await request.read()
+  return await aside(len(data), read_json, data, kind) if len(data) >= LARGE else read_json(data, kind)

@@ -12,7 +12,7 @@ from typing import Any
 
 from exo.api.caller import caller
 from exo.api.schema import SamplingFields
-from exo.errors import ExoError, InvalidRequestError
+from exo.errors import ExoError
 from exo.inference.sampling import TokenLogprob
 from exo.networking.messages import TokenDelivery
 from exo.orchestration.activity import WatchedRequest
@@ -106,24 +106,21 @@ async def text_run(
     grammar: str = "",
     visible: Iterable[int] = (),
     is_chat: bool = False,
+    echoed: bool = False,
     title: str = "",
 ) -> AsyncIterator[TextRun]:
-  """Submit the prompt, which screens show as `title`; leaving the block ends the request everywhere.
+  """Submit the prompt, which screens show as `title`, and whose text goes before the answer's when `echoed`; leaving
+  the block ends the request everywhere.
 
   Raises `InvalidRequestError` for what cannot be.
   """
   param = "messages" if is_chat else "prompt"
   room = model.max_context - len(prompt_ids)
   if room < 0 or (room == 0 and max_tokens != 0):
-    raise InvalidRequestError(
-        f"the prompt has {len(prompt_ids)} tokens, the context of {model.id} is {model.max_context}", param,
-        "context_length_exceeded"
-    )
+    raise model.too_long(f"{len(prompt_ids)} tokens", "the prompt", param)
   wanted = min(node.config.max_generate_tokens, room) if max_tokens is None else min(max_tokens, room)
   stops, n = fields.stops, fields.n or 1
-  sampling = fields.sampling(
-      model.tokenizer.vocab_size, node.config.default_temp, secrets.randbits(62), top_logprobs, grammar
-  )
+  sampling = fields.sampling(model.n_words, node.config.default_temp, secrets.randbits(62), top_logprobs, grammar)
   eos_ids = frozenset[int]() if fields.ignore_eos else model.tokenizer.eos_ids
   who = caller()
   spec = GenerationSpec(
@@ -146,6 +143,7 @@ async def text_run(
               stops,
               with_tokens=top_logprobs is not None,
               after=() if is_chat else prompt_ids,
+              echoed=echoed,
               visible=visible
           ) for choice in range(n)
       ]

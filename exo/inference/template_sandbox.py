@@ -39,6 +39,7 @@ class _Budget(threading.local):
   """Of the render that runs on this thread."""
   left = 0
   deadline = float("inf")
+  time_s = RENDER_TIMEOUT_S
 
   def spend(self, characters: int) -> None:
     self.left -= characters
@@ -47,7 +48,7 @@ class _Budget(threading.local):
 
   def check_time(self) -> None:
     if time.monotonic() > self.deadline:
-      raise TemplateBoundsError(f"it takes longer than {RENDER_TIMEOUT_S:g} s")
+      raise TemplateBoundsError(f"it takes longer than {self.time_s:g} s")
 
 
 _budget = _Budget()
@@ -157,7 +158,12 @@ def bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any
   return bounded
 
 
-def render_bounded(template: Template, variables: dict[str, Any], free_characters: int = FREE_CHARACTERS) -> str:
+def render_bounded(
+    template: Template,
+    variables: dict[str, Any],
+    free_characters: int = FREE_CHARACTERS,
+    time_s: float = RENDER_TIMEOUT_S
+) -> str:
   """The rendered text, at most `free_characters` long. Raises `TemplateBoundsError`, a `TemplateError`."""
   def on_call(frame: FrameType, event: str, argument: object) -> Any:
     _budget.check_time()
@@ -168,7 +174,7 @@ def render_bounded(template: Template, variables: dict[str, Any], free_character
     return on_line
 
   before = sys.gettrace()
-  _budget.left, _budget.deadline = free_characters, time.monotonic() + RENDER_TIMEOUT_S
+  _budget.left, _budget.time_s, _budget.deadline = free_characters, time_s, time.monotonic() + time_s
   parts: list[str] = []
   try:
     sys.settrace(on_call)  # of this thread alone; the one thing that can end a loop from within

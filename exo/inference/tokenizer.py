@@ -8,9 +8,21 @@ from functools import cached_property
 from typing import Any
 
 import tokenizers
-from tokenizers.decoders import DecodeStream
 
 from exo.inference.chat_template import CHATML, render_chat
+from exo.inference.detokenizer import Detokenizer
+from exo.inference.token_bytes import TokenBytes
+from exo.inference.whole_characters import whole_characters
+
+_SLICE = 64 * 1024  # characters that are tokenized in one go where a text may be too long
+_ID_LIMIT = 2**32  # the library's ids are 32 bits wide
+
+
+class TooManyTokensError(Exception):
+  """A text has more tokens than were allowed: `count` of them, or at least as many where that is not `exact`."""
+  def __init__(self, count: int, *, exact: bool) -> None:
+    super().__init__(f"{'' if exact else 'at least '}{count} tokens")
+    self.count, self.exact = count, exact
 
 
 @dataclass(frozen=True)
@@ -28,14 +40,62 @@ class Tokenizer:
     return int(self.backend.get_vocab_size(with_added_tokens=True))
 
   def encode(self, text: str, *, add_bos: bool = False) -> list[int]:
-    """Token ids of `text`, in which the names of special tokens become those tokens."""
-    ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+    """Token ids of `text`, in which the names of special tokens become those tokens.
+
+    Lets other threads run meanwhile: only the library's form for several texts gives the interpreter free.
+    """
+    ids: list[int] = self._encodings([text])[0].ids
     if add_bos and self.add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
       return [self.bos_id, *ids]
     return ids
 
+  def encode_within(self, text: str, most: int, *, add_bos: bool = False) -> list[int]:
+    """As `encode`, for a prompt of at most `most` tokens. Raises `TooManyTokensError` for others, found as early as may be.
+
+    What has more bytes than `most` of the longest tokens is not tokenized at all, where tokens are bytes. Of what else is
+    long, slices are counted first, until they have twice as many tokens as there may be, so that no text costs more time
+    and memory than that.
+    """
+    size = len(whole_characters(text).encode())
+    if self.joins_bytes and size > most * self.longest_token:
+      raise TooManyTokensError(-(-size // self.longest_token), exact=False)
+    if size > max(_SLICE, 2 * most):
+      self._count_slices(text, 2 * most)
+    ids = self.encode(text, add_bos=add_bos)
+    if len(ids) > most:
+      raise TooManyTokensError(len(ids), exact=True)
+    return ids
+
+  def _count_slices(self, text: str, enough: int) -> None:
+    """Raises `TooManyTokensError` once slices of the text have more than `enough` tokens; a cut adds few."""
+    count = start = 0
+    while start < len(text):
+      end = min(len(text), start + _SLICE)
+      if end < len(text) and (space := text.rfind(" ", start + 1, end)) > 0:
+        end = space
+      count += len(self._encodings([text[start:end]])[0])
+      start = end
+      if count > enough:
+        raise TooManyTokensError(count, exact=False)
+
+  @cached_property
+  def longest_token(self) -> int:
+    """The bytes of the vocabulary's longest entry."""
+    return max((len(self.token_bytes(i)) for i in range(self.vocab_size)), default=0) or 1
+
+  def _encodings(self, texts: list[str]) -> list[tokenizers.Encoding]:
+    encodings: list[tokenizers.Encoding
+                    ] = self.backend.encode_batch_fast(list(map(whole_characters, texts)), add_special_tokens=False)
+    return encodings
+
   def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
-    return str(self.backend.decode(list(ids), skip_special_tokens=skip_special))
+    """The text of `ids`; U+FFFD for bytes that are no characters, nothing for ids that there are not."""
+    shown = [i for i in ids if 0 <= i < _ID_LIMIT and not (skip_special and i in self._special)]
+    if not self.joins_bytes:
+      return str(self.backend.decode(shown, skip_special_tokens=False))
+    text = b"".join(map(self.token_bytes, shown)).decode("utf-8", "replace")
+    spaces = len(text[:self.stripped_spaces]) - len(text[:self.stripped_spaces].lstrip(" "))
+    return text[spaces:]
 
   def render_chat(
       self,
@@ -60,21 +120,21 @@ class Tokenizer:
 
   def token_bytes(self, token_id: int) -> bytes:
     """What the token adds to a text, also where that is a part of a character. Special tokens give their names."""
-    added = self._added.get(token_id)
-    if added is not None:
-      return added.encode()
-    piece = self.backend.id_to_token(token_id)
-    if piece is None:
-      return b""
-    if self._byte_level:
-      return b"".join(bytes([b]) if (b := _BYTE_OF.get(c)) is not None else c.encode() for c in piece)
-    if self._byte_fallback and len(piece) == 6 and piece.startswith("<0x"):
-      return bytes([int(piece[3:5], 16)])
-    return piece.replace("▁", " ").encode() if self._byte_fallback else self.token_text(token_id).encode()
+    return self._bytes[token_id]
+
+  @property
+  def joins_bytes(self) -> bool:
+    """A text is the bytes of its tokens, joined; otherwise the backend's decoder knows how words become a text."""
+    return self._bytes.exact
+
+  @property
+  def stripped_spaces(self) -> int:
+    """How many spaces at most a text loses at its beginning when tokens become text."""
+    return self._bytes.stripped_spaces
 
   def byte_token(self, byte: int) -> int | None:
     """The token of this ASCII character alone, if there is one."""
-    token_id: int | None = self.backend.token_to_id(_CHARACTER_OF[byte] if self._byte_level else chr(byte))
+    token_id: int | None = self.backend.token_to_id(self._bytes.piece_of(byte))
     return token_id
 
   def special_id(self, text: str) -> int | None:
@@ -91,59 +151,9 @@ class Tokenizer:
     return frozenset(i for i, token in self.backend.get_added_tokens_decoder().items() if token.special)
 
   @cached_property
-  def _added(self) -> dict[int, str]:
-    return {i: token.content for i, token in self.backend.get_added_tokens_decoder().items()}
+  def _bytes(self) -> TokenBytes:
+    return TokenBytes(self.backend)
 
-  @cached_property
-  def _byte_level(self) -> bool:
-    return b"ByteLevel" in self.backend.decoder.__getstate__() if self.backend.decoder else False
-
-  @cached_property
-  def _byte_fallback(self) -> bool:
-    return b"ByteFallback" in self.backend.decoder.__getstate__() if self.backend.decoder else False
-
-  def detokenizer(self, after: Sequence[int] = (), visible: Iterable[int] = ()) -> Detokenizer:
-    return Detokenizer(self, after, frozenset(visible))
-
-
-# GPT-2's printable character for each byte: printable bytes stand for themselves, the others for U+0100 and on
-_PRINTABLE = [*range(0x21, 0x7f), *range(0xa1, 0xad), *range(0xae, 0x100)]
-_CHARACTER_OF = {byte: chr(byte)
-                 for byte in _PRINTABLE} | {
-                     byte: chr(0x100 + i)
-                     for i, byte in enumerate(byte for byte in range(256) if byte not in _PRINTABLE)
-                 }
-_BYTE_OF = {character: byte for byte, character in _CHARACTER_OF.items()}
-
-
-class Detokenizer:
-  """Turns a stream of token ids into a stream of text without ever splitting a character.
-
-  `after` are the tokens that the text continues: with them the first word keeps a space before it. Special tokens are
-  left out but for those in `visible`, which show their names.
-  """
-  def __init__(self, tokenizer: Tokenizer, after: Sequence[int] = (), visible: frozenset[int] = frozenset()) -> None:
-    self._tokenizer, self._visible = tokenizer, visible
-    self._stream = DecodeStream(list(after[-8:]), skip_special_tokens=True)
-    self._pending: list[int] = []
-
-  def push(self, token_ids: Iterable[int]) -> str:
-    """The text that these tokens complete; what is cut in mid-character waits for the next call."""
-    parts = []
-    for token_id in token_ids:
-      if token_id in self._visible:
-        parts.append(self.finish() + self._tokenizer.token_text(token_id))
-        self._stream = DecodeStream(skip_special_tokens=True)
-        continue
-      self._pending.append(token_id)
-      text = self._stream.step(self._tokenizer.backend, token_id)
-      if text is not None:
-        self._pending.clear()
-        parts.append(text)
-    return "".join(parts)
-
-  def finish(self) -> str:
-    """What is still waiting, with U+FFFD for bytes that no character completes; once, at the end."""
-    rest = self._tokenizer.decode(self._pending) if self._pending else ""
-    self._pending.clear()
-    return rest
+  def detokenizer(self, after: Sequence[int] = (), visible: Iterable[int] = (), *, echoed: bool = False) -> Detokenizer:
+    """For a text that begins where the tokens `after` end; see `Detokenizer`."""
+    return Detokenizer(self, after, frozenset(visible), echoed)

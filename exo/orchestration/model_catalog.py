@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -10,9 +11,10 @@ from weakref import WeakValueDictionary
 from exo.download.disk_stamp import Stamp
 from exo.download.model_store import DUMMY_MODEL, ModelEntry, ModelStore
 from exo.download.progress import DownloadProgress, keep_latest
+from exo.errors import InvalidRequestError
 from exo.inference.grammar import GrammarCompiler
 from exo.inference.shard import Shard
-from exo.inference.tokenizer import Tokenizer
+from exo.inference.tokenizer import Tokenizer, TooManyTokensError
 from exo.inference.weights.checkpoint import Checkpoint, open_checkpoint
 from exo.inference.weights.parts import Part, file_spans, part_of, shard_tensors
 from exo.log import log
@@ -38,6 +40,42 @@ class ModelInfo:
   @property
   def max_context(self) -> int:
     return self.checkpoint.config.max_context
+
+  @property
+  def n_words(self) -> int:
+    """Rows of the embedding: the tokenizer may know more words, the model does not."""
+    return self.checkpoint.config.vocab_size
+
+  def encode(self,
+             text: str,
+             what: str = "the prompt",
+             param: str | None = None,
+             *,
+             most: int | None = None) -> list[int]:
+    """Token ids of a whole prompt, at most `most` (by default the context). Blocks, a second at worst.
+
+    Raises `InvalidRequestError`, which calls the text `what`, for a longer one: see `Tokenizer.encode_within`.
+    """
+    try:
+      return self.tokenizer.encode_within(text, self.max_context if most is None else most, add_bos=True)
+    except TooManyTokensError as error:
+      raise self.too_long(str(error), what, param) from None
+
+  def too_long(self, tokens: str, what: str, param: str | None) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"{what} has {tokens}, the context of {self.id} is {self.max_context}", param, "context_length_exceeded"
+    )
+
+  def check_words(self, token_ids: Sequence[int]) -> None:
+    """Raises `InvalidRequestError` for a token that the embedding has no row for."""
+    if token_ids and min(token_ids) >= 0 and max(token_ids) < self.n_words:
+      return
+    wrong = next((i for i in token_ids if not 0 <= i < self.n_words), None)
+    if wrong is not None:
+      word = self.tokenizer.token_text(wrong)[:40]
+      raise InvalidRequestError(
+          f"token {wrong} ({word!r}) is in the prompt, but {self.id} knows only the tokens 0 to {self.n_words - 1}"
+      )
 
 
 def model_size(checkpoint: Checkpoint) -> ModelSize:
@@ -174,5 +212,6 @@ def _open(entry: ModelEntry, path: Path) -> Checkpoint:
 def _describe(model_id: str, checkpoint: Checkpoint) -> ModelInfo:
   tokenizer = checkpoint.tokenizer()
   return ModelInfo(
-      model_id, checkpoint, tokenizer, model_size(checkpoint), checkpoint.fingerprint, GrammarCompiler(tokenizer)
+      model_id, checkpoint, tokenizer, model_size(checkpoint), checkpoint.fingerprint,
+      GrammarCompiler(tokenizer, checkpoint.path)
   )

@@ -233,7 +233,12 @@ class Node:
 
   @asynccontextmanager
   async def generation(self, spec: GenerationSpec, model: ModelInfo) -> AsyncIterator[Generation]:
-    """Run a request on the ring as it is now; see `EntryDesk.generation`. Raises `StartingError`, `DrainingError`."""
+    """Run a request on the ring as it is now; see `EntryDesk.generation`.
+
+    Raises `StartingError`, `DrainingError`, and `InvalidRequestError` for tokens that the model does not know: one of them
+    would fail the whole step that it is part of.
+    """
+    model.check_words(spec.prompt_ids)
     if self._awaited and not self._draining:
       raise StartingError(f"this node is starting: it waits for {self._awaited}")
     if self._draining:

@@ -42,7 +42,8 @@ class _Piece:
 class ChoiceText:
   """The text of one choice. `push` its deliveries in order; after a finish reason nothing more comes.
 
-  `after` are tokens that the text continues, `visible` special tokens that show their names in it.
+  `after` are tokens that the text continues, `echoed` when its reader has their text, `visible` special tokens that show
+  their names in it.
   """
   def __init__(
       self,
@@ -52,13 +53,15 @@ class ChoiceText:
       *,
       with_tokens: bool = False,
       after: Sequence[int] = (),
+      echoed: bool = False,
       visible: Iterable[int] = (),
   ) -> None:
     self._tokenizer, self._visible = tokenizer, frozenset(visible)
-    self._detokenizer = tokenizer.detokenizer(after, self._visible)
+    self._detokenizer = tokenizer.detokenizer(after, self._visible, echoed=echoed)
     self._choice, self._stops, self._with_tokens = choice, tuple(stops), with_tokens
     self._held: deque[_Piece] = deque()  # text that may turn out to begin a stop string
     self._unseen: list[TokenLogprob] = []  # tokens that have not become text yet
+    self._ahead = b""  # bytes that wait for the rest of a character, but whose token is out
     self.completion_tokens = 0
 
   def push(self, delivery: TokenDelivery) -> TextDelta:
@@ -84,14 +87,27 @@ class ChoiceText:
   def _hold(self, text: str, last: bool = False) -> None:
     if not text and not (last and self._unseen):
       return
-    tokens: tuple[TextToken, ...] = ()
-    if self._unseen:
-      parts = [self._shown_bytes(token.token_id) for token in self._unseen]
-      if b"".join(parts) == b" " + text.encode():  # the space that a text does not begin with
-        parts[0] = parts[0][1:]
-      tokens = tuple(TextToken(token, part) for token, part in zip(self._unseen, parts, strict=True))
-      self._unseen = []
-    self._held.append(_Piece(text, tokens))
+    self._held.append(_Piece(text, self._tokens_of(text)))
+
+  def _tokens_of(self, text: str) -> tuple[TextToken, ...]:
+    """The tokens that `text` came of, with their bytes; those that only wait for more of a character stay unseen."""
+    parts = [self._shown_bytes(token.token_id) for token in self._unseen]
+    waiting, kept = self._detokenizer.waiting, len(parts)
+    while waiting and kept and waiting.endswith(b"".join(parts[kept - 1:])):
+      kept -= 1
+    shown = self._ahead + b"".join(parts)
+    shown = shown[:len(shown) - len(waiting)]
+    if shown[:1] == b" " and shown[1:].decode("utf-8", "replace") == text:  # the space that a text does not begin with
+      begin = next(i for i, part in enumerate(parts) if part)
+      parts[begin] = parts[begin][1:]
+    elif shown.decode("utf-8", "replace") != text:  # of a decoder that joins words, or begun by the prompt
+      holder = max((i for i, part in enumerate(parts[:kept]) if part), default=0)
+      parts = [text.encode() if i == holder else b"" for i in range(len(parts))]
+    left = sum(map(len, parts[kept:]))
+    self._ahead = waiting[:max(0, len(waiting) - left)]
+    tokens = tuple(TextToken(token, part) for token, part in zip(self._unseen[:kept], parts, strict=False))
+    self._unseen = self._unseen[kept:]
+    return tokens
 
   def _shown_bytes(self, token_id: int) -> bytes:
     if self._tokenizer.is_special(token_id) and token_id not in self._visible:

@@ -1,0 +1,17 @@
+"""The process in which chat templates are rendered that are large, or want more time or room than most. Runs as `main`."""
+
+from __future__ import annotations
+
+import signal
+
+from exo.child_process import give_way, serve
+from exo.inference.chat_template import render_here
+
+_THREADS = 2
+
+
+def main() -> None:
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  give_way()
+  serve({"render": render_here}, _THREADS)
