@@ -28,7 +28,8 @@ def keep_library_files(state_dir: Path, environment: MutableMapping[str, str] | 
   temporary = cache / "tmp"
   if "TMPDIR" not in environment and _can_run_code(temporary):
     # MLX compiles into a folder that any user could have made before it; Python's own files stay where they were
-    tempfile.tempdir = tempfile.gettempdir()
+    with contextlib.suppress(OSError):  # none that can be written
+      tempfile.tempdir = tempfile.gettempdir()
     environment["TMPDIR"] = str(temporary)
 
 

@@ -6,6 +6,8 @@ import os
 import secrets
 from pathlib import Path
 
+from exo.file_calls import create, move_over
+
 
 def private_folder(path: Path) -> Path:
   """Make `path` and whatever is missing above it, each with mode 0700; what is there stays as it is."""
@@ -19,10 +21,10 @@ def write_private(path: Path, text: str) -> None:
   """With mode 0600, and complete from the moment it has its name; two who write it at once do not mix."""
   private_folder(path.parent)
   part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-  descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+  descriptor = create(part, 0o600)
   try:
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
       file.write(text)
-    part.replace(path)
+    move_over(part, path)
   finally:
     part.unlink(missing_ok=True)

@@ -3,12 +3,50 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from exo.errors import in_words
 from exo.log import log
+
+T = TypeVar("T")
+
+
+async def in_own_thread(work: Callable[[], T], timeout_s: float, late: Callable[[T], None] = lambda _: None) -> T:
+  """What `work` returns or raises, for work that may stand still for good and must not take a place from other threads.
+
+  Raises `TimeoutError`; what comes after that, or after a cancellation, is given to `late`.
+  """
+  loop = asyncio.get_running_loop()
+  future: asyncio.Future[T] = loop.create_future()
+
+  def deliver(error: BaseException | None, result: T) -> None:
+    if future.done():
+      if error is None:
+        late(result)
+    elif error is None:
+      future.set_result(result)
+    else:
+      future.set_exception(error)
+
+  def run() -> None:
+    error: BaseException | None = None
+    result: Any = None
+    try:
+      result = work()
+    except BaseException as raised:  # noqa: BLE001 - whatever it is, it is the caller's
+      error = raised
+    try:
+      loop.call_soon_threadsafe(deliver, error, result)
+    except RuntimeError:  # the loop has ended meanwhile
+      if error is None and result is not None:
+        late(result)
+
+  threading.Thread(target=run, name="may stand still", daemon=True).start()
+  async with asyncio.timeout(timeout_s):
+    return await future
 
 
 class TaskOwner:

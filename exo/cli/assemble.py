@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import exo
 from exo import descriptors
 from exo.api.chatgpt_api import ChatGPTAPI
 from exo.api.keys import check_given
 from exo.config import Config
+from exo.download.file_system import lacks
 from exo.download.model_store import DownloadOptions, ModelStore
 from exo.errors import ConfigError
 from exo.inference.engines import EngineChoice, choose_engine, weight_memory
+from exo.log import say
 from exo.machine import process_started
 from exo.networking.address_rule import AddressRule
 from exo.networking.cluster_key import ClusterKeyring, open_keyring
@@ -30,8 +34,13 @@ from exo.orchestration.model_catalog import ModelCatalog
 from exo.orchestration.node import Node
 from exo.private_files import private_folder
 from exo.runtime_file import RuntimeInfo, write_runtime_file
+from exo.tasks import in_own_thread
 from exo.topology.device_capabilities import DeviceCapabilities, offer, probe_device
 from exo.topology.ring_memory_weighted_partitioning_strategy import RingMemoryWeightedPartitioningStrategy
+
+T = TypeVar("T")
+
+_FILES_S = 15.0  # a share that wakes its disks needs some of them
 
 
 @dataclass(frozen=True)
@@ -98,9 +107,21 @@ def _make_node(
 def _make_state_dir(config: Config) -> None:
   """For this user alone, whoever made it."""
   try:
-    private_folder(config.state_dir).chmod(0o700)
+    folder = private_folder(config.state_dir)
+    with contextlib.suppress(OSError):  # a file system without permissions, which is said below
+      folder.chmod(0o700)
   except OSError as error:
     raise ConfigError(f"{config.state_dir} cannot be written ({error.strerror}): point EXO_HOME elsewhere") from error
+
+
+async def _answered(config: Config, ask: Callable[[], T]) -> T:
+  """Raises `ConfigError` where the file system of EXO_HOME stands still, as a network share does whose server is away."""
+  try:
+    return await in_own_thread(ask, _FILES_S)
+  except TimeoutError as error:
+    raise ConfigError(
+        f"the file system of {config.exo_home} does not answer: mend it, or point EXO_HOME to another"
+    ) from error
 
 
 @asynccontextmanager
@@ -114,9 +135,11 @@ async def running_node(config: Config, stop: Callable[[], None]) -> AsyncIterato
   engine, device = await asyncio.gather(
       asyncio.to_thread(choose_engine, config.inference_engine), asyncio.to_thread(probe_device)
   )
-  _make_state_dir(config)
+  await _answered(config, lambda: _make_state_dir(config))
+  for lack in await _answered(config, lambda: lacks(config.state_dir)):
+    say(f"note: the file system of {config.exo_home} has {lack}")
   keyring = await asyncio.to_thread(open_keyring, config)
-  identity = claim_identity(config.state_dir, config.node_id)
+  identity = await _answered(config, lambda: claim_identity(config.state_dir, config.node_id))
   node = _make_node(config, identity.node_id, engine, device, keyring)
   token = secrets.token_urlsafe(32)
   api = ChatGPTAPI(node, stop, token, None if keyring is None else keyring.current.label_salt)

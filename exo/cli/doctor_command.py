@@ -18,6 +18,7 @@ from exo.api.keys import check_given
 from exo.cli.client import ApiClient
 from exo.config import DEFAULT_API_PORT, Config
 from exo.control_groups import own_groups
+from exo.download.file_system import lacks
 from exo.download.model_store import ModelStore
 from exo.errors import ExoError
 from exo.inference.engines import choose_engine, engine_names, probe_engine
@@ -49,7 +50,7 @@ def doctor_command(config: Config) -> int:
   print(f"exo {exo.__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
   failed = noted = 0
   topic = ""
-  for check in (_engines, _memory, _interfaces, _ports, _firewall, _clock, _keys, _models, _nodes, _figures):
+  for check in (_engines, _memory, _interfaces, _ports, _firewall, _clock, _keys, _models, _files, _nodes, _figures):
     for finding in _guarded(check, config):
       shown = finding.topic if finding.topic != topic else ""
       topic = finding.topic
@@ -205,6 +206,11 @@ def _models(config: Config) -> Iterator[Finding]:
   held = f"{len(names)} models: {', '.join(names[:4])}{', …' if len(names) > 4 else ''}" if names else "no models yet"
   low = ", which is little: models need GBs" if free is not None and free < _LOW_DISK_MB * 2**20 else ""
   yield Finding("FAIL" if low else "ok", "models", f"{home}, {room}{low}, {held}")
+
+
+def _files(config: Config) -> Iterator[Finding]:
+  for lack in lacks(config.exo_home):
+    yield Finding("note", "files", f"the file system of {config.exo_home} has {lack}")
 
 
 def _nodes(config: Config) -> Iterator[Finding]:

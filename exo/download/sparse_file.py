@@ -13,6 +13,7 @@ from exo.download.manifest import RepoFile
 from exo.download.pinned_blocks import PINNED_BYTES, pinned_blocks, shortened
 from exo.download.whole_hash import WholeHash
 from exo.errors import DownloadError, ModelFilesError
+from exo.file_calls import flush, move_over, set_size
 from exo.inference.weights.block_map import BlockMap, Span, digests_of, identity_hash, map_path, merged
 from exo.log import log
 
@@ -44,7 +45,7 @@ class SparseFile:
       raise disk_error(path, error) from error
     try:
       if os.fstat(self._descriptor).st_size != file.size:
-        os.ftruncate(self._descriptor, file.size)
+        set_size(self._descriptor, file.size)
       self._hash = WholeHash(self._descriptor, file)
       self.pinned = pinned_blocks(file)
       self._recheck()
@@ -84,7 +85,7 @@ class SparseFile:
         made.mark(at, digests_of(piece, made.block))
         at += len(piece)
     made.stamp(mtime_ns, verified=bool(checked))
-    made.path.replace(sidecar)
+    move_over(made.path, sidecar)
     return BlockMap(sidecar, writable=True)
 
   def _recheck(self) -> None:
@@ -143,7 +144,7 @@ class SparseFile:
     if self.map.synced_ns:
       return
     try:
-      os.fsync(self._descriptor)
+      flush(self._descriptor)
       self.map.stamp(os.fstat(self._descriptor).st_mtime_ns, verified=self.map.verified)
     except OSError as error:
       raise disk_error(self.path, error) from error
@@ -190,7 +191,11 @@ def matches(path: Path, file: RepoFile) -> bool:
 
 
 def disk_error(path: Path, error: OSError) -> DownloadError:
-  if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+  if error.errno == errno.EFBIG:
+    return DownloadError(
+        f"{path.name} is larger than a file can be there (FAT ends at 4 GB): point EXO_HOME to another file system"
+    )
+  if error.errno in (errno.ENOSPC, errno.EDQUOT):
     return DownloadError(
         f"the disk is full: {path.name} stays as far as it came. Make room (`exo rm MODEL`), or point EXO_HOME elsewhere"
     )

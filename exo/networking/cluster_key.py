@@ -149,7 +149,10 @@ def read_key_file(path: Path) -> tuple[str, ...]:
     reason = error.strerror if isinstance(error, OSError) else "it is not text"
     raise ConfigError(f"the cluster key file {path} cannot be read: {reason}") from error
   if mode & 0o077:
-    raise ConfigError(f"the cluster key file {path} can be read by other users: chmod 600 {path}")
+    raise ConfigError(
+        f"the cluster key file {path} can be read by other users: chmod 600 {path}, or where its file system keeps no "
+        "permissions put it elsewhere and name it with --cluster-key-file"
+    )
   return parse_key_texts(text, str(path))
 
 

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import fcntl
 import uuid
 from pathlib import Path
-from typing import IO
 
+from exo.download.file_lock import Lock, try_lock
 from exo.errors import ConfigError
 from exo.machine import this_machine
 from exo.private_files import private_folder
+from exo.runtime_file import running_nodes
 
 _MAX_INSTANCES = 256
 
 
 class NodeIdentity:
   """Holds the lock on one id until the process ends."""
-  def __init__(self, node_id: str, lock: IO[str] | None = None) -> None:
+  def __init__(self, node_id: str, lock: Lock | None = None) -> None:
     self.node_id = node_id
     self._lock = lock
 
   def release(self) -> None:
     if self._lock is not None:
-      self._lock.close()
+      self._lock.release()
       self._lock = None
 
 
@@ -40,19 +40,19 @@ def claim_identity(state_dir: Path, node_id: str | None) -> NodeIdentity:
   folder = state_dir / "ids" / this_machine().mark
   try:
     private_folder(folder)
+    used = {info.node_id for info in running_nodes(state_dir)}
     for instance in range(_MAX_INSTANCES):
-      lock = (folder / str(instance)).open("a+")
-      try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError:
-        lock.close()
+      path = folder / str(instance)
+      lock = try_lock(path)
+      if lock is None:
         continue
-      lock.seek(0)
-      stored = lock.read().strip()
+      stored = path.read_text(errors="replace").strip() if path.exists() else ""
+      if not lock.reaches_others and stored in used:
+        lock.release()
+        continue
       if not stored:
         stored = uuid.uuid4().hex[:12]
-        lock.write(stored)
-        lock.flush()
+        path.write_text(stored)
       return NodeIdentity(stored, lock)
   except OSError as error:
     raise ConfigError(f"{folder} cannot be written ({error.strerror}): point EXO_HOME to a folder that can") from error

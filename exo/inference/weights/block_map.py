@@ -7,7 +7,9 @@ memory: readers see at once what a download adds.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import mmap
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from exo.errors import ModelFilesError
+from exo.file_calls import move_over
+from exo.log import log
 
 Span = tuple[int, int]  # bytes [start, end) of a file
 
@@ -65,15 +69,26 @@ def map_path(file: Path) -> Path:
   return file.parent / ".exo" / f"{file.name}.blocks"
 
 
+def _opened(path: Path, writable: bool) -> tuple[npt.NDArray[np.uint8], bool]:
+  """(the bytes of a map, whether they are mapped rather than a copy). Raises `ModelFilesError`."""
+  try:
+    with path.open("r+b" if writable else "rb") as file:
+      try:
+        access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=access), np.uint8), True
+      except OSError as error:
+        log(2, "%s cannot be mapped (%s): it is read and written instead", path.name, error.strerror)
+      return np.frombuffer(bytearray(file.read()), np.uint8), False
+  except (OSError, ValueError) as error:  # the latter is an empty file's
+    raise ModelFilesError(f"{path.name} cannot be read: {error}") from error
+
+
 class BlockMap:
   """The map of one file. Marks are atomic for readers of the same machine; writers hold the model's lock."""
   def __init__(self, path: Path, *, writable: bool) -> None:
     """Raises `ModelFilesError` for a file that is no map."""
     self.path = path
-    try:
-      self._raw: npt.NDArray[np.uint8] = np.asarray(np.memmap(path, dtype=np.uint8, mode="r+" if writable else "r"))
-    except (OSError, ValueError) as error:
-      raise ModelFilesError(f"{path.name} cannot be read: {error}") from error
+    self._raw, self._is_mapped = _opened(path, writable)
     if self._raw.size < _HEADER.size:
       raise ModelFilesError(f"{path.name} is no map of blocks")
     magic, self.file_bytes, self.block, _, _, self.identity = _HEADER.unpack_from(memoryview(self._raw))
@@ -83,6 +98,22 @@ class BlockMap:
     if self._raw.size != _HEADER.size + self.count * _DIGEST_BYTES:
       raise ModelFilesError(f"{path.name} is cut off")
     self._digests = self._raw[_HEADER.size:].reshape(self.count, _DIGEST_BYTES)
+    self._rereads = not self._is_mapped and not writable
+
+  def _refresh(self) -> None:
+    """Where the file system maps no files, what others have added since is read anew."""
+    if self._rereads:
+      with contextlib.suppress(OSError):
+        data = self.path.read_bytes()
+        if len(data) == self._raw.size:
+          self._raw[:] = np.frombuffer(data, np.uint8)
+
+  def _store(self, start: int, end: int) -> None:
+    """Bytes [start, end) of the map have changed."""
+    if not self._is_mapped:
+      with self.path.open("r+b") as file:
+        file.seek(start)
+        file.write(self._raw[start:end].tobytes())
 
   @classmethod
   def create(cls, path: Path, file_bytes: int, identity: str = "") -> BlockMap:
@@ -94,7 +125,7 @@ class BlockMap:
     part.write_bytes(
         _HEADER.pack(_MAGIC, file_bytes, block, 0, 0, identity_hash(identity)) + bytes(count * _DIGEST_BYTES)
     )
-    part.replace(path)
+    move_over(part, path)
     return cls(path, writable=True)
 
   @classmethod
@@ -107,6 +138,7 @@ class BlockMap:
 
   def present(self) -> npt.NDArray[np.bool_]:
     """By block."""
+    self._refresh()
     found: npt.NDArray[np.bool_] = self._digests.any(axis=1)
     return found
 
@@ -122,7 +154,10 @@ class BlockMap:
 
   def has(self, start: int, end: int) -> bool:
     blocks = self.blocks_of(start, end)
-    return bool(self._digests[blocks.start:blocks.stop].any(axis=1).all())
+    wanted = self._digests[blocks.start:blocks.stop]
+    if not wanted.any(axis=1).all():
+      self._refresh()
+    return bool(wanted.any(axis=1).all())
 
   def held(self) -> list[Span]:
     """What is there, as spans of whole blocks (the last block ends with the file)."""
@@ -143,6 +178,7 @@ class BlockMap:
 
   def digests(self, start: int, end: int) -> bytes:
     """Those of the blocks of [start, end), which begins at a block; zeros for missing ones."""
+    self._refresh()
     blocks = self.blocks_of(start, end)
     return self._digests[blocks.start:blocks.stop].tobytes()
 
@@ -155,24 +191,29 @@ class BlockMap:
     new = np.frombuffer(digests, np.uint8).reshape(-1, _DIGEST_BYTES)
     first = start // self.block
     self._digests[first:first + len(new)] = new
+    self._store(_HEADER.size + first * _DIGEST_BYTES, _HEADER.size + (first + len(new)) * _DIGEST_BYTES)
 
   def clear(self, spans: Iterable[Span]) -> None:
     for start, end in spans:
       blocks = self.blocks_of(start, end)
       self._digests[blocks.start:blocks.stop] = 0
+      self._store(_HEADER.size + blocks.start * _DIGEST_BYTES, _HEADER.size + blocks.stop * _DIGEST_BYTES)
 
   # trust
 
   @property
   def synced_ns(self) -> int:
     """The file's modification time when all marked blocks were known to be on disk; 0 while that is not so."""
+    self._refresh()
     return int.from_bytes(self._raw[24:32].tobytes(), "little")
 
   @property
   def verified(self) -> bool:
     """The whole file has been found to have the hash that its repository tells."""
+    self._refresh()
     return bool(self._raw[32])
 
   def stamp(self, synced_ns: int, *, verified: bool) -> None:
     self._raw[24:32] = np.frombuffer(synced_ns.to_bytes(8, "little"), np.uint8)
     self._raw[32] = verified
+    self._store(24, 33)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from exo.errors import ModelFilesError, UnsupportedModelError
 from exo.inference.weights.block_map import BlockMap
 from exo.inference.weights.checkpoint import Checkpoint, check_present
+from exo.inference.weights.file_bytes import FileBytes
 from exo.inference.weights.gguf_header import GgufHeader, GgufTensor, parse_gguf_header
 from exo.inference.weights.tensor import StoredTensor
 
@@ -88,13 +89,9 @@ def _experts(name: str, stack: GgufTensor) -> dict[str, GgufTensor]:
 class GgufCheckpoint(Checkpoint):
   def __init__(self, path: Path) -> None:
     self.path = path
-    try:
-      # as a plain array: slicing numpy's memmap class costs 50 µs, which every embedding lookup would pay
-      self._map: npt.NDArray[np.uint8] = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
-    except (OSError, ValueError) as error:
-      raise ModelFilesError(f"{path.name} cannot be read: {error}") from error
+    self._bytes = FileBytes(path)
     self._blocks = BlockMap.beside(path)
-    self._header: GgufHeader = parse_gguf_header(memoryview(self._map), self._map.size)
+    self._header: GgufHeader = parse_gguf_header(self._bytes.head(), self._bytes.size)
     self._architecture = str(self._header.metadata.get("general.architecture", ""))
     if self._architecture not in _MODEL_TYPES:
       raise UnsupportedModelError(
@@ -218,7 +215,7 @@ class GgufCheckpoint(Checkpoint):
   def _read(self, info: GgufTensor, name: str, offset: float = 0.0) -> StoredTensor:
     check_present(self._blocks, self.path, name, info.start, info.start + info.n_bytes)
     rows = int(np.prod(info.shape[:-1], dtype=np.int64))
-    data = self._map[info.start:info.start + info.n_bytes].reshape(*info.shape[:-1], info.n_bytes // rows)
+    data = self._bytes.span(info.start, info.start + info.n_bytes).reshape(*info.shape[:-1], info.n_bytes // rows)
     return StoredTensor(name, info.shape, info.encoding, data, offset)
 
   def spans(self, name: str) -> list[tuple[Path, int, int]]:
@@ -240,7 +237,7 @@ class GgufCheckpoint(Checkpoint):
     return gguf_tokenizer(self._header.metadata, self.path.name)
 
   def close(self) -> None:
-    del self._map
+    self._bytes.close()
 
 
 def _rope_rows(stored: StoredTensor, heads: int) -> StoredTensor:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from exo.errors import ModelFilesError
 from exo.inference.weights.block_map import BlockMap
 from exo.inference.weights.checkpoint import Checkpoint, check_present
+from exo.inference.weights.file_bytes import FileBytes
 from exo.inference.weights.tensor import AffineGroups, StoredTensor
 
 if TYPE_CHECKING:
@@ -110,12 +110,12 @@ class SafetensorsCheckpoint(Checkpoint):
   def __init__(self, path: Path) -> None:
     self.path = path
     self._config = read_json(path / "config.json")
-    self._maps: dict[Path, npt.NDArray[np.uint8]] = {}
+    self._bytes: dict[Path, FileBytes] = {}
     self._blocks: dict[Path, BlockMap | None] = {}
     self._entries: dict[str, tuple[Path, SafetensorsEntry]] = {}
     for file in self._files():
-      mapped = self._open(file)
-      for name, entry in parse_safetensors_header(memoryview(mapped), mapped.size, file.name).items():
+      found = self._open(file)
+      for name, entry in parse_safetensors_header(found.head(), found.size, file.name).items():
         if name in self._entries:
           raise ModelFilesError(f"{file.name} and {self._entries[name][0].name} both hold tensor {name!r}")
         self._entries[name] = (file, entry)
@@ -139,13 +139,10 @@ class SafetensorsCheckpoint(Checkpoint):
       raise ModelFilesError(f"{self.path.name} lacks {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}")
     return files
 
-  def _open(self, file: Path) -> npt.NDArray[np.uint8]:
-    try:
-      self._blocks[file] = BlockMap.beside(file)
-      self._maps[file] = np.asarray(np.memmap(file, dtype=np.uint8, mode="r"))
-    except (OSError, ValueError) as error:
-      raise ModelFilesError(f"{file.name} cannot be read: {error}") from error
-    return self._maps[file]
+  def _open(self, file: Path) -> FileBytes:
+    self._blocks[file] = BlockMap.beside(file)
+    self._bytes[file] = FileBytes(file)
+    return self._bytes[file]
 
   @property
   def hf_config(self) -> dict[str, Any]:
@@ -201,7 +198,7 @@ class SafetensorsCheckpoint(Checkpoint):
   def _raw(self, name: str) -> StoredTensor:
     file, entry = self._entry(name)
     check_present(self._blocks[file], file, name, entry.start, entry.start + entry.n_bytes)
-    raw = self._maps[file][entry.start:entry.start + entry.n_bytes]
+    raw = self._bytes[file].span(entry.start, entry.start + entry.n_bytes)
     rows = entry.shape[:-1] if entry.shape else ()
     shape = entry.shape or (1, )
     return StoredTensor(name, shape, entry.dtype, raw.reshape(*rows, raw.size // max(1, math.prod(rows))))
@@ -250,4 +247,6 @@ class SafetensorsCheckpoint(Checkpoint):
     return hf_tokenizer(self.path)
 
   def close(self) -> None:
-    self._maps.clear()
+    for found in self._bytes.values():
+      found.close()
+    self._bytes.clear()
