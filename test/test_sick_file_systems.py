@@ -276,3 +276,20 @@ def test_line_15_a_share_whose_server_is_away_is_said_at_the_start(tmp_path: Pat
   done = subprocess.run([sys.executable, "-m", "exo", "--disable-tui", "--inference-engine", "dummy"], cwd=ROOT,
                         env=env, capture_output=True, text=True, timeout=60, check=False)  # yapf: disable
   assert done.returncode == 1 and "does not answer" in done.stderr and time.monotonic() - started < 50
+
+
+def test_line_15_calls_that_may_be_missing_are_made_in_one_place() -> None:
+  """Whoever makes them elsewhere must have another way of their own: here they are found."""
+  allowed = {
+      r"\bflock\(": {"file_lock.py", "file_system.py"},
+      r"\bfsync\(": {"file_calls.py", "file_system.py"},
+      r"\bftruncate\(": {"file_calls.py", "file_system.py"},
+      r"\bO_EXCL\b": {"file_calls.py", "file_system.py"},
+      r"\bmemmap\(|\bmmap\.mmap\((?!-1)": {"file_bytes.py", "block_map.py", "file_system.py"},
+      r"\bos\.replace\(|\b(part|path)\.(replace|rename)\((?!['\"])": {"file_calls.py"},
+      r"\.(hardlink_to|symlink_to)\(|\bos\.(link|symlink|utime)\(": set(),
+  }
+  for path in (ROOT / "exo").rglob("*.py"):
+    source = path.read_text()
+    for pattern, names in allowed.items():
+      assert path.name in names or not re.search(pattern, source), f"{path}: {pattern}"

@@ -7,10 +7,10 @@ the whole file, the pinned hashes of its blocks or bytes of the hub agree with t
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from exo.file_calls import flush, move_over
 from exo.inference.weights.block_map import Span, merged, span_bytes
 from exo.log import log
 
@@ -58,8 +58,8 @@ class Doubts:
     with part.open("w", encoding="utf-8") as out:
       json.dump({"list": self.list_from, "files": files}, out, separators=(",", ":"))
       out.flush()
-      os.fsync(out.fileno())
-    part.replace(path)
+      flush(out.fileno())
+    move_over(part, path)
 
   def __bool__(self) -> bool:
     return bool(self.list_from or self._spans)

