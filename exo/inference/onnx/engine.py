@@ -20,6 +20,7 @@ from exo.inference.engine import (
     BatchEntry,
     InferenceEngine,
     LoadOptions,
+    LogitsOf,
     StageMemory,
     StageModel,
     TokenIds,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
   from exo.inference.weights.checkpoint import Checkpoint
 
 _MAX_BINDINGS = 32
+_SCRATCH_BYTES = 2**28  # of a run's attention: a number for each of its tokens, heads and columns of a row
 
 
 class _Binding:
@@ -76,6 +78,7 @@ class OnnxStage(StageModel):
   ) -> None:
     config = checkpoint.config
     self.shard, self.hidden_size, self.vocab_size = shard, config.hidden_size, config.vocab_size
+    self._n_heads = config.n_heads
     self._kv_bytes_per_token = shard.layer_count * config.kv_elements_per_token * 4
     context = min(config.max_context, options.max_context or config.max_context)
     bits = {"8": 8, "4": 4, "none": None, None: 8}[options.quantize]
@@ -85,16 +88,17 @@ class OnnxStage(StageModel):
     budget = max(0, options.memory_bytes - weight_bytes)
     if options.kv_memory_bytes is not None:
       budget = min(budget, options.kv_memory_bytes)
-    self._memory = StageMemory(
-        weight_bytes, self._kv_bytes_per_token, budget // self._kv_bytes_per_token, options.max_sequences, context
-    )
     self._embedding = checkpoint.tensor(EMBEDDING) if shard.is_first else None
     self._embedding_scale = np.float32(config.embedding_scale)
     self._words = config.vocab_size if self._embedding is None else self._embedding.shape[0]
     self.arena = KvArena(shard.layer_count, options.max_sequences, config.n_kv_heads, context, config.head_dim)
+    self._memory = StageMemory(
+        weight_bytes, self._kv_bytes_per_token, budget // self._kv_bytes_per_token, self.arena.rows, context
+    )
     self.session: ort.InferenceSession = graph.session(options.threads)
     use_huge_pages()
     self._bindings: OrderedDict[tuple[int, int], _Binding] = OrderedDict()
+    self._bound = self.arena.generation
     progress(1.0)
 
   @property
@@ -128,10 +132,7 @@ class OnnxStage(StageModel):
   def _last_hidden(self, batch: Batch, x: Floats) -> Floats:
     parts, start = [], 0
     for entry in batch.entries:
-      binding = _Binding(self, self.arena.row(entry.sequence), 1, entry.n_tokens, 0, self._hidden_name)
-      binding.x[0] = x[start:start + entry.n_tokens]
-      binding.seqlens[0], binding.total[0] = entry.position + entry.n_tokens - 1, entry.position + entry.n_tokens
-      parts.append(binding.run()[0])
+      parts.append(self._run_one(entry, x[start:start + entry.n_tokens], self._hidden_name))
       start += entry.n_tokens
     return np.concatenate(parts)
 
@@ -170,12 +171,7 @@ class OnnxStage(StageModel):
         raise EngineError(f"entry at position {entry.position} of a sequence whose cache holds {held} tokens")
       if entry.position + entry.n_tokens > self.arena.context:
         raise EngineError(f"a sequence is longer than {self.arena.context} tokens")
-    before = self.arena.generation
-    self.arena.ensure_room(max(entry.position + entry.n_tokens for entry in batch.entries))
-    if self.arena.generation != before:
-      self._bindings.clear()
-    for entry in batch.entries:
-      self.arena.open(entry.sequence, entry.position + entry.n_tokens)
+    self.arena.make_room({entry.sequence: entry.position + entry.n_tokens for entry in batch.entries})
 
   def _embed(self, token_ids: TokenIds) -> Floats:
     assert self._embedding is not None
@@ -206,6 +202,9 @@ class OnnxStage(StageModel):
 
   def _binding(self, start: int, batch: int) -> _Binding:
     key = (start, batch)
+    if self._bound != self.arena.generation:  # to arrays that are no longer the cache
+      self._bindings.clear()
+      self._bound = self.arena.generation
     if key not in self._bindings:
       if len(self._bindings) >= _MAX_BINDINGS:
         self._bindings.popitem(last=False)
@@ -214,14 +213,30 @@ class OnnxStage(StageModel):
     self._bindings.move_to_end(key)
     return self._bindings[key]
 
-  def _run_one(self, entry: BatchEntry, x: Floats) -> Floats:
-    binding = _Binding(self, self.arena.row(entry.sequence), 1, entry.n_tokens, entry.logit_rows)
+  def _run_one(self, entry: BatchEntry, x: Floats, hidden: str | None = None) -> Floats:
+    """The entry by itself; in parts where its attention's scratch memory, which no budget knows of, would grow too large.
+
+    `hidden` names another output than the stage's own.
+    """
+    n, most = entry.n_tokens, max(16, _SCRATCH_BYTES // (4 * self._n_heads * self.arena.room))
+    if n <= most:
+      return self._run_part(entry, x, hidden)
+    parts = []
+    for start in range(0, n, most):
+      end = min(n, start + most)
+      logits = LogitsOf.NONE if entry.logits == LogitsOf.LAST and end < n else entry.logits
+      part = BatchEntry(entry.sequence, entry.position + start, end - start, logits)
+      parts.append(self._run_part(part, x[start:end], hidden))
+    return np.concatenate(parts)
+
+  def _run_part(self, entry: BatchEntry, x: Floats, hidden: str | None) -> Floats:
+    binding = _Binding(self, self.arena.row(entry.sequence), 1, entry.n_tokens, entry.logit_rows, hidden)
     binding.x[0] = x
     binding.seqlens[0] = entry.position + entry.n_tokens - 1
     binding.total[0] = entry.position + entry.n_tokens
     binding.rows[:] = gather_logit_rows((entry, ))
     y = binding.run()
-    out: Floats = y[:, 0] if self.shard.is_last else y[0]
+    out: Floats = y[:, 0] if self.shard.is_last and hidden is None else y[0]
     return out
 
   def drop(self, sequence: int) -> None:

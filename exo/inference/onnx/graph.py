@@ -79,7 +79,7 @@ class GraphBuilder:
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid(MICROSOFT, 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is raised, with its reason
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # a spinning pool takes the core from whoever else shares the machine

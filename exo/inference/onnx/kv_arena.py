@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +31,7 @@ class _Held:
 class _Memory:
   """One reservation of addresses: by layer two arrays of (rows, KV heads, room, head dim). Raises `OutOfMemoryError`."""
   def __init__(self, layers: int, rows: int, kv_heads: int, room: int, head_dim: int) -> None:
-    self.room, self.row_bytes = room, kv_heads * room * head_dim * 4
+    self.rows, self.room, self.row_bytes = rows, room, kv_heads * room * head_dim * 4
     self.array_bytes = rows * self.row_bytes
     size = 2 * layers * self.array_bytes
     self._map = reserve(size, f"a KV cache of {room} tokens a row")
@@ -59,20 +59,19 @@ class KvArena:
   """Rows are an internal matter: callers speak of sequences. Not thread-safe. What raises has changed nothing.
 
   Rows begin with room for `_FIRST_ROOM` tokens and double when a sequence needs more, up to `context`: the attention
-  operator's scratch memory grows with the room, whatever is used of it. `generation` counts these moves.
+  operator's scratch memory grows with the room, whatever is used of it. Addresses for `rows` of them are reserved where
+  the system allows it, else for fewer, down to those that are wanted. `generation` counts the moves to another memory.
   """
   def __init__(self, layers: int, rows: int, kv_heads: int, context: int, head_dim: int) -> None:
-    self.context, self.rows = context, rows
+    self.context, self._most_rows = context, rows
     self._layers, self._kv_heads, self._head_dim = layers, kv_heads, head_dim
     self._held: dict[int, _Held] = {}
-    self._owner: list[int | None] = [None] * rows
-    self._written = [0] * rows  # tokens of each row whose pages may be in memory
-    self._window: tuple[list[int], int] = ([], 0)  # the last one, valid while no sequence moves
     self.generation = 0
-    self._memory = self._reserve(min(context, _FIRST_ROOM))
+    self._enter(self._reserve(1, 1))
 
-  def _reserve(self, room: int) -> _Memory:
-    return _Memory(self._layers, self.rows, self._kv_heads, room, self._head_dim)
+  @property
+  def rows(self) -> int:
+    return self._memory.rows
 
   @property
   def room(self) -> int:
@@ -82,22 +81,57 @@ class KvArena:
   def arrays(self) -> list[tuple[Floats, Floats]]:
     return self._memory.arrays
 
-  def ensure_room(self, length: int) -> None:
-    """Move everything to longer rows when `length` tokens do not fit. Views of the old arrays become worthless."""
-    if length <= self.room:
-      return
-    room = self.room
+  def _reserve(self, rows: int, length: int) -> _Memory:
+    """For at least so many rows of at least so many tokens. Raises `OutOfMemoryError`."""
+    room = _FIRST_ROOM
     while room < length:
       room *= 2
-    old, new = self._memory, self._reserve(min(room, self.context))
-    places = [(old_array, new_array) for old_pair, new_pair in zip(old.arrays, new.arrays, strict=True)
-              for old_array, new_array in zip(old_pair, new_pair, strict=True)]
-    for i, (source, target) in enumerate(places):
-      for held in self._held.values():
-        target[held.row, :, :held.length] = source[held.row, :, :held.length]
-      old.release(i * old.array_bytes, (i + 1) * old.array_bytes)  # at no time is all of it there twice
-    self._memory = new
-    self._written = [0 if owner is None else self._held[owner].length for owner in self._owner]
+    room, wanted = min(room, self.context), self._most_rows
+    while True:
+      try:
+        return _Memory(self._layers, wanted, self._kv_heads, room, self._head_dim)
+      except OutOfMemoryError:
+        if wanted <= rows:
+          raise
+        wanted = max(rows, wanted // 2)
+
+  def _enter(self, memory: _Memory) -> None:
+    """Let a memory be the one in use that holds, in its first rows, what `_held` says."""
+    self._memory = memory
+    self._owner: list[int | None] = [None] * memory.rows
+    self._written = [0] * memory.rows  # tokens of each row whose pages may be in memory
+    self._window: tuple[list[int], int] = ([], 0)  # the last one, valid while no sequence moves
+    for row, (sequence, held) in enumerate(self._held.items()):
+      held.row, self._owner[row], self._written[row] = row, sequence, held.length
+
+  def make_room(self, lengths: Mapping[int, int]) -> None:
+    """Give these sequences, new or not, rows with room for so many tokens each.
+
+    New ones come next to those in use where a row is free there. Views of the arrays become worthless when everything
+    moves, as `generation` says. Raises `OutOfMemoryError`.
+    """
+    fresh = [sequence for sequence in lengths if sequence not in self._held]
+    rows, longest = len(self._held) + len(fresh), max(lengths.values())
+    if rows > self._most_rows:
+      raise OutOfMemoryError(f"all {self._most_rows} rows of the KV cache are taken")
+    if rows > self.rows or longest > self.room:
+      self._move(self._reserve(rows, max(longest, *(held.length for held in self._held.values()), 1)))
+    for sequence in fresh:
+      row = self._owner.index(None)
+      self._owner[row], self._held[sequence] = sequence, _Held(row, 0)
+    for sequence, length in lengths.items():
+      row = self._held[sequence].row
+      self._written[row] = max(self._written[row], length)
+
+  def _move(self, new: _Memory) -> None:
+    old, i = self._memory, 0
+    for old_pair, new_pair in zip(old.arrays, new.arrays, strict=True):
+      for source, target in zip(old_pair, new_pair, strict=True):
+        for row, held in enumerate(self._held.values()):
+          target[row, :, :held.length] = source[held.row, :, :held.length]
+        old.release(i * old.array_bytes, (i + 1) * old.array_bytes)  # at no time is all of it there twice
+        i += 1
+    self._enter(new)
     self.generation += 1
 
   def length(self, sequence: int) -> int:
@@ -107,17 +141,6 @@ class KvArena:
   def extend(self, sequence: int, count: int) -> None:
     """Note that `count` tokens were written."""
     self._held[sequence].length += count
-
-  def open(self, sequence: int, length: int) -> None:
-    """Give a new sequence a row, next to those in use where one is free; `length` tokens of it will be written."""
-    held = self._held.get(sequence)
-    if held is None:
-      row = next((row for row, owner in enumerate(self._owner) if owner is None), None)
-      if row is None:
-        raise OutOfMemoryError(f"all {self.rows} rows of the KV cache are taken")
-      self._owner[row] = sequence
-      held = self._held[sequence] = _Held(row, 0)
-    self._written[held.row] = max(self._written[held.row], length)
 
   def row(self, sequence: int) -> int:
     return self._held[sequence].row
@@ -137,7 +160,7 @@ class KvArena:
   def copy(self, source: int, target: int, length: int) -> None:
     if self.length(source) < length:
       raise CacheReuseError(f"{self.length(source)} tokens are kept where {length} are wanted")
-    self.open(target, length)
+    self.make_room({target: length})
     self._copy_rows(self.row(source), self.row(target), length)
     self._held[target].length = length
 
