@@ -96,14 +96,16 @@ def gguf_tokenizer(meta: Mapping[str, Any], file_name: str) -> Tokenizer:
   if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
     raise ModelFilesError(f"{file_name} carries no tokenizer")
   kind = meta.get("tokenizer.ggml.model")
-  if kind == "gpt2":
-    backend = _byte_level_bpe(meta, tokens, file_name)
-  elif kind == "llama":
-    backend = _sentencepiece_bpe(meta, tokens)
-  else:
+  if kind not in ("gpt2", "llama"):
     raise ModelFilesError(
         f"{file_name} carries a tokenizer of kind {kind!r}, which exo does not know (gpt2, llama are)"
     )
+  try:
+    backend = _byte_level_bpe(meta, tokens, file_name) if kind == "gpt2" else _sentencepiece_bpe(meta, tokens)
+  except ModelFilesError:
+    raise
+  except Exception as error:
+    raise ModelFilesError(f"{file_name}: the parts of its tokenizer do not belong together: {error}") from error
   types = meta.get("tokenizer.ggml.token_type") or []
   added = [(token, token_type) for token, token_type in zip(tokens, types, strict=False)
            if token_type in (_CONTROL, _USER_DEFINED)]

@@ -19,7 +19,7 @@ _LIMITS = {
     "num_key_value_heads": 4096,
     "head_dim": 8192,
     "vocab_size": 1 << 22,
-    "max_position_embeddings": 1 << 27,
+    "max_position_embeddings": 1 << 24,
     "num_experts": 4096,
     "num_experts_per_tok": 4096,
     "moe_intermediate_size": 1 << 20,
@@ -75,9 +75,13 @@ class ModelConfig:
     for key, size in sizes.items():
       if size < 1:
         raise ModelFilesError(f"config.json: {key} must be positive")
-    numbers = (found.norm_eps, found.attention_scale, found.attention_softcap, found.final_softcap)
-    if not all(map(math.isfinite, numbers)) or not 0 <= found.rotary_dim <= found.head_dim:
-      raise ModelFilesError("config.json: a value is not a plausible number")
+    numbers = {"rms_norm_eps": found.norm_eps, "query_pre_attn_scalar": found.attention_scale,
+               "attn_logit_softcapping": found.attention_softcap, "final_logit_softcapping": found.final_softcap}  # yapf: disable
+    for key, number in numbers.items():
+      if not math.isfinite(number):
+        raise ModelFilesError(f"config.json: {key} is not a plausible number ({number})")
+    if not 0 <= found.rotary_dim <= found.head_dim:
+      raise ModelFilesError(f"config.json: the rotary embedding turns {found.rotary_dim} of head_dim {found.head_dim}")
     return found
 
   @classmethod

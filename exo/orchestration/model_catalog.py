@@ -16,6 +16,7 @@ from exo.inference.grammar import GrammarCompiler
 from exo.inference.shard import Shard
 from exo.inference.tokenizer import Tokenizer, TooManyTokensError
 from exo.inference.weights.checkpoint import Checkpoint, open_checkpoint
+from exo.inference.weights.contradictions import check_consistent, check_tokenizer
 from exo.inference.weights.parts import Part, file_spans, part_of, shard_tensors
 from exo.log import log
 from exo.topology.ring_plan import ModelSize
@@ -206,11 +207,15 @@ def _open(entry: ModelEntry, path: Path) -> Checkpoint:
   if entry.id == DUMMY_MODEL:
     from exo.inference.dummy.checkpoint import DummyCheckpoint
     return DummyCheckpoint()
-  return open_checkpoint(path)
+  checkpoint = open_checkpoint(path)
+  check_consistent(checkpoint)
+  return checkpoint
 
 
 def _describe(model_id: str, checkpoint: Checkpoint) -> ModelInfo:
   tokenizer = checkpoint.tokenizer()
+  if (odd := check_tokenizer(checkpoint, tokenizer)) is not None:
+    log(0, "%s: %s", model_id, odd)
   return ModelInfo(
       model_id, checkpoint, tokenizer, model_size(checkpoint), checkpoint.fingerprint,
       GrammarCompiler(tokenizer, checkpoint.path)

@@ -133,6 +133,11 @@ def _set(model: Any, weights: Arrays, shard: Shard, every_other: bool, checkpoin
   missing = sorted(needed_names(wanted, shard, every_other) & (wanted.keys() - weights.keys()))
   if missing:
     raise ModelFilesError(f"{checkpoint.path.name} lacks {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}")
+  for name in needed_names(wanted, shard, every_other) & weights.keys():
+    if weights[name].shape != wanted[name]:
+      raise ModelFilesError(
+          f"{checkpoint.path.name}: {name} has the shape {weights[name].shape}, its model wants {wanted[name]}"
+      )
   try:
     model.load_weights([(name, array) for name, array in weights.items() if name in wanted], strict=False)
   except ValueError as error:

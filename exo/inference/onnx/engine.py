@@ -80,7 +80,11 @@ class OnnxStage(StageModel):
     self.shard, self.hidden_size, self.vocab_size = shard, config.hidden_size, config.vocab_size
     self._n_heads = config.n_heads
     self._kv_bytes_per_token = shard.layer_count * config.kv_elements_per_token * 4
-    context = min(config.max_context, options.max_context or config.max_context)
+    # a sequence cannot be longer than all memory; tables of angles are as long as the context
+    context = min(
+        config.max_context, options.max_context or config.max_context,
+        max(2, options.memory_bytes // self._kv_bytes_per_token)
+    )
     bits = {"8": 8, "4": 4, "none": None, None: 8}[options.quantize]
     decoder = DecoderGraph(shard, checkpoint, context, bits)
     graph = decoder.build(progress)
@@ -89,6 +93,8 @@ class OnnxStage(StageModel):
     if options.kv_memory_bytes is not None:
       budget = min(budget, options.kv_memory_bytes)
     self._embedding = checkpoint.tensor(EMBEDDING) if shard.is_first else None
+    if self._embedding is not None:
+      self._embedding.rows(slice(0, 1)).to_float32()  # raises here, not in somebody's step, where it cannot be read
     self._embedding_scale = np.float32(config.embedding_scale)
     self._words = config.vocab_size if self._embedding is None else self._embedding.shape[0]
     self.arena = KvArena(shard.layer_count, options.max_sequences, config.n_kv_heads, context, config.head_dim)

@@ -49,11 +49,14 @@ class TinygradStage(StageModel):
   ) -> None:
     self.shard, self._config = shard, checkpoint.config
     config = self._config
-    context = min(config.max_context, options.max_context or config.max_context)
+    element = config.kv_elements_per_token * 4 * shard.layer_count
+    # a sequence cannot be longer than all memory; arrays are as long as the context
+    context = min(
+        config.max_context, options.max_context or config.max_context, max(2, options.memory_bytes // element)
+    )
     self._device = ComputeDevice(devices(), options.library_debug)
     self._decoder = Decoder(self._device, shard, checkpoint, context, options.max_sequences, _BITS[options.quantize])
     self._decoder.load(lambda fraction: progress(fraction / 2))
-    element = config.kv_elements_per_token * 4 * shard.layer_count
     budget = max(0, options.memory_bytes - self._device.weight_bytes)
     if options.kv_memory_bytes is not None:
       budget = min(budget, options.kv_memory_bytes)
@@ -67,6 +70,8 @@ class TinygradStage(StageModel):
     self._kv = KvPages(tokens // PAGE + options.max_sequences, options.max_sequences, self._device.on_cpu)
     self._decoder.bind(self._kv.total, lambda fraction: progress(0.5 + fraction / 2))
     self._embedding = checkpoint.tensor(EMBEDDING) if shard.is_first else None
+    if self._embedding is not None:
+      self._embedding.rows(slice(0, 1)).to_float32()  # raises here, not in somebody's step, where it cannot be read
     self._words = config.vocab_size if self._embedding is None else self._embedding.shape[0]
     self._final_norm = FinalNorm(checkpoint)
     self._embedding_scale = np.float32(config.embedding_scale)

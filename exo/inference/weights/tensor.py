@@ -111,6 +111,8 @@ class StoredTensor:
       out = raw.view("<f4").astype(np.float32, copy=True)
     elif self.encoding == "F16":
       out = raw.view("<f2").astype(np.float32)
+    elif self.encoding == "F64":
+      out = raw.view("<f8").astype(np.float32)
     elif self.encoding == "BF16":
       out = (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
     elif self.encoding == "Q8_0":  # by far the most read: every embedding lookup of a quantized model
@@ -120,6 +122,8 @@ class StoredTensor:
     else:
       from gguf import GGMLQuantizationType
       from gguf.quants import dequantize
+      if self.encoding not in BLOCKS:
+        raise ModelFilesError(f"tensor {self.name} is of type {self.encoding}, which is no weight's that exo knows")
       out = dequantize(raw, GGMLQuantizationType[self.encoding])
     out = out.reshape(self.shape)
     return out + np.float32(self.offset) if self.offset else out
