@@ -38,10 +38,14 @@ class WheelSource:
 
 @dataclass(frozen=True, slots=True)
 class HubSource:
-  """A repository on the Hugging Face hub (or `HF_ENDPOINT`). `variant` chooses among several GGUF files."""
+  """A repository on the Hugging Face hub (or `HF_ENDPOINT`). `variant` chooses among several GGUF files.
+
+  `with_token`: the hub may be shown this node's token for it.
+  """
   repo: str
   revision: str = "main"
   variant: str | None = None
+  with_token: bool = field(default=True, compare=False)
 
   @property
   def folder_of_repo(self) -> str:

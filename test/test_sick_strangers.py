@@ -13,8 +13,21 @@ from pathlib import Path
 
 import pytest
 
-from exo.errors import ExoError, InvalidRequestError, ProtocolError, QueueFullError, from_wire
+from exo.download import model_head
+from exo.download.manifest import Manifest, RepoFile
+from exo.errors import (
+    DownloadError,
+    ExoError,
+    InvalidRequestError,
+    ModelFilesError,
+    ModelTooLargeError,
+    ProtocolError,
+    QueueFullError,
+    from_wire,
+)
 from exo.inference.sampling import SamplingParams
+from exo.inference.shard import Shard
+from exo.inference.weights.block_map import block_bytes, digests_of
 from exo.networking import messages as m
 from exo.networking.address_rule import AddressRule
 from exo.networking.grpc import node_service_pb2 as pb
@@ -26,7 +39,9 @@ from exo.networking.grpc.wire import MAX_BYTES, PIECE_BYTES, envelope_bytes, env
 from exo.networking.mesh import PeerCandidate
 from exo.networking.udp.guard import DatagramGuard
 from exo.networking.udp.udp_discovery import UdpDiscovery
+from exo.orchestration.peer_bounds import PeerBounds
 from exo.topology.ring_plan import RingPlan, Stage
+from test.support.hub import Hub, hub
 from test.support.nodes import NodeProcess, free_port, wait_until
 from test.support.strangers import Mute, Size, bare_connections, grpc_port, refused, says, stranger
 
@@ -57,7 +72,6 @@ def shard(n_layers: int = 8) -> pb.Shard:
 
 
 def plan(node: str, epoch: str = "e", model: str = "dummy") -> RingPlan:
-  from exo.inference.shard import Shard
   return RingPlan(model, epoch, (Stage(node, Shard(model, 0, 7, 8)), ))
 
 
@@ -438,3 +452,113 @@ def test_line_11_what_is_believed_of_memory(keyed: bool, most: int | None, claim
   from test.support.clusters import keyring
   mesh = GrpcMesh(says("a"), "127.0.0.1", 30, keyring() if keyed else None, most_memory_mb=most)
   assert mesh._believed(says("b", claim)).capabilities.memory == (claim if believed else 0)
+
+
+# what it fetches
+
+GOLDENS = Path(__file__).parent / "data" / "goldens"
+
+
+@pytest.fixture(scope="module")
+def hubbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[NodeProcess, Hub]]:
+  """A node whose user has a token for the hub that it asks."""
+  home = tmp_path_factory.mktemp("hubbed")
+  folder = next(path.parent for path in sorted(GOLDENS.rglob("config.json")))
+  with hub({"some/model": folder}) as server:
+    env = {"HF_ENDPOINT": server.url, "HF_TOKEN": "hf_secret", "HF_HOME": str(home / "hf")}
+    node = NodeProcess(home, *BASE, node_id="hubbed", env=env).wait_ready()
+    try:
+      yield node, server
+    finally:
+      assert node.stop() == 0
+
+
+def test_line_11_the_hub_sees_no_token_on_a_strangers_word(hubbed: tuple[NodeProcess, Hub]) -> None:
+  node, server = hubbed
+
+  async def scenario() -> None:
+    async with stranger(node, says("nosy")) as it:
+
+      async def ask(epoch: str) -> None:
+        await it.mesh.call("hubbed", m.OpenPlan(plan("hubbed", epoch, "some/model"), "x"), 30)
+
+      server.faults.gated = True
+      with pytest.raises(DownloadError, match="shows its token for no repository that only another node names"):
+        await ask("gated")
+      server.faults.gated = False
+      with pytest.raises(ExoError):  # this model's files are others than the plan's
+        await ask("open")
+      assert server.requests and set(server.authorizations) == {None}
+      holding = await it.mesh.call("hubbed", m.FindModel("nobody/asked"), 30)
+      assert holding == m.ModelFound("") and not any("nobody" in asked for asked in server.requests)
+      # what a client of this node asks for is its user's own business
+      server.forget()
+      status, _ = await asyncio.to_thread(node.post, "/download", {"model": "some/model", "wait": True})
+      assert status == 200 and set(server.authorizations) == {"Bearer hf_secret"}
+
+  run(scenario)
+
+
+class Giver(Mute):
+  """Offers a model that no hub knows, with one file that nobody needs."""
+  def __init__(self, size: int) -> None:
+    config = json.dumps({"model_type": "llama"}).encode()
+    files = [RepoFile("big.json", size), RepoFile("config.json", len(config)), RepoFile("model.safetensors", 10**12)]
+    self.manifest = Manifest("gift", "gift", "1", tuple(files))
+    self.given = 0
+
+  async def answer(self, sender: str, message: m.Message) -> m.Message:
+    match message:
+      case m.FindModel():
+        return m.ModelFound(self.manifest.to_json() if message.model_id == "gift" else "")
+      case m.FindBlocks():
+        return m.BlocksFound(tuple((file.name, ((0, file.size), )) for file in self.manifest.files))
+      case m.ReadRange():
+        data = bytes(message.end - message.start)
+        file = self.manifest.file(message.name)
+        assert file is not None
+        self.given += len(data)
+        return m.RangeData(data, digests_of(data, block_bytes(file.size)))
+    return m.Done()
+
+
+@pytest.mark.parametrize("size", [300 * _MB, 65 * _MB])
+def test_line_11_a_neighbours_gift_fills_no_disk(hubbed: tuple[NodeProcess, Hub], size: int) -> None:
+  node, _ = hubbed
+  giver = Giver(size)
+
+  async def scenario() -> None:
+    async with stranger(node, says("giver"), giver):
+      status, answer = await asyncio.to_thread(
+          node.post, "/v1/completions", {"model": "gift", "prompt": "x", "max_tokens": 1}
+      )
+      assert status in (400, 404, 502, 503) and answer["error"]["message"]
+
+  run(scenario)
+  assert giver.given < 10 * _MB
+  written = sum(path.stat().st_blocks * 512 for path in node.home.rglob("*") if path.is_file())
+  assert written < 60 * _MB
+
+
+def test_line_11_what_others_have_fetched_here_is_bounded() -> None:
+  now = [0.0]
+  bounds = PeerBounds(100, lambda: now[0])
+  for i in range(8):
+    bounds.note_fetch(f"m{i}", 100)
+    bounds.note_fetch(f"m{i}", 100)  # the same once more
+  with pytest.raises(DownloadError, match="exo pull m8"):
+    bounds.note_fetch("m8", 100)
+  now[0] += 3600
+  bounds.note_fetch("m8", 100)
+  with pytest.raises(ModelTooLargeError):
+    bounds.check_stage(Shard("m", 0, 7, 8), 8, 1000, 100)
+  with pytest.raises(ProtocolError, match="has 9 layers here"):
+    bounds.check_stage(Shard("m", 0, 7, 8), 9, 10, 100)
+
+
+def test_line_11_headers_of_all_files_together_are_bounded() -> None:
+  headers = model_head._Headers()
+  for i in range(5):
+    headers.add(100 * _MB, f"{i}.safetensors")
+  with pytest.raises(ModelFilesError, match="claim headers"):
+    headers.add(100 * _MB, "6.safetensors")

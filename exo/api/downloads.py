@@ -91,6 +91,7 @@ async def download(request: web.Request, node: Node) -> web.Response:
   """Begin to fetch the whole model onto this node; progress tells of the rest."""
   body = await read_body(request, DownloadRequest)
   entry = await node.catalog.store.find_anywhere(body.model)
+  node.catalog.store.vouch(entry.id)
   if body.wait:
     await node.catalog.store.fetch(entry)
     return json_response({"status": "success", "message": f"{entry.id} is here", "model": entry.id})

@@ -81,7 +81,7 @@ def download_options(config: Config) -> DownloadOptions:
 def _make_node(
     config: Config, node_id: str, engine: EngineChoice, device: DeviceCapabilities, keyring: ClusterKeyring | None
 ) -> Node:
-  store = ModelStore(config.exo_home, config.model_dirs, config.models, download_options(config))
+  store = ModelStore(config.exo_home, config.model_dirs, config.models, download_options(config), wary=keyring is None)
   hello = Hello(
       node_id=node_id,
       incarnation=time.time_ns() // 10**6,

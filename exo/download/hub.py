@@ -48,7 +48,7 @@ def _manifest(model_id: str, source: HubSource) -> Manifest:
         f"{model_id} is not on this machine, nor in its ring, and HF_HUB_OFFLINE is set: unset it, or fetch the model first"
     )
   try:
-    info = HfApi(endpoint=constants.ENDPOINT
+    info = HfApi(endpoint=constants.ENDPOINT, token=_token(source)
                  ).model_info(source.repo, revision=source.revision, files_metadata=True, timeout=_TIMEOUT_S)
   except Exception as error:  # the library lets its HTTP client's errors through too; each is named to the user
     raise explained(source, error) from error
@@ -71,7 +71,8 @@ async def has_commit(source: HubSource, commit: str) -> bool:
 def _has_commit(source: HubSource, commit: str) -> bool:
   from huggingface_hub import HfApi, constants
   try:
-    history = HfApi(endpoint=constants.ENDPOINT).list_repo_commits(source.repo, revision=source.revision)
+    history = HfApi(endpoint=constants.ENDPOINT,
+                    token=_token(source)).list_repo_commits(source.repo, revision=source.revision)
   except Exception as error:  # as above
     raise explained(source, error) from error
   return any(item.commit_id == commit for item in history)
@@ -93,11 +94,18 @@ def _file(repo: str, name: object, size: object, lfs: object, blob_id: object) -
   return checked_file(name, size, sha256, None if sha256 else blob_id)
 
 
+def _token(source: HubSource) -> bool | None:
+  """What the library takes: None for the user's token, where there is one, False for none."""
+  return None if source.with_token else False
+
+
 def explained(source: HubSource, error: Exception) -> DownloadError | Transient:
   """An error of the library's in words that say what to do, or as one that may pass."""
   from huggingface_hub import constants, errors
   repo, status = source.repo, getattr(getattr(error, "response", None), "status_code", None)
   match error:
+    case errors.GatedRepoError() | errors.RepositoryNotFoundError() if not source.with_token:
+      return unasked(repo)
     case errors.GatedRepoError():
       return refused(repo, constants.ENDPOINT, gated=True)
     case errors.RevisionNotFoundError():
@@ -111,7 +119,7 @@ def explained(source: HubSource, error: Exception) -> DownloadError | Transient:
   if status == 404:
     return DownloadError(f"the hub has no repository {repo}: check the name and the revision")
   if status in (401, 403):
-    return refused(repo, constants.ENDPOINT, gated=False)
+    return unasked(repo) if not source.with_token else refused(repo, constants.ENDPOINT, gated=False)
   if status == 429 or (status is not None and status >= 500):
     headers = getattr(getattr(error, "response", None), "headers", {})
     return Transient(f"the hub answers {status}", retry_after_s(headers.get("Retry-After")))
@@ -126,6 +134,14 @@ def _is_connection_error(error: BaseException) -> bool:
   """The library speaks through httpx; nothing else here does."""
   names = {cls.__name__ for cls in type(error).__mro__}
   return bool(names & {"TransportError", "TimeoutException", "ConnectionError", "TimeoutError"})
+
+
+def unasked(repo: str) -> DownloadError:
+  """For a repository that only other nodes have named."""
+  return DownloadError(
+      f"{repo} is none that anybody may read, and this node shows its token for no repository that only another node names: "
+      f"fetch it on this machine too (`exo pull {repo}`), or start all nodes with a cluster key (`exo key new`)"
+  )
 
 
 def refused(repo: str, endpoint: str, *, gated: bool) -> DownloadError:

@@ -17,7 +17,7 @@ from urllib.parse import urljoin, urlsplit
 import aiohttp
 
 from exo.download.disk_threads import in_thread
-from exo.download.hub import HubUnreachableError, is_offline, refused
+from exo.download.hub import HubUnreachableError, is_offline, refused, unasked
 from exo.download.manifest import Manifest, RepoFile
 from exo.download.rate_limit import RateLimit
 from exo.download.retry import Attempts, RetryPolicy, Transient, retry_after_s
@@ -37,8 +37,9 @@ class RangesIgnored(Exception):
 
 
 class HubFetcher:
-  """Fetches spans of files, at most `parallel` at once. Close it when done."""
-  def __init__(self, policy: RetryPolicy, limit: RateLimit, parallel: int) -> None:
+  """Fetches spans of files, at most `parallel` at once, with the user's token or without one. Close it when done."""
+  def __init__(self, policy: RetryPolicy, limit: RateLimit, parallel: int, *, with_token: bool = True) -> None:
+    self._with_token = with_token
     self._policy, self._limit = policy, limit
     self._slots = asyncio.Semaphore(parallel)
     self._parallel = parallel
@@ -145,7 +146,7 @@ class HubFetcher:
       headers["Range"] = f"bytes={start}-{end - 1}"
     for _ in range(_MAX_REDIRECTS + 1):
       try:
-        identified = headers | await in_thread(_headers, origin, url)
+        identified = headers | await in_thread(_headers, origin, url, self._with_token)
         response = await session.get(url, headers=identified, allow_redirects=False)
       except TimeoutError as error:
         raise Transient(f"{urlsplit(url).netloc} did not answer in time", connection=True) from error
@@ -182,6 +183,8 @@ class HubFetcher:
     status, repo = response.status, manifest.source
     if status in (401, 403):
       from huggingface_hub import constants
+      if not self._with_token:
+        raise unasked(repo)
       raise refused(repo, constants.ENDPOINT, gated=response.headers.get("X-Error-Code") == "GatedRepo")
     if status == 404:
       raise DownloadError(f"{repo} has no file {file.name} (any more) at revision {manifest.revision[:12]}")
@@ -215,12 +218,12 @@ class HubFetcher:
     return self._session
 
 
-def _headers(origin: str, url: str) -> dict[str, str]:
+def _headers(origin: str, url: str, with_token: bool) -> dict[str, str]:
   """The library's user agent and the user's token, which no other host than the hub's own gets. May read files."""
   from huggingface_hub.utils import build_hf_headers
   here, there = urlsplit(origin), urlsplit(url)
   same = (here.scheme, here.netloc) == (there.scheme, there.netloc)
-  headers: dict[str, str] = build_hf_headers(library_name="exo", token=None if same else False)
+  headers: dict[str, str] = build_hf_headers(library_name="exo", token=None if same and with_token else False)
   return headers
 
 

@@ -14,7 +14,8 @@ from exo.download.manifest import MAX_AUXILIARY_BYTES, Manifest, RepoFile
 from exo.log import log
 from exo.model_card import HubSource
 
-_MOST_AUXILIARY_BYTES = 4 * MAX_AUXILIARY_BYTES  # all that is not weights together
+_MOST_AUXILIARY_BYTES = 2 * MAX_AUXILIARY_BYTES  # all that is not weights together
+_MOST_AUXILIARY_FILES, _MOST_WEIGHT_FILES = 1024, 1024
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -48,7 +49,8 @@ def _is_usable(model_id: str, node_id: str, manifest: Manifest) -> bool:
   small = manifest.auxiliary
   if (
       manifest.weights and all("/" not in file.name and file.size <= MAX_AUXILIARY_BYTES for file in small)
-      and sum(file.size for file in small) <= _MOST_AUXILIARY_BYTES
+      and sum(file.size for file in small) <= _MOST_AUXILIARY_BYTES and len(small) <= _MOST_AUXILIARY_FILES
+      and len(manifest.weights) <= _MOST_WEIGHT_FILES
   ):
     return True
   log(1, "%s gives a list of files of %s that no model has: it is not used", node_id, model_id)

@@ -54,23 +54,24 @@ class ModelFetcher:
   ) -> None:
     self._library, self._home, self._options, self._meter, self._note = library, home, options, meter, note
     self.neighbours = WaryNeighbours(NoNeighbours())
-    self._opened_hub: HubFetcher | None = None
+    self._limit = RateLimit(options.bytes_per_s)
+    self._hubs: dict[bool, HubFetcher] = {}  # by whether they show the user's token
 
-  @property
-  def _hub(self) -> HubFetcher:
-    if self._opened_hub is None:
+  def _hub(self, card: ModelCard) -> HubFetcher:
+    with_token = not isinstance(card.source, HubSource) or card.source.with_token
+    if with_token not in self._hubs:
       options = self._options
-      self._opened_hub = HubFetcher(options.retry, RateLimit(options.bytes_per_s), options.parallel)
-    return self._opened_hub
+      self._hubs[with_token] = HubFetcher(options.retry, self._limit, options.parallel, with_token=with_token)
+    return self._hubs[with_token]
 
   async def close(self) -> None:
-    if self._opened_hub is not None:
-      await self._opened_hub.close()
-      self._opened_hub = None
+    hubs, self._hubs = self._hubs, {}
+    for fetcher in hubs.values():
+      await fetcher.close()
 
   def could_check(self, card: ModelCard) -> bool:
     """Whether there is a hub that may be asked about what is in doubt."""
-    return isinstance(card.source, HubSource) and not self._hub.is_away
+    return isinstance(card.source, HubSource) and not self._hub(card).is_away
 
   async def head(self, card: ModelCard) -> None:
     """The list of files and the model's head. Raises as `ModelStore.head` does."""
@@ -153,7 +154,14 @@ class ModelFetcher:
     """A list by a neighbour may name any repository and commit: only bytes of the hub's own list are asked of the hub."""
     source = card.source if isinstance(card.source, HubSource) and not doubts.list_from else None
     return Transfer(
-        manifest, folder, source, self._hub, self.neighbours, self._meter(card.id), doubts, quick=self._options.quick
+        manifest,
+        folder,
+        source,
+        self._hub(card),
+        self.neighbours,
+        self._meter(card.id),
+        doubts,
+        quick=self._options.quick
     )
 
   async def _checked(self, transfer: Transfer, work: Callable[[], Awaitable[T]]) -> T:
@@ -198,14 +206,14 @@ class ModelFetcher:
 
   async def _hub_says(self, card: ModelCard, source: HubSource, theirs: Manifest) -> Manifest | None:
     """The hub's list of what neighbours hold; None where it cannot be had now."""
-    if self._hub.is_away:
+    if self._hub(card).is_away:
       return None
     try:
       async with asyncio.timeout(_LIST_S):
         return await of_hub(card.id, source, theirs)
     except (Transient, DownloadError, TimeoutError) as error:
       if not isinstance(error, DownloadError):
-        self._hub.note_away()
+        self._hub(card).note_away()
       log(1, "%s: the hub tells no list of its files: %s", card.id, str(error) or "it is slow")
       return None
 

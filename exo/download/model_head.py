@@ -16,6 +16,7 @@ from exo.inference.weights.safetensors_checkpoint import MAX_HEADER_BYTES, parse
 
 _FIRST_GGUF_BYTES = 1 << 19
 _PARALLEL_HEADERS = 16
+_MOST_HEADERS_BYTES = 512 * 2**20  # of all files together
 
 
 async def fetch_head(transfer: Transfer, folder: Path) -> Manifest:
@@ -27,11 +28,12 @@ async def fetch_head(transfer: Transfer, folder: Path) -> Manifest:
   manifest = transfer.manifest
   await transfer.whole(file.name for file in manifest.auxiliary)
   manifest = await in_thread(_chosen, manifest, folder)
-  slots = asyncio.Semaphore(_PARALLEL_HEADERS)
+  slots, headers = asyncio.Semaphore(_PARALLEL_HEADERS), _Headers()
 
   async def header(name: str) -> None:
     async with slots:
-      await (_gguf_header if name.endswith(".gguf") else _safetensors_header)(transfer, inside(folder, name), name)
+      read = _gguf_header if name.endswith(".gguf") else _safetensors_header
+      await read(transfer, inside(folder, name), name, headers)
 
   await run_all(header(file.name) for file in manifest.weights)
   return manifest
@@ -54,7 +56,19 @@ def _chosen(manifest: Manifest, folder: Path) -> Manifest:
   return manifest.with_weights(index.values())
 
 
-async def _safetensors_header(transfer: Transfer, path: Path, name: str) -> None:
+class _Headers:
+  """How much of a model's files is header, as far as that is known."""
+  def __init__(self) -> None:
+    self._bytes = 0
+
+  def add(self, count: int, name: str) -> None:
+    """Raises `ModelFilesError` before more is fetched than any model has."""
+    self._bytes += count
+    if self._bytes > _MOST_HEADERS_BYTES:
+      raise ModelFilesError(f"{name} and the files before it claim headers of {self._bytes} bytes: they are damaged")
+
+
+async def _safetensors_header(transfer: Transfer, path: Path, name: str, headers: _Headers) -> None:
   file = (await transfer.file(name)).file
   if file.size < 8:
     raise ModelFilesError(f"{name} is too short to be a safetensors file")
@@ -62,16 +76,19 @@ async def _safetensors_header(transfer: Transfer, path: Path, name: str) -> None
   length = int.from_bytes(await in_thread(_read, path, 8), "little")
   if not 2 <= length <= min(MAX_HEADER_BYTES, file.size - 8):
     raise ModelFilesError(f"{name} claims a header of {length} bytes: it is damaged")
+  headers.add(length, name)
   await transfer.bring({name: [(0, 8 + length)]})
   header = await in_thread(_read, path, 8 + length)
   await in_thread(parse_safetensors_header, memoryview(header), file.size, name)
 
 
-async def _gguf_header(transfer: Transfer, path: Path, name: str) -> None:
+async def _gguf_header(transfer: Transfer, path: Path, name: str, headers: _Headers) -> None:
   """The header does not tell its length: more of it is fetched until it parses."""
-  size, wanted = (await transfer.file(name)).file.size, _FIRST_GGUF_BYTES
+  size, wanted, had = (await transfer.file(name)).file.size, _FIRST_GGUF_BYTES, 0
   while True:
     wanted = min(wanted, size)
+    headers.add(wanted - had, name)
+    had = wanted
     await transfer.bring({name: [(0, wanted)]})
     data = await in_thread(_read, path, wanted)
     try:

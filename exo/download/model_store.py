@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from exo.download.doubts import Doubts
@@ -27,8 +28,10 @@ from exo.errors import (
     ModelNotFoundError,
 )
 from exo.log import log
-from exo.model_card import ModelCard
+from exo.model_card import HubSource, ModelCard
+from exo.models import is_registered
 
+_MOST_VOUCHED = 1024
 _CHECK_EVERY_S = 60.0  # of what is in doubt, at most so often for one model
 
 __all__ = ["DUMMY_MODEL", "DownloadOptions", "Holding", "ModelEntry", "ModelStore", "model_name"]
@@ -41,10 +44,14 @@ class ModelStore(ModelLibrary):
       home: Path,
       model_dirs: Iterable[Path] = (),
       models: Iterable[Path] = (),
-      options: DownloadOptions | None = None
+      options: DownloadOptions | None = None,
+      *,
+      wary: bool = False
   ) -> None:
+    """`wary`: other nodes may be anybody's, and make the hub see this user's token only for what `vouch` was called for."""
     super().__init__(home, model_dirs, models)
     self._fetcher = ModelFetcher(self, home, options or DownloadOptions(), self._meter, self._note_doubts)
+    self._wary, self._vouched = wary, dict[str, None]()
     self._listeners: list[ProgressCallback] = []
     self._meters: dict[str, ProgressMeter] = {}
     self._jobs: dict[str, set[asyncio.Task[None]]] = {}
@@ -54,6 +61,24 @@ class ModelStore(ModelLibrary):
     self._index = ModelIndex(self.find)
     self._in_doubt: dict[str, tuple[str, tuple[str,
                                                ...]]] = {}  # folder: model, and the nodes that gave what is in doubt
+
+  def is_vouched(self, name: str) -> bool:
+    """Whether a client of this node has asked for this model, or other nodes are believed anyway."""
+    return not self._wary or name in self._vouched
+
+  def vouch(self, name: str) -> None:
+    """A client of this node wants this model: it may be fetched with the user's token."""
+    self._vouched.pop(name, None)
+    self._vouched[name] = None
+    if len(self._vouched) > _MOST_VOUCHED:
+      del self._vouched[next(iter(self._vouched))]
+
+  def _as_vouched(self, card: ModelCard) -> ModelCard:
+    """With a source that shows the hub no token, unless exo's registry names the repository or a client of this node has."""
+    source = card.source
+    if not self._wary or not isinstance(source, HubSource) or card.id in self._vouched or is_registered(source):
+      return card
+    return replace(card, source=replace(source, with_token=False))
 
   def listen(self, callback: ProgressCallback) -> None:
     """Hear of the progress of every download from now on."""
@@ -104,7 +129,7 @@ class ModelStore(ModelLibrary):
     """
     if entry.card is None:
       return self._own(entry)
-    card = entry.card
+    card = self._as_vouched(entry.card)
     holding = await asyncio.to_thread(self.sound_holding, card)
     if holding is None:
       try:
@@ -122,7 +147,7 @@ class ModelStore(ModelLibrary):
     """These spans of the model's files, `head` having been called. Raises as it does."""
     if entry.card is None:
       return
-    card = entry.card
+    card = self._as_vouched(entry.card)
     holding = await asyncio.to_thread(self.holding_of, card)
     if holding is None or not (self._home / card.source.folder / MANIFEST).is_file():
       return  # whole, in a place that is not ours to write to

@@ -87,7 +87,7 @@ class Node:
     self.planner = Planner(hello.node_id, mesh, strategy, self.plans, self.send, self.call, self.problems)
     self.desk = EntryDesk(hello.node_id, self.send, self.call)
     catalog.store.on_false(self._on_false)
-    self._bounds = PeerBounds()
+    self._bounds = PeerBounds(offered)
     self.sharing = ModelSharing(catalog.store, mesh.peers, self.send, self.call, lambda: self.plans.busy)
 
   @property
@@ -188,6 +188,7 @@ class Node:
         await self.catalog.find(wanted)
       except ModelNotFoundError:
         wanted = self.config.default_model
+    self.catalog.store.vouch(wanted)
     info = await self.catalog.info(wanted)
     if info.id in self.catalog.replaced:
       await self._let_go(info.id)
@@ -323,14 +324,16 @@ class Node:
     try:
       checkpoint = await self.catalog.checkpoint(shard.model_id)
       needed = await self._loader.needed_bytes(shard)
-    except ExoError as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, opening the plan meets it too and tells everybody of it
       self._bounds.note_failure(sender, error)
-      return  # where it is told to everybody
+      return
     if checkpoint.fingerprint != message.fingerprint:
       self._bounds.note_failure(
           sender, ModelFilesError(f"this node holds another model under the name {shard.model_id}")
       )
     self._bounds.check_stage(shard, checkpoint.config.n_layers, needed, self.hello.capabilities.memory * _MB)
+    if not self.catalog.store.is_vouched(shard.model_id) and (await self.catalog.find(shard.model_id)).path is None:
+      self._bounds.note_fetch(shard.model_id, needed)
 
   def heartbeat(self) -> Heartbeat:
     shards = tuple(stage.shard for plan in self.plans.plans for stage in plan.stages if stage.node_id == self.node_id)
