@@ -7,7 +7,12 @@ answers exactly as if the error had happened there.
 from __future__ import annotations
 
 import json
+import re
 from typing import ClassVar
+
+_PATH = re.compile(
+    r"(?<![\w.:/])(?:[A-Za-z]:)?[\\/](?:[^\s\\/:'\"]+[\\/])+([^\s\\/:'\"]*)"
+)  # of a file: its name stays
 
 
 class ExoError(Exception):
@@ -192,6 +197,11 @@ def to_wire(error: BaseException) -> tuple[str, str, str]:
   if isinstance(error, ExoError):
     return error.kind, error.message, json.dumps(error.details)
   return ExoError.kind, f"{type(error).__name__}: {error}", "{}"
+
+
+def without_paths(text: str) -> str:
+  """What others may read: of a path only the last name stays."""
+  return _PATH.sub(r"\1", text)
 
 
 def stage_sick(node_id: str, model_id: str, error: BaseException) -> StageSickError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -49,9 +48,6 @@ _STATUS: dict[type[BaseException], tuple[int, str, str | None]] = {
 
 _MAX_MESSAGE = 2000
 _MOST_RETRY_S = 3600
-_PATH = re.compile(
-    r"(?<![\w.:/])(?:[A-Za-z]:)?[\\/](?:[^\s\\/:'\"]+[\\/])+([^\s\\/:'\"]*)"
-)  # of a file: its name stays
 
 
 def describe(error: BaseException) -> tuple[int, dict[str, Any]]:
@@ -63,7 +59,7 @@ def describe(error: BaseException) -> tuple[int, dict[str, Any]]:
         break
       param, own_code = error.details.get("param"), error.details.get("code")
       # what the client sent may stand in it, paths of this machine may not
-      message = error.message if status < 500 else _PATH.sub(r"\1", error.message)
+      message = error.message if status < 500 else errors.without_paths(error.message)
       return status, body(
           message[:_MAX_MESSAGE], kind, None if param is None else str(param),
           str(own_code) if own_code else code

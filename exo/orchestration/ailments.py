@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from exo.errors import BadNumbersError, ExoError
+from exo.errors import BadNumbersError, ExoError, without_paths
 from exo.inference.shard import Shard
 from exo.log import log, say
 from exo.networking.messages import Ailment
@@ -61,7 +61,8 @@ class Ailments:
       log(0, "%s cannot run %s: %s", self._node_id, shard, reason)
       return
     self._ill[fingerprint] = Illness(
-        shard, fingerprint, reason[:_MAX_REASON], isinstance(error, BadNumbersError), entry_nodes
+        shard, fingerprint,
+        without_paths(reason)[:_MAX_REASON], isinstance(error, BadNumbersError), entry_nodes
     )
     if known is None:
       say(f"{self._node_id} takes no part in {shard.model_id} for now: {reason}")
