@@ -20,6 +20,7 @@ from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
 from exo.api.caller import Labels, TrustedProxies
+from exo.api.connections import ConnectionTable
 from exo.api.keys import ApiKeyStore
 from exo.config import Config, config_from
 from exo.errors import ConfigError, QueueFullError
@@ -32,7 +33,8 @@ from exo.orchestration.kv_room import Limits
 from exo.orchestration.scheduler import Scheduler
 from exo.orchestration.wait_estimate import WaitEstimate
 from exo.orchestration.waiting_line import WaitingLine
-from test.support.nodes import NodeProcess, wait_until
+from test.support.http import call
+from test.support.nodes import NodeProcess, ring, wait_until
 from test.test_scheduler import FakeRing
 
 BASE = ("--inference-engine", "dummy", "--default-model", "dummy", "--discovery-module", "none")
@@ -405,6 +407,10 @@ def gauge(node: NodeProcess, name: str, headers: dict[str, str]) -> float:
   return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(f"{name}{{"))
 
 
+def topology(node: NodeProcess, headers: dict[str, str]) -> Any:
+  return call(node, "GET", "/v1/topology", None, headers)[2]
+
+
 @contextmanager
 def flood(node: NodeProcess, count: int, headers: dict[str, str], **fields: Any) -> Iterator[list[Client]]:
   clients = [Client(node, headers, [SLOW, 40 + i % 50, 60 + i // 50, 70], 8000, **fields) for i in range(count)]
@@ -483,3 +489,41 @@ def test_line_9_without_keys_addresses_have_shares(tmp_path: Path) -> None:
       assert other.status == 200 and all(client.status == 0 for client in long)
   finally:
     node.stop()
+
+
+def test_line_9_a_trusted_proxy_may_have_all_connections() -> None:
+  class Held:
+    """As much of a connection as the table looks at; it has a request under way."""
+    host = ""
+
+  proxies = TrustedProxies(["10.0.0.1"])
+  table = ConnectionTable(8, many_clients=lambda host: proxies.trusts(parse_address(host)))
+
+  def enter(host: str) -> bool:
+    held = Held()
+    entered = table.enter(held, host)  # type: ignore[arg-type]
+    table._idle.clear()
+    return entered
+
+  assert [enter("10.0.0.1") for _ in range(9)] == [True] * 8 + [False]
+  table = ConnectionTable(8, many_clients=lambda host: proxies.trusts(parse_address(host)))
+  assert [enter("10.0.0.2") for _ in range(9)] == [True] * 6 + [False] * 3
+
+
+def test_line_9_the_label_travels_to_the_first_stage(tmp_path: Path) -> None:
+  """Both clients ask a node that is not the first stage, which knows them by their labels alone."""
+  store = ApiKeyStore(tmp_path / ".exo")
+  keys = {name: store.add(name, "user") for name in ("ann", "bob")}
+  with ring(tmp_path, 2, *BASE[:4], wait=False, env={}) as nodes:
+    ann, bob = key(keys, "ann"), key(keys, "bob")
+    wait_until(lambda: all(len(topology(node, ann)["nodes"]) == 2 for node in nodes), 20, "a ring of two")
+    assert Client(nodes[0], ann, [50, 51, 52], 2).run().status == 200
+    (plan, ) = topology(nodes[0], ann)["plans"]
+    first = plan["stages"][0]["node_id"]
+    entry, other = sorted(nodes, key=lambda node: node.node_id == first)
+    alone = Client(entry, bob, [50, 51, 52], 8).run()
+    with flood(entry, 66, ann) as long:
+      wait_until(lambda: gauge(other, "exo_running_sequences", ann) == 64, 60, "all places taken")
+      short = Client(entry, bob, [50, 51, 52], 8).run()
+      assert short.status == 200 and short.answer["choices"] == alone.answer["choices"]
+      assert all(client.status == 0 for client in long)

@@ -12,19 +12,20 @@ from typing import Any
 from aiohttp import web
 
 from exo.api import (
-    cancel,
-    chat,
-    completions,
-    downloads,
-    embeddings,
-    messages,
-    metrics,
-    ollama,
-    openapi,
-    page,
-    responses,
-    ring_stream,
+  cancel,
+  chat,
+  completions,
+  downloads,
+  embeddings,
+  messages,
+  metrics,
+  ollama,
+  openapi,
+  page,
+  responses,
+  ring_stream,
 )
+from exo.api.caller import TrustedProxies
 from exo.api.connections import ConnectionTable
 from exo.api.errors import error_middleware, json_response
 from exo.api.guard import Guard
@@ -33,6 +34,7 @@ from exo.api.protocol import ApiProtocol
 from exo.api.request_id import add_request_id, count_requests, request_id_middleware
 from exo.config import DEFAULT_API_PORT
 from exo.errors import ConfigError, ModelNotFoundError
+from exo.networking.address_rule import parse_address
 from exo.networking.messages import PlanPace
 from exo.orchestration.node import Node
 from exo.topology.device_capabilities import DeviceCapabilities
@@ -60,7 +62,8 @@ class ChatGPTAPI:
     self.port = 0
     keys = ApiKeys(node.config.api_key, ApiKeyStore(node.config.state_dir))
     self._guard = Guard(node.config, keys, local_token, label_salt or secrets.token_bytes(32))
-    self.connections = ConnectionTable()
+    proxies = TrustedProxies(node.config.trusted_proxies)
+    self.connections = ConnectionTable(many_clients=lambda host: proxies.trusts(parse_address(host)))
     middlewares = [
         error_middleware, self.connections.middleware, request_id_middleware,
         count_requests(node.meter), error_middleware, self._guard.middleware

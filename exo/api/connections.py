@@ -23,14 +23,20 @@ _REFUSAL = (
 
 
 class ConnectionTable:
-  """Counts connections; no address gets more than three quarters of them.
+  """Counts connections; no address gets more than three quarters of them, but for those of `many_clients`.
 
   Where there is no room for a newcomer, the connection that has asked for nothing for longest is ended: whoever holds
   connections open without a request keeps nobody out.
   """
-  def __init__(self, limit: int | None = None, write_timeout_s: float = WRITE_TIMEOUT_S) -> None:
+  def __init__(
+      self,
+      limit: int | None = None,
+      write_timeout_s: float = WRITE_TIMEOUT_S,
+      *,
+      many_clients: Callable[[str], bool] = lambda host: False
+  ) -> None:
     self.limit = min(MAX_CONNECTIONS, descriptors.client_connections()) if limit is None else limit
-    self.write_timeout_s = write_timeout_s
+    self.write_timeout_s, self._many_clients = write_timeout_s, many_clients
     self._by_host: Counter[str] = Counter()
     self._idle: dict[_BoundedProtocol, None] = {}  # without a request, the longest first
 
@@ -58,7 +64,7 @@ class ConnectionTable:
 
   def enter(self, protocol: _BoundedProtocol, host: str) -> bool:
     """False where there is no room and everybody is being served."""
-    crowded = self._by_host[host] >= -(-self.limit * 3 // 4)
+    crowded = self._by_host[host] >= -(-self.limit * 3 // 4) and not self._many_clients(host)
     if crowded or len(self) >= self.limit:
       idle = next((p for p in self._idle if not crowded or p.host == host), None)
       if idle is None:
