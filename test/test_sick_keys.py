@@ -140,6 +140,7 @@ def test_line_12_a_user_brings_no_model_here(keyed: Keyed) -> None:
     for name in ("org/never-heard-of", "llama-3.2-1b"):
       status, answer = keyed.ask("ann", "POST", path, body | {"model": name})
       assert (status, answer["error"]["code"]) == (403, "admin_only"), (path, answer)
+      assert ("type" in answer) == path.startswith("/v1/messages")  # as Anthropic's clients know errors
     status, answer = keyed.ask("ann", "POST", path, body | {"model": "no such model"})
     assert status == 404, (path, answer)
     assert keyed.ask("ann", "POST", path, body | {"model": "dummy"})[0] == 200, path

@@ -12,18 +12,18 @@ from typing import Any
 from aiohttp import web
 
 from exo.api import (
-  cancel,
-  chat,
-  completions,
-  downloads,
-  embeddings,
-  messages,
-  metrics,
-  ollama,
-  openapi,
-  page,
-  responses,
-  ring_stream,
+    cancel,
+    chat,
+    completions,
+    downloads,
+    embeddings,
+    messages,
+    metrics,
+    ollama,
+    openapi,
+    page,
+    responses,
+    ring_stream,
 )
 from exo.api.caller import TrustedProxies
 from exo.api.connections import ConnectionTable

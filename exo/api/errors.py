@@ -73,16 +73,21 @@ def body(message: str, kind: str, param: str | None, code: str | None) -> dict[s
   return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
+def in_form(request: web.BaseRequest, value: dict[str, Any]) -> dict[str, Any]:
+  """An error's body as the clients of this route know it: Anthropic's are told at the top that it is one."""
+  return {"type": "error"} | value if request.path.startswith("/v1/messages") else value
+
+
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
   return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json", headers=headers)
 
 
-def error_response(error: BaseException) -> web.Response:
+def error_response(request: web.BaseRequest, error: BaseException) -> web.Response:
   status, value = describe(error)
   headers = {}
   if isinstance(error, errors.QueueFullError):
     headers["Retry-After"] = str(_retry_after_s(error))
-  return json_response(value, status, headers)
+  return json_response(in_form(request, value), status, headers)
 
 
 def _retry_after_s(error: errors.QueueFullError) -> int:
@@ -130,7 +135,8 @@ async def error_middleware(request: web.Request, handler: Handler) -> web.Stream
         413: "the request body is too large"
     }.get(error.status, error.reason)
     headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
-    return json_response(body(text, "invalid_request_error", None, None), error.status, headers)
+    value = body(text, "invalid_request_error", None, None)
+    return json_response(in_form(request, value), error.status, headers)
   except Exception as error:
     if isinstance(error, ConnectionError) and (request.transport is None or request.transport.is_closing()):
       log(2, "%s %s: the client is gone", request.method, request.path)
@@ -153,4 +159,4 @@ def first_response(request: web.BaseRequest, error: BaseException) -> web.Respon
   """The answer to a request of which nothing is answered yet, though another response may have been prepared."""
   writer = cast(StreamWriter, request.writer)
   writer.chunked, writer.length = False, None
-  return error_response(error)
+  return error_response(request, error)

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from exo.api.aside import LARGE, aside
 from exo.api.caller import Caller, Labels, TrustedProxies, note_caller
-from exo.api.errors import body, json_response
+from exo.api.errors import body, in_form, json_response
 from exo.api.failure_brake import MAX_DELAY_S, FailureBrake
 from exo.api.json_depth import deeper_than, too_many_values
 from exo.api.keys import ApiKeys
@@ -84,7 +84,8 @@ class Guard:
     except _Refused as refused:
       log(1, "%s %s of %s: %d, %s", request.method, request.path, request.remote, refused.status, refused)
       kind = {401: "authentication_error", 429: "rate_limit_error"}.get(refused.status, "invalid_request_error")
-      return json_response(body(refused.message, kind, None, refused.code), refused.status, refused.headers)
+      value = body(refused.message, kind, None, refused.code)
+      return json_response(in_form(request, value), refused.status, refused.headers)
     return await handler(request)
 
   async def add_cors_headers(self, request: web.Request, response: web.StreamResponse) -> None:
