@@ -62,13 +62,13 @@ async def of_hub(model_id: str, source: HubSource, theirs: Manifest) -> Manifest
   raises as `hub.hub_manifest` does."""
   newest = await hub.hub_manifest(model_id, source)
   if agrees(theirs, newest):
-    return narrowed(newest, theirs)
+    return newest
   older = theirs.revision if is_commit_of(theirs, source.repo) and theirs.revision != newest.revision else None
   if older is not None and await hub.has_commit(source, older):
     hubs = await hub.hub_manifest(model_id, replace(source, revision=older))
     if hubs.revision == older and agrees(theirs, hubs):
       log(1, "%s: the ring holds an older version of %s, and so it stays", model_id, source.repo)
-      return narrowed(hubs, theirs)
+      return hubs
   log(
       0, "%s: what the ring holds under this name is not what %s holds on the hub, which is used", model_id, source.repo
   )

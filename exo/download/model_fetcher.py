@@ -99,12 +99,13 @@ class ModelFetcher:
   async def spans(self, card: ModelCard, wants: Wants) -> None:
     """These bytes of a model whose head is here. Raises as `ModelStore.bring` does."""
     folder = await self._folder(card)
+    if await self._are_here(card, folder, wants):  # else a check that is under way would be waited for
+      return
     async with self._locked(card, folder):
+      if await self._are_here(card, folder, wants):
+        return
       manifest = await in_thread(read_manifest, folder)
       doubts = await in_thread(Doubts.read, folder)
-      self._note(card, doubts)
-      if await in_thread(_all_here, folder, manifest, wants):
-        return
       if not await self._vouch_for_list(card, folder, manifest, doubts):
         raise DownloadError(
             f"{card.id} is fetched anew, since what was here is not what the hub has: try again in a moment"
@@ -113,6 +114,10 @@ class ModelFetcher:
       async with self._transfer(card, manifest, folder, doubts) as transfer:
         await self._checked(transfer, lambda: self._fetch_spans(card, transfer, folder, wants))
       await self._keep(card, folder, doubts)
+
+  async def _are_here(self, card: ModelCard, folder: Path, wants: Wants) -> bool:
+    self._note(card, await in_thread(Doubts.read, folder))
+    return await in_thread(_all_here, folder, await in_thread(read_manifest, folder), wants)
 
   async def check(self, card: ModelCard) -> bool:
     """Compare what is in doubt with the hub; False when something was false, and has been thrown away."""

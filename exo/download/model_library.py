@@ -81,9 +81,12 @@ class Holding:
     return not self.by_hand and not Doubts.read(self.base) and all(map(self._is_checked, self.manifest.files))
 
   def _is_checked(self, file: RepoFile) -> bool:
-    """False for a file that came whole by other means, and of which `quick` let nobody take the hash."""
-    blocks = BlockMap.beside(self.path(file.name))
-    return blocks is None or blocks.verified or not blocks.is_whole
+    """False for a whole file of which nobody has taken the hash since somebody else wrote to it."""
+    path = self.path(file.name)
+    blocks = BlockMap.beside(path)
+    if blocks is None or not blocks.is_whole:
+      return True
+    return blocks.verified and blocks.synced_ns == path.stat().st_mtime_ns
 
   def stamp(self) -> Stamp:
     """As of `ModelEntry`. Downloads write to files, so there it is the list of files and which they are that counts."""

@@ -155,7 +155,15 @@ class ModelStore(ModelLibrary):
     self._check_later(card)
 
   async def fetch(self, entry: ModelEntry) -> Path:
-    """The whole model. Raises as `head` does."""
+    """The whole model, and what is in doubt compared with the hub where that can be. Raises as `head` does."""
+    path = await self._all_of(entry)
+    check = None if entry.card is None else self._checks.get(entry.card.source.folder)
+    if check is not None:
+      await asyncio.wait({check})
+      path = await self._all_of(entry)  # in case that something was false
+    return path
+
+  async def _all_of(self, entry: ModelEntry) -> Path:
     path = await self.head(entry)
     if entry.card is not None and (holding := await asyncio.to_thread(self.holding_of, entry.card)) is not None:
       await self.bring(entry, {file.name: [(0, file.size)] for file in holding.manifest.files})

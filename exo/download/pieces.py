@@ -48,8 +48,9 @@ def cut(piece: Piece, size: int) -> list[Piece]:
 
 
 def split(piece: Piece, held: Held) -> list[Piece]:
-  """The piece cut wherever what some node holds begins or ends."""
-  points = {point for spans in held.values() for span in spans.get(piece.file.name, ()) for point in span}
+  """The piece cut wherever what some node holds begins or ends; only at blocks, since honest nodes give no others."""
+  block = piece.target.map.block
+  points = {p for spans in held.values() for span in spans.get(piece.file.name, ()) for p in span if p % block == 0}
   edges = [piece.start, *sorted(point for point in points if piece.start < point < piece.end), piece.end]
   return [Piece(piece.target, start, end) for start, end in pairwise(edges)]
 

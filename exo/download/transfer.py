@@ -146,7 +146,8 @@ class Transfer:
       async with asyncio.timeout(_CHECK_S):
         caught = await false_givers(self._hub, self.manifest, self.doubts, self._open)
     except (DownloadError, RangesIgnored, TimeoutError) as error:
-      self._hub.note_away()
+      if isinstance(error, TimeoutError):
+        self._hub.note_away()
       log(1, "%s stays unverified, the hub cannot be asked: %s", self.manifest.model_id, str(error) or "it is slow")
       return True
     for giver in self.doubts.givers:
