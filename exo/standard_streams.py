@@ -73,6 +73,10 @@ class _QuietErrors(QuietStream):
     return len(text)
 
 
+def _pass(text: str) -> None:
+  sys.stderr.write(text)
+
+
 def reserve() -> None:
   """Where a standard stream is closed, nothing else may be opened in its place: natives would write into it."""
   for descriptor in range(3):
@@ -96,7 +100,9 @@ def never_waiting(*, answers: bool) -> Iterator[None]:
   shared = not answers and os.path.samestat(os.fstat(1), os.fstat(2))
   out = errors if shared else TextWriter(1, stdout.encoding or "utf-8", log.lines_lost)
   sys.stdout, sys.stderr = cast(TextIO, QuietStream(1, stdout, out)), cast(TextIO, _QuietErrors(2, stderr, errors))
-  log.set_stream(errors.put)
+  quiet = sys.stderr
+  # a progress bar that has put itself in the place of stderr writes lines above itself
+  log.set_stream(lambda text: errors.put(text) if sys.stderr is quiet else _pass(text))
   with contextlib.suppress(OSError, ValueError):
     faulthandler.enable(2)
   patient = answers
@@ -164,6 +170,16 @@ async def taken() -> None:
       await asyncio.sleep(_POLL_S)
     if out.writer.error is not None:
       raise out.writer.error
+
+
+async def shown() -> None:
+  """Wait until all that was written is to be seen, as before a prompt; not for long where nobody reads."""
+  ends = asyncio.get_running_loop().time() + _FLUSH_S
+  for stream in (sys.stdout, sys.stderr):
+    while isinstance(stream, QuietStream) and stream.writer.waiting:
+      if asyncio.get_running_loop().time() > ends:
+        return
+      await asyncio.sleep(_POLL_S / 4)
 
 
 def reader_is_gone() -> bool:

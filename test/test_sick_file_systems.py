@@ -129,7 +129,7 @@ def test_line_15_a_file_system_that_lacks_everything(tmp_path: Path, tiny_hub: H
 def test_line_15_each_call_that_fails(tmp_path: Path, tiny_hub: Hub, sound: str, name: str, error: str) -> None:
   """Either it goes on, or there is an answer in words: never a request without one."""
   with node_of(tmp_path / "home", tiny_hub, patched(tmp_path / "patch", {name: error})) as node:
-    status, answer = node.chat("t5 t6", 30, max_tokens=4, temperature=0)
+    status, answer = node.chat("t5 t6", max_tokens=4, temperature=0)
     if status == 200:
       assert answer["choices"][0]["message"]["content"] == sound
     else:

@@ -127,11 +127,11 @@ def test_line_14_a_node_answers_and_ends_whatever_becomes_of_its_output(sick: di
     # the count bears the time when it could be written
     stamps = re.findall(r"^(\d\d:\d\d:\d\d) \[\d\] (?!\d+ lines? of this log)", said, re.MULTILINE)
     assert stamps == sorted(stamps)
-  if kind == "a terminal with the view":
-    assert b"GPU rich" in one.read_all()
   # SIGHUP is what the end of a terminal is told with
   one.process.send_signal(signal.SIGHUP if "terminal" in kind else signal.SIGTERM)
   assert one.process.wait(15) == 0
+  if kind == "a terminal with the view":
+    assert b"GPU rich" in one.read_all()
 
 
 def test_line_14_every_line_is_written_in_order_or_counted() -> None:

@@ -23,7 +23,7 @@ from exo.config import Config
 from exo.download.model_store import model_name
 from exo.errors import ConfigError, ExoError
 from exo.log import escape
-from exo.standard_streams import taken
+from exo.standard_streams import shown, taken
 from exo.topology.slow_links import slow_link_hint
 
 T = TypeVar("T")
@@ -62,6 +62,7 @@ def _chat(loop: _Loop, session: _Session) -> int:
   import readline  # noqa: F401 - gives input() its line editing and history
   print("A chat: an empty line or Ctrl-D ends it, Ctrl-C stops an answer.", file=sys.stderr)
   while True:
+    loop.run(shown())
     try:
       question = input("> ").strip()
     except (EOFError, KeyboardInterrupt):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import sys
 import threading
 import time
 
@@ -85,18 +86,21 @@ def _in_foreground() -> bool:
 
 class _Terminal(io.StringIO):
   """What rich writes to: `flush` waits for the terminal, until it is gone or `give_up_at` has passed."""
-  encoding = "utf-8"
-
   def __init__(self) -> None:
     super().__init__()
+    self._encoding = sys.stdout.encoding or "utf-8"
     self.give_up_at: float | None = None
     self.is_gone = False
+
+  @property
+  def encoding(self) -> str:  # type: ignore[override]
+    return self._encoding
 
   def isatty(self) -> bool:
     return True
 
   def flush(self) -> None:
-    data = memoryview(self.getvalue().encode(errors="replace"))
+    data = memoryview(self.getvalue().encode(self._encoding, "replace"))
     self.seek(0)
     self.truncate()
     while data and not self.is_gone:
