@@ -20,7 +20,7 @@ def raise_limit() -> None:
   """Take as many descriptors as the system lets this process have: the usual limit of 1024, or 256 on macOS, is soft."""
   try:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-  except OSError:  # it stays as it is
+  except Exception:  # noqa: BLE001 - it stays as it is, wherever this is not for processes to know
     return
   for wanted in _WANTED:
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
