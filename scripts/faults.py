@@ -4,8 +4,12 @@
                                                   killed at a random moment, greedy and seeded in turn
   python scripts/faults.py soak --requests 1000   eight clients of a ring of four, whose other nodes are killed and
                                                   restarted all the while
+  python scripts/faults.py chaos --minutes 30     fifty clients of a ring of four, whose other nodes are killed, frozen,
+                                                  made to compute NaN, given damaged files and full disks (as root),
+                                                  while all are flooded
 
-The default model is SmolLM2-135M; --model dummy is quicker. The exit status is 1 if anything was wrong or hung.
+The default model is SmolLM2-135M; --model dummy is quicker. The exit status is 1 if anything was wrong or hung, and
+for chaos also if somebody waited for more than 30 s without a token, a refusal or an error, or memory or descriptors grew.
 """
 
 from __future__ import annotations
@@ -212,10 +216,13 @@ def soak(where: Setting, requests: int, seed: int, clients: int) -> bool:
 
 def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("what", choices=["kills", "soak"])
+  parser.add_argument("what", choices=["kills", "soak", "chaos"])
   parser.add_argument("--rounds", type=int, default=50)
   parser.add_argument("--requests", type=int, default=1000)
-  parser.add_argument("--clients", type=int, default=8)
+  parser.add_argument("--clients", type=int, help="default 8, and 50 for chaos")
+  parser.add_argument("--minutes", type=float, default=30)
+  parser.add_argument("--nodes", type=int, default=4, help="of the ring for chaos")
+  parser.add_argument("--pause", type=float, default=3, help="seconds that a client of chaos rests, on average")
   parser.add_argument("--tokens", type=int, default=160)
   parser.add_argument("--model", default="smollm2-135m")
   parser.add_argument("--seed", type=int, default=int(time.time()))
@@ -224,7 +231,19 @@ def main() -> int:
   where = setting(options.model)
   if options.what == "kills":
     return 0 if kills(where, options.rounds, options.seed, options.tokens) else 1
-  return 0 if soak(where, options.requests, options.seed, options.clients) else 1
+  if options.what == "soak":
+    return 0 if soak(where, options.requests, options.seed, options.clients or 8) else 1
+  from faults_chaos import World, chaos
+  with tempfile.TemporaryDirectory() as folder:
+    model_home = None if options.model == "dummy" else where.home
+    world = World(Path(folder), model_home, where.arguments, options.nodes)
+    try:
+      return 0 if asyncio.run(
+          chaos(world, options.minutes, options.clients or 50, options.seed, options.pause, say)
+      ) else 1
+    finally:
+      for node in world.nodes:
+        node.stop()
 
 
 if __name__ == "__main__":
