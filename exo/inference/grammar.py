@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from exo.child_process import ChildGoneError, ChildProcess
-from exo.errors import EngineError, ExoError, InvalidRequestError
+from exo.errors import EngineError, ExoError, InvalidRequestError, in_words
 from exo.inference.engine import Logits
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class Constraint:
     except ExoError:
       raise
     except Exception as error:  # the library may raise anything, and only this request must hear of it
-      raise EngineError(f"constrained sampling failed: {type(error).__name__}") from error
+      raise EngineError(f"constrained sampling failed: {in_words(error)}") from error
 
   def fits(self, token_id: int) -> bool:
     """Whether the text can still be ended in its room after this token, which the grammar allows."""

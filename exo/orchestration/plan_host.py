@@ -86,7 +86,7 @@ class PlanHost:
     self._send, self._rehearse, self._meter, self._awake = send, rehearse, meter, awake
     self._most_wait_s = most_wait_s
     self._open: dict[str, _Open] = {}
-    self._opening: dict[str, _Opening] = {}
+    self._begun: dict[str, _Opening] = {}
     self._tasks = TaskOwner("plans")
     self._start = PlanStart(send, call, self._driver_of, self._tasks, speculate)
     self._opener = StageOpener(node_id, loader, device, offered_bytes, threads, kv_memory_bytes, self)
@@ -138,10 +138,14 @@ class PlanHost:
     if plan_id in self._open:
       return self._opened(self._open[plan_id])
     if plan_id not in self._opening:
-      task = self._tasks.spawn(self._load(message), f"open {plan_id}")
-      self._opening[plan_id] = _Opening(message.plan, task)
-      task.add_done_callback(lambda _: self._opening.pop(plan_id, None))
-    return await asyncio.shield(self._opening[plan_id].task)
+      self._begun[plan_id] = _Opening(message.plan, self._tasks.spawn(self._load(message), f"open {plan_id}"))
+    return await asyncio.shield(self._begun[plan_id].task)
+
+  @property
+  def _opening(self) -> dict[str, _Opening]:
+    """Plans whose stage here is being loaded now."""
+    self._begun = {plan_id: opening for plan_id, opening in self._begun.items() if not opening.task.done()}
+    return self._begun
 
   async def _load(self, message: OpenPlan) -> PlanOpened:
     plan = message.plan

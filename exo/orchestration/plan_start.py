@@ -55,7 +55,7 @@ class PlanStart:
       )
     if plan.plan_id not in self._waiting:
       self._waiting[plan.plan_id] = WaitingLine(_MAX_REQUESTS)
-      self._tasks.spawn(self._start(message), f"start {plan.plan_id}")
+      self._tasks.spawn(self._start(message), f"start {plan.plan_id}", lambda error: self._give_up(plan, error))
     waiting = self._waiting[plan.plan_id]
     gone = waiting.add(request, time.monotonic())
     full = QueueFullError(f"{len(waiting)} requests wait for {plan.model_id} to load", retry_after_s=10)
@@ -91,7 +91,7 @@ class PlanStart:
     """Those who wait hear why, and what other stages have loaded or still load for this plan is let go."""
     if not isinstance(error, ExoError):
       log(0, "plan %s could not begin: %s: %s", plan.plan_id, type(error).__name__, error)
-    for request in self._waiting.pop(plan.plan_id):
+    for request in self._waiting.pop(plan.plan_id, ()):
       tell_failed(self._send, plan, request, error)
     for node_id in plan.node_ids:
       try:

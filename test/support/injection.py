@@ -150,7 +150,7 @@ class Cluster:
       self.nodes.append(node)
       self.meshes.append(mesh)
     await self.whole()
-    plan = self.nodes[0].plan(await self.nodes[0].model("dummy"))
+    plan = self.nodes[0].planner.plan(self.nodes[0].hello, await self.nodes[0].model("dummy"))
     names = [stage.node_id for stage in plan.stages]
     self.entry = next(n for n in self.nodes if n.node_id == names[min(1, len(names) - 1)])
     self.last = next(m for m in self.meshes if m.hello.node_id == names[-1])
@@ -183,11 +183,16 @@ class Cluster:
   async def cold(self) -> None:
     """Nothing is loaded, nothing is known of the model."""
     for node in self.nodes:
-      node._book._in_use.clear()
-      node._book._preparing.clear()
+      node.planner._book._in_use.clear()
+      node.planner._book._preparing.clear()
       await node.plans.close_model("dummy")
       node.catalog._opened.clear()
       node._loader._engine = None
+
+  @property
+  def unwell(self) -> bool:
+    """A node takes no part in the model for a while, or is looking whether it still computes."""
+    return any(node.planner.ailments() or node.plans.worker._doubted for node in self.nodes)
 
   def left(self) -> list[str]:
     """What still is there of requests, in words."""
@@ -413,7 +418,7 @@ class Campaign:
       left.append("")
     tasks = await self._tasks_left()
     what += [f"LEFT: {task}" for task in tasks]
-    if left or tasks or bad:
+    if left or tasks or bad or self.cluster.unwell:
       await self.renew()
     if not raised:
       return None if not what else Finding(
