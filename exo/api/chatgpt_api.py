@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -114,13 +115,22 @@ class ChatGPTAPI:
     """Raises `ConfigError` when a port that was asked for is taken; where none was, any free one will do."""
     self._runner = web.AppRunner(self.app, handler_cancellation=True, shutdown_timeout=1.0)
     await self._runner.setup()
+    assert self._runner.server is not None
+    loop = asyncio.get_running_loop()
+    protocol = functools.partial(
+        ApiProtocol,
+        self._runner.server,
+        loop=loop,
+        access_log=None,  # type: ignore[arg-type]
+        keepalive_timeout=HEADER_TIMEOUT_S,
+        lingering_time=2.0,
+        auto_decompress=False
+    )
     config = self._node.config
     host, wanted = config.chatgpt_api_host, config.chatgpt_api_port
     for port in (DEFAULT_API_PORT, 0) if wanted is None else (wanted, ):
       try:
-        self._server = await asyncio.get_running_loop().create_server(
-            self.connections.factory(self._protocol), host, port, reuse_address=True
-        )
+        self._server = await loop.create_server(self.connections.factory(protocol), host, port, reuse_address=True)
       except OSError as error:
         if error.errno == errno.EADDRINUSE and wanted is None and port:
           continue
@@ -129,17 +139,6 @@ class ChatGPTAPI:
         ) from error
       self.port = self._server.sockets[0].getsockname()[1]
       return
-
-  def _protocol(self) -> ApiProtocol:
-    assert self._runner is not None and self._runner.server is not None
-    return ApiProtocol(
-        self._runner.server,
-        loop=asyncio.get_running_loop(),
-        access_log=None,  # type: ignore[arg-type]
-        keepalive_timeout=HEADER_TIMEOUT_S,
-        lingering_time=2.0,
-        auto_decompress=False
-    )
 
   async def stop(self) -> None:
     if self._server is not None:

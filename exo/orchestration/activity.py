@@ -83,9 +83,9 @@ class Activity:
   def request(self, request_id: str, model: str, title: str, prompt_tokens: int, n: int) -> Iterator[WatchedRequest]:
     """Watch a request from submission to its end; how the block is left is its outcome."""
     watched = WatchedRequest(request_id, model, title[-_TITLE_CHARS:], prompt_tokens, self._meter, time.monotonic(), n)
-    self._requests.append(watched)
     self._meter.prompt_tokens[model] += prompt_tokens
     self._forget()
+    self._requests.append(watched)
     outcome = "cancelled"  # whoever streams may swallow the client's going, and the ring's failure after telling it
     try:
       yield watched

@@ -11,11 +11,14 @@ from exo.errors import (
     BadNumbersError,
     DrainingError,
     ExoError,
+    InvalidRequestError,
     ModelInUseError,
     PeerLostError,
     PlanClosedError,
     ProtocolError,
+    QueueFullError,
     StageSickError,
+    in_words,
     to_wire,
 )
 from exo.inference.device_thread import DeviceThread
@@ -203,7 +206,14 @@ class PlanHost:
     opened = self._open.get(plan.plan_id)
     if opened is not None and opened.driver is not None:
       opened.used_at = time.monotonic()
-      opened.driver.submit(message.request)
+      try:
+        opened.driver.submit(message.request)
+      except (QueueFullError, InvalidRequestError):
+        raise
+      except Exception as error:  # who knows what the driver has of it now: the others begin anew on another plan
+        closed = PlanClosedError(f"a request could not be taken: {in_words(error)}")
+        self._tasks.spawn(self._close_everywhere(opened, closed), f"close {plan.plan_id}")
+        raise
       return
     self._start.add(message.open, message.request)
 

@@ -9,11 +9,13 @@ from collections.abc import Awaitable, Callable
 from exo.errors import (
     DrainingError,
     ExoError,
+    InvalidRequestError,
     PeerLostError,
     PeerUnreachableError,
     PlanClosedError,
     ProtocolError,
     QueueFullError,
+    in_words,
     stage_sick,
     to_wire,
 )
@@ -54,8 +56,8 @@ class PlanStart:
           f"{len(self._waiting)} models are loading, and many requests wait for them", retry_after_s=10
       )
     if plan.plan_id not in self._waiting:
-      self._waiting[plan.plan_id] = WaitingLine(_MAX_REQUESTS)
       self._tasks.spawn(self._start(message), f"start {plan.plan_id}", lambda error: self._give_up(plan, error))
+      self._waiting[plan.plan_id] = WaitingLine(_MAX_REQUESTS)
     waiting = self._waiting[plan.plan_id]
     gone = waiting.add(request, time.monotonic())
     full = QueueFullError(f"{len(waiting)} requests wait for {plan.model_id} to load", retry_after_s=10)
@@ -76,16 +78,21 @@ class PlanStart:
     try:
       opened = await asyncio.gather(*(self._open_stage(stage.node_id, message) for stage in plan.stages))
       driver = self._ready(plan, self._limits(opened))
+      waiting = list(self._waiting[plan.plan_id])
     except BaseException as error:
       self._give_up(plan, error)
       if not isinstance(error, Exception):
         raise
       return
-    for request in self._waiting.pop(plan.plan_id):
+    del self._waiting[plan.plan_id]
+    for request in waiting:
       try:
         driver.submit(request)
-      except Exception as error:  # noqa: BLE001 - as above
+      except (QueueFullError, InvalidRequestError) as error:
         tell_failed(self._send, plan, request, error)
+      except Exception as error:  # noqa: BLE001 - who knows what the driver has of it now: all begin anew on another plan
+        tell_failed(self._send, plan, request, error)
+        self._give_up(plan, PlanClosedError(f"a request could not be taken: {in_words(error)}"))
 
   def _give_up(self, plan: RingPlan, error: BaseException) -> None:
     """Those who wait hear why, and what other stages have loaded or still load for this plan is let go."""

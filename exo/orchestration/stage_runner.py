@@ -19,6 +19,7 @@ from exo.errors import (
     PlanClosedError,
     ProtocolError,
     StageSickError,
+    in_words,
     to_wire,
 )
 from exo.inference.device_thread import DeviceThread
@@ -68,6 +69,10 @@ class _Known:
   """An open sequence, as far as every stage knows it."""
   prompt_tokens: int
   entry_node: str
+
+
+class _CachesUnknownError(Exception):
+  """What a frame says about sequences was done in part: the plan is over, and its requests begin anew on another."""
 
 
 class _Outcome(msgspec.Struct, frozen=True):
@@ -172,8 +177,11 @@ class StageRunner:
     if self._closed:
       raise PlanClosedError(f"plan {frame.plan_id} is closed")
     started = time.perf_counter()
-    trouble = _Trouble()
-    self._change_caches(frame, trouble)
+    try:
+      trouble = _Trouble()
+      self._change_caches(frame, trouble)
+    except Exception as error:
+      raise _CachesUnknownError(f"the caches of {self._node_id} could not be changed: {in_words(error)}") from error
     for entry in frame.entries:
       if entry.sequence not in self._known:
         raise ProtocolError(f"a step for sequence {entry.sequence}, which is not open")
@@ -336,6 +344,9 @@ class StageRunner:
   def _fail(self, frame: Frame, error: BaseException) -> None:
     if not isinstance(error, ExoError):
       log(0, "step %d of %s failed: %s: %s", frame.step, self.plan.plan_id, type(error).__name__, error)
+    if isinstance(error, _CachesUnknownError):
+      self._host.crashed(self, PlanClosedError(str(error)))
+      return
     try:
       if self._next is not None:  # what the frame ends or begins must still reach the stages behind
         self._send(self._next.node_id, structs.replace(frame, entries=(), token_ids=EMPTY_TOKEN_IDS, hidden=None))
