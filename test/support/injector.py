@@ -48,6 +48,7 @@ class Injector:
     self.passed: dict[int, int] = {}  # while recording
     self.callbacks: set[int] = set()  # entries that something else than the package has called
     self._recording = False
+    self.record_what_follows = False  # begin to record when a point raises
     self._armed: dict[int, tuple[int, BaseException]] = {}
     self.raised: list[int] = []
 
@@ -79,6 +80,8 @@ class Injector:
         self._armed[point] = (nth - 1, error)
         return
       self.raised.append(point)
+      if self.record_what_follows:
+        self.record()
       raise error
 
   def _record(self, point: int) -> None:
