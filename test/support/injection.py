@@ -232,6 +232,8 @@ async def campaign(options: argparse.Namespace) -> int:
       if (finding := await work.attempt(trial)) is not None:
         findings += 1
         print(f"FINDING {finding.trial}", *finding.what, sep="\n    ", flush=True)
+        if options.verbose:
+          print(*work.lines[-60:], sep="\n      ", flush=True)
       if options.verbose and i % 50 == 0:
         print(f"{i} of {len(planned)}, {work.renewed} renewed, {time.monotonic() - started:.0f} s", flush=True)
     faulthandler.cancel_dump_traceback_later()

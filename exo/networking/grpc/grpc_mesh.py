@@ -522,10 +522,15 @@ class GrpcMesh(Mesh):
     links = self._links.get(node_id, [])
     if link not in links:
       return
+    used = links[0] is link
     links.remove(link)
+    log(2, "a link to %s over %s has ended: %s", node_id, link.interface or link.address, reason)
+    assert self._handler is not None
+    if links and used and not self._stopping:  # what was under way on it is lost, and nobody shall wait for it
+      self._handler.peer_left(node_id, reason)
+      self._handler.peer_joined(links[0].peer)
     if not links:
       del self._links[node_id]
-      assert self._handler is not None
       if not self._stopping:
         self._handler.peer_left(node_id, reason)
         known = self._book.nodes.get(node_id)

@@ -143,6 +143,8 @@ class Link:
       self.end(str(error))
 
   async def call(self, message: Message, timeout_s: float) -> Message:
+    if self.closed.done():  # it is about to be taken out of use: nobody would answer, nor fail what waits
+      raise PeerLostError(f"the link to {self.peer.node_id} broke ({self.closed.result()})", node=self.peer.node_id)
     call_id, self._next_call = self._next_call, self._next_call + 1
     future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
     self._calls[call_id] = future
