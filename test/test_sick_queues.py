@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -26,13 +27,19 @@ from exo.config import Config, config_from
 from exo.errors import ConfigError, QueueFullError
 from exo.inference.dummy.engine import SLOW
 from exo.inference.sampling import SamplingParams
+from exo.inference.shard import Shard
 from exo.networking.address_rule import parse_address
-from exo.networking.messages import Request
+from exo.networking.messages import Message, OpenPlan, PlanOpened, Request, RequestFailed
 from exo.orchestration.fair_clock import FairClock
 from exo.orchestration.kv_room import Limits
+from exo.orchestration.meter import Meter
+from exo.orchestration.plan_driver import PlanDriver
+from exo.orchestration.plan_start import PlanStart
 from exo.orchestration.scheduler import Scheduler
 from exo.orchestration.wait_estimate import WaitEstimate
 from exo.orchestration.waiting_line import WaitingLine
+from exo.tasks import TaskOwner
+from exo.topology.ring_plan import RingPlan, Stage
 from test.support.http import call
 from test.support.nodes import NodeProcess, ring, wait_until
 from test.test_scheduler import FakeRing
@@ -267,6 +274,43 @@ def test_line_9_choices_of_one_request_count_to_its_share() -> None:
   while len(ring.output.get("one", ())) < 5:
     ring.turn()
   assert len(ring.output["many"]) < 128 * 30 / 4
+
+
+def test_line_9_shares_count_while_a_plan_opens_too() -> None:
+  plan = RingPlan("m", "epoch", (Stage("n", Shard("m", 0, 7, 8)), ))
+  told: list[RequestFailed] = []
+
+  async def scenario() -> None:
+    opened, tasks = asyncio.Event(), TaskOwner("test")
+    drivers: list[PlanDriver] = []
+
+    async def call(node_id: str, message: Message, timeout_s: float) -> Message:
+      await opened.wait()
+      return PlanOpened(plan.plan_id, 10_000, 2, 512)
+
+    def ready(plan: RingPlan, limits: Limits) -> PlanDriver:
+      drivers.append(PlanDriver(plan, Scheduler(limits), lambda frame: None, send, Meter(), 300.0))
+      return drivers[0]
+
+    def send(node_id: str, message: Message) -> None:
+      assert isinstance(message, RequestFailed)
+      told.append(message)
+
+    start = PlanStart(send, call, ready, tasks, False)
+    for i in range(256):
+      start.add(OpenPlan(plan, ""), request(f"a{i}", "a"))
+    with pytest.raises(QueueFullError):
+      start.add(OpenPlan(plan, ""), request("a256", "a"))
+    start.add(OpenPlan(plan, ""), request("b", "b"))
+    assert [failed.request_id for failed in told] == ["a255"] and told[0].failure.kind == "queue_full"
+    opened.set()
+    while not drivers or drivers[0].scheduler.waiting < 255:  # noqa: ASYNC110 - of what it does there is no event
+      await asyncio.sleep(0.01)
+    assert [r.request_id for r in drivers[0].scheduler.requests()][:3] == ["a0", "b", "a1"]
+    drivers[0].close(QueueFullError("over"))
+    await tasks.close()
+
+  asyncio.run(asyncio.wait_for(scenario(), 30))
 
 
 # how long it takes

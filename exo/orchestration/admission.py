@@ -74,7 +74,7 @@ class Admission:
       return 0.0
     ahead = self.line.ahead_of(request)
     free = self._free_places([*ahead, request])
-    if not ahead and not self.line.running(request) and any(self._has_several(s) for s in self._running.values()):
+    if not ahead and not self.line.running(request) and self.line.some_have_several:
       return 0.0  # they give up a place
     return self.estimate.wait_s(list(self._running.values()), ahead, free)
 
@@ -116,9 +116,6 @@ class Admission:
     needed = min(self.needed(request), self._limits.max_kv_tokens)
     return self._room.reserved + needed - self._limits.max_kv_tokens
 
-  def _has_several(self, sequence: RunningSequence) -> bool:
-    return self.line.running(sequence.request) > 1
-
   def giving_up(self, in_flight: Iterable[tuple[BatchEntry, ...]]) -> list[RunningSequence]:
     """Sequences that give up their places for the next request: none unless its share has nothing running, and enough.
 
@@ -126,7 +123,7 @@ class Admission:
     one. None is of a step `in_flight`: what comes of it would be lost.
     """
     request = self.line.next()
-    if request is None or self.line.running(request) or self.has_room(request):
+    if request is None or self.line.running(request) or not self.line.some_have_several or self.has_room(request):
       return []
     rows, tokens = 1 + len(self._running) - self._limits.max_sequences, self._lacking(request)
     running = Counter(share_of(s.request) for s in self._running.values())

@@ -34,7 +34,8 @@ class WaitingLine:
     self._running: Counter[str] = Counter()
     self._begun: deque[Request] = deque()
     self._lines: dict[str, deque[_Place]] = {}
-    self._count = self._next_number = 0
+    self._count = self._next_number = self._taken = 0
+    self._picked: Request | None = None  # the next, until something changes
 
   def __len__(self) -> int:
     return len(self._begun) + self._count
@@ -52,6 +53,7 @@ class WaitingLine:
 
   def add(self, request: Request, now_s: float) -> Request | None:
     """Queue a request. Returns who must make way for it: itself, or the youngest of the share that has the most here."""
+    self._picked = None
     if request.replay_ids:
       if len(self._begun) >= self._most:
         return request
@@ -71,22 +73,24 @@ class WaitingLine:
 
   def put_first(self, request: Request) -> None:
     """It was taken, and must begin again at once."""
+    self._picked = None
     self._begun.appendleft(request)
 
   def put_back(self, request: Request) -> None:
     """It was taken and made way for another share: the next of its own."""
+    self._picked = None
     line = self._lines.setdefault(share_of(request), deque())
     line.appendleft(_Place(request, line[0].number if line else self._next_number, None))
     self._count += 1
 
   def next(self) -> Request | None:
-    """Whose turn it is. The work grows with the number of shares."""
-    if self._begun:
-      return self._begun[0]
-    if not self._lines:
-      return None
-    best = min(self._lines, key=lambda share: self._rank(share, 0))
-    return self._lines[best][0].request
+    """Whose turn it is. The work grows with the number of shares that wait, and is done once for each change."""
+    if self._picked is None:
+      if self._begun:
+        self._picked = self._begun[0]
+      elif self._lines:
+        self._picked = self._lines[min(self._lines, key=lambda share: self._rank(share, 0))][0].request
+    return self._picked
 
   def take(self, request: Request) -> None:
     """The one that was `next` runs now."""
@@ -95,16 +99,25 @@ class WaitingLine:
       self._begun.popleft()
     else:
       self._drop(share, self._lines[share][0])
+    self._picked = None
     self._clock.turn(share)
     self._running[share] += 1
+    self._taken += 1
 
   def left(self, request: Request, tokens: int) -> None:
     """One that was taken does not run any more; so many tokens were computed for it."""
     share = share_of(request)
+    self._picked = None
+    self._taken -= 1
     self._running[share] -= 1
     if not self._running[share]:
       del self._running[share]
     self._clock.charge(share, tokens)
+
+  @property
+  def some_have_several(self) -> bool:
+    """Of the shares, running."""
+    return self._taken > len(self._running)
 
   def running(self, request: Request) -> int:
     """How many of its share run."""
@@ -112,7 +125,7 @@ class WaitingLine:
 
   def forget(self, unwanted: Callable[[Request], bool]) -> bool:
     """False when there were none such."""
-    before = len(self)
+    before, self._picked = len(self), None
     self._begun = deque(r for r in self._begun if not unwanted(r))
     for share, line in list(self._lines.items()):
       for place in [p for p in line if unwanted(p.request)]:
