@@ -80,7 +80,8 @@ def sick_is_seen(nodes: list[NodeProcess], sick: str, reason: str) -> None:
   for node in nodes:
     wait_until(lambda node=node: sick in ailments(node), 5, f"news of {sick} at {node.node_id}")
     assert reason in ailments(node)[sick], ailments(node)
-    assert node.get("/healthcheck")[0] == 200
+    status, body = node.get("/healthcheck")
+    assert status == 200 and ("ailments" in body) == (node.node_id == sick)
   environment = {"PATH": os.environ["PATH"], "HOME": str(nodes[0].home), "EXO_HOME": str(nodes[0].home)}
   command = [ROOT / ".venv" / "bin" / "python", "-m", "exo", "status"]
   if not command[0].exists():

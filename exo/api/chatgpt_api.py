@@ -222,7 +222,8 @@ class ChatGPTAPI:
   async def _health(self, request: web.Request) -> web.Response:
     if (reason := self._node.unhealthy) is not None:
       return json_response({"status": "unavailable", "reason": reason}, 503)
-    return json_response({"status": "ok"})
+    ailments = {a.model_id: a.reason for a in self._node.plans.ailments.told()}
+    return json_response({"status": "ok"} | ({"ailments": ailments} if ailments else {}))
 
 
 def _capabilities(capabilities: DeviceCapabilities) -> dict[str, Any]:

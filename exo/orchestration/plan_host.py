@@ -13,6 +13,7 @@ from exo.errors import (
     ExoError,
     InvalidRequestError,
     ModelInUseError,
+    ModelTooLargeError,
     PeerLostError,
     PlanClosedError,
     ProtocolError,
@@ -156,7 +157,9 @@ class PlanHost:
       stage = await self._opener.open(message)
     except Exception as error:
       index = plan.index_of(self._node_id)
-      if index is not None and not message.beside and not isinstance(error, _NO_AILMENT):
+      # a plan beside another one may find no room, and is made again when there is some
+      no_ailment = (*_NO_AILMENT, ModelTooLargeError) if message.beside else _NO_AILMENT
+      if index is not None and not isinstance(error, no_ailment):
         self.ailments.fall_ill(plan.stages[index].shard, message.fingerprint, error)
         self.worker.load_failed(message.fingerprint)
       raise
