@@ -115,6 +115,12 @@ def config_from(arguments: Mapping[str, Any], environment: Mapping[str, str] | N
   return config
 
 
+def certificate_settings() -> dict[str, str]:
+  """Files and folders of certificates that the user names, by the variables that programs look at."""
+  names = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+  return {name: text for name in names if (text := os.environ.get(name))}
+
+
 def quiet_libraries(debug: int) -> None:
   """Keep gRPC from writing a line to stderr for every stranger it refuses; exo's own log says it once, in words.
 

@@ -109,6 +109,21 @@ class CacheReuseError(EngineError):
   kind = "cache_reuse_error"
 
 
+class NetworkCauseError(DownloadError):
+  """Nothing outside can be asked with this machine's settings."""
+  kind = "network_cause"
+
+
+class ProxyError(NetworkCauseError):
+  """A variable names a proxy that exo cannot use."""
+  kind = "proxy_error"
+
+
+class CertificateError(NetworkCauseError):
+  """A variable names certificates that cannot be read."""
+  kind = "certificate_error"
+
+
 class DiscoveryError(ExoError):
   """A service that discovery asks gave no usable answer; it may later."""
   kind = "discovery_error"

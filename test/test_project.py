@@ -33,8 +33,8 @@ LAYERS = [
     {"exo.inference.shard"},
     {
         "exo.config", "exo.errors", "exo.log", "exo.tasks", "exo.runtime_file", "exo.machine", "exo.control_groups",
-        "exo.private_files", "exo.library_files", "exo.standard_streams", "exo.system_figures", "exo.descriptors",
-        "exo.text_writer", "exo.file_calls", "exo"
+        "exo.proxies", "exo.certificates", "exo.network_causes", "exo.private_files", "exo.library_files",
+        "exo.standard_streams", "exo.system_figures", "exo.descriptors", "exo.text_writer", "exo.file_calls", "exo"
     },
 ]
 

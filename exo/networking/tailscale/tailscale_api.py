@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -10,7 +11,10 @@ from urllib.parse import quote
 import aiohttp
 import msgspec
 
+from exo.certificates import trusting_context
 from exo.errors import ConfigError, DiscoveryError
+from exo.network_causes import lasting_cause, passing_cause, proxy_cause
+from exo.proxies import proxy_for
 
 API_URL = "https://api.tailscale.com"
 _TIMEOUT_S = 10.0
@@ -51,10 +55,12 @@ class TailscaleApi:
   url: str = API_URL
 
   async def __aenter__(self) -> TailscaleApi:
+    self._proxy = proxy_for(self.url)
     self._session = aiohttp.ClientSession(
         self.url,
         headers={"Authorization": f"Bearer {self.key}"},
         timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S),
+        connector=aiohttp.TCPConnector(ssl=await asyncio.to_thread(trusting_context)),
     )
     return self
 
@@ -76,23 +82,29 @@ class TailscaleApi:
   async def set_attribute(self, device_id: str, name: str, value: str | int) -> None:
     path = f"/api/v2/device/{quote(device_id, safe='')}/attributes/{name}"
     try:
-      async with self._session.post(path, json={"value": value}, allow_redirects=False) as response:
+      async with self._session.post(path, json={"value": value}, allow_redirects=False, proxy=self._proxy) as response:
         self._check(response.status)
     except (aiohttp.ClientError, TimeoutError) as error:
-      raise DiscoveryError(f"Tailscale's API does not answer: {type(error).__name__}") from None
+      raise self._unanswered(error) from None
 
   async def _get(self, path: str, kind: type[Any]) -> Any:
     try:
-      async with self._session.get(path, allow_redirects=False) as response:
+      async with self._session.get(path, allow_redirects=False, proxy=self._proxy) as response:
         self._check(response.status)
         body = await response.content.read(_MAX_BYTES)
         return msgspec.json.decode(body, type=kind)
     except (aiohttp.ClientError, TimeoutError) as error:
-      raise DiscoveryError(f"Tailscale's API does not answer: {type(error).__name__}") from None
+      raise self._unanswered(error) from None
     except msgspec.MsgspecError as error:
       raise DiscoveryError(f"Tailscale's API gave an answer of another shape: {error}") from None
 
+  def _unanswered(self, error: Exception) -> DiscoveryError:
+    why = lasting_cause(error, self.url, self._proxy) or passing_cause(error, self.url, self._proxy)
+    return DiscoveryError(f"Tailscale's API does not answer: {why}")
+
   def _check(self, status: int) -> None:
+    if status == 407 and self._proxy is not None:
+      raise DiscoveryError(f"Tailscale's API does not answer: {proxy_cause(self._proxy, status)}")
     if status in (401, 403):
       raise ConfigError(
           f"Tailscale refuses the API key (HTTP {status}): make one with access to devices and posture attributes, and "
