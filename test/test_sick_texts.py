@@ -387,13 +387,13 @@ def test_line_8_a_grammar_goes_on_when_its_process_dies(smollm2: Checkpoint) -> 
     compiler.check("x" * 300_000)
 
 
-def test_line_8_nothing_of_a_node_is_left_when_it_ends(model_home: Path) -> None:
-  with ring(model_home, 1) as nodes:
-    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 20}
-    schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}
-    status, answer = nodes[0].post("/v1/chat/completions", body | {"response_format": schema})
-    assert status == 200 and isinstance(json.loads(answer["choices"][0]["message"]["content"])["a"], int)
-    children = psutil.Process(nodes[0].process.pid).children(recursive=True)
-    assert children
-    nodes[0].kill()
-    assert not psutil.wait_procs(children, timeout=10)[1]
+def test_line_8_nothing_of_a_node_is_left_when_it_ends(dummy_ring: list[NodeProcess]) -> None:
+  node = dummy_ring[0]
+  body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 40}
+  schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}
+  status, answer = node.post("/v1/chat/completions", body | {"response_format": schema})
+  assert status == 200 and isinstance(json.loads(answer["choices"][0]["message"]["content"])["a"], int)
+  children = psutil.Process(node.process.pid).children(recursive=True)
+  assert children
+  node.kill()
+  assert not psutil.wait_procs(children, timeout=10)[1]
