@@ -16,8 +16,10 @@ import numpy as np
 import psutil
 import pytest
 
+from exo.api.aside import LARGE
+from exo.api.body_room import BodyRoom
 from exo.api.json_depth import too_many_values
-from exo.errors import InvalidRequestError
+from exo.errors import InvalidRequestError, QueueFullError
 from exo.inference.chat_template import render_chat
 from exo.inference.detokenizer import text_before
 from exo.inference.dummy.checkpoint import DummyCheckpoint
@@ -29,7 +31,7 @@ from exo.inference.tokenizer import Tokenizer, TooManyTokensError
 from exo.inference.weights.checkpoint import Checkpoint
 from exo.inference.whole_characters import whole_characters
 from exo.networking.messages import TokenDelivery
-from exo.orchestration.text_stream import ChoiceText
+from exo.orchestration.text_stream import ChoiceText, _overlap
 from test.support.nodes import NodeProcess, ring
 
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -397,3 +399,25 @@ def test_line_8_nothing_of_a_node_is_left_when_it_ends(dummy_ring: list[NodeProc
   assert children
   node.kill()
   assert not psutil.wait_procs(children, timeout=10)[1]
+
+
+def test_line_8_large_bodies_have_room_for_so_many_and_give_it_back() -> None:
+  room = BodyRoom(4 * LARGE)
+  with room.hold(3 * LARGE), room.hold(10):
+    with pytest.raises(QueueFullError), room.hold(2 * LARGE):
+      pass
+    with room.hold(LARGE) as settle:
+      assert room.held == 4 * LARGE
+      settle(10)  # it turned out to be small
+      assert room.held == 3 * LARGE
+  assert room.held == 0
+
+
+def test_line_8_a_stop_string_of_any_length_is_found_where_it_begins() -> None:
+  """Against the definition, tried at every length."""
+  rng = random.Random(9)
+  for _ in range(3000):
+    held = "".join(rng.choices("ab", k=rng.randrange(1, 12)))
+    stop = "".join(rng.choices("ab", k=rng.randrange(1, 8)))
+    longest = max(n for n in range(min(len(held), len(stop) - 1) + 1) if stop.startswith(held[len(held) - n:]))
+    assert _overlap(held, stop) == longest, (held, stop)

@@ -15,6 +15,8 @@ from typing import ParamSpec, TypeVar
 from exo.errors import QueueFullError
 
 LARGE = 64 * 1024  # bytes or characters from which on a text is large: tokenizing fewer takes some 20 ms
+FEW_TOKENS = 64  # whose log probabilities are described where they come
+TOKEN_SIZE = 8  # characters that one of more counts as
 MAX_WAITING = 32
 _NICE = 10
 _RETRY_S = 5

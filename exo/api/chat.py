@@ -6,7 +6,7 @@ from typing import Any
 
 from aiohttp import web
 
-from exo.api.aside import aside
+from exo.api.aside import FEW_TOKENS, TOKEN_SIZE, aside
 from exo.api.asked_model import asked_model
 from exo.api.chat_parser import CallArguments, CallBegin, Content, Reasoning
 from exo.api.chat_prompt import COUNTED_CONTEXTS
@@ -28,7 +28,12 @@ async def chat_completions(request: web.Request, node: Node) -> web.StreamRespon
   async with chat_run(node, body) as run:
     if body.stream:
       return await _streamed(request, run, bool(body.logprobs), include_usage)
-    choices = [_choice(run, i, choice, bool(body.logprobs)) for i, choice in enumerate(await run.collect())]
+    answers = await run.collect()
+    tokens = sum(len(choice.tokens) for choice in answers)
+    choices = [
+        await aside(tokens * TOKEN_SIZE, _choice, run, i, choice, bool(body.logprobs))
+        if tokens > FEW_TOKENS else _choice(run, i, choice, bool(body.logprobs)) for i, choice in enumerate(answers)
+    ]
     return json_response(_envelope(run, "chat.completion") | {"choices": choices, "usage": run.usage})
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from aiohttp import web
 
-from exo.api.aside import LARGE, aside
+from exo.api.aside import FEW_TOKENS, LARGE, TOKEN_SIZE, aside
 from exo.api.asked_model import asked_model
 from exo.api.errors import json_response
 from exo.api.schema import CompletionRequest, read_body
@@ -100,6 +100,10 @@ class _Logprobs:
     self._model = model
     self._offset = 0
 
+  async def built(self, tokens: list[TokenLogprob | int]) -> dict[str, Any]:
+    """As `build`, of many on another thread."""
+    return await aside(len(tokens) * TOKEN_SIZE, self.build, tokens) if len(tokens) > FEW_TOKENS else self.build(tokens)
+
   def build(self, tokens: list[TokenLogprob | int]) -> dict[str, Any]:
     """Of these tokens; a bare id is a token without log probability (the first of a prompt)."""
     out: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
@@ -131,7 +135,7 @@ async def _whole(job: _Job, prompts: list[list[int]]) -> web.Response:
   choices: list[dict[str, Any]] = []
   for run, texts, tokens in runs:
     for i, text in enumerate(texts):
-      logprobs = None if job.body.logprobs is None else _Logprobs(job.model).build(tokens[i])
+      logprobs = None if job.body.logprobs is None else await _Logprobs(job.model).built(tokens[i])
       choices.append({
           "index": len(choices), "text": text, "logprobs": logprobs, "finish_reason": run.finish_reasons.get(i, "stop")
       })
@@ -154,7 +158,7 @@ async def _one(job: _Job, prompt: list[int], number: int) -> tuple[TextRun, list
       texts[delta.choice] += delta.text
       tokens[delta.choice].extend(token.logprob for token in delta.tokens)
     if job.body.echo:
-      text, scored = _echoed(job, prompt, run)
+      text, scored = await aside(len(prompt), _echoed, job, prompt, run)
       texts, tokens = [text + t for t in texts], [scored + t for t in tokens]
     return run, texts, tokens
 
@@ -198,12 +202,12 @@ async def _stream_one(
     shown: list[TokenLogprob | int] = list(tokens)
     if not echoed[delta.choice]:
       echoed[delta.choice] = True
-      prompt_text, scored = _echoed(job, prompt, run)
+      prompt_text, scored = await aside(len(prompt), _echoed, job, prompt, run)
       text, shown = prompt_text + text, scored + shown
     if not text and not delta.finish_reason:
       await stream.flush()
       continue
-    logprobs = None if job.body.logprobs is None else builders[delta.choice].build(shown)
+    logprobs = None if job.body.logprobs is None else await builders[delta.choice].built(shown)
     choice = {
         "index": base + delta.choice, "text": text, "logprobs": logprobs, "finish_reason": delta.finish_reason or None
     }

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from exo.api.aside import LARGE, aside
+from exo.api.body_room import BodyRoom
 from exo.api.caller import Caller, Labels, TrustedProxies, note_caller
 from exo.api.errors import body, in_form, json_response
 from exo.api.failure_brake import MAX_DELAY_S, FailureBrake
@@ -65,6 +66,7 @@ class Guard:
     if short := host_name().partition(".")[0].lower():
       names.add(f"{short}.local")
     self._names = frozenset(name.lower().strip("[]").rstrip(".") for name in names if name)
+    self._bodies = BodyRoom()
     self._own: frozenset[IPAddress] = frozenset()
     self._looked_at = float("-inf")
 
@@ -79,14 +81,17 @@ class Guard:
       if not who.is_admin and _changes_node(request):
         self._refuse_change(request)
       note_caller(who)
-      if request.method not in _SAFE_METHODS:
-        await self._check_body(request)
+      if request.method in _SAFE_METHODS:
+        return await handler(request)
+      length = self._body_length(request)
+      with self._bodies.hold(length) as settle:
+        settle(await self._check_body(request, length))
+        return await handler(request)
     except _Refused as refused:
       log(1, "%s %s of %s: %d, %s", request.method, request.path, request.remote, refused.status, refused)
       kind = {401: "authentication_error", 429: "rate_limit_error"}.get(refused.status, "invalid_request_error")
       value = body(refused.message, kind, None, refused.code)
       return json_response(in_form(request, value), refused.status, refused.headers)
-    return await handler(request)
 
   async def add_cors_headers(self, request: web.Request, response: web.StreamResponse) -> None:
     """For `on_response_prepare`: an origin that was allowed may read the answer, nobody else."""
@@ -194,7 +199,8 @@ class Guard:
 
   # what is sent
 
-  async def _check_body(self, request: web.Request) -> None:
+  def _body_length(self, request: web.Request) -> int:
+    """How long the body is at most, of a kind that is read."""
     kind = request.content_type
     if request.method != "DELETE" and kind != "application/json" and not kind.endswith("+json"):
       raise _Refused(
@@ -202,9 +208,13 @@ class Guard:
       )
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
       raise _Refused(415, "compressed bodies are not read", "content_encoding")
-    length = request.content_length or request.client_max_size
+    length = request.client_max_size if request.content_length is None else request.content_length
     if length > request.client_max_size:
       raise web.HTTPRequestEntityTooLarge(request.client_max_size, length)
+    return length
+
+  async def _check_body(self, request: web.Request, length: int) -> int:
+    """Reads it; returns its length."""
     try:
       async with asyncio.timeout(BODY_TIMEOUT_S + length / MIN_BODY_RATE):
         data = await request.read()
@@ -215,6 +225,7 @@ class Guard:
       raise _Refused(400, f"the body nests deeper than {MAX_JSON_DEPTH} levels", "json_depth")
     if many is not None:
       raise _Refused(400, f"the body has {many}", "json_values")
+    return len(data)
 
 
 def _shape(data: bytes) -> tuple[bool, str | None]:

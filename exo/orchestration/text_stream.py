@@ -132,8 +132,17 @@ class ChoiceText:
 
   def _possible_stop(self, held: str) -> int:
     """How many characters at the end could be the beginning of a stop string."""
-    longest = min(len(held), max(map(len, self._stops)) - 1)
-    return next((n for n in range(longest, 0, -1) if any(s.startswith(held[-n:]) for s in self._stops)), 0)
+    return max(_overlap(held, stop) for stop in self._stops)
+
+
+def _overlap(held: str, stop: str) -> int:
+  """The length of the longest end of `held` that `stop` begins with, and goes on after."""
+  at = held.find(stop[0], max(0, len(held) - len(stop) + 1))
+  while at >= 0:
+    if stop.startswith(held[at:]):
+      return len(held) - at
+    at = held.find(stop[0], at + 1)
+  return 0
 
 
 def _cut(piece: _Piece, count: int) -> _Piece:
