@@ -14,6 +14,7 @@ import fcntl
 import io
 import os
 import select
+import signal
 import stat
 import sys
 from collections.abc import Callable, Iterator
@@ -94,6 +95,9 @@ def reserve() -> None:
 def never_waiting(*, answers: bool) -> Iterator[None]:
   """Nothing that this process shows makes it wait. With `answers` stdout is somebody's who gets all of it: at the end it
   is waited for, and `taken` says when it is too slow."""
+  signal.signal(
+      signal.SIGTTOU, signal.SIG_IGN
+  )  # in the background `stty tostop` would stop a node for a line of its log
   restores = [_fail_rather_than_wait(descriptor) for descriptor in (1, 2)]
   stdout, stderr = sys.stdout, sys.stderr
   errors = TextWriter(2, stderr.encoding or "utf-8", log.lines_lost)

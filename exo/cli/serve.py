@@ -37,7 +37,6 @@ async def serve(config: Config) -> int:
     loop.add_signal_handler(number, on_signal)
   if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else `nohup`: the node stays when its terminal goes
     loop.add_signal_handler(signal.SIGHUP, stopping.set)
-  signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # in the background `stty tostop` would stop it for a line of its log
   async with running_node(config, stopping.set) as running:
     _introduce(config, running)
     if config.wait_for_peers:
