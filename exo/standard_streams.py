@@ -79,7 +79,7 @@ def _pass(text: str) -> None:
 
 
 def reserve() -> None:
-  """Where a standard stream is closed, nothing else may be opened in its place: natives would write into it."""
+  """Let every command be able to print. Where a standard stream is closed, nothing else may be opened in its place: natives would write into it."""
   for descriptor in range(3):
     try:
       os.fstat(descriptor)
@@ -89,6 +89,9 @@ def reserve() -> None:
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - for as long as the process lives
   if sys.stderr is None:
     sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors="backslashreplace")  # what a terminal's letters lack is no reason to fail
 
 
 @contextmanager
