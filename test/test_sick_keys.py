@@ -132,10 +132,12 @@ def test_line_12_every_route_that_is_not_for_asking_is_for_admins(keyed: Keyed) 
 
 def test_line_12_a_user_brings_no_model_here(keyed: Keyed) -> None:
   chat = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+  short = {"stream": False, "options": {"num_predict": 2}}
   asked = [("/v1/chat/completions", chat), ("/v1/completions", {"prompt": "hi", "max_tokens": 2}),
-           ("/v1/embeddings", {"input": "hi"}), ("/v1/messages", chat), ("/v1/responses", {"input": "hi"}),
-           ("/v1/messages/count_tokens", chat), ("/api/chat", chat | {"stream": False}),
-           ("/api/generate", {"prompt": "hi", "stream": False}), ("/api/show", {}), ("/v1/chat/token/encode", chat)]
+           ("/v1/embeddings", {"input": "hi"}), ("/v1/messages", chat),
+           ("/v1/responses", {"input": "hi", "max_output_tokens": 2}), ("/v1/messages/count_tokens", chat),
+           ("/api/chat", chat | short), ("/api/generate", {"prompt": "hi"} | short), ("/api/show", {}),
+           ("/v1/chat/token/encode", chat)]
   for path, body in asked:
     for name in ("org/never-heard-of", "llama-3.2-1b"):
       status, answer = keyed.ask("ann", "POST", path, body | {"model": name})

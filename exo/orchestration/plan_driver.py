@@ -62,10 +62,11 @@ class PlanDriver:
 
   def _refuse_overdue(self) -> None:
     self._look_again = None
+    if not self.scheduler.waiting or self._closed:
+      return
+    self._refuse_later()  # first, whatever becomes of this time
     for request in self.scheduler.admission.overdue(self._most_wait_s):
       tell_failed(self._send, self.plan, request, self.scheduler.admission.overdue_error(request, self._most_wait_s))
-    if self.scheduler.waiting and not self._closed:
-      self._refuse_later()
 
   def cancel(self, request_id: str) -> None:
     if self.scheduler.cancel(request_id):
