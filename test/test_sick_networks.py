@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,10 +20,12 @@ from exo.networking.tailscale.tailscale_api import TailscaleApi
 from exo.proxies import proxy_for, shown
 from test.support.certificates import Authority
 from test.support.hub import Hub
+from test.support.nodes import ROOT, ring
 from test.support.stores import hub_here, store
 from test.support.web_proxy import WebProxy, web_proxy
 
 REPO = "org/tiny"
+DUMMY = ("--inference-engine", "dummy", "--default-model", "dummy")
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
@@ -255,3 +258,48 @@ def test_line_16_tailscale_is_asked_in_the_same_way(
   assert "certificate" not in asyncio.run(ask()) and proxy.asked
   proxy.status = 403
   assert f"the proxy {proxy.url} refuses the way out (403)" in asyncio.run(ask())
+
+
+# what the user sees
+
+
+def exo(home: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+  return subprocess.run([sys.executable, "-m", "exo", *arguments],
+                        cwd=ROOT,
+                        env=os.environ | {"EXO_HOME": str(home), "DEBUG": "0"} | env,
+                        capture_output=True,
+                        text=True,
+                        timeout=120,
+                        check=False)
+
+
+def test_line_16_doctor_log_and_answer_name_the_certificate_and_the_proxy(
+    server: Hub, proxy: WebProxy, tmp_path: Path
+) -> None:
+  secure(server, Authority(tmp_path))
+  done = exo(tmp_path / "a", "doctor", HF_ENDPOINT=server.url)
+  assert done.returncode == 1 and "signed by nobody whom this machine trusts" in done.stdout, done.stdout
+  assert done.stdout.splitlines()[-1].startswith("something is wrong")
+  proxy.status = 407
+  done = exo(tmp_path / "a", "doctor", HF_ENDPOINT=server.url, https_proxy=proxy.url)
+  assert done.returncode == 1 and f"the proxy {proxy.url} wants a name and a password" in done.stdout
+  env = {"HF_ENDPOINT": server.url, "DEBUG": "0"}
+  with ring(tmp_path / "b", 1, *DUMMY, "--discovery-module", "none", env=env) as (node, ):
+    status, answer = node.post("/v1/completions", {"model": REPO, "prompt": "a"})
+    assert status >= 400 and "signed by nobody whom this machine trusts" in answer["error"]["message"], answer
+    assert "signed by nobody whom this machine trusts" in node.log
+
+
+def test_line_16_a_proxy_never_catches_what_goes_to_this_node_or_its_peers(tmp_path: Path) -> None:
+  """`exo demo` has the same in test_demo_and_doctor.py."""
+  away = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy", "grpc_proxy", "HTTP_PROXY"), "http://127.0.0.1:9")
+  with ring(tmp_path, 2, *DUMMY, env=away) as (one, _):
+    assert one.post("/v1/completions", {"prompt": "a", "max_tokens": 2})[0] == 200
+    assert "node0" in exo(tmp_path, "status", **away).stdout
+    done = exo(tmp_path, "run", "--prompt", "a", "--max-tokens", "3", **away)
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr
+    bench = ("--streams", "1", "--tokens", "2", "--rounds", "1")
+    done = exo(tmp_path, "bench", *bench, "--compare", one.url, **away)
+    assert done.returncode == 0 and "times the tokens" in done.stdout, done.stderr
+    done = exo(tmp_path, "doctor", "--listen-port", "0", HF_HUB_OFFLINE="1", **away)
+    assert "node0 at http://127.0.0.1" in done.stdout and "is healthy" in done.stdout

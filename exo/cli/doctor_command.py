@@ -19,6 +19,7 @@ from exo.cli.client import ApiClient
 from exo.config import DEFAULT_API_PORT, Config
 from exo.control_groups import own_groups
 from exo.download.file_system import lacks
+from exo.download.hub_check import look_at_hub
 from exo.download.model_store import ModelStore
 from exo.errors import ExoError
 from exo.inference.engines import choose_engine, engine_names, probe_engine
@@ -50,7 +51,9 @@ def doctor_command(config: Config) -> int:
   print(f"exo {exo.__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
   failed = noted = 0
   topic = ""
-  for check in (_engines, _memory, _interfaces, _ports, _firewall, _clock, _keys, _models, _files, _nodes, _figures):
+  for check in (
+      _engines, _memory, _interfaces, _ports, _firewall, _clock, _keys, _hub, _models, _files, _nodes, _figures
+  ):
     for finding in _guarded(check, config):
       shown = finding.topic if finding.topic != topic else ""
       topic = finding.topic
@@ -188,6 +191,13 @@ def _keys(config: Config) -> Iterator[Finding]:
   """A node that would not start for its API key."""
   check_given(config.api_key)
   yield from ()
+
+
+def _hub(config: Config) -> Iterator[Finding]:
+  """Models come from there when no node has them. Without a network that is so, and nothing is wrong."""
+  state = asyncio.run(look_at_hub(_ASK_S))
+  level: Level = "FAIL" if state.broken else "ok" if state.reachable else "note"
+  yield Finding(level, "hub", state.text)
 
 
 def _has_cluster_key(config: Config) -> bool:
