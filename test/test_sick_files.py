@@ -515,22 +515,25 @@ def test_line_10_spans_that_no_node_holds_keep_nobody_from_honest_ones(
   play(work, tmp_path, repository)
 
 
-def test_line_10_what_turns_out_false_is_let_go_of(
-    repository: Path, false: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_line_10_what_turns_out_false_is_let_go_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
   """The catalog opens it anew, and knows that plans hold what is gone; a check under way holds up no load."""
   from huggingface_hub import constants
+  right, false = (tmp_path / name for name in ("right", "false"))
+  for folder in (right, false):
+    shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("*.npy"))
+  other_weights(false, 7)
   nodes = Ring({name: store(tmp_path / name) for name in "ab"})
-  held_by(tmp_path / "a", REPO, false)
+  held_by(tmp_path / "a", REPO, false, right)
   one = nodes.stores["b"]
-  catalog, shard = ModelCatalog(one), Shard(REPO, 3, 3, 4)
+  catalog = ModelCatalog(one)
 
   async def work(server: Hub) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    await catalog.fetch_shard(shard)
     before = await catalog.checkpoint(REPO)
+    shard = Shard(REPO, 0, 0, before.config.n_layers)
+    await catalog.fetch_shard(shard)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    server.faults.bytes_per_s = 20_000.0
+    server.faults.bytes_per_s = 1000.0
     await catalog.fetch_shard(shard)
     async with asyncio.timeout(10):
       await catalog.fetch_shard(shard)
@@ -542,7 +545,7 @@ def test_line_10_what_turns_out_false_is_let_go_of(
     assert await catalog.checkpoint(REPO) is not before and one.unverified == {}
     await closed(nodes)
 
-  play(work, tmp_path, repository)
+  play(work, tmp_path, right)
 
 
 def test_line_10_a_local_model_of_one_node_is_unverified_on_the_others(shelf: Path, tmp_path: Path) -> None:
@@ -703,7 +706,8 @@ def test_line_10_a_lying_node_is_named_and_what_nobody_could_check_is_shown(tmp_
       shutil.rmtree(alone.home / "org--tiny")
       held_by(tmp_path / "liar", "org/tiny", liar)  # now they do
       time.sleep(REMEMBERED_S)
-      assert alone.post("/download", {"model": "org/tiny", "wait": True})[0] == 200
+      status, body = alone.post("/download", {"model": "org/tiny", "wait": True})
+      assert status == 200 and "is here, unverified: liar gave it" in body["message"] and "is unverified" in alone.log
       assert pool(alone)["verified"] is False
       assert "yes, unverified" in cli(alone, "models") and "unverified org/tiny, from liar" in cli(alone, "status")
     finally:

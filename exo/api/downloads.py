@@ -94,7 +94,9 @@ async def download(request: web.Request, node: Node) -> web.Response:
   node.catalog.store.vouch(entry.id)
   if body.wait:
     await node.catalog.store.fetch(entry)
-    return json_response({"status": "success", "message": f"{entry.id} is here", "model": entry.id})
+    givers = node.catalog.store.unverified.get(entry.id, ())
+    note = f", unverified: {', '.join(givers)} gave it, and it was not compared with the hub" if givers else ""
+    return json_response({"status": "success", "message": f"{entry.id} is here{note}", "model": entry.id})
   node.fetch_in_background(entry)
   return json_response({"status": "success", "message": f"fetching {entry.id}", "model": entry.id})
 

@@ -95,7 +95,7 @@ async def _pull(config: Config, name: str) -> int:
     finally:
       watching.cancel()
       await asyncio.gather(watching, return_exceptions=True)
-  print(f"{answer['model']} is here")
+  print(answer["message"])
   return 0
 
 

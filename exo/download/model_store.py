@@ -179,6 +179,8 @@ class ModelStore(ModelLibrary):
 
   def _note_doubts(self, card: ModelCard, doubts: Doubts) -> None:
     if doubts:
+      if card.source.folder not in self._in_doubt:
+        log(0, "%s is unverified as long as the hub cannot be asked: %s gave it", card.id, ", ".join(doubts.everybody))
       self._in_doubt[card.source.folder] = (card.id, doubts.everybody)
     else:
       self._in_doubt.pop(card.source.folder, None)
