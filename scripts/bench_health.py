@@ -10,21 +10,24 @@ had of the first (they come every 0.5 s). Everything runs twice: on a quiet node
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
+import multiprocessing
 import os
 import sys
 import threading
 import time
+import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from test.support.http import connect  # noqa: E402
 from test.support.nodes import NodeProcess, ring  # noqa: E402
 
 MB = 2**20
@@ -32,51 +35,52 @@ HEARTBEAT_S = 0.5
 BODY = 16 * MB - 4096  # as large as a body may be
 
 
-@dataclass
-class Watch:
-  """Asks for a node's health every 20 ms and `neighbour`, where there is one, for what it last heard of the node.
+def ask(url: str, end: Event, worst_s: Synchronized[float]) -> None:
+  """Ask for a node's health every 20 ms; `worst_s` becomes the time of the slowest answer."""
+  connection = _connection(url)
+  while not end.wait(0.02):
+    begun = time.perf_counter()
+    connection.request("GET", "/health")
+    connection.getresponse().read()
+    worst_s.value = max(worst_s.value, time.perf_counter() - begun)
+  connection.close()
 
-  `worst_s` is the slowest answer, `late_s` by how much the time between two heartbeats was longer than it should be.
-  """
-  node: NodeProcess
-  neighbour: NodeProcess | None
-  worst_s: float = 0.0
-  late_s: float = 0.0
-  _end: threading.Event = field(default_factory=threading.Event)
 
-  def ask(self) -> None:
-    connection = connect(self.node)
-    while not self._end.wait(0.02):
-      begun = time.perf_counter()
-      connection.request("GET", "/health")
-      connection.getresponse().read()
-      self.worst_s = max(self.worst_s, time.perf_counter() - begun)
-    connection.close()
+def listen(url: str, node_id: str, end: Event, late_s: Synchronized[float]) -> None:
+  """Ask a neighbour what it last heard of a node; `late_s` becomes by how much the longest silence was too long."""
+  connection, heard, last = _connection(url), time.perf_counter(), None
+  while not end.wait(0.02):
+    connection.request("GET", "/v1/topology")
+    told = json.load(connection.getresponse())["nodes"].get(node_id, {})
+    beat, now = (told.get("cpu_s"), told.get("rtt_ms")), time.perf_counter()
+    if beat != last or last is None:
+      last, heard = beat, now
+    late_s.value = max(late_s.value, now - heard - HEARTBEAT_S)
+  connection.close()
 
-  def listen(self, neighbour: NodeProcess) -> None:
-    connection, heard, last = connect(neighbour), time.perf_counter(), None
-    while not self._end.wait(0.02):
-      connection.request("GET", "/v1/topology")
-      told = json.load(connection.getresponse())["nodes"].get(self.node.node_id, {})
-      beat, now = (told.get("cpu_s"), told.get("rtt_ms")), time.perf_counter()
-      if beat != last or last is None:
-        last, heard = beat, now
-      self.late_s = max(self.late_s, now - heard - HEARTBEAT_S)
-    connection.close()
 
-  @contextmanager
-  def running(self) -> Iterator[Watch]:
-    threads = [threading.Thread(target=self.ask)]
-    if self.neighbour is not None:
-      threads.append(threading.Thread(target=self.listen, args=(self.neighbour, )))
-    for thread in threads:
-      thread.start()
-    try:
-      yield self
-    finally:
-      self._end.set()
-      for thread in threads:
-        thread.join()
+def _connection(url: str) -> http.client.HTTPConnection:
+  address = urllib.parse.urlsplit(url)
+  return http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
+
+
+@contextmanager
+def watching(nodes: list[NodeProcess]) -> Iterator[tuple[Synchronized[float], Synchronized[float]]]:
+  """Both watchers of the first node, in processes of their own: (`worst_s`, `late_s`), right when the block is left."""
+  spawn = multiprocessing.get_context("spawn")
+  end, worst_s, late_s = spawn.Event(), spawn.Value("d", 0.0), spawn.Value("d", 0.0)
+  watchers = [spawn.Process(target=ask, args=(nodes[0].url, end, worst_s))]
+  if len(nodes) > 1:
+    watchers.append(spawn.Process(target=listen, args=(nodes[1].url, nodes[0].node_id, end, late_s)))
+  for watcher in watchers:
+    watcher.start()
+  time.sleep(1)  # they start
+  try:
+    yield worst_s, late_s
+  finally:
+    end.set()
+    for watcher in watchers:
+      watcher.join()
 
 
 def repeated(unit: str, head: str, tail: str, separator: str = "", size: int = BODY) -> bytes:
@@ -104,7 +108,7 @@ def worst_requests() -> dict[str, tuple[str, bytes]]:
       "16 MB of escapes, responses": ("/v1/responses", repeated("\\u00e9", '{"max_output_tokens":1,"input":"', '"}')),
       "8 MB, count_tokens": ("/v1/messages/count_tokens", repeated("日本 ", said, '"}]}', size=8 * MB)),
       "600 kB of words, chat": (chat, repeated("hello world ", said, '"}]}', size=600_000)),
-      "30 kB of words, chat": (chat, repeated("hello world ", said, '"}]}', size=30_000)),
+      "10 kB of words, chat": (chat, repeated("hello world ", said, '"}]}', size=10_000)),
       "16 MB, token/encode": (
           "/v1/chat/token/encode", repeated("ab ", '{"messages":[{"role":"user","content":"', '"}]}')
       ),
@@ -159,19 +163,19 @@ def measure(nodes: list[NodeProcess], clients: int, at_once: int) -> str:
           threading.Thread(target=lambda: answers.append(node.post(path, body, 300)))  # noqa: B023
           for _ in range(at_once)
       ]
-      begun = time.perf_counter()
-      with Watch(node, nodes[1] if len(nodes) > 1 else None).running() as watch:
+      with watching(nodes) as (worst_s, late_s):
+        begun = time.perf_counter()
         for thread in threads:
           thread.start()
         for thread in threads:
           thread.join()
-        time.sleep(0.1)
-      took, worst, late = time.perf_counter() - begun, max(worst, watch.worst_s), max(late, watch.late_s)
+        took = time.perf_counter() - begun
+      worst, late = max(worst, worst_s.value), max(late, late_s.value)
       told = (answers[0][1] or {}).get("error", {}) if isinstance(answers[0][1], dict) else {}
       reason = told.get("message", "") if isinstance(told, dict) else str(told)
       statuses = sorted({status for status, _ in answers})
       print(
-          f"| {name} | {statuses} {reason[:70]} | {took:.2f} | {watch.worst_s:.3f} | {watch.late_s:.3f} |", flush=True
+          f"| {name} | {statuses} {reason[:70]} | {took:.2f} | {worst_s.value:.3f} | {late_s.value:.3f} |", flush=True
       )
   return f"the slowest health check of all: {worst:.3f} s; the latest heartbeat: {late:.3f} s"
 
