@@ -1,5 +1,5 @@
-"""Rings of real processes, in which one node is sick: its disk is full, or its file is damaged. Requests asked of every node
-are answered by the others, and the sick one comes back by itself.
+"""Rings of real processes, in which one node is sick: its disk is full, its file is damaged, or its numbers are bad. Requests
+asked of every node are answered by the others, and the sick one comes back by itself.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import pytest
 
 from test.support.hub import hub
 from test.support.nodes import ROOT, NodeProcess, free_port, wait_until
+from test.support.streams import stream
 
 TINY = ROOT / "test" / "data" / "goldens" / "llama"
 REPO = "org/tiny"
@@ -131,3 +132,37 @@ def test_line_2_a_node_whose_file_is_damaged_is_left_out_until_it_is_whole(tmp_p
     weights.write_bytes(whole)
     until_back([nodes[0], nodes[2]], "node1", "mine", expected)
     assert answer(nodes[1], "mine") == expected
+
+
+@pytest.mark.parametrize("how", ["nan", "huge", "raise"])
+def test_line_4_and_5_a_stream_goes_on_exact_without_a_stage_that_turns_sick(
+    tmp_path: Path, model_home: Path, how: str
+) -> None:
+  """Fault 18 with the default engine and model: from the 20th piece of text on, every step of one stage is sick."""
+  prompt, fields = "Write one sentence about the sea.", {"max_tokens": 50}
+  orders = tmp_path / "orders"
+  sick = {"EXO_SICK": str(orders), "EXO_SICK_SHARE": "1", "PYTHONPATH": str(ROOT / "test" / "support" / "sick")}
+  port = str(free_port(socket.SOCK_DGRAM))
+  udp = ("--listen-port", port, "--broadcast-port", port)
+  nodes = [NodeProcess(model_home, *udp, node_id=f"node{i}", env=sick if i == 1 else None) for i in range(3)]
+  try:
+    for node in nodes:
+      node.wait_ready()
+    for node in nodes:
+      node.wait_peers(3)
+    expected = stream(nodes[0], prompt, **fields).text
+    assert "node1" in stages(nodes[0])
+    streamed = stream(nodes[0], prompt, lambda count: orders.write_text(how) if count == 20 else None, **fields)
+    assert streamed.error is None and streamed.text == expected
+    assert [c for c in streamed.resumptions if c.startswith("resumed on 2 nodes")]
+    if how == "raise":  # the model that the worker proves itself with fails, too
+      wait_until(lambda: "engine is broken" in str(nodes[1].get("/healthcheck")[1]), 10, "bad health")
+    else:
+      sick_is_seen(nodes, "node1", "not finite")
+    orders.unlink()
+    wait_until(lambda: nodes[1].get("/healthcheck")[0] == 200, BACK_S, "good health")
+    wait_until(lambda: all("node1" not in ailments(node) for node in nodes), BACK_S, "recovery of node1")
+    assert stream(nodes[0], prompt, **fields).text == expected
+  finally:
+    for node in nodes:
+      node.stop()

@@ -287,9 +287,10 @@ class EntryDesk:
         raise PeerLostError(error.message, node=first) from error
 
   def _shun(self, error: ExoError) -> None:
-    node = error.details.get("node")
+    node, now = error.details.get("node"), asyncio.get_running_loop().time()
+    self._shunned = {n: until for n, until in self._shunned.items() if until > now}
     if isinstance(node, str) and node != self._node_id:
-      self._shunned[node] = asyncio.get_running_loop().time() + _SHUN_S
+      self._shunned[node] = now + _SHUN_S
 
   async def _keep(self, generation: Generation, ring: ModelRing) -> None:
     """Move the request whenever it loses its plan; runs until cancelled or until there is no ring for it."""
@@ -309,6 +310,8 @@ class EntryDesk:
   def _learn(self, generation: Generation, ring: ModelRing, error: ExoError) -> None:
     """What to leave out in the next attempt. Raises where there is none: what an engine says of this very request, say."""
     setbacks, node = generation.setbacks, str(error.details.get("node"))
+    if isinstance(error, BadNumbersError | StageSickError) and node not in generation.plan.node_ids:
+      raise error  # nobody is left out on the word of a plan that it is not part of
     if isinstance(error, BadNumbersError):
       if not error.details.get("recomputed") and setbacks.doubt(node):
         return  # computed once more where it was; the node itself had seen nothing

@@ -19,7 +19,7 @@ from typing import Any
 
 _ENGINES = "exo.inference.engines"
 _NUMBERS = {"nan": float("nan"), "inf": float("inf"), "huge": 3e38}
-_SHARE = 0.1  # of the steps
+_SHARE = float(os.environ.get("EXO_SICK_SHARE", "0.1"))  # of the steps
 
 
 def _how() -> str:
