@@ -177,13 +177,16 @@ class Decoder:
     """Make room for `pages` pages of KV and compile; layers of one shape share their programs."""
     page = self._config.n_kv_heads * self._config.head_dim * PAGE
     clear, copy = kernels.clear_page(self._device.dialect, page), kernels.copy_page(self._device.dialect, page)
+    tail = kernels.clear_tail(self._device.dialect, page, self._config.head_dim)
     self.clear_page: list[Call] = []
+    self.clear_tail: list[Call] = []
     self.copy_page: list[Call] = []
     total = self._shard.layer_count + self._shard.is_last
     for done, (layer, loaded) in enumerate(zip(self._shard.layers, self._loaded, strict=True)):
       cache = [self._device.array(pages * page, sparse=True) for _ in "kv"]
       self.pages += cache
       self.clear_page += [self._device.bind(clear, array) for array in cache]
+      self.clear_tail.append(self._device.bind(tail, cache[1]))
       self.copy_page += [self._device.bind(copy, array) for array in cache]
       self.layers.append(self._bind_layer(layer, loaded, cache[0], cache[1]))
       progress((done + 1) / total)

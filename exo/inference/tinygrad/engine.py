@@ -209,6 +209,14 @@ class TinygradStage(StageModel):
 
   def truncate(self, sequence: int, length: int) -> None:
     self._kv.truncate(sequence, length)
+    if self._kv.length(sequence) == length:
+      self._clear_tail(sequence, length)
+
+  def _clear_tail(self, sequence: int, length: int) -> None:
+    """What a page still holds behind a sequence's `length` tokens may be no number, which 0 would not hide."""
+    if length % PAGE:
+      self._device.set(target=self._kv.held(sequence).pages[-1], keep=length % PAGE)
+      run(self._decoder.clear_tail)
 
   def copy(self, source: int, target: int, length: int) -> None:
     if self._kv.length(source) < length:
@@ -218,6 +226,7 @@ class TinygradStage(StageModel):
       for old, new in zip(self._kv.held(source).pages, self._kv.held(target).pages, strict=False):
         self._device.set(source=old, target=new)
         run(self._decoder.copy_page)
+      self._clear_tail(target, length)
     except Exception as error:
       self._kv.drop(target)
       raise engine_error("tinygrad", error) from error

@@ -329,8 +329,7 @@ def attention_mix(dialect: Dialect, heads: Heads, max_pages: int) -> UOp:
   _, at = _page_index(heads, table, _load_int(places, row), _load_int(positions, row), page, max_pages)
   weight = weights[((m * heads.queries + query_head) * PAGES + page) * PAGE + lane].load()
   value = values[((at * heads.keys + head) * PAGE + lane) * heads.dim + d].load()
-  seen = (weight > 0).where(value, 0.0)  # what a step that failed left beyond a row's last token may be no number
-  mixed = (weight * seen).reduce(page, lane, arg=Ops.ADD) / weight.reduce(page, lane, arg=Ops.ADD)
+  mixed = (weight * value).reduce(page, lane, arg=Ops.ADD) / weight.reduce(page, lane, arg=Ops.ADD)
   store = out[(row * heads.queries + query_head) * heads.dim + d].store(mixed).end(m, head, g, *d_ranges)
   return _kernel(dialect, f"mix_{heads.queries}_{heads.keys}_{heads.dim}_{heads.window}", store)
 
@@ -343,6 +342,17 @@ def copy_page(dialect: Dialect, size: int) -> UOp:
   i, ranges = _wide(dialect, size, 0)
   store = pages[target * size + i].store(pages[source * size + i].load()).end(*ranges)
   return _kernel(dialect, f"copy_{size}", store)
+
+
+@functools.cache
+def clear_tail(dialect: Dialect, size: int, dim: int) -> UOp:
+  """Of one page of values all but the first `keep` tokens become 0; slot: pages. What a step that failed, or was taken
+  back, left there may be no number, and would be multiplied with 0."""
+  pages, target, keep = _buffer(0), variable("target", 1 << 30, 0), variable("keep", PAGE, 0)
+  i, ranges = _wide(dialect, size, 0)
+  value = pages[target * size + i]
+  store = value.store(((i // dim) % PAGE < keep).where(value.load(), 0.0)).end(*ranges)
+  return _kernel(dialect, f"tail_{size}_{dim}", store)
 
 
 @functools.cache
