@@ -29,13 +29,17 @@ from exo.inference.sampling import SamplingParams
 from exo.inference.shard import Shard
 from exo.inference.weights.block_map import block_bytes, digests_of
 from exo.networking import messages as m
+from exo.networking.address_book import AddressBook
 from exo.networking.address_rule import AddressRule
 from exo.networking.grpc import node_service_pb2 as pb
 from exo.networking.grpc import open_connections
 from exo.networking.grpc.codec import decode, encode
 from exo.networking.grpc.grpc_mesh import GrpcMesh
 from exo.networking.grpc.open_connections import MOST_OF_HOST, SILENT_S, Silent, to_end
+from exo.networking.grpc.stream import EnvelopeStream
+from exo.networking.grpc.unfinished import Unfinished
 from exo.networking.grpc.wire import MAX_BYTES, PIECE_BYTES, envelope_bytes, envelope_items
+from exo.networking.membership import Membership, State
 from exo.networking.mesh import PeerCandidate
 from exo.networking.udp.guard import DatagramGuard
 from exo.networking.udp.udp_discovery import UdpDiscovery
@@ -191,6 +195,72 @@ def test_line_11_what_no_node_says_ends_the_link_and_costs_nothing(victim: NodeP
   run(scenario)
   assert size.grown_mb < 120
   assert victim.get("/healthcheck", 2)[0] == 200
+
+
+def test_line_11_messages_that_never_end_are_given_up() -> None:
+  """The one that began first, once all together take too much memory; and one alone at the bound of its stream."""
+  async def scenario() -> None:
+    unfinished, streams, over = Unfinished(3 * PIECE_BYTES), [], []
+    for _ in range(3):
+      pieces: asyncio.Queue[bytes | None] = asyncio.Queue()
+
+      async def write(_: bytes) -> None:
+        pass
+
+      stream = EnvelopeStream("data", pieces.get, write, unfinished)
+      streams.append(pieces)
+      over.append(asyncio.create_task(stream.run(lambda *_: None)))
+    for count in range(2):
+      for pieces in streams:
+        await pieces.put(piece(bytes(PIECE_BYTES - 100), False))
+        await asyncio.sleep(0.01)
+      assert unfinished.total_bytes <= 3 * PIECE_BYTES, count
+    await asyncio.sleep(0.05)
+    assert [task.done() for task in over] == [True, True, False]
+    assert "does not end it" in over[0].result()
+    await streams[2].put(None)
+    assert await over[2] == "closed by the other side" and unfinished.total_bytes == 0
+
+  run(scenario)
+
+
+def test_line_11_what_nobody_reads_is_bounded() -> None:
+  """Somebody asks for much and reads nothing: what waits for it is bounded in bytes, not only in messages."""
+  async def scenario() -> None:
+    async def never() -> bytes:
+      await asyncio.sleep(100)
+      return b""
+
+    stream = EnvelopeStream("bulk", never, lambda _: never())  # type: ignore[arg-type, return-value]
+    running = asyncio.create_task(stream.run(lambda *_: None))
+    await asyncio.sleep(0)
+    block, posted = encode(m.RangeData(bytes(2**22), bytes(32)), 1, is_reply=True), 0
+    with pytest.raises(ProtocolError, match="the other side does not read"):
+      while posted < 4096:
+        stream.post(block)
+        posted += 1
+    assert posted <= 65
+    running.cancel()
+
+  run(scenario)
+
+
+def test_line_11_made_up_nodes_crowd_nobody_out() -> None:
+  book = AddressBook(30)
+  for i in range(500):
+    book.note(f"made-up-{i}", PeerCandidate(f"made-up-{i}", "10.0.0.66", 2000 + i), (), 1.0)
+  assert len(book.nodes) == 64
+  for i in range(20):
+    assert book.note(f"n{i}", PeerCandidate(f"n{i}", "10.0.0.5", 5000 + i), (), 1.0) is not None
+  for i in range(100):
+    book.note("n1", PeerCandidate("n1", "10.0.0.66", 3000 + i), (), 2.0 + i)
+  known = book.note("n1", PeerCandidate("n1", "10.0.0.7", 5001), (), 200.0)
+  assert known is not None and ("10.0.0.7", 5001) in known.candidates and len(known.candidates) == 6
+
+  members = Membership("me", 1, 0.0)
+  members.heard("gossip", [m.Rumour(f"made-up-{i}", 1, 1) for i in range(5000)], 0.0)
+  members.heard("honest", [m.Rumour("honest", 1, 1)], 0.0)
+  assert len(members.states) == 1024 and members.state("honest") is State.ALIVE
 
 
 def test_line_11_what_is_merely_too_long_is_cut(victim: NodeProcess) -> None:

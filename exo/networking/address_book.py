@@ -12,6 +12,7 @@ from exo.networking.mesh import PeerCandidate
 
 # whatever beacons and strangers say
 _MAX_NODES, _MAX_ADDRESSES = 256, 16
+_MAX_NODES_OF_HOST, _MAX_PORTS_OF_HOST = 64, 4  # of one address, so that no other is crowded out
 
 
 @dataclass
@@ -49,10 +50,12 @@ class AddressBook:
     self.nodes: dict[str, KnownNode] = {}
 
   def note(self, key: str, candidate: PeerCandidate, linked: Container[str], now_s: float) -> KnownNode | None:
-    """Remember an address; None where the node has too many. Raises `OverflowError` when too many nodes are announced.
+    """Remember an address; None where the node, or the address, has too many. Raises `OverflowError` when too many nodes are announced.
 
     Nodes that nobody announces any more give way, unless they are `linked`.
     """
+    if key not in self.nodes and not candidate.configured and self._crowded(candidate.host, linked):
+      return None
     if key not in self.nodes and len(self.nodes) >= _MAX_NODES:
       oldest = now_s - self._timeout_s
       for other, known in list(self.nodes.items()):
@@ -62,10 +65,22 @@ class AddressBook:
         raise OverflowError(f"{_MAX_NODES} nodes are being announced: more are not listened to")
     known = self.nodes.setdefault(key, KnownNode())
     place = candidate.host, candidate.port
-    if place not in known.candidates and len(known.candidates) >= _MAX_ADDRESSES:
-      return None
+    if place not in known.candidates:
+      same = [other for other in known.candidates if other[0] == candidate.host]
+      if len(same) >= _MAX_PORTS_OF_HOST:
+        unproven = [other for other in same if other not in known.proven]
+        if not unproven:
+          return None
+        del known.candidates[min(unproven, key=lambda other: known.candidates[other][1])]
+      elif len(known.candidates) >= _MAX_ADDRESSES:
+        return None
     known.candidates[place] = (candidate, now_s)
     return known
+
+  def _crowded(self, host: str, linked: Container[str]) -> bool:
+    """Whether so many nodes are said to be at an address that nobody has been met at that no more are believed."""
+    strangers = (known for key, known in self.nodes.items() if key not in linked and not known.proven)
+    return sum(any(place[0] == host for place in known.candidates) for known in strangers) >= _MAX_NODES_OF_HOST
 
   def forget_old(self, known: KnownNode, now_s: float) -> None:
     """Leave out what nobody has said for too long."""

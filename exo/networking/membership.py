@@ -53,6 +53,7 @@ class _Member:
   seen_at: float  # when a count of it rose
   address: str = ""
   state: State = State.ALIVE
+  direct: bool = False  # it was heard itself
 
 
 class Membership:
@@ -98,20 +99,25 @@ class Membership:
     changes = []
     for rumour in rumours:
       direct = rumour.node_id == sender
-      change = self._learn(rumour, now, address if direct and address else rumour.address)
+      change = self._learn(rumour, now, address if direct and address else rumour.address, direct)
       if change is not None:
         changes.append(change)
     return changes
 
-  def _learn(self, rumour: Rumour, now: float, address: str) -> Change | None:
+  def _learn(self, rumour: Rumour, now: float, address: str, direct: bool) -> Change | None:
     if rumour.node_id == self._node_id:
       return None
     member = self._members.get(rumour.node_id)
     if member is None:
+      if direct and len(self._members) >= _MAX_MEMBERS:  # whom somebody has made up makes way
+        heard_of = next((node_id for node_id, known in self._members.items() if not known.direct), None)
+        if heard_of is not None:
+          del self._members[heard_of]
       if len(self._members) < _MAX_MEMBERS:
-        self._members[rumour.node_id] = _Member(rumour.incarnation, rumour.beat, now, address)
+        self._members[rumour.node_id] = _Member(rumour.incarnation, rumour.beat, now, address, direct=direct)
         return Change(rumour.node_id, State.DEAD, State.ALIVE)
       return None
+    member.direct = member.direct or direct
     if (rumour.incarnation, rumour.beat) <= (member.incarnation, member.beat):
       return None
     member.incarnation, member.beat, member.seen_at = rumour.incarnation, rumour.beat, now

@@ -37,8 +37,9 @@ from exo.networking.grpc.stream import (
 )
 from exo.networking.grpc.tensor_codec import WireDtype
 from exo.networking.grpc.tls import SERVER_NAME, TlsCredentials, explain_refusal
+from exo.networking.grpc.unfinished import Unfinished
 from exo.networking.grpc.warm_path import WarmPath
-from exo.networking.membership import Membership, State, Timing
+from exo.networking.membership import Change, Membership, State, Timing
 from exo.networking.mesh import Mesh, MeshHandler, PeerCandidate, PeerStatus
 from exo.networking.messages import Hello, Message, Rumour
 from exo.networking.refusals import Refusals
@@ -98,7 +99,7 @@ class GrpcMesh(Mesh):
     self._pending: dict[str, Link] = {}
     self._book = AddressBook(candidate_timeout_s)
     self._refusals = Refusals()
-    self._doorkeeper = Doorkeeper()
+    self._doorkeeper, self._unfinished = Doorkeeper(), Unfinished()
     self._dials = TokenBucket(_DIALS_RATE, _DIALS_BURST, time.monotonic())
     self._host_dials = Buckets(_HOST_DIALS_RATE, _HOST_DIALS_BURST, 1024)
     self._dialing = asyncio.Semaphore(_MAX_DIALS)
@@ -219,7 +220,11 @@ class GrpcMesh(Mesh):
     while True:
       await asyncio.sleep(_TIMING.tick_s)
       for change in self._membership.tick(time.monotonic()):
-        log(1, "%s is %s", change.node_id, change.after.name.lower())
+        self._tell(change)
+
+  def _tell(self, change: Change) -> None:
+    """Of a node that this one knows of only by what others say anybody may say anything."""
+    log(1 if change.node_id in self._links else 2, "%s is %s", change.node_id, change.after.name.lower())
 
   async def _watch_connections(self, port: int) -> None:
     """End connections that are held open for nothing; looks closely only where there are many."""
@@ -242,7 +247,7 @@ class GrpcMesh(Mesh):
     elsewhere = "" if "%" in host else f"{host}:{link.peer.port}"  # a link-local address means nothing to others
     changes = self._membership.heard(link.peer.node_id, rumours, time.monotonic(), elsewhere)
     for change in changes:
-      log(1, "%s is %s", change.node_id, change.after.name.lower())
+      self._tell(change)
     for rumour in rumours:
       if rumour.address and rumour.node_id not in self._links and rumour.node_id != self._hello.node_id:
         host, _, port = rumour.address.rpartition(":")
@@ -316,7 +321,7 @@ class GrpcMesh(Mesh):
       for kind in STREAM_KINDS:
         channel = channels[_CONNECTION_OF.get(kind, 0)]
         call = channel.stream_stream(METHOD)(metadata=((_LINK_KEY, link_id), ))
-        stream = EnvelopeStream(kind, reader(call), call.write)
+        stream = EnvelopeStream(kind, reader(call), call.write, self._unfinished)
         async with asyncio.timeout(_GREETING_TIMEOUT_S):
           await stream.write_items([hello_out(self._hello, kind)])
           items = await stream.read_items()
@@ -449,7 +454,7 @@ class GrpcMesh(Mesh):
           peer = self._believed(said)
           if f"{peer.node_id} {key}" not in self._pending:
             await self._check_identity(peer, address, "")
-          stream = EnvelopeStream(kind, reader(context), context.write)
+          stream = EnvelopeStream(kind, reader(context), context.write, self._unfinished)
           await stream.write_items([hello_out(self._hello, kind)])
           return self._join(f"{peer.node_id} {key}", peer, address, stream)
     except (ProtocolError, TimeoutError) as error:

@@ -12,6 +12,7 @@ import grpc
 from exo.errors import ProtocolError
 from exo.networking.grpc import node_service_pb2 as pb
 from exo.networking.grpc.codec import decode
+from exo.networking.grpc.unfinished import Unfinished
 from exo.networking.grpc.wire import (
     MAX_BYTES,
     MAX_ITEMS,
@@ -69,8 +70,8 @@ class EnvelopeStream:
 
   `fault` is what ended it, where that was something that no node sends.
   """
-  def __init__(self, kind: str, read: Read, write: Write) -> None:
-    self.kind = kind
+  def __init__(self, kind: str, read: Read, write: Write, unfinished: Unfinished | None = None) -> None:
+    self.kind, self._unfinished = kind, unfinished or Unfinished()
     self._read, self._write = read, write
     self._outbox: deque[tuple[pb.Item, int]] = deque()
     self._queued_bytes = 0
@@ -124,10 +125,16 @@ class EnvelopeStream:
       parts.append(piece[0])
       if piece[1]:
         data = b"".join(parts)
+        self._unfinished.done(self._give_up)
         break
+      self._unfinished.hold(self._give_up, len(data))
     if len(data) <= _MOST_REHEARSED:
       self._latest = data
     return await asyncio.to_thread(envelope_items, data) if is_slow(data) else envelope_items(data)
+
+  def _give_up(self, error: ProtocolError) -> None:
+    if self._ended is not None and not self._ended.done():
+      self._ended.set_result(error)
 
   def rehearse(self) -> None:
     """Read the latest small message once more, to no other end than that the next one finds it all in the caches."""
@@ -152,6 +159,7 @@ class EnvelopeStream:
       await asyncio.wait({reader, ended}, return_when=asyncio.FIRST_COMPLETED)
     finally:
       self._ended = None
+      self._unfinished.done(self._give_up)
       tasks = [reader] if self._writer is None else [reader, self._writer]
       over = reader.done()
       for task in tasks:
