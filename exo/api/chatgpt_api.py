@@ -45,6 +45,7 @@ MAX_BODY_BYTES = 16 * 2**20
 HEADER_TIMEOUT_S = 30.0
 
 _SHOWN_REFUSALS = 20
+_BACKLOG = 1024  # where many connect at once, nobody else has to try a second time
 
 NodeHandler = Callable[[web.Request, Node], Awaitable[web.StreamResponse]]
 
@@ -130,7 +131,9 @@ class ChatGPTAPI:
     host, wanted = config.chatgpt_api_host, config.chatgpt_api_port
     for port in (DEFAULT_API_PORT, 0) if wanted is None else (wanted, ):
       try:
-        self._server = await loop.create_server(self.connections.factory(protocol), host, port, reuse_address=True)
+        self._server = await loop.create_server(
+            self.connections.factory(protocol), host, port, reuse_address=True, backlog=_BACKLOG
+        )
       except OSError as error:
         if error.errno == errno.EADDRINUSE and wanted is None and port:
           continue

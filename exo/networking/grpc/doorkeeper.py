@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from exo.errors import ProtocolError
-from exo.networking.grpc.open_connections import Place
+from exo.networking.place import Place
 
 MAX_LINKS, MAX_LINKS_OF_HOST, MAX_LINKS_OF_NODE = 256, 64, 4
 _MAX_GREETINGS, _MAX_GREETINGS_OF_HOST = 256, 32  # streams under way whose other side has not said who it is

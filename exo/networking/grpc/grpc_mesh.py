@@ -20,30 +20,32 @@ from exo.log import log
 from exo.networking.address_book import AddressBook, KnownNode
 from exo.networking.address_rule import AddressRule, own_addresses, parse_address
 from exo.networking.cluster_key import ClusterKeyring
+from exo.networking.dial_rate import DialRate
 from exo.networking.grpc.allowance import FloodError
+from exo.networking.grpc.channels import Channels
 from exo.networking.grpc.doorkeeper import FAULT_BAN_S, FLOOD_BAN_S, Doorkeeper
 from exo.networking.grpc.link import HEARTBEAT_S, STREAM_KINDS, Link
-from exo.networking.grpc.open_connections import OpenConnections, open_descriptors, place_of
+from exo.networking.grpc.open_connections import OpenConnections
 from exo.networking.grpc.peer_codec import hello_in, hello_out
 from exo.networking.grpc.routes import turn_to_later
 from exo.networking.grpc.stream import (
-    CHANNEL_OPTIONS,
-    MAX_STREAMS,
-    METHOD,
-    EnvelopeStream,
-    OneMethod,
-    reader,
-    server_options,
+  MAX_STREAMS,
+  METHOD,
+  EnvelopeStream,
+  OneMethod,
+  reader,
+  server_options,
 )
 from exo.networking.grpc.tensor_codec import WireDtype
-from exo.networking.grpc.tls import SERVER_NAME, TlsCredentials, explain_refusal
+from exo.networking.grpc.tls import TlsCredentials, explain_refusal
 from exo.networking.grpc.unfinished import Unfinished
 from exo.networking.grpc.warm_path import WarmPath
 from exo.networking.membership import Change, Membership, State, Timing
+from exo.networking.memory_claims import MOST_OF_STRANGERS_MB, MemoryClaims
 from exo.networking.mesh import Mesh, MeshHandler, PeerCandidate, PeerStatus
 from exo.networking.messages import Hello, Message, Rumour
+from exo.networking.place import place_of
 from exo.networking.refusals import Refusals
-from exo.networking.token_bucket import Buckets, TokenBucket
 from exo.tasks import TaskOwner
 
 _GREETING_TIMEOUT_S = 5.0
@@ -53,19 +55,10 @@ _RETRY_S, _MAX_RETRY_S = 0.5, 5.0
 _LINK_KEY = "exo-link"
 # bounds on what strangers can make this node remember
 _MAX_PENDING, _MAX_PENDING_OF_HOST = 128, 32
-# addresses that nobody vouches for are dialed at these rates, so many at once
-_DIALS_RATE, _DIALS_BURST = 16.0, 128.0
-_HOST_DIALS_RATE, _HOST_DIALS_BURST = 4.0, 64.0
-_MAX_DIALS = 32
-_LOOK_S = 0.5
-MOST_MEMORY_MB = 2**21  # 2 TB: what a stranger's machine may have
-_MANY_DESCRIPTORS = 16  # more than there were when nobody held a connection for nothing
 _TRY_BETTER_S = 30.0
 _TIMING = Timing()
 _RUMOUR_PRIORITY = -1  # behind every address that the node itself announces
 _SILENCE_S = 3 * HEARTBEAT_S
-_CONNECTIONS = 3
-_CONNECTION_OF = {"heartbeat": 1, "bulk": 2}  # data and control share the first
 
 
 class _UnwantedError(ProtocolError):
@@ -88,9 +81,6 @@ class GrpcMesh(Mesh):
       wire: WireDtype = "native",
       most_memory_mb: int | None = None
   ) -> None:
-    self._most_memory_mb = most_memory_mb
-    if most_memory_mb is None and keyring is None:
-      self._most_memory_mb = MOST_MEMORY_MB
     self._node_ids, self._wire = frozenset(node_ids), wire
     self._hello, self._host = hello, host
     self._tls = None if keyring is None else TlsCredentials(keyring)
@@ -99,14 +89,15 @@ class GrpcMesh(Mesh):
     self._pending: dict[str, Link] = {}
     self._book = AddressBook(candidate_timeout_s)
     self._refusals = Refusals()
+    if most_memory_mb is None and keyring is None:
+      most_memory_mb = MOST_OF_STRANGERS_MB
+    self._claims = MemoryClaims(most_memory_mb, self._refusals)
     self._doorkeeper, self._unfinished = Doorkeeper(), Unfinished()
-    self._dials = TokenBucket(_DIALS_RATE, _DIALS_BURST, time.monotonic())
-    self._host_dials = Buckets(_HOST_DIALS_RATE, _HOST_DIALS_BURST, 1024)
-    self._dialing = asyncio.Semaphore(_MAX_DIALS)
+    self._dial_rate = DialRate()
     self._membership = Membership(hello.node_id, hello.incarnation, time.monotonic(), _TIMING)
     self._tasks = TaskOwner("mesh")
     self._warm_path = WarmPath()
-    self._channels: set[grpc.aio.Channel] = set()
+    self._channels = Channels(self._tls)
     self._handler: MeshHandler | None = None
     self._server: grpc.aio.Server | None = None
     self._stopping = False
@@ -138,7 +129,8 @@ class GrpcMesh(Mesh):
       )
     await self._server.start()
     self._tasks.spawn(self._watch_members(), "membership")
-    self._tasks.spawn(self._watch_connections(port), "connections")
+    connections = OpenConnections(port, descriptors.peer_connections())
+    self._tasks.spawn(connections.watch(self._doorkeeper, self._refusals), "connections")
     self._hello = replace(self._hello, port=port)
 
   async def stop(self) -> None:
@@ -149,7 +141,7 @@ class GrpcMesh(Mesh):
       await link.close("this node stops")
     self._pending.clear()
     self._links.clear()
-    await asyncio.gather(*(channel.close() for channel in self._channels))
+    await self._channels.close_all()
     if self._server is not None:
       await self._server.stop(grace=0.1)
 
@@ -226,20 +218,6 @@ class GrpcMesh(Mesh):
     """Of a node that this one knows of only by what others say anybody may say anything."""
     log(1 if change.node_id in self._links else 2, "%s is %s", change.node_id, change.after.name.lower())
 
-  async def _watch_connections(self, port: int) -> None:
-    """End connections that are held open for nothing; looks closely only where there are many."""
-    connections, many = OpenConnections(port, descriptors.peer_connections()), 0
-    while True:
-      await asyncio.sleep(_LOOK_S)
-      if open_descriptors() < many:
-        continue
-      silent, ended = await asyncio.to_thread(connections.sweep, self._doorkeeper.served, time.monotonic())
-      many = 0 if silent else open_descriptors() + _MANY_DESCRIPTORS
-      if ended:
-        self._refusals.note(
-            "ended connections to the ring's port that said nothing: is something scanning this machine?"
-        )
-
   def _heard(self, link: Link, rumours: tuple[Rumour, ...]) -> None:
     """A heartbeat came, with what its sender knows of others: those that this node has no link to are tried."""
     turn_to_later(self._links.get(link.peer.node_id, []), link)
@@ -284,11 +262,11 @@ class GrpcMesh(Mesh):
         if not known.candidates:
           return
         for candidate in known.best_first():
-          if not self._may_dial(candidate):
+          if not self._dial_rate.take(candidate):
             continue
           place = candidate.host, candidate.port
           known.tried[place] = time.monotonic()
-          async with contextlib.nullcontext() if candidate.configured else self._dialing:
+          async with self._dial_rate.dialing(candidate):
             node_id, is_node = await self._dial(candidate)
           if is_node:
             known.proven.add(place)
@@ -300,11 +278,6 @@ class GrpcMesh(Mesh):
     finally:
       known.dialing = False
 
-  def _may_dial(self, candidate: PeerCandidate) -> bool:
-    """Whether there is no hurry: who announces nodes that are none makes this one connect to anybody."""
-    now_s = time.monotonic()
-    return candidate.configured or (self._host_dials.take(candidate.host, now_s) and self._dials.take(now_s))
-
   async def _dial(self, candidate: PeerCandidate) -> tuple[str, bool]:
     """Open the four streams; heartbeats and files get connections of their own, so that neither waits for the other
     nor for a tensor.
@@ -314,46 +287,35 @@ class GrpcMesh(Mesh):
     address = f"[{candidate.host}]:{candidate.port}" if ":" in candidate.host else f"{candidate.host}:{candidate.port}"
     if candidate.configured:
       await self._configure_name(candidate.host)
-    channels = await self._open_channels(address)
-    self._channels.update(channels)
+    channels = await self._channels.open(address)
     link_id, link = uuid.uuid4().hex, None
     try:
       for kind in STREAM_KINDS:
-        channel = channels[_CONNECTION_OF.get(kind, 0)]
-        call = channel.stream_stream(METHOD)(metadata=((_LINK_KEY, link_id), ))
+        call = self._channels.of(channels, kind).stream_stream(METHOD)(metadata=((_LINK_KEY, link_id), ))
         stream = EnvelopeStream(kind, reader(call), call.write, self._unfinished)
         async with asyncio.timeout(_GREETING_TIMEOUT_S):
           await stream.write_items([hello_out(self._hello, kind)])
           items = await stream.read_items()
         if not items:
           raise ProtocolError("it closed the stream without a greeting")
-        peer = self._believed(hello_in(items[0])[0])
+        peer = self._claims.believed(hello_in(items[0])[0])
         if link is None:
           await self._check_identity(peer, address, candidate.node_id)
           assert self._handler is not None
           if not candidate.node_id and peer.node_id in self._links:  # an address alone, of a node that is here already
-            await self._close_channels(channels)
+            await self._channels.close(channels)
             return peer.node_id, True
           link = self._new_link(peer, address, True, link_id)
           link.interface, link.priority = candidate.interface, candidate.priority
         link.attach(stream)
     except Exception as error:  # noqa: BLE001 - whatever it is, its connections must not stay
       self._note_refusal(address, error, candidate)
-      await self._close_channels(channels)
+      await self._channels.close(channels)
       refused = isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.FAILED_PRECONDITION
       return "", refused or isinstance(error, ProtocolError)
     assert link is not None
     self._tasks.spawn(self._run_link(link, channels), f"link {link.peer.node_id}")
     return link.peer.node_id, True
-
-  async def _open_channels(self, address: str) -> list[grpc.aio.Channel]:
-    """One for data and calls, one for heartbeats, one for files, each with a connection of its own."""
-    options: list[tuple[str, int | str]] = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
-    if self._tls is None:
-      return [grpc.aio.insecure_channel(address, options=options) for _ in range(_CONNECTIONS)]
-    options.append(("grpc.ssl_target_name_override", SERVER_NAME))
-    credentials = await asyncio.to_thread(self._tls.channel)
-    return [grpc.aio.secure_channel(address, credentials, options=options) for _ in range(_CONNECTIONS)]
 
   async def _configure_name(self, host: str) -> None:
     """Let the addresses of a host name that a person gave connect to this node too."""
@@ -370,25 +332,6 @@ class GrpcMesh(Mesh):
     wanted = isinstance(error, _UnwantedError) or why.endswith("-filter")  # of the other side
     wrong = dialed is not None and not wanted
     self._refusals.note(f"no link to {address}: {why}", wrong=wrong, node_id=dialed.node_id if dialed else "")
-
-  async def _close_channels(self, channels: list[grpc.aio.Channel]) -> None:
-    for channel in channels:
-      self._channels.discard(channel)
-      await channel.close()
-
-  def _believed(self, peer: Hello) -> Hello:
-    """What it says of itself, but for a claim of memory that no machine has: who offers most gets most layers."""
-    claim = peer.capabilities.memory
-    if self._most_memory_mb is None or claim <= self._most_memory_mb:
-      return peer
-    self._refusals.note(
-        f"{peer.node_id} says that it offers {claim} MB, which is not believed: it gets no layers. Start all nodes with a "
-        f"cluster key (`exo key new`), or this one with --max-peer-memory {claim}, if it is so",
-        about=f"memory {peer.node_id}",
-        wrong=True,
-        loud=True
-    )
-    return replace(peer, capabilities=replace(peer.capabilities, memory=0))
 
   async def _check_identity(self, peer: Hello, address: str, expected: str) -> None:
     """Raises `ProtocolError` for this node itself, for another than was looked for, and for a stale or doubled id.
@@ -451,7 +394,7 @@ class GrpcMesh(Mesh):
           if not items or not 8 <= len(str(key)) <= 64:
             raise ProtocolError("a stream without a greeting")
           said, kind = hello_in(items[0])
-          peer = self._believed(said)
+          peer = self._claims.believed(said)
           if f"{peer.node_id} {key}" not in self._pending:
             await self._check_identity(peer, address, "")
           stream = EnvelopeStream(kind, reader(context), context.write, self._unfinished)
@@ -506,7 +449,7 @@ class GrpcMesh(Mesh):
       await link.close(reason)
 
     async with contextlib.AsyncExitStack() as at_end:  # each of them, also when another fails
-      at_end.push_async_callback(self._close_channels, channels)
+      at_end.push_async_callback(self._channels.close, channels)
       at_end.callback(lambda: self._remove(link, reason))
       at_end.push_async_callback(close)
       self._links.setdefault(node_id, []).append(link)

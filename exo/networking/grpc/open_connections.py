@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
-from exo.networking.address_rule import parse_address
+from exo.networking.grpc.doorkeeper import Doorkeeper
+from exo.networking.place import Place, place_of
+from exo.networking.refusals import Refusals
 
 _FOLDER = Path("/proc/self/fd" if sys.platform == "linux" else "/dev/fd")
+_LOOK_S = 0.5
+_MANY = 16  # descriptors more than there were when nobody held a connection for nothing
 SILENT_S = 10.0  # a connection that carries no stream by then is ended
 MOST_OF_HOST = 32  # that carry no stream; the oldest give way
-
-Place = tuple[str, int]  # address and port of the other side
-
-
-def place_of(host: str, port: int | str) -> Place:
-  """The same for whatever way an address is written in."""
-  address = parse_address(host)
-  return str(address or host), int(port)
 
 
 def open_descriptors() -> int:
@@ -61,6 +59,18 @@ class OpenConnections:
   def __init__(self, port: int, limit: int) -> None:
     self._port, self._limit = port, limit
     self._since: dict[Place, float] = {}
+
+  async def watch(self, doorkeeper: Doorkeeper, refusals: Refusals) -> None:
+    """Sweep for ever; looks closely only where there are many descriptors."""
+    many = 0
+    while True:
+      await asyncio.sleep(_LOOK_S)
+      if open_descriptors() < many:
+        continue
+      silent, ended = await asyncio.to_thread(self.sweep, doorkeeper.served, time.monotonic())
+      many = 0 if silent else open_descriptors() + _MANY
+      if ended:
+        refusals.note("ended connections to the ring's port that said nothing: is something scanning this machine?")
 
   def sweep(self, served: Container[Place], now_s: float) -> tuple[int, int]:
     """End what must go. `served` carry streams. Returns (connections that carry none, how many of them were ended)."""
