@@ -29,12 +29,12 @@ from exo.networking.grpc.open_connections import OpenConnections
 from exo.networking.grpc.peer_codec import hello_in, hello_out
 from exo.networking.grpc.routes import turn_to_later
 from exo.networking.grpc.stream import (
-  MAX_STREAMS,
-  METHOD,
-  EnvelopeStream,
-  OneMethod,
-  reader,
-  server_options,
+    MAX_STREAMS,
+    METHOD,
+    EnvelopeStream,
+    OneMethod,
+    reader,
+    server_options,
 )
 from exo.networking.grpc.tensor_codec import WireDtype
 from exo.networking.grpc.tls import TlsCredentials, explain_refusal
