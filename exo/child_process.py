@@ -20,7 +20,7 @@ from typing import IO, Any
 
 import msgspec
 
-from exo.errors import EngineUnavailableError, ExoError, from_wire, to_wire
+from exo.errors import EngineUnavailableError, ExoError, from_wire, in_words, to_wire
 from exo.log import log
 
 _LENGTH = struct.Struct("<I")
@@ -82,10 +82,20 @@ class ChildProcess:
       self.generation += 1
       atexit.register(process.kill)
       waiting = self._waiting = {}
-      threading.Thread(target=self._read, args=(process, waiting), name=f"exo-{self._what}", daemon=True).start()
+      threading.Thread(target=self._serve, args=(process, waiting), name=f"exo-{self._what}", daemon=True).start()
     return process
 
-  def _read(self, process: subprocess.Popen[bytes], waiting: dict[int, Future[Any]]) -> None:
+  def _serve(self, process: subprocess.Popen[bytes], waiting: dict[int, Future[Any]]) -> None:
+    """Give its answers to who waits for them, until it ends; then whoever still waits hears of that."""
+    try:
+      self._answer(process, waiting)
+    except Exception as error:  # noqa: BLE001 - nobody would read its answers any more
+      log(0, "the answers of the process for %s cannot be read: %s", self._what, in_words(error))
+    finally:
+      self._ended(process, waiting)
+
+  @staticmethod
+  def _answer(process: subprocess.Popen[bytes], waiting: dict[int, Future[Any]]) -> None:
     assert process.stdout is not None
     while (data := _read(process.stdout)) is not None:
       number, failed, value = msgspec.msgpack.decode(data)
@@ -95,6 +105,8 @@ class ChildProcess:
           future.set_exception(from_wire(*value))
         else:
           future.set_result(value)
+
+  def _ended(self, process: subprocess.Popen[bytes], waiting: dict[int, Future[Any]]) -> None:
     process.kill()
     code = process.wait()
     atexit.unregister(process.kill)

@@ -239,6 +239,13 @@ def cause_of(error: StageSickError) -> ExoError:
 
 def from_wire(kind: str, message: str, details_json: str) -> ExoError:
   """The inverse of `to_wire`. An unknown kind (from a newer node) becomes a plain `ExoError`."""
+  try:
+    return _from_wire(kind, message, details_json)
+  except Exception:  # noqa: BLE001 - who waits for an error must get one
+    return ExoError(message)
+
+
+def _from_wire(kind: str, message: str, details_json: str) -> ExoError:
   cls = _kinds().get(kind, ExoError)
   try:
     details = json.loads(details_json) if details_json else {}

@@ -222,6 +222,9 @@ def main() -> int:
   parser.add_argument("--clients", type=int, help="default 8, and 50 for chaos")
   parser.add_argument("--minutes", type=float, default=30)
   parser.add_argument("--nodes", type=int, default=4, help="of the ring for chaos")
+  parser.add_argument(
+      "--every", type=float, default=30, help="seconds between two faults of a node, on average, for chaos"
+  )
   parser.add_argument("--pause", type=float, default=3, help="seconds that a client of chaos rests, on average")
   parser.add_argument("--tokens", type=int, default=160)
   parser.add_argument("--model", default="smollm2-135m")
@@ -239,7 +242,7 @@ def main() -> int:
     world = World(Path(folder), model_home, where.arguments, options.nodes)
     try:
       return 0 if asyncio.run(
-          chaos(world, options.minutes, options.clients or 50, options.seed, options.pause, say)
+          chaos(world, options.minutes, options.clients or 50, options.seed, options.pause, options.every, say)
       ) else 1
     finally:
       for node in world.nodes:

@@ -27,6 +27,7 @@ from test.support.nodes import ROOT, NodeProcess, free_port, wait_until
 
 RECOVERED_S = 120.0  # from the end of all faults until every node answers rightly again
 SAMPLE_S = 5.0
+JUDGED_S = 600.0  # in less time memory has not found its level
 MEMORY_GROWTH, MEMORY_SLACK_MB, DESCRIPTOR_SLACK = 1.15, 60, 40
 DISK_MB = 300
 Say = Callable[[str], None]
@@ -76,9 +77,10 @@ class World:
       self.home(i).mkdir(parents=True)
       self.fill_home(i)
       self.nodes.append(self.node(i))
-    for node in self.nodes:
-      node.wait_ready()
-    self.wait_whole(30)
+      with contextlib.suppress(AssertionError):  # the machine may be busy
+        self.nodes[i].wait_ready()
+      self.nodes[i].wait_ready()
+    self.wait_whole(60)
 
   def wait_whole(self, timeout_s: float) -> None:
     names = {node.node_id for node in self.nodes}
@@ -95,8 +97,8 @@ class World:
 
 class Trouble:
   """One fault at a time on each of the nodes behind the first; how many there were is in `counts`."""
-  def __init__(self, world: World, pick: random.Random, say: Say) -> None:
-    self._world, self._pick, self._say = world, pick, say
+  def __init__(self, world: World, pick: random.Random, every_s: float, say: Say) -> None:
+    self._world, self._pick, self._every_s, self._say = world, pick, every_s, say
     self.counts: Counter[str] = Counter()
     self.ending = asyncio.Event()
     on_disk = world.model_home is not None
@@ -117,9 +119,9 @@ class Trouble:
       await asyncio.wait_for(self.ending.wait(), seconds)
 
   async def _on(self, i: int) -> None:
-    """Faults of one node. Two of them rest for longer, so that there mostly is a ring."""
+    """Faults of one node, with rests of `every_s` seconds on average."""
     while not self.ending.is_set():
-      await self._pause(self._pick.uniform(4, 24))
+      await self._pause(self._pick.uniform(0.2, 1.8) * self._every_s)
       if self.ending.is_set():
         return
       name = self._pick.choice(list(self._faults))
@@ -256,7 +258,9 @@ async def recovered(world: World, expected: dict[str, str]) -> list[str]:
   return wrong
 
 
-async def chaos(world: World, minutes: float, clients: int, seed: int, pause_s: float, say: Say) -> bool:
+async def chaos(
+    world: World, minutes: float, clients: int, seed: int, pause_s: float, every_s: float, say: Say
+) -> bool:
   """Whether every answer was exact or an honest error, nobody waited in silence, and the first node stayed as small as it was."""
   pick = random.Random(seed)
   alone = World(world.folder / "alone", world.model_home, world.arguments, 1)
@@ -269,7 +273,7 @@ async def chaos(world: World, minutes: float, clients: int, seed: int, pause_s: 
   await asyncio.to_thread(world.start)
   hoard = Hoard(world.nodes[0].url, clients, expected, pick, pause_s)
   watched = Watched(psutil.Process(world.nodes[0].process.pid))
-  trouble = Trouble(world, pick, say)
+  trouble = Trouble(world, pick, every_s, say)
   asking = asyncio.create_task(hoard.run())
   watching = asyncio.create_task(watched.run(hoard.ending))
   troubling = asyncio.create_task(trouble.run())
@@ -303,7 +307,7 @@ def report(hoard: Hoard, trouble: Trouble, watched: Watched, sick: list[str], sa
       f"memory of the clients' node: {early:.0f} MB early, {late:.0f} MB late; descriptors: {fds[0]} at first, {fds[-1]} at last"
   )
   problems = [*tally.bad[:20], *(f"not recovered: {text}" for text in sick)]
-  if late > early * MEMORY_GROWTH + MEMORY_SLACK_MB:
+  if len(watched.memory_mb) * SAMPLE_S > JUDGED_S and late > early * MEMORY_GROWTH + MEMORY_SLACK_MB:
     problems.append(f"memory grew from {early:.0f} to {late:.0f} MB")
   if fds[-1] > fds[0] + DESCRIPTOR_SLACK:
     problems.append(f"descriptors grew from {fds[0]} to {fds[-1]}")

@@ -150,6 +150,31 @@ def test_a_better_route_that_appears_is_turned_to_without_a_message_lost() -> No
   run(scenario)
 
 
+def test_line_1_what_was_under_way_on_a_broken_link_is_lost_also_where_another_is_left() -> None:
+  """Who waits hears so at once: the node counts as gone and come again. Nor does anybody wait for a call made just then."""
+  async def scenario() -> None:
+    async with mesh("a", host="0.0.0.0") as (a, a_heard), mesh("b", host="0.0.0.0") as (b, b_heard):
+      a.offer(PeerCandidate("b", "127.0.0.1", b.hello.port, 1, "slow"))
+      await a_heard.until(lambda: "b" in a.peers())
+      await b_heard.until(lambda: "a" in b.peers())
+      a.offer(PeerCandidate("b", "127.0.0.2", b.hello.port, 5, "fast"))
+      async with asyncio.timeout(10):
+        while len(a._links["b"]) < 2:  # noqa: ASYNC110
+          await asyncio.sleep(0.01)
+      used = a._links["b"][0]
+      calling = asyncio.create_task(a.call("b", Cancel("p", "slow"), 60))
+      await asyncio.sleep(0.05)
+      used.end("cut by the test")
+      with pytest.raises(PeerLostError):
+        await used.call(Cancel("p", "r"), 60)
+      with pytest.raises(PeerLostError):
+        await calling
+      await a_heard.until(lambda: a_heard.events == ["+b", "-b", "+b"])
+      assert await a.call("b", Cancel("p", "r"), 5) == Done()
+
+  run(scenario)
+
+
 def test_who_only_calls_himself_by_a_peers_name_is_not_turned_to() -> None:
   async def scenario() -> None:
     async with mesh("a", host="0.0.0.0") as (a, a_heard), mesh("b", host="0.0.0.0") as (b, b_heard), \

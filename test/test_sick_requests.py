@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import socket
 import subprocess
 import sys
+import urllib.parse
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from test.support.nodes import ROOT
+from exo.inference.device_thread import DeviceThread
+from test.support.nodes import ROOT, NodeProcess
 
 
 def tried(capsys: pytest.CaptureFixture[str], *arguments: str, timeout_s: float = 300) -> str:
@@ -33,6 +39,34 @@ def test_line_1_whatever_is_raised_on_a_requests_way_is_told(
   said = tried(capsys, "--nodes", str(nodes), "--stride", str(stride))
   found, times = (int(line.split()[0]) for line in said.splitlines()[:1] + said.splitlines()[-1:])
   assert found > 1500 and times > 50
+
+
+def test_line_1_what_is_no_http_is_told_in_the_apis_form(dummy_ring: list[NodeProcess]) -> None:
+  address = urllib.parse.urlsplit(dummy_ring[0].url)
+  with socket.create_connection((address.hostname, address.port), timeout=10) as sock:
+    sock.sendall(b"GET / HTTP/9.9\r\nnonsense\r\n\r\n")
+    answer = b"".join(iter(lambda: sock.recv(65536), b"")).decode()
+  head, _, body = answer.partition("\r\n\r\n")
+  assert " 400 " in head.splitlines()[0] and "application/json" in head
+  error = json.loads(body)["error"]
+  assert error["type"] == "invalid_request_error" and error["message"]
+
+
+def test_line_1_a_result_that_cannot_be_taken_is_told_to_who_waits_for_it() -> None:
+  async def scenario() -> None:
+    device, heard = DeviceThread(), asyncio.Queue[Any]()
+
+    def done(result: Any, error: BaseException | None) -> None:
+      if error is None:
+        raise KeyError("cannot take it")
+      heard.put_nowait(error)
+
+    device.submit(lambda: 1, done)
+    assert isinstance(await asyncio.wait_for(heard.get(), 10), KeyError)
+    assert await asyncio.wait_for(device.run(lambda: 2), 10) == 2
+    await asyncio.to_thread(device.close)
+
+  asyncio.run(scenario())
 
 
 @pytest.mark.slow

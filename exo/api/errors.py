@@ -99,11 +99,12 @@ def _retry_after_s(error: errors.QueueFullError) -> int:
 End = Callable[[Exception | None], Awaitable[None]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Streamed:
   """A response that is sent as it comes. `end` writes what comes last, which tells of the error if there was one."""
   response: web.StreamResponse
   end: End
+  over: bool = False
 
 
 _STREAMED = web.RequestKey("streamed", _Streamed)
@@ -112,11 +113,12 @@ _STREAMED = web.RequestKey("streamed", _Streamed)
 @asynccontextmanager
 async def streamed(request: web.Request, response: web.StreamResponse, end: End) -> AsyncIterator[None]:
   """Send a response's headers, and after the block its end. What is raised is told by `error_middleware`, through `end`."""
-  request[_STREAMED] = _Streamed(response, end)
+  request[_STREAMED] = stream = _Streamed(response, end)
   await response.prepare(request)
   yield
   await end(None)
   await response.write_eof()
+  stream.over = True
 
 
 @web.middleware
@@ -150,8 +152,10 @@ async def error_middleware(request: web.Request, handler: Handler) -> web.Stream
     stream: _Streamed | None = request.get(_STREAMED)
     if stream is None:
       raise
-    await stream.end(error)
-    await stream.response.write_eof()
+    if not stream.over:
+      await stream.end(error)
+      await stream.response.write_eof()
+      stream.over = True
     return stream.response
 
 

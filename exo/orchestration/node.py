@@ -17,6 +17,7 @@ from exo.errors import (
     ModelNotFoundError,
     ProtocolError,
     StartingError,
+    in_words,
 )
 from exo.inference.device_thread import DeviceThread
 from exo.inference.engines import EngineChoice
@@ -325,6 +326,7 @@ class Node:
       checkpoint = await self.catalog.checkpoint(shard.model_id)
       needed = await self._loader.needed_bytes(shard)
     except Exception as error:  # noqa: BLE001 - whatever it is, opening the plan meets it too and tells everybody of it
+      log(2, "%s cannot be looked at for %s: %s", shard, sender, in_words(error))
       self._bounds.note_failure(sender, error)
       return
     if checkpoint.fingerprint != message.fingerprint:

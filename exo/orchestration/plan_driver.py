@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from exo.errors import ExoError, PeerUnreachableError, from_wire, to_wire
+from exo.errors import ExoError, PeerUnreachableError, from_wire, in_words, to_wire
 from exo.log import enabled, log
 from exo.networking.messages import Failure, Frame, Message, PlanPace, Request, RequestFailed, StepFailed, StepResult
 from exo.orchestration.meter import Meter
@@ -152,10 +152,13 @@ def failure_error(failure: Failure) -> ExoError:
 
 
 def tell_failed(send: Callable[[str, Message], None], plan: RingPlan, request: Request, error: BaseException) -> None:
-  """To the request's entry node: it does not run on this plan any more, or never did."""
-  try:
-    send(request.entry_node, RequestFailed(plan.plan_id, request.request_id, Failure(*to_wire(error))))
-  except PeerUnreachableError:
-    log(1, "the entry node %s is gone", request.entry_node, request=request.request_id)
-  except Exception as unexpected:  # noqa: BLE001 - those after it must be told, too
-    log(0, "a failure could not be told: %s: %s", type(unexpected).__name__, unexpected, request=request.request_id)
+  """To the request's entry node: it does not run on this plan any more, or never did. Tried twice: its client waits for it."""
+  for _ in range(2):
+    try:
+      send(request.entry_node, RequestFailed(plan.plan_id, request.request_id, Failure(*to_wire(error))))
+      return
+    except PeerUnreachableError:
+      log(1, "the entry node %s is gone", request.entry_node, request=request.request_id)
+      return
+    except Exception as unexpected:  # noqa: BLE001 - those after it must be told, too
+      log(0, "a failure could not be told: %s", in_words(unexpected), request=request.request_id)

@@ -71,10 +71,6 @@ class _Known:
   entry_node: str
 
 
-class _CachesUnknownError(Exception):
-  """What a frame says about sequences was done in part: the plan is over, and its requests begin anew on another."""
-
-
 class _Outcome(msgspec.Struct, frozen=True):
   """What a frame became: hidden states for the next stage, or the tokens of the last one.
 
@@ -124,6 +120,7 @@ class StageRunner:
     self._failed: set[int] = set()  # nothing more is computed of them; their first stage is told once
     self.kept: set[int] = set()  # sequences that are over and whose caches are here for others to begin with
     self._waiting = 0
+    self._changed = -1  # the last step of which the caches have all that its frame says
     self._closed = False
     self.compute_ms = 0.0
 
@@ -177,11 +174,9 @@ class StageRunner:
     if self._closed:
       raise PlanClosedError(f"plan {frame.plan_id} is closed")
     started = time.perf_counter()
-    try:
-      trouble = _Trouble()
-      self._change_caches(frame, trouble)
-    except Exception as error:
-      raise _CachesUnknownError(f"the caches of {self._node_id} could not be changed: {in_words(error)}") from error
+    trouble = _Trouble()
+    self._change_caches(frame, trouble)
+    self._changed = frame.step
     for entry in frame.entries:
       if entry.sequence not in self._known:
         raise ProtocolError(f"a step for sequence {entry.sequence}, which is not open")
@@ -344,8 +339,10 @@ class StageRunner:
   def _fail(self, frame: Frame, error: BaseException) -> None:
     if not isinstance(error, ExoError):
       log(0, "step %d of %s failed: %s: %s", frame.step, self.plan.plan_id, type(error).__name__, error)
-    if isinstance(error, _CachesUnknownError):
-      self._host.crashed(self, PlanClosedError(str(error)))
+    if self._changed != frame.step and (frame.drops or frame.ends or frame.opens or frame.truncates):
+      # what it says about sequences was done in part or not at all: its requests begin anew on another plan
+      text = f"the caches of {self._node_id} could not be changed: {in_words(error)}"
+      self._host.crashed(self, PlanClosedError(text))
       return
     try:
       if self._next is not None:  # what the frame ends or begins must still reach the stages behind

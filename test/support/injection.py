@@ -29,9 +29,9 @@ from exo.tasks import log_lost_errors  # noqa: E402
 from test.support.trials import ANSWER_S, SCENARIOS, SETTLE_S, Answer, Cluster, task_names  # noqa: E402
 
 BELOW_HTTP = {"connections.py", "protocol.py"}  # where nothing can be answered any more, the connection ends at once
-# What asyncio calls to make its side of a connection (nothing of this package runs that could say that it failed), and how a
-# thing looks in a log line (the log guards itself).
-NOT_TRIED = (".factory.", "_BoundedProtocol.__init__", ".__str__", ".__repr__")
+# What asyncio calls to make its side of a connection, or to say what nobody else has (nothing of this package runs that could say
+# that it failed), and how a thing looks in a log line (the log guards itself).
+NOT_TRIED = (".factory.", "_BoundedProtocol.__init__", "log_lost_errors.", ".__str__", ".__repr__")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,10 +151,10 @@ class Campaign:
     if again := await self._asked_again():
       left.append(again)
     left += await self._tasks_left()
-    for point in raised:
-      if not any(f"injected-{point}-" in text for text in (*self.lines, answer.raw)):
-        what.append("SILENT: neither the log nor the client heard of it")
-    if Path(INJECTOR.points[trial.point].file).name in BELOW_HTTP and answer.raw:
+    heard = (*self.lines, answer.raw)
+    if raised and not any(f"injected-{point}-" in text for text in heard for point in raised):
+      what.append("SILENT: neither the log nor the client heard of it")
+    if any(Path(INJECTOR.points[point].file).name in BELOW_HTTP for point in raised) and answer.raw:
       what = []
     if what or left or self.cluster.unwell:
       await self.renew()

@@ -83,7 +83,6 @@ async def ask(
               return out
   except (aiohttp.ClientError, ConnectionError) as error:
     out.raw += f"<{type(error).__name__}: {error}>"
-    out.ended = False
   return out
 
 
