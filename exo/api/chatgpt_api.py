@@ -45,7 +45,6 @@ MAX_BODY_BYTES = 16 * 2**20
 HEADER_TIMEOUT_S = 30.0
 
 _SHOWN_REFUSALS = 20
-_BACKLOG = 1024  # where many connect at once, nobody else has to try a second time
 
 NodeHandler = Callable[[web.Request, Node], Awaitable[web.StreamResponse]]
 
@@ -129,10 +128,12 @@ class ChatGPTAPI:
     )
     config = self._node.config
     host, wanted = config.chatgpt_api_host, config.chatgpt_api_port
+    # so many are accepted in one turn of the loop, before those that make way for them are gone
+    backlog = max(100, self.connections.limit // 4)
     for port in (DEFAULT_API_PORT, 0) if wanted is None else (wanted, ):
       try:
         self._server = await loop.create_server(
-            self.connections.factory(protocol), host, port, reuse_address=True, backlog=_BACKLOG
+            self.connections.factory(protocol), host, port, reuse_address=True, backlog=backlog
         )
       except OSError as error:
         if error.errno == errno.EADDRINUSE and wanted is None and port:
