@@ -11,6 +11,7 @@ import exo
 from exo.cli.assemble import RunningNode, running_node
 from exo.cli.introduction import Listeners, listener_lines
 from exo.config import Config
+from exo.errors import in_words
 from exo.log import log, say
 from exo.tasks import log_lost_errors
 
@@ -75,7 +76,7 @@ async def _until(stopping: asyncio.Event, config: Config, running: RunningNode) 
 def _viewed(view: asyncio.Task[None]) -> None:
   """A view that ends by itself leaves the node alone."""
   if not view.cancelled() and (error := view.exception()) is not None:
-    log(0, "the terminal view has ended: %s: %s", type(error).__name__, error)
+    log(0, "the terminal view has ended: %s", in_words(error))
 
 
 def _introduce(config: Config, running: RunningNode) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from exo.errors import BadNumbersError, ExoError, without_paths
+from exo.errors import BadNumbersError, in_words, without_paths
 from exo.inference.shard import Shard
 from exo.log import log, say
 from exo.networking.messages import Ailment
@@ -41,6 +41,7 @@ class Ailments:
     self._node_id, self._tasks, self._recover = node_id, tasks, recover
     self._ill: dict[str, Illness] = {}
     self._history: dict[str, _History] = {}
+    self._healers: dict[str, asyncio.Task[None]] = {}  # of those that are ill
 
   def __contains__(self, fingerprint: str) -> bool:
     return fingerprint in self._ill
@@ -53,7 +54,7 @@ class Ailments:
       self, shard: Shard, fingerprint: str, error: BaseException, entry_nodes: frozenset[str] = frozenset()
   ) -> None:
     """From now on this node takes no part in new plans of the model, until `recover` succeeds."""
-    reason = error.message if isinstance(error, ExoError) else f"{type(error).__name__}: {error}"
+    reason = in_words(error)
     known = self._ill.get(fingerprint)
     if known is not None:
       entry_nodes |= known.entry_nodes
@@ -66,13 +67,13 @@ class Ailments:
     )
     if known is None:
       say(f"{self._node_id} takes no part in {shard.model_id} for now: {reason}")
-      self._tasks.spawn(self._heal(fingerprint), f"heal {shard.model_id}")
+      self._healers[fingerprint] = self._tasks.spawn(self._heal(fingerprint), f"heal {shard.model_id}")
 
   def absolve(self, fingerprint: str, entry_node: str) -> None:
     """Its request's numbers were bad elsewhere, too. Ignored from a node whose request it was not."""
     illness = self._ill.get(fingerprint)
     if illness is not None and illness.numbers and entry_node in illness.entry_nodes:
-      del self._ill[fingerprint]
+      del self._ill[fingerprint], self._healers[fingerprint]
       self._history.pop(fingerprint, None)
       log(1, "%s takes part in %s again: its numbers were not this node's doing", self._node_id, illness.shard.model_id)
 
@@ -85,14 +86,16 @@ class Ailments:
     while True:
       await asyncio.sleep(history.pause_s)
       history.pause_s = min(2 * history.pause_s, _LONGEST_PAUSE_S)
-      illness = self._ill.get(fingerprint)
-      if illness is None:
+      if self._healers.get(fingerprint) is not asyncio.current_task():  # absolved; a new illness has another healer
         return
+      illness = self._ill[fingerprint]
       try:
         await self._recover(illness)
-        break
       except Exception as error:  # noqa: BLE001 - whatever is wrong still is
-        log(1, "%s still cannot run %s: %s: %s", self._node_id, illness.shard, type(error).__name__, error)
-    history.healed_at = time.monotonic()
-    if self._ill.pop(fingerprint, None) is not None:
-      say(f"{self._node_id} takes part in {illness.shard.model_id} again")
+        log(1, "%s still cannot run %s: %s", self._node_id, illness.shard, in_words(error))
+        continue
+      if self._healers.get(fingerprint) is asyncio.current_task():
+        history.healed_at = time.monotonic()
+        del self._ill[fingerprint], self._healers[fingerprint]
+        say(f"{self._node_id} takes part in {illness.shard.model_id} again")
+      return

@@ -26,6 +26,7 @@ from exo.errors import (
     QueueFullError,
     StageSickError,
     from_wire,
+    in_words,
 )
 from exo.inference.sampling import SamplingParams
 from exo.log import log
@@ -304,8 +305,8 @@ class EntryDesk:
     except ExoError as error:
       generation.fail(error)
     except Exception as error:  # noqa: BLE001 - its client must hear of it, not wait
-      log(0, "recovery of request %s failed: %s: %s", generation.spec.request_id, type(error).__name__, error)
-      generation.fail(ExoError(f"the request could not be moved to another ring: {type(error).__name__}: {error}"))
+      log(0, "recovery of request %s failed: %s", generation.spec.request_id, in_words(error))
+      generation.fail(ExoError(f"the request could not be moved to another ring: {in_words(error)}"))
 
   def _learn(self, generation: Generation, ring: ModelRing, error: ExoError) -> None:
     """What to leave out in the next attempt. Raises where there is none: what an engine says of this very request, say."""
@@ -351,7 +352,7 @@ class EntryDesk:
     except PeerUnreachableError:
       log(1, "request %s cannot be cancelled: its first stage is gone", generation.ring_id)
     except Exception as error:  # noqa: BLE001 - whoever leaves the request has an error of its own, or an answer
-      log(0, "request %s was not cancelled: %s: %s", generation.ring_id, type(error).__name__, error)
+      log(0, "request %s was not cancelled: %s", generation.ring_id, in_words(error))
 
   def has(self, request_id: str) -> bool:
     """Whether one of this node's requests has this name on the ring now."""
@@ -370,8 +371,8 @@ class EntryDesk:
       log(1, "%s", error)
       generation.fail(error)
     except Exception as error:  # noqa: BLE001 - its client must hear of it, not wait
-      log(0, "a delivery failed: %s: %s", type(error).__name__, error, request=delivery.request_id)
-      generation.fail(ExoError(f"{type(error).__name__}: {error}"))
+      log(0, "a delivery failed: %s", in_words(error), request=delivery.request_id)
+      generation.fail(ExoError(in_words(error)))
 
   def on_failed(self, sender: str, message: RequestFailed) -> None:
     generation = self._running.get(message.request_id)
@@ -393,8 +394,8 @@ def _owned(generation: Generation, work: Coroutine[None, None, None], name: str)
   """A task of a generation's, which fails with it."""
   def ended(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
-      log(0, "%s failed: %s: %s", name, type(error).__name__, error)
-      generation.fail(ExoError(f"{type(error).__name__}: {error}"))
+      log(0, "%s failed: %s", name, in_words(error))
+      generation.fail(ExoError(in_words(error)))
 
   task = asyncio.create_task(work, name=name)
   task.add_done_callback(ended)

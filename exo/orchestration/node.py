@@ -363,4 +363,4 @@ def _tell(who: Callable[..., None], *what: str) -> None:
   try:
     who(*what)
   except Exception as error:  # noqa: BLE001 - whatever it is, the others must be told
-    log(0, "%s failed: %s: %s", who.__qualname__, type(error).__name__, error)
+    log(0, "%s failed: %s", who.__qualname__, in_words(error))

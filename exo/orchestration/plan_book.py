@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from exo.errors import ModelTooLargeError
+from exo.errors import ModelTooLargeError, in_words
 from exo.log import log
 from exo.networking.messages import OpenPlan
 from exo.tasks import TaskOwner
@@ -51,7 +51,7 @@ class PlanBook:
       outcome = f"has to wait until the plan in use has drained: {error}"
     except Exception as error:  # noqa: BLE001 - whatever it is, the plan in use goes on, and this one is tried again
       self._not_before[plan.model_id] = asyncio.get_running_loop().time() + _TRY_AGAIN_S
-      log(1, "%s could not be prepared: %s: %s", plan, type(error).__name__, error)
+      log(1, "%s could not be prepared: %s", plan, in_words(error))
       return
     finally:
       wanted = self._preparing.get(plan.model_id) is best  # and no node of it has left meanwhile

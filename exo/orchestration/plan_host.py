@@ -274,10 +274,10 @@ class PlanHost:
     try:
       self._on_message(sender, message)
     except Exception as error:  # noqa: BLE001 - whatever it is, the plan's clients must hear of it
-      log(0, "a %s from %s failed: %s: %s", type(message).__name__, sender, type(error).__name__, error)
+      log(0, "a %s from %s failed: %s", type(message).__name__, sender, in_words(error))
       opened = self._open.get(getattr(message, "plan_id", ""))
       if opened is not None:
-        failure = ExoError(f"{type(error).__name__}: {error}")
+        failure = ExoError(in_words(error))
         self._tasks.spawn(self._close_everywhere(opened, failure), f"close {opened.plan.plan_id}")
 
   def _on_message(self, sender: str, message: Message) -> None:

@@ -97,7 +97,7 @@ class PlanStart:
   def _give_up(self, plan: RingPlan, error: BaseException) -> None:
     """Those who wait hear why, and what other stages have loaded or still load for this plan is let go."""
     if not isinstance(error, ExoError):
-      log(0, "plan %s could not begin: %s: %s", plan.plan_id, type(error).__name__, error)
+      log(0, "plan %s could not begin: %s", plan.plan_id, in_words(error))
     for request in self._waiting.pop(plan.plan_id, ()):
       tell_failed(self._send, plan, request, error)
     for node_id in plan.node_ids:

@@ -167,7 +167,7 @@ class StageRunner:
       elif not self._waiting:
         self._host.at_rest(frame)
     except Exception as unexpected:  # noqa: BLE001 - the step is through: nobody waits for this
-      log(0, "after step %d of %s: %s: %s", frame.step, self.plan.plan_id, type(unexpected).__name__, unexpected)
+      log(0, "after step %d of %s: %s", frame.step, self.plan.plan_id, in_words(unexpected))
 
   def _compute(self, frame: Frame) -> _Outcome:
     """On the device thread."""
@@ -332,13 +332,13 @@ class StageRunner:
     except PeerUnreachableError:
       log(1, "the entry node %s is gone", entry_node, request=delivery.request_id)
     except Exception as error:  # noqa: BLE001 - its client must not wait for what does not come
-      log(0, "a delivery failed: %s: %s", type(error).__name__, error, request=delivery.request_id)
+      log(0, "a delivery failed: %s", in_words(error), request=delivery.request_id)
       failure = Failure(*to_wire(error))
       self._send(entry_node, RequestFailed(self.plan.plan_id, delivery.request_id, failure))
 
   def _fail(self, frame: Frame, error: BaseException) -> None:
     if not isinstance(error, ExoError):
-      log(0, "step %d of %s failed: %s: %s", frame.step, self.plan.plan_id, type(error).__name__, error)
+      log(0, "step %d of %s failed: %s", frame.step, self.plan.plan_id, in_words(error))
     if self._changed != frame.step and (frame.drops or frame.ends or frame.opens or frame.truncates):
       # what it says about sequences was done in part or not at all: its requests begin anew on another plan
       text = f"the caches of {self._node_id} could not be changed: {in_words(error)}"
@@ -351,4 +351,4 @@ class StageRunner:
     except PeerUnreachableError:
       log(1, "step %d of %s failed and its first stage is gone: %s", frame.step, frame.plan_id, error)
     except Exception as unexpected:  # noqa: BLE001 - the step's clients must hear of it all the same
-      self._host.crashed(self, ExoError(f"{type(unexpected).__name__}: {unexpected}"))
+      self._host.crashed(self, ExoError(in_words(unexpected)))

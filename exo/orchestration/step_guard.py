@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from exo.errors import BadNumbersError, CacheLostError, EngineError, ExoError, StageSickError, stage_sick
+from exo.errors import BadNumbersError, CacheLostError, EngineError, ExoError, StageSickError, in_words, stage_sick
 from exo.inference.engine import Activation, Batch, BatchEntry, LogitsOf, StageModel
 from exo.log import log
 
@@ -62,7 +62,7 @@ class StepGuard:
     try:
       out.rows = compute(out.batch)
     except BaseException as error:  # noqa: BLE001 - an engine may raise anything, SystemExit too
-      log(0, "a step of %d entries failed, each is tried alone: %s", len(out.batch.entries), _words(error))
+      log(0, "a step of %d entries failed, each is tried alone: %s", len(out.batch.entries), in_words(error))
       self._restore(out, out.batch.entries)
       self._alone(out, compute, error)
       return out
@@ -140,14 +140,14 @@ class StepGuard:
         else:
           self._model.truncate(entry.sequence, entry.position)
       except Exception as error:  # noqa: BLE001 - of an engine in an unknown state
-        log(1, "the cache of sequence %d is given up: %s", entry.sequence, _words(error))
+        log(1, "the cache of sequence %d is given up: %s", entry.sequence, in_words(error))
         out.failures[entry.sequence] = CacheLostError(f"{self._node_id} lost the cache of this request")
 
   def _forget(self, sequence: int) -> None:
     try:
       self._model.drop(sequence)
     except Exception as error:  # noqa: BLE001 - of an engine in an unknown state; the plan's end frees it
-      log(1, "the cache of sequence %d could not be dropped: %s", sequence, _words(error))
+      log(1, "the cache of sequence %d could not be dropped: %s", sequence, in_words(error))
 
   def _broken(self, like: Batch) -> StageSickError | None:
     try:
@@ -199,8 +199,4 @@ def _bad_entries(batch: Batch, rows: Rows) -> list[BatchEntry]:
 
 
 def _engine_error(error: BaseException) -> ExoError:
-  return error if isinstance(error, ExoError) else EngineError(_words(error))
-
-
-def _words(error: BaseException) -> str:
-  return str(error) if isinstance(error, ExoError) else f"{type(error).__name__}: {error}"
+  return error if isinstance(error, ExoError) else EngineError(in_words(error))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from exo.errors import in_words
 from exo.log import log, say
 from exo.tasks import TaskOwner
 
@@ -79,5 +80,5 @@ class WorkerHealth:
     except asyncio.CancelledError:
       raise
     except BaseException as error:  # noqa: BLE001 - an engine may raise anything, SystemExit too; that is the answer
-      return f"{type(error).__name__}: {error}"
+      return in_words(error)
     return None
