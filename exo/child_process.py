@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import itertools
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -146,6 +147,10 @@ def _die_first() -> None:
 
 def serve(functions: Mapping[str, Callable[..., Any]], threads: int) -> None:
   """The child's side: answer calls until the parent is gone. Never returns."""
+  for number in (
+      signal.SIGINT, signal.SIGTERM
+  ):  # of the parent's terminal or group; the parent's end is what ends this process
+    signal.signal(number, signal.SIG_IGN)
   _die_first()
   source, sink, lock = sys.stdin.buffer, sys.stdout.buffer, threading.Lock()
   pool = ThreadPoolExecutor(threads)

@@ -79,7 +79,10 @@ def _pass(text: str) -> None:
 
 
 def reserve() -> None:
-  """Let every command be able to print. Where a standard stream is closed, nothing else may be opened in its place: natives would write into it."""
+  """Let every command be able to print.
+
+  Where a standard stream is closed, nothing else may be opened in its place: what is written in C would go into it.
+  """
   for descriptor in range(3):
     try:
       os.fstat(descriptor)

@@ -1,6 +1,7 @@
-"""Everything at once: a ring of real nodes that are killed, frozen, made sick, short of disk and flooded while many clients ask.
+"""Everything at once: a ring of real nodes that are killed, frozen, made sick, short of disk and flooded while many ask.
 
-Run by `faults.py chaos`. The first node is never killed: it is the clients', and what it holds in memory and descriptors must stay flat.
+Run by `faults.py chaos`. The first node is never killed: it is the clients', and what it holds in memory and descriptors must
+stay flat.
 """
 
 from __future__ import annotations

@@ -25,9 +25,11 @@ from exo.errors import (
 )
 from exo.inference.dummy.engine import BREAK_LAST
 from exo.inference.engine import Batch, StageModel
+from exo.inference.shard import Shard
 from exo.orchestration import ailments, planner, worker_health
 from exo.orchestration.node import Node
 from exo.orchestration.step_guard import CHECK_SEQUENCE
+from exo.tasks import TaskOwner
 from test.support.local_rings import local_ring, run, settled, spec, text_of
 
 Step = Callable[[Batch], np.ndarray]
@@ -517,3 +519,34 @@ def test_line_17_a_recovery_loads_with_the_options_of_every_load(tmp_path: Path)
       assert len(options) >= 2 and {o.kv_memory_bytes for o in options} == {12345}
 
   run(scenario)
+
+
+def test_line_4_an_illness_that_was_absolved_and_comes_back_is_looked_after_by_one_task(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+  monkeypatch.setattr(ailments, "_FIRST_PAUSE_S", 0.05)
+  trying, most = 0, 0
+
+  async def recover(illness: ailments.Illness) -> None:
+    nonlocal trying, most
+    trying += 1
+    most = max(most, trying)
+    await asyncio.sleep(0.3)
+    trying -= 1
+
+  async def scenario() -> None:
+    tasks = TaskOwner("test")
+    ill = ailments.Ailments("a", tasks, recover)
+    bad = BadNumbersError("not finite", node="a")
+    for _ in range(3):
+      ill.fall_ill(Shard("m", 0, 1, 2), "f", bad, frozenset({"entry"}))
+      ill.absolve("f", "nobody")
+      assert "f" in ill
+      ill.absolve("f", "entry")
+      assert "f" not in ill
+    ill.fall_ill(Shard("m", 0, 1, 2), "f", bad)
+    await asyncio.sleep(1)
+    assert "f" not in ill and most == 1
+    await tasks.close()
+
+  asyncio.run(asyncio.wait_for(scenario(), 10))

@@ -157,7 +157,7 @@ def test_line_16_a_node_in_a_control_group_offers_what_that_leaves(tmp_path: Pat
 
 def test_line_16_threads_follow_the_quota_of_the_group_above(tmp_path: Path) -> None:
   with group("cpu", {"cpu.cfs_quota_us": "100000"}) as procs:
-    code = "from exo.orchestration.threads import usable_threads; print(usable_threads())"
+    code = "from exo.system_figures import processors; print(processors())"
     done = subprocess.run(["bash", "-c", f'echo $$ > {procs} && exec "$@"', "-", sys.executable, "-c", code],
                           cwd=ROOT,
                           capture_output=True,

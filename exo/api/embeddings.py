@@ -19,7 +19,7 @@ from exo.api.schema import EmbeddingRequest, read_body
 from exo.api.text_run import new_id
 from exo.errors import InvalidRequestError
 from exo.inference.sampling import SamplingParams
-from exo.orchestration.entry_desk import GenerationSpec
+from exo.orchestration.generation import GenerationSpec
 from exo.orchestration.model_catalog import ModelInfo
 from exo.orchestration.node import Node
 

@@ -16,7 +16,7 @@ from exo.errors import ExoError
 from exo.inference.sampling import TokenLogprob
 from exo.networking.messages import TokenDelivery
 from exo.orchestration.activity import WatchedRequest
-from exo.orchestration.entry_desk import Generation, GenerationSpec
+from exo.orchestration.generation import Generation, GenerationSpec
 from exo.orchestration.model_catalog import ModelInfo
 from exo.orchestration.node import Node
 from exo.orchestration.text_stream import ChoiceText, TextDelta

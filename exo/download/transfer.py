@@ -1,6 +1,7 @@
 """Brings spans of a model's files into its folder: from this disk, then from neighbours, then from the hub.
 
-What neighbours gave is in doubt (`doubts.py`) until a hash that somebody vouches for, or the hub, agrees with it. One transfer at a time works on a model's folder (`model_store.py` holds the lock).
+What neighbours gave is in doubt (`doubts.py`) until a hash that somebody vouches for, or the hub, agrees with it. One transfer at
+a time works on a model's folder (`model_fetcher.py` holds the lock).
 """
 
 from __future__ import annotations

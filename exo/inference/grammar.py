@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from exo.child_process import ChildGoneError, ChildProcess
 from exo.errors import EngineError, ExoError, InvalidRequestError, in_words
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
 MAX_GRAMMAR_CHARS = 256 * 1024
 COMPILE_S = 10.0
 _PREPARE_S = 60.0  # of a vocabulary, once
-
-Mask = npt.NDArray[np.uint8]  # one bit a token, least significant first
 
 _numbers = itertools.count()
 # what the process may forget; finalizers run at any moment, hence only note it

@@ -6,7 +6,6 @@ Runs as `main`: vocabularies and sequences by number. Calls of one sequence come
 from __future__ import annotations
 
 import re
-import signal
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +26,7 @@ DUMMY_PATH = "dummy"
 
 T = TypeVar("T")
 
-# (mask or None for the end alone, the next token on the shortest way to an end, whether `fits` must be asked)
+# (mask of one bit a token, least significant first, or None for the end alone, the next token on the shortest way to an end, whether `fits` must be asked)
 State = tuple[bytes | None, int, bool]
 
 
@@ -245,8 +244,6 @@ def _known(by_number: dict[int, T], number: int) -> T:
 
 
 def main() -> None:
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the parent's terminal; the parent's end is what ends this process
-  signal.signal(signal.SIGTERM, signal.SIG_IGN)
   service = _Service()
   names = ("vocabulary", "forget", "check", "begin", "accept", "fits")
   serve({name: getattr(service, name) for name in names}, _THREADS)

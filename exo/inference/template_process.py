@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-
 from exo.child_process import give_way, serve
 from exo.inference.chat_template import render_here
 
@@ -11,7 +9,5 @@ _THREADS = 2
 
 
 def main() -> None:
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-  signal.signal(signal.SIGTERM, signal.SIG_IGN)
   give_way()
   serve({"render": render_here}, _THREADS)

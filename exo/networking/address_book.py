@@ -19,7 +19,8 @@ _MAX_NODES_OF_HOST, _MAX_PORTS_OF_HOST = 64, 4  # of one address, so that no oth
 class KnownNode:
   """One node's addresses; `node_id` is who answered at an address that came without one.
 
-  `dialing` while somebody tries them; `tried` when; `proven` are those where a link was made. A better route than the one in use is not tried before `try_better_s`.
+  `dialing` while somebody tries them; `tried` when; `proven` are those where a node was met. A better route than the one in use
+  is not tried before `try_better_s`.
   """
   candidates: dict[tuple[str, int], tuple[PeerCandidate, float]] = field(default_factory=dict)
   tried: dict[tuple[str, int], float] = field(default_factory=dict)
@@ -50,7 +51,9 @@ class AddressBook:
     self.nodes: dict[str, KnownNode] = {}
 
   def note(self, key: str, candidate: PeerCandidate, linked: Container[str], now_s: float) -> KnownNode | None:
-    """Remember an address; None where the node, or the address, has too many. Raises `OverflowError` when too many nodes are announced.
+    """Remember an address; None where the node, or the address, has too many.
+
+    Raises `OverflowError` when too many nodes are announced.
 
     Nodes that nobody announces any more give way, unless they are `linked`.
     """

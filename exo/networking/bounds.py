@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-MAX_NODE_ID, MAX_MODEL_ID, MAX_PLAN_ID = 128, 300, 64
+# characters
+MAX_NODE_ID, MAX_MODEL_ID, MAX_PLAN_ID, MAX_FINGERPRINT, MAX_REQUEST_ID = 128, 300, 64, 200, 128
 MAX_STAGES = 1024
 MAX_LAYERS = 4096
 MAX_PROMPT_TOKENS = 2**20  # of a model whose context is not known

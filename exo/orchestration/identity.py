@@ -8,9 +8,11 @@ from pathlib import Path
 from exo.download.file_lock import Lock, try_lock
 from exo.errors import ConfigError
 from exo.machine import this_machine
+from exo.networking.bounds import is_node_id
 from exo.private_files import private_folder
 from exo.runtime_file import running_nodes
 
+_MAX_CHARACTERS = 64
 _MAX_INSTANCES = 256
 
 
@@ -34,8 +36,8 @@ def claim_identity(state_dir: Path, node_id: str | None) -> NodeIdentity:
   Raises `ConfigError` when the state folder cannot be written.
   """
   if node_id is not None:
-    if not 1 <= len(node_id) <= 64 or not all(c.isalnum() or c in "-_." for c in node_id):
-      raise ConfigError(f"--node-id {node_id!r}: up to 64 letters, digits, '-', '_' and '.' are allowed")
+    if len(node_id) > _MAX_CHARACTERS or not is_node_id(node_id):
+      raise ConfigError(f"--node-id {node_id!r}: up to {_MAX_CHARACTERS} letters, digits, '-', '_' and '.' are allowed")
     return NodeIdentity(node_id)
   folder = state_dir / "ids" / this_machine().mark
   try:

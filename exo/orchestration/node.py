@@ -43,7 +43,8 @@ from exo.networking.messages import (
 )
 from exo.orchestration.activity import Activity
 from exo.orchestration.awake_cores import AwakeCores
-from exo.orchestration.entry_desk import EntryDesk, Generation, GenerationSpec
+from exo.orchestration.entry_desk import EntryDesk
+from exo.orchestration.generation import Generation, GenerationSpec
 from exo.orchestration.meter import Meter
 from exo.orchestration.model_catalog import ModelCatalog, ModelInfo
 from exo.orchestration.model_sharing import ModelSharing
@@ -51,8 +52,7 @@ from exo.orchestration.peer_bounds import PeerBounds
 from exo.orchestration.plan_host import PlanHost
 from exo.orchestration.planner import ModelRing, Planner
 from exo.orchestration.shard_loader import ShardLoader
-from exo.orchestration.threads import usable_threads
-from exo.system_figures import own_memory
+from exo.system_figures import own_memory, processors
 from exo.tasks import TaskOwner
 from exo.topology.partitioning_strategy import PartitioningStrategy
 from exo.topology.topology import Topology
@@ -82,7 +82,7 @@ class Node:
     kv_bytes = None if config.kv_cache_memory is None else config.kv_cache_memory * _MB
     rehearse = mesh.rehearse if config.awake_cores == "auto" else None
     self.plans = PlanHost(
-        hello.node_id, loader, self._device, offered, usable_threads(), self.send, self.call, rehearse, self.meter,
+        hello.node_id, loader, self._device, offered, processors(), self.send, self.call, rehearse, self.meter,
         kv_bytes, config.speculation == "auto", AwakeCores(config.awake_cores == "auto"), config.queue_timeout
     )
     self.planner = Planner(hello.node_id, mesh, strategy, self.plans, self.send, self.call, self.problems)

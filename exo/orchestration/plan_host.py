@@ -325,8 +325,8 @@ class PlanHost:
     opened.runner.feed(frame)
 
   def at_rest(self, frame: Frame) -> None:
-    """See `StageHost`. A stage of a ring waits for its next frame. What reading one takes is done with this one once more, since the engine's
-    weights have pushed all of it out of the processor's caches: the next is read in less than half the time."""
+    """See `StageHost`. What reading a frame takes is done with this one once more, since the engine's weights have pushed all
+    of it out of the processor's caches: the next is read in less than half the time."""
     opened = self._open.get(frame.plan_id)
     if opened is None:
       return

@@ -17,7 +17,7 @@ from exo.inference.weights.checkpoint import Checkpoint
 from exo.log import log
 from exo.orchestration.frame_check import FrameBounds
 from exo.orchestration.model_catalog import ModelCatalog, model_size
-from exo.orchestration.threads import usable_threads
+from exo.system_figures import processors
 from exo.topology.ring_plan import MIN_KV_TOKENS
 
 
@@ -52,7 +52,7 @@ class ShardLoader:
 
   async def prove(self) -> None:
     """Compute something that needs nobody's model. Raises what the engine raises."""
-    await self._device.run(lambda: prove(self._loaded_engine(), usable_threads(), self._quantize, self._library_debug))
+    await self._device.run(lambda: prove(self._loaded_engine(), processors(), self._quantize, self._library_debug))
 
   async def renew(self) -> None:
     """From now on a new instance of the engine, proved. Raises as `prove` does."""

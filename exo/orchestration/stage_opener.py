@@ -103,9 +103,7 @@ class StageOpener:
     needed = await self._loader.needed_bytes(shard)
     if beside:  # with room to spare, since what is left after the weights is all that its cache will ever get
       needed = int(needed * _SPARE)
-    while self._room < needed:
-      if (lost := self._lost.get(plan.plan_id)) is not None:
-        raise lost
+    while (lost := self._lost.get(plan.plan_id)) is None and self._room < needed:
       closed = await self._residents.give_way(plan, plan.model_id if beside else None)
       if not closed and beside:
         raise ModelTooLargeError(f"{self._node_id} has no room for {plan} beside what it runs", missing_mb=1)
@@ -113,6 +111,8 @@ class StageOpener:
         return True  # the engine itself says what is missing
       if not closed:
         return False
+    if lost is not None:
+      raise lost
     return True
 
   async def _load(self, shard: Shard, fingerprint: str, plan_id: str) -> OpenedStage:

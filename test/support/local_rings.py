@@ -15,7 +15,7 @@ from exo.inference.sampling import SamplingParams
 from exo.networking.discovery import NoDiscovery
 from exo.networking.local.local_mesh import LocalMesh, LocalNetwork
 from exo.networking.messages import Hello
-from exo.orchestration.entry_desk import GenerationSpec
+from exo.orchestration.generation import GenerationSpec
 from exo.orchestration.model_catalog import ModelCatalog
 from exo.orchestration.node import Node
 from exo.topology.device_capabilities import DeviceCapabilities

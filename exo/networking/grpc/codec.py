@@ -13,7 +13,7 @@ import numpy as np
 from exo.errors import ProtocolError
 from exo.inference.sampling import TokenLogprob
 from exo.networking import messages as m
-from exo.networking.bounds import MAX_MODEL_ID, MAX_PLAN_ID, MAX_STAGES, is_node_id
+from exo.networking.bounds import MAX_FINGERPRINT, MAX_MODEL_ID, MAX_PLAN_ID, MAX_REQUEST_ID, MAX_STAGES, is_node_id
 from exo.networking.grpc import model_codec
 from exo.networking.grpc import node_service_pb2 as pb
 from exo.networking.grpc.failure_codec import failure_in, failure_out
@@ -23,7 +23,6 @@ from exo.networking.grpc.request_codec import request_in, request_out
 from exo.networking.grpc.tensor_codec import WireDtype
 from exo.topology.ring_plan import RingPlan, Stage
 
-_MAX_REQUEST_ID = 128
 _MAX_TOKENS = 4096  # of one step and sequence
 
 
@@ -54,7 +53,8 @@ def _open_out(message: m.OpenPlan) -> pb.OpenPlan:
 def _open_in(o: pb.OpenPlan) -> m.OpenPlan:
   plan = _plan_in(o.plan)
   return m.OpenPlan(
-      plan, o.fingerprint[:200], tuple((s.node_id, s.address[:80]) for s in o.plan.stages if s.address), o.beside
+      plan, o.fingerprint[:MAX_FINGERPRINT], tuple((s.node_id, s.address[:80]) for s in o.plan.stages if s.address),
+      o.beside
   )
 
 
@@ -118,7 +118,7 @@ def _delivery_in(d: pb.TokenDelivery) -> m.TokenDelivery:
   if len(d.embedding) % 4:
     raise ProtocolError(f"an embedding came with {len(d.embedding)} bytes")
   return m.TokenDelivery(
-      d.plan_id[:MAX_PLAN_ID], d.request_id[:_MAX_REQUEST_ID], d.choice, d.index,
+      d.plan_id[:MAX_PLAN_ID], d.request_id[:MAX_REQUEST_ID], d.choice, d.index,
       tuple(_logprob_in(t) for t in d.tokens), d.finish_reason[:40], tuple(_logprob_in(t) for t in d.prompt_logprobs),
       max(1, d.width), d.cached_tokens,
       np.frombuffer(d.embedding, "<f4") if d.embedding else None
@@ -147,12 +147,12 @@ _IN: dict[str, Callable[[Any], m.Message]] = {
     "plan_opened": _opened_in,
     "close_plan": _close_in,
     "submit": lambda x: m.Submit(_open_in(x.open), request_in(x.request)),
-    "cancel": lambda x: m.Cancel(x.plan_id[:MAX_PLAN_ID], x.request_id[:_MAX_REQUEST_ID]),
+    "cancel": lambda x: m.Cancel(x.plan_id[:MAX_PLAN_ID], x.request_id[:MAX_REQUEST_ID]),
     "failure": failure_in,
     "done": lambda _: m.Done(),
-    "absolve": lambda x: m.Absolve(x.model_id[:MAX_MODEL_ID], x.fingerprint[:200]),
+    "absolve": lambda x: m.Absolve(x.model_id[:MAX_MODEL_ID], x.fingerprint[:MAX_FINGERPRINT]),
     "request_failed": lambda x: m.
-    RequestFailed(x.plan_id[:MAX_PLAN_ID], x.request_id[:_MAX_REQUEST_ID], failure_in(x.failure)),
+    RequestFailed(x.plan_id[:MAX_PLAN_ID], x.request_id[:MAX_REQUEST_ID], failure_in(x.failure)),
     "frame": frame_in,
     "step_result": result_in,
     "step_failed": lambda x: m.StepFailed(x.plan_id[:MAX_PLAN_ID], x.step, failure_in(x.failure)),

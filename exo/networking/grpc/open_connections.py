@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import sys
@@ -77,11 +78,9 @@ class OpenConnections:
     found: dict[Place, socket.socket] = {}
     try:
       for entry in list(_FOLDER.iterdir()):
-        connection = self._connection(int(entry.name))
-        if connection is None:
+        if (taken := self._connection(int(entry.name))) is None:
           continue
-        host, port = connection.getpeername()[:2]
-        place = place_of(host, port)
+        place, connection = taken
         if place in served or place in found:
           connection.close()
         else:
@@ -89,16 +88,20 @@ class OpenConnections:
       self._since = {place: self._since.get(place, now_s) for place in found}
       gone = to_end([Silent(place, since_s) for place, since_s in self._since.items()], self._limit, now_s)
       for place in gone:
-        found[place].shutdown(socket.SHUT_RDWR)
-    except OSError:  # one that closed meanwhile, or a system that does not tell: the next sweep sees
+        with contextlib.suppress(OSError):  # one that its other side has closed meanwhile
+          found[place].shutdown(socket.SHUT_RDWR)
+    except OSError:  # a system that does not tell
       gone = set()
     finally:
       for connection in found.values():
         connection.close()
     return len(found), len(gone)
 
-  def _connection(self, descriptor: int) -> socket.socket | None:
-    """A second handle of a connection to the port: it stays this very connection, whatever gRPC closes meanwhile."""
+  def _connection(self, descriptor: int) -> tuple[Place, socket.socket] | None:
+    """(who is there, a second handle) of a connection to the port.
+
+    The handle stays this very connection, whatever gRPC closes meanwhile.
+    """
     try:
       copy = os.dup(descriptor)
     except OSError:
@@ -110,8 +113,8 @@ class OpenConnections:
       return None
     try:
       if found.family in (socket.AF_INET, socket.AF_INET6) and found.getsockname()[1] == self._port:
-        found.getpeername()
-        return found
+        host, port = found.getpeername()[:2]
+        return place_of(host, port), found
     except OSError:
       pass
     found.close()

@@ -7,7 +7,7 @@ from itertools import batched
 from exo.errors import ProtocolError
 from exo.inference.sampling import SamplingParams
 from exo.networking import messages as m
-from exo.networking.bounds import MAX_PROMPT_TOKENS, is_node_id
+from exo.networking.bounds import MAX_PROMPT_TOKENS, MAX_REQUEST_ID, is_node_id
 from exo.networking.grpc import node_service_pb2 as pb
 
 _MAX_EOS, _MAX_BIAS, _MAX_GRAMMAR = 4096, 2**16, 2**20
@@ -61,7 +61,7 @@ def request_out(r: m.Request) -> pb.Request:
 
 
 def request_in(r: pb.Request) -> m.Request:
-  if not 1 <= len(r.request_id) <= 128 or not is_node_id(r.entry_node):
+  if not 1 <= len(r.request_id) <= MAX_REQUEST_ID or not is_node_id(r.entry_node):
     raise ProtocolError("a request without a proper id")
   if max(len(r.share), len(r.cache_salt)) > _MAX_LABEL:
     raise ProtocolError("a request whose share or salt is no label")

@@ -85,7 +85,10 @@ def is_slow(data: bytes) -> bool:
 
 
 def check_crowd(message: memoryview, kind: Any, most: int) -> int:
-  """How many fields a message of a `kind` (its descriptor) has, with those of the messages in it. Raises `ProtocolError` for more than `most`."""
+  """How many fields a message of a `kind` (its descriptor) has, with those of the messages in it.
+
+  Raises `ProtocolError` for more than `most`.
+  """
   at, fields, end = 0, 0, len(message)
   while at < end:
     tag, at = _read_varint(message, at)
