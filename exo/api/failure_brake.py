@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from exo.networking.address_rule import IPAddress
+from exo.oldest import forget_oldest
 
 FREE_FAILURES = 5  # that are answered at once: people mistype
 FORGIVEN_S = 10.0  # after which one failure counts no more
@@ -71,8 +72,7 @@ class FailureBrake:
     source = self._source(address)
     source.proven[digest] = None
     source.proven.move_to_end(digest)
-    if len(source.proven) > _MAX_PROVEN:
-      source.proven.popitem(last=False)
+    forget_oldest(source.proven, _MAX_PROVEN)
 
   async def failed(self, address: IPAddress | None) -> None:
     """The key was wrong: returns when that may be said."""
@@ -90,8 +90,7 @@ class FailureBrake:
     source = self._sources.get(place)
     if source is None:
       source = self._sources[place] = _Source(at=self._clock())
-      if len(self._sources) > MAX_ADDRESSES:
-        self._sources.popitem(last=False)
+      forget_oldest(self._sources, MAX_ADDRESSES)
     self._sources.move_to_end(place)
     return source
 

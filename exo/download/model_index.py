@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from exo.download.model_library import ModelEntry
+from exo.oldest import forget_oldest
 
 # A change by somebody else is seen at the first request that comes so long after the last look. It is what a person
 # needs between replacing a file and asking, and a request in a hundred of a busy node pays for the look.
@@ -60,8 +61,7 @@ class ModelIndex:
     if self._looks.get(name) is asyncio.current_task():  # nothing was forgotten meanwhile
       self._known.pop(name, None)
       self._known[name] = _Known(entry, at)
-      while len(self._known) > _MOST_KNOWN:
-        del self._known[next(iter(self._known))]
+      forget_oldest(self._known, _MOST_KNOWN)
     return entry
 
   def _looked(self, name: str, look: asyncio.Task[ModelEntry]) -> None:

@@ -30,6 +30,7 @@ from exo.errors import (
 from exo.log import log
 from exo.model_card import HubSource, ModelCard
 from exo.models import is_registered
+from exo.oldest import forget_oldest
 
 _MOST_VOUCHED = 1024
 _CHECK_EVERY_S = 60.0  # of what is in doubt, at most so often for one model
@@ -70,8 +71,7 @@ class ModelStore(ModelLibrary):
     """A client of this node wants this model: it may be fetched with the user's token."""
     self._vouched.pop(name, None)
     self._vouched[name] = None
-    if len(self._vouched) > _MOST_VOUCHED:
-      del self._vouched[next(iter(self._vouched))]
+    forget_oldest(self._vouched, _MOST_VOUCHED)
 
   def _as_vouched(self, card: ModelCard) -> ModelCard:
     """With a source that shows the hub no token, unless exo's registry names the repository or a client of this node has."""

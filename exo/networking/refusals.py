@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from exo.log import log
 from exo.networking.token_bucket import TokenBucket
+from exo.oldest import forget_oldest
 
 MAX_REFUSALS = 1024  # the oldest give way, so that strangers keep no later reason out
 MAX_CHARACTERS = 400
@@ -43,9 +44,8 @@ class Refusals:
     if known is not None:
       known.text, known.wrong, known.node_id, known.at = text, wrong, node_id, self._clock()
       return
-    if len(self._noted) >= MAX_REFUSALS:
-      del self._noted[next(iter(self._noted))]
     self._noted[key] = _Refusal(text, wrong, node_id, self._clock())
+    forget_oldest(self._noted, MAX_REFUSALS)
     self._loud += loud
     if self._lines.take(self._clock()):
       log(0 if loud and self._loud <= MAX_LOUD else 1, "%s", text)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable
 
+from exo.oldest import forget_oldest
+
 
 class TokenBucket:
   """Full at first."""
@@ -36,9 +38,8 @@ class Buckets:
   def take(self, key: Hashable, now_s: float) -> bool:
     bucket = self._buckets.get(key)
     if bucket is None:
-      if len(self._buckets) >= self._most:
-        self._buckets.popitem(last=False)
       bucket = self._buckets[key] = TokenBucket(self._rate, self._burst, now_s)
+      forget_oldest(self._buckets, self._most)
     else:
       self._buckets.move_to_end(key)
     return bucket.take(now_s)

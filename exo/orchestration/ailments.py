@@ -11,6 +11,7 @@ from exo.errors import BadNumbersError, in_words, without_paths
 from exo.inference.shard import Shard
 from exo.log import log, say
 from exo.networking.messages import Ailment
+from exo.oldest import forget_oldest
 from exo.tasks import TaskOwner
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 2.0, 300.0
@@ -81,8 +82,7 @@ class Ailments:
     history = self._history.get(fingerprint)
     if history is None or time.monotonic() - history.healed_at > _FORGET_S:
       history = self._history[fingerprint] = _History(_FIRST_PAUSE_S, 0.0)
-    while len(self._history) > _MAX_AILMENTS:
-      self._history.pop(next(iter(self._history)))
+    forget_oldest(self._history, _MAX_AILMENTS)
     while True:
       await asyncio.sleep(history.pause_s)
       history.pause_s = min(2 * history.pause_s, _LONGEST_PAUSE_S)

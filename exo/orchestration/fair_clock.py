@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from exo.networking.messages import Request
+from exo.oldest import forget_oldest
 
 _MOST_SHARES = 1024  # remembered; one that was forgotten counts as new
 
@@ -34,5 +35,4 @@ class FairClock:
   def charge(self, share: str, tokens: int) -> None:
     self._had[share] = self.had(share) + tokens
     self._had.move_to_end(share)
-    while len(self._had) > _MOST_SHARES:
-      self._had.popitem(last=False)
+    forget_oldest(self._had, _MOST_SHARES)

@@ -26,6 +26,7 @@ from exo.networking.messages import (
     RangeData,
     ReadRange,
 )
+from exo.oldest import forget_oldest
 
 _ASK_S, _READ_S = 5.0, 60.0
 _BUSY_BYTES_PER_S = 16 * 2**20  # while this node computes tokens: a few per cent of one core
@@ -126,8 +127,7 @@ class ModelSharing(Neighbours):
       return None
     if holding is not None:  # names of what is not here come from strangers, and nothing is kept of them
       self._remembered[model_id] = (time.monotonic(), holding)
-      while len(self._remembered) > _MOST_REMEMBERED:
-        del self._remembered[next(iter(self._remembered))]
+      forget_oldest(self._remembered, _MOST_REMEMBERED)
     return holding
 
   # progress
@@ -159,8 +159,7 @@ class ModelSharing(Neighbours):
         n.model_id, n.downloaded_bytes, n.total_bytes, n.done, n.bytes_per_s, n.from_peers_bytes, n.from_hub_bytes,
         n.error, n.status
     )
-    if len(news) > _MOST_NEWS:
-      del news[next(iter(news))]
+    forget_oldest(news, _MOST_NEWS)
 
   def peer_joined(self, node_id: str) -> None:
     for progress in self.downloads.values():

@@ -10,6 +10,7 @@ from exo.errors import DownloadError, InvalidRequestError, ModelTooLargeError, P
 from exo.inference.shard import Shard
 from exo.networking.messages import Request
 from exo.networking.token_bucket import Buckets, TokenBucket
+from exo.oldest import forget_oldest
 
 # plans that one node, or all of them, may have opened: a second each, so many at once
 _RATE, _BURST = 0.2, 64.0
@@ -45,8 +46,7 @@ class PeerBounds:
       raise QueueFullError("more plans are being opened than any ring needs: try again later", retry_after_s=10)
     self._plans[plan_id] = now_s
     self._plans.move_to_end(plan_id)
-    if len(self._plans) > _MAX_PLANS:
-      self._plans.popitem(last=False)
+    forget_oldest(self._plans, _MAX_PLANS)
 
   def note_failure(self, sender: str, error: Exception) -> None:
     """A plan cannot be opened here, which this node will tell everybody. Raises `error` to its sender alone where it has had
@@ -66,8 +66,7 @@ class PeerBounds:
           f"(`exo pull {model_id}`), or start all nodes with a cluster key"
       )
     self._fetched[model_id] = None
-    if len(self._fetched) > _MAX_PLANS:
-      self._fetched.popitem(last=False)
+    forget_oldest(self._fetched, _MAX_PLANS)
 
   @staticmethod
   def check_stage(shard: Shard, n_layers: int, needed_bytes: int, offered_bytes: int) -> None:

@@ -18,6 +18,7 @@ from exo.errors import (
 from exo.log import log
 from exo.networking.mesh import Mesh
 from exo.networking.messages import Absolve, Ailment, Hello, OpenPlan
+from exo.oldest import forget_oldest
 from exo.orchestration.model_catalog import ModelInfo
 from exo.orchestration.plan_book import PlanBook
 from exo.orchestration.plan_host import PlanHost
@@ -167,8 +168,7 @@ class Planner:
     """A request met this error on that node."""
     if node_id == self._node_id and isinstance(error, StageSickError):
       return  # it knows by itself, and when it is over
-    while len(self._marks) >= _MAX_MARKS:
-      del self._marks[next(iter(self._marks))]
+    forget_oldest(self._marks, _MAX_MARKS - 1)
     lasts_s = _MARK_S if isinstance(error, StageSickError) or error.details.get("recomputed") else _LONG_MARK_S
     ailment = Ailment(model.id, model.fingerprint, error.message)
     self._marks[model.fingerprint, node_id] = _Mark(ailment, time.monotonic() + lasts_s)

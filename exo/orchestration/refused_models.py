@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from exo.log import say
+from exo.oldest import forget_oldest
 
 _REQUESTS = 2
 _REFUSE_S = 600.0
@@ -29,9 +30,8 @@ class RefusedModels:
       self._refused[fingerprint] = (model_id, reason, time.monotonic() + _REFUSE_S)
       del self._strikes[fingerprint]
       say(f"refused for {_REFUSE_S / 60:.0f} minutes: {reason}")
-    for book in (self._strikes, self._refused):
-      while len(book) > _MAX_MODELS:
-        book.pop(next(iter(book)))
+    forget_oldest(self._strikes, _MAX_MODELS)
+    forget_oldest(self._refused, _MAX_MODELS)
 
   def reason(self, fingerprint: str) -> str | None:
     """Why a model is refused, None where it is not."""

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterable
 
 from exo.networking.messages import Request
+from exo.oldest import forget_oldest
 from exo.orchestration.fair_clock import share_of
 from exo.orchestration.sequence import RunningSequence
 
@@ -35,8 +36,7 @@ class WaitEstimate:
     """An answer came to its end after so many tokens."""
     share = share_of(request)
     self._answer_tokens[share] = _smoothed(self._answer_tokens.pop(share, 0.0), tokens)
-    while len(self._answer_tokens) > _MOST_SHARES:
-      self._answer_tokens.popitem(last=False)
+    forget_oldest(self._answer_tokens, _MOST_SHARES)
 
   def wait_s(self, running: Collection[RunningSequence], ahead: Iterable[Request], free: int) -> float:
     """Until there is a place after all those `ahead`; `free` places are there beside those that are taken."""

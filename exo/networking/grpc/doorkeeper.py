@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from exo.errors import ProtocolError
 from exo.networking.place import Place
+from exo.oldest import forget_oldest
 
 MAX_LINKS, MAX_LINKS_OF_HOST, MAX_LINKS_OF_NODE = 256, 64, 4
 _MAX_GREETINGS, _MAX_GREETINGS_OF_HOST = 256, 32  # streams under way whose other side has not said who it is
@@ -65,5 +66,4 @@ class Doorkeeper:
   def ban(self, node_id: str, seconds: float, why: str) -> None:
     self._banned.pop(node_id, None)
     self._banned[node_id] = (self._clock() + seconds, why)
-    if len(self._banned) > _MAX_BANNED:
-      del self._banned[next(iter(self._banned))]
+    forget_oldest(self._banned, _MAX_BANNED)
