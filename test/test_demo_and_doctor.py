@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 from exo.topology.slow_links import slow_link_hint
-from test.support.nodes import ROOT, ring
-
-
-def exo(home: Path, *arguments: str, timeout_s: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
-  return subprocess.run([sys.executable, "-m", "exo", *arguments],
-                        cwd=ROOT,
-                        env=os.environ | {"EXO_HOME": str(home), "DEBUG": "0"} | env,
-                        capture_output=True,
-                        text=True,
-                        timeout=timeout_s,
-                        check=False)
+from test.support.nodes import exo, ring
 
 
 def test_demo_kills_a_node_and_the_text_goes_on(model_home: Path) -> None:

@@ -52,7 +52,7 @@ def test_fault_2_a_stage_killed_in_decode(
 
 
 def test_fault_2_with_drafts(model_home: Path) -> None:
-  """Issue 4: the widths of a request's steps are known to its entry node, and replayed."""
+  """The widths of a request's steps are known to its entry node, and replayed."""
   verse = "one sun, two moons, three stars, four winds, five seas, six hills, seven roads. "
   with ring(model_home, 1) as (node, ):
     expected = stream(node, verse * 16, chat=False, max_tokens=90).text

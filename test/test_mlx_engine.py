@@ -49,7 +49,7 @@ def golden(goldens: Path, name: str) -> Checkpoint:
   return open_checkpoint(goldens / name)
 
 
-# the requirement 1, for this engine
+# a split model gives the whole one's numbers
 
 
 @pytest.mark.parametrize("architecture", GOLDENS)

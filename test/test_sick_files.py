@@ -1,4 +1,4 @@
-"""Files that are slow, exchanged, or not what they are said to be: lines 10 and 17 of "nothing sick spreads"."""
+"""Files that are slow, exchanged, or not what they are said to be: lines 10 and 17, requirement 14."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Line 12: what one API key's client may do to others, and see of them."""
+"""Line 12, requirement 16: what one API key's client may do to others, and see of them."""
 
 from __future__ import annotations
 

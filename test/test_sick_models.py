@@ -1,4 +1,6 @@
-"""Models that contradict themselves, memory that ends, long contexts, and how a worker finds out whether it still computes."""
+"""Line 3, requirement 21: models that contradict themselves, memory that ends, and how a worker finds out whether it still
+computes.
+"""
 
 from __future__ import annotations
 

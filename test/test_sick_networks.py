@@ -1,4 +1,4 @@
-"""Ways out that are sick: of the issue "Nothing sick spreads", line 16 - certificates and proxies."""
+"""Line 16, ways out that are sick: certificates and proxies."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from exo.networking.tailscale.tailscale_api import TailscaleApi
 from exo.proxies import proxy_for, shown
 from test.support.certificates import Authority
 from test.support.hub import Hub
-from test.support.nodes import ROOT, ring
+from test.support.nodes import exo, ring
 from test.support.stores import hub_here, store
 from test.support.web_proxy import WebProxy, web_proxy
 
@@ -263,16 +262,6 @@ def test_line_16_tailscale_is_asked_in_the_same_way(
 
 
 # what the user sees
-
-
-def exo(home: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-  return subprocess.run([sys.executable, "-m", "exo", *arguments],
-                        cwd=ROOT,
-                        env=os.environ | {"EXO_HOME": str(home), "DEBUG": "0"} | env,
-                        capture_output=True,
-                        text=True,
-                        timeout=120,
-                        check=False)
 
 
 def test_line_16_doctor_log_and_answer_name_the_certificate_and_the_proxy(

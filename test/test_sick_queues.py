@@ -1,4 +1,6 @@
-"""Line 9: no client makes another wait for all of its own: fair shares, waits that are told, and an end to waiting."""
+"""Line 9, requirement 18, fault 22: no client makes another wait for all of its own. Fair shares, waits that are told, and an
+end to waiting.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever is raised on a request's way reaches its client: the package is made to raise wherever a request passes."""
+"""Line 1: whatever is raised on a request's way reaches its client: the package is made to raise wherever a request passes."""
 
 from __future__ import annotations
 

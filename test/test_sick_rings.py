@@ -1,5 +1,5 @@
-"""Rings of real processes, in which one node is sick: its disk is full, its file is damaged, or its numbers are bad. Requests
-asked of every node are answered by the others, and the sick one comes back by itself.
+"""Lines 2 and 4, faults 17 and 18: rings of real processes, in which one node is sick, since its disk is full, its file is
+damaged, or its numbers are bad. Requests asked of every node are answered by the others, and the sick one comes back by itself.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Starts that were sick: of the issue "Nothing sick spreads", line 13."""
+"""Line 13, requirement 17: starts that were sick."""
 
 from __future__ import annotations
 
@@ -36,21 +36,10 @@ from exo.orchestration.identity import claim_identity
 from exo.runtime_file import RuntimeInfo, running_nodes, runtime_path, write_runtime_file
 from test.support.http import call
 from test.support.hub import hub
-from test.support.nodes import ROOT, NodeProcess, free_port, ring, wait_until
+from test.support.nodes import ROOT, NodeProcess, exo, free_port, ring, wait_until
 
 ENGINES = ("onnx", "mlx", pytest.param("tinygrad", marks=pytest.mark.slow))  # compiles for half a minute
 DUMMY = ("--inference-engine", "dummy", "--default-model", "dummy")
-
-
-def exo(home: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-  return subprocess.run([sys.executable, "-m", "exo", *arguments],
-                        cwd=ROOT,
-                        env=os.environ | {"EXO_HOME": str(home), "DEBUG": "0"} | env,
-                        capture_output=True,
-                        text=True,
-                        timeout=60,
-                        check=False)
-
 
 # machines that share an EXO_HOME
 

@@ -1,4 +1,4 @@
-"""Line 11: what strangers can make a node without a cluster key keep, open, dial, fetch and believe."""
+"""Line 11, requirement 15: what strangers can make a node without a cluster key keep, open, dial, fetch and believe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Surroundings that are sick: of the issue "Nothing sick spreads", line 16."""
+"""Line 16, surroundings that are sick: control groups, clocks, what keeps nodes apart."""
 
 from __future__ import annotations
 
@@ -14,20 +14,9 @@ import pytest
 
 from exo.control_groups import ControlGroups
 from exo.networking.refusals import MAX_REFUSALS, NOW_S, Refusals
-from test.support.nodes import ROOT, NodeProcess, free_port, wait_until
+from test.support.nodes import ROOT, NodeProcess, exo, free_port, wait_until
 
 DUMMY = ("--inference-engine", "dummy", "--default-model", "dummy")
-
-
-def exo(home: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-  return subprocess.run([sys.executable, "-m", "exo", *arguments],
-                        cwd=ROOT,
-                        env=os.environ | {"EXO_HOME": str(home), "DEBUG": "0"} | env,
-                        capture_output=True,
-                        text=True,
-                        timeout=120,
-                        check=False)
-
 
 # control groups
 

@@ -1,4 +1,4 @@
-"""Line 14: nothing that is shown or logged stops or fails a node, whatever becomes of its terminal, pipe or file."""
+"""Line 14, requirement 23: nothing that is shown or logged stops or fails a node, whatever becomes of its terminal, pipe or file."""
 
 from __future__ import annotations
 

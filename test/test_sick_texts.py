@@ -1,4 +1,6 @@
-"""What clients send and models say may be anything: tokens that are no text, prompts of any length, words that a model lacks."""
+"""Lines 5, 6 and 8, fault 21: what clients send and models say may be anything, tokens that are no text, prompts of any
+length, words that a model lacks.
+"""
 
 from __future__ import annotations
 

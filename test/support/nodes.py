@@ -39,6 +39,18 @@ def wait_until(condition: Callable[[], Any], timeout_s: float, what: str) -> Any
   raise AssertionError(f"{what} did not happen within {timeout_s:g} s")
 
 
+def exo(home: Path, *arguments: str, timeout_s: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
+  """The command line, to its end."""
+  return subprocess.run([sys.executable, "-m", "exo", *arguments],
+                        cwd=ROOT,
+                        env=os.environ | {"EXO_HOME": str(home), "DEBUG": "0"} | env,
+                        stdin=subprocess.DEVNULL,
+                        capture_output=True,
+                        text=True,
+                        timeout=timeout_s,
+                        check=False)
+
+
 class NodeProcess:
   """`python -m exo …` with a log of its own. The API takes a free port unless told otherwise."""
   def __init__(
