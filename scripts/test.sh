@@ -10,4 +10,5 @@ scripts/test-deps.sh
 python format.py --check ./exo ./test ./scripts
 ruff check .
 mypy
-python -m pytest "$@"
+# two workers, a file each at a time: most tests wait for nodes, and those of one file may share them
+python -m pytest -n 2 --dist loadfile "$@"

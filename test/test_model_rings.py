@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from exo.download.model_store import ModelStore
+from exo.download.spot_check import SAMPLES
 from exo.inference.shard import Shard
-from exo.inference.weights.block_map import BlockMap, span_bytes
+from exo.inference.weights.block_map import BlockMap, block_bytes, span_bytes
 from exo.inference.weights.checkpoint import Checkpoint, open_checkpoint
 from exo.inference.weights.parts import file_spans, shard_tensors
 from test.support.hub import Hub, hub
@@ -102,7 +103,10 @@ def test_a_ring_fetches_shards_from_the_hub_then_from_each_other(f16: Path, tmp_
       own = shard_bytes(whole, shard)
       assert own <= total(fetched[name]) - small <= 1.05 * own, (name, shard, own, fetched[name])
     from_hub = sum(int(f["from_hub_bytes"]) for f in fetched.values())
-    assert server.bytes_sent == from_hub  # nobody fetched more than is told
+    # nobody fetched more than is told, but for blocks by chance of what each of two neighbours gave to each of three nodes
+    assert from_hub <= server.bytes_sent <= from_hub + 3 * 2 * SAMPLES * max(
+        block_bytes(path.stat().st_size) for path in f16.glob("*.safetensors")
+    )
 
     server.forget()
     ring.start("d")
