@@ -36,8 +36,8 @@ def proxy_for(url: str, settings: Mapping[str, str] | None = None) -> str | None
     kind, there = "", None
   if kind.startswith("socks"):
     raise ProxyError(
-        f"{variable} names a SOCKS proxy ({shown(proxy)}), which exo cannot use: name an HTTP proxy, or put {host} into "
-        "no_proxy"
+        f"{variable} names a SOCKS proxy ({shown(proxy)}), which exo cannot use: name an HTTP proxy, or put "
+        f"{host or 'what is to be asked'} into no_proxy"
     )
   if kind not in _KINDS or not there:
     raise ProxyError(f"{variable} is no address of a proxy ({shown(proxy)}): it should be like http://10.0.0.1:3128")

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from exo.download import model_index
 from exo.download.manifest import Manifest, RepoFile
 from exo.download.model_library import read_manifest, wheel_manifest
 from exo.download.model_state import ModelState, model_state
@@ -126,6 +127,24 @@ def test_line_17_a_disk_that_does_not_answer_holds_up_nobody_whose_model_is_open
     async with asyncio.timeout(10):
       assert await catalog.info("one") is before and len(one.looks) == looked
     stuck.set()
+    await one.close()
+
+  asyncio.run(work())
+
+
+def test_line_17_a_disk_that_does_not_answer_is_an_error_for_who_asks_first(
+    shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  monkeypatch.setattr(model_index, "_GIVE_UP_S", 0.2)
+  stuck, one = threading.Event(), CountingStore(tmp_path / "home", shelf)
+  find = one.find
+  one._index._find = lambda name: (stuck.wait(20), find(name))[1]
+
+  async def work() -> None:
+    with pytest.raises(DownloadError, match="does not answer"):
+      await one.look_up("one")
+    stuck.set()
+    assert (await one.look_up("one")).id == "one"
     await one.close()
 
   asyncio.run(work())

