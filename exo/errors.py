@@ -13,6 +13,7 @@ from typing import ClassVar
 _PATH = re.compile(
     r"(?<![\w.:/])(?:[A-Za-z]:)?[\\/](?:[^\s\\/:'\"]+[\\/])+([^\s\\/:'\"]*)"
 )  # of a file: its name stays
+_LONGEST = 4000  # characters of an error that others are told
 
 
 class ExoError(Exception):
@@ -64,6 +65,10 @@ class ModelTooLargeError(ExoError):
 class ModelFilesError(ExoError):
   """A checkpoint is missing, damaged, or of a kind that cannot be read."""
   kind = "model_files_error"
+
+
+class OtherFilesError(ModelFilesError):
+  """This node holds another model under that name than the one that is wanted."""
 
 
 class UnsupportedModelError(ExoError):
@@ -202,16 +207,25 @@ def _kinds() -> dict[str, type[ExoError]]:
   return found
 
 
+def _said(error: BaseException) -> str:
+  """What an error says, cut to what anybody would read: of whatever length or bytes it is, it can be sent."""
+  try:
+    text = str(error)
+  except Exception as unexpected:  # noqa: BLE001 - of its own class, which may do anything
+    text = f"it cannot be shown ({type(unexpected).__name__})"
+  return text[:_LONGEST].encode("utf-8", "replace").decode()
+
+
 def in_words(error: BaseException) -> str:
-  """For a log: an error that was raised on purpose is a sentence already, any other needs its class."""
-  return str(error) if isinstance(error, ExoError) else f"{type(error).__name__}: {error}"
+  """For a log: an error that was raised on purpose is a sentence already, any other needs its class. Raises nothing."""
+  return _said(error) if isinstance(error, ExoError) else f"{type(error).__name__}: {_said(error)}"
 
 
 def to_wire(error: BaseException) -> tuple[str, str, str]:
-  """The error as (kind, message, details as JSON). Unexpected exceptions become `internal_error`."""
+  """The error as (kind, message, details as JSON). Unexpected exceptions become `internal_error`. Raises nothing."""
   if isinstance(error, ExoError):
-    return error.kind, error.message, json.dumps(error.details)
-  return ExoError.kind, f"{type(error).__name__}: {error}", "{}"
+    return error.kind, _said(error), json.dumps(error.details, default=str)
+  return ExoError.kind, in_words(error), "{}"
 
 
 def without_paths(text: str) -> str:

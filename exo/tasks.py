@@ -28,8 +28,8 @@ async def in_own_thread(work: Callable[[], T], timeout_s: float, late: Callable[
         late(result)
     elif error is None:
       future.set_result(result)
-    else:
-      future.set_exception(error)
+    else:  # a future takes no StopIteration
+      future.set_exception(RuntimeError(in_words(error)) if isinstance(error, StopIteration) else error)
 
   def run() -> None:
     error: BaseException | None = None

@@ -6,6 +6,8 @@ Rings inside one process, with the dummy engine, whose text tells of every lost 
 from __future__ import annotations
 
 import asyncio
+import shutil
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,13 +23,15 @@ from exo.errors import (
     ExoError,
     ModelFilesError,
     ModelRefusedError,
+    OutOfMemoryError,
     UnsupportedModelError,
 )
-from exo.inference.dummy.engine import BREAK_LAST
+from exo.inference.dummy.engine import BREAK_LAST, DummyStage
 from exo.inference.engine import Batch, StageModel
 from exo.inference.shard import Shard
 from exo.orchestration import ailments, planner, worker_health
 from exo.orchestration.node import Node
+from exo.orchestration.planner import ModelRing
 from exo.orchestration.step_guard import CHECK_SEQUENCE
 from exo.tasks import TaskOwner
 from test.support.local_rings import local_ring, run, settled, spec, text_of
@@ -415,7 +419,6 @@ def test_line_5_a_cache_that_cannot_be_cut_back_is_computed_anew(
         return out
 
       Sickness(nodes[0]).step = once
-      from exo.inference.dummy.engine import DummyStage
       monkeypatch.setattr(DummyStage, "truncate", uncut)
       assert await asyncio.gather(*(text_of(nodes[0], spec(p, 60)) for p in prompts)) == expected
       assert ill(nodes) == [set(), set()]
@@ -469,7 +472,6 @@ def test_line_17_a_model_on_disk_does_not_wait_for_anothers_download(
 
 
 def test_line_17_one_models_failed_preparation_puts_off_no_other(tmp_path: Path) -> None:
-  from exo.inference.shard import Shard
   from exo.networking.messages import OpenPlan
   from exo.orchestration.plan_book import PlanBook
   from exo.topology.ring_plan import RingPlan, Stage
@@ -550,3 +552,228 @@ def test_line_4_an_illness_that_was_absolved_and_comes_back_is_looked_after_by_o
     await tasks.close()
 
   asyncio.run(asyncio.wait_for(scenario(), 10))
+
+
+LONG = "a prompt that is long enough to be kept, and used again"
+
+
+class Odd(Exception):
+  """One that cannot be shown."""
+  def __str__(self) -> str:
+    raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [StopIteration(), Odd(), ValueError("bad \udcff name"),
+     ValueError("x" * 50_000_000)],
+    ids=lambda e: str(type(e))
+)
+def test_line_1_whatever_an_error_looks_like_it_is_told(tmp_path: Path, error: BaseException) -> None:
+  """A future takes no StopIteration, a message no half characters, and nobody reads 50 MB."""
+  async def scenario() -> None:
+    async with local_ring(tmp_path, ROOMY, ROOMY) as (nodes, _):
+      for node in nodes:
+        Sickness(node).load = raising(error)
+      with pytest.raises(ExoError) as told:
+        await asyncio.wait_for(text_of(nodes[1], spec("hello", 5)), 10)
+      assert type(error).__name__ in str(told.value) and len(str(told.value)) < 10_000
+      str(told.value).encode()
+
+  run(scenario)
+
+
+def test_line_2_a_model_that_cannot_be_closed_costs_no_other_its_load(
+    tmp_path: Path, goldens: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  async def scenario() -> None:
+    async with local_ring(tmp_path, ROOMY, model_dirs=(golden_folder(goldens, tmp_path, "one"), )) as ((node, ), _):
+      await text_of(node, spec("hello", 10))
+      monkeypatch.setattr(DummyStage, "close", lambda self: raising(MemoryError("it cannot be closed"))())
+      await with_room_for(node, "one")
+      assert await tokens_of(node, "one") == 5
+      assert ill([node]) == [set()]
+
+  run(scenario)
+
+
+async def tokens_of(node: Node, name: str) -> int:
+  async with node.generation(spec("hello", 5), await node.model(name)) as generation:
+    return sum([len(delivery.tokens) async for delivery in generation])
+
+
+async def with_room_for(node: Node, name: str) -> None:
+  """No other model fits beside that one."""
+  model = await node.model(name)
+  shard = Shard(name, 0, model.n_layers - 1, model.n_layers)
+  node.plans._opener._offered_bytes = await node._loader.needed_bytes(shard)
+
+
+def test_line_2_what_cannot_be_tried_for_want_of_room_is_trusted_again(tmp_path: Path, goldens: Path) -> None:
+  """Else a fault that has long passed would keep a node out for as long as it runs other models."""
+  async def scenario() -> None:
+    async with local_ring(tmp_path, ROOMY, model_dirs=(golden_folder(goldens, tmp_path, "one"), )) as ((node, ), _):
+      sick = Sickness(node)
+      sick.load = raising(DownloadError("a short absence of the hub"))
+      with pytest.raises(DownloadError):
+        await text_of(node, spec("hello", 5))
+      sick.load = None
+      await with_room_for(node, "one")
+      assert await tokens_of(node, "one") == 5
+      node.plans._opener._offered_bytes = 10
+      await until(lambda: not node.planner.ailments(), "recovery")
+
+  run(scenario)
+
+
+def test_line_2_what_other_or_deleted_files_could_not_do_is_over(tmp_path: Path, goldens: Path) -> None:
+  async def scenario() -> None:
+    one = tmp_path / "models" / "one"
+    shutil.copytree(goldens / "llama", one)
+    async with local_ring(tmp_path / "home", ROOMY, model_dirs=(one.parent, )) as ((node, ), _):
+      sick = Sickness(node)
+      sick.load = raising(KeyError("contradiction"))
+      with pytest.raises(ExoError):
+        await tokens_of(node, "one")
+      sick.load = None
+      shutil.rmtree(one)
+      shutil.copytree(goldens / "gemma3_text", one)
+      (known, ) = node.planner.ailments()["n0"]
+      async with asyncio.timeout(10):
+        while (await node.model("one")).fingerprint == known.fingerprint:  # noqa: ASYNC110
+          await asyncio.sleep(0.05)
+      assert await tokens_of(node, "one") == 5
+      assert not node.planner.ailments()
+      await until(lambda: node.plans.idle, "rest")
+      await node.plans.close_model("one")
+      sick.load = raising(KeyError("contradiction"))
+      with pytest.raises(ExoError):
+        await tokens_of(node, "one")
+      shutil.rmtree(one)
+      await until(lambda: not node.planner.ailments(), "the end of the ailment")
+
+  run(scenario)
+
+
+@pytest.mark.parametrize("victim", range(3))
+def test_line_4_bad_numbers_where_no_cache_can_be_cut_back_are_that_stages_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: int
+) -> None:
+  async def scenario() -> None:
+    async with local_ring(tmp_path, ROOMY) as (nodes, _):
+      expected = await text_of(nodes[0], spec("hello", 40))
+    async with local_ring(tmp_path, ROOMY, ROOMY, ROOMY) as (nodes, _):
+      Sickness(nodes[victim]).step = later
+      monkeypatch.setattr(DummyStage, "truncate", lambda *_: raising(CacheReuseError("this cache has no rows"))())
+      assert await text_of(nodes[0], spec("hello", 40)) == expected
+      assert set(nodes[0].planner.ailments()) == {f"n{victim}"}
+
+  def later(own: Step, batch: Batch) -> np.ndarray:
+    out, entry = own(batch), batch.entries[0]
+    return rows_of(batch, out, None, np.nan) if entry.position > 10 and entry.logits else out
+
+  run(scenario)
+
+
+def test_line_4_no_request_begins_with_a_cache_that_gives_bad_numbers_once_that_is_known(tmp_path: Path) -> None:
+  async def scenario() -> None:
+    async with local_ring(tmp_path, ROOMY) as (nodes, _):
+      expected = [await text_of(nodes[0], spec(LONG + end, 20)) for end in "ab"]
+    async with local_ring(tmp_path, ROOMY, ROOMY) as (nodes, _):
+      await text_of(nodes[0], spec(LONG + " which is kept" * 5, 5))
+      (opened, ) = nodes[1].plans._open.values()
+      model = opened.runner.model
+      (poisoned, ), copies = model._cache, set[int]()  # type: ignore[attr-defined]
+      copy, step = model.copy, model.step
+
+      def copied(source: int, target: int, length: int) -> None:
+        copies.add(target)
+        assert source == poisoned
+        copy(source, target, length)
+
+      model.copy = copied  # type: ignore[method-assign]
+      model.step = lambda batch: rows_of(batch, step(batch), copies, np.nan)  # type: ignore[method-assign]
+      ring = ModelRing(nodes[0].planner, nodes[0].hello, await nodes[0].model("dummy"))
+      for end, text in zip("ab", expected, strict=True):
+        assert await text_of(nodes[0], spec(LONG + end, 20)) == text
+        await until(lambda: ill(nodes) == [set(), set()], "recovery")
+        await until(lambda: len(ring.open_plan(frozenset()).plan.stages) == 2, "the plan of both")
+        assert len(copies) == 1
+
+  run(scenario)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_line_5_a_cache_that_was_lost_while_its_request_ended_begins_no_other(tmp_path: Path, count: int) -> None:
+  """A client goes while its step fails, and asks the same again."""
+  async def scenario() -> None:
+    async with local_ring(tmp_path, ROOMY) as (nodes, _):
+      expected = await text_of(nodes[0], spec(LONG, 40))
+    async with local_ring(tmp_path, *[ROOMY] * count) as (nodes, _):
+      entered, go_on, failed = threading.Event(), threading.Event(), []
+
+      def twice(own: Step, batch: Batch) -> np.ndarray:
+        out = own(batch)
+        if len(failed) < 2 and batch.entries[0].position > len(LONG) + 5:
+          entered.set()
+          go_on.wait(5)
+          failed.append(batch)
+          raise RuntimeError("while its client goes")
+        return out
+
+      Sickness(nodes[-1]).step = twice
+      first = asyncio.create_task(text_of(nodes[0], spec(LONG, 40)))
+      await asyncio.to_thread(entered.wait)
+      first.cancel()
+      await asyncio.sleep(0.05)
+      second = asyncio.create_task(text_of(nodes[0], spec(LONG, 40)))
+      await asyncio.sleep(0.05)
+      go_on.set()
+      assert await asyncio.wait_for(second, 10) == expected
+      assert len(failed) == 2 and ill(nodes) == [set()] * count
+      await settled(nodes)
+
+  run(scenario)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_line_5_a_cache_that_cannot_be_copied_is_nobody_elses_affair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+  async def scenario() -> None:
+    async with local_ring(tmp_path, ROOMY) as (nodes, _):
+      expected = [await text_of(nodes[0], spec(p, n)) for p, n in (("other", 400), (LONG + "b", 40))]
+    async with local_ring(tmp_path, *[ROOMY] * count) as (nodes, _):
+      await text_of(nodes[0], spec(LONG + " which is kept" * 5, 5))
+      before = [list(node.plans._open.values()) for node in nodes]
+      monkeypatch.setattr(DummyStage, "copy", lambda *_: raising(MemoryError("no room for a copy"))())
+      answers = await asyncio.gather(text_of(nodes[0], spec("other", 400)), text_of(nodes[0], spec(LONG + "b", 40)))
+      assert answers == expected
+      assert [list(node.plans._open.values()) for node in nodes] == before
+      await settled(nodes)
+
+  run(scenario)
+
+
+def test_line_5_a_stage_that_is_full_is_not_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  """Where every row has a cache, there is none for the look whether it still computes."""
+  async def scenario() -> None:
+    async with local_ring(tmp_path, ROOMY) as ((node, ), _):
+      step = DummyStage.step
+
+      def full(self: DummyStage, batch: Batch) -> np.ndarray:
+        if len({*self._cache, *(e.sequence for e in batch.entries)}) > 64:
+          raise OutOfMemoryError("all rows are taken")
+        if any(e.position > 60 for e in batch.entries):
+          raise RuntimeError("this entry")
+        return step(self, batch)
+
+      monkeypatch.setattr(DummyStage, "step", full)
+      for i in range(66):
+        await text_of(node, spec(f"{i:4} of many prompts", 3))
+      before = list(node.plans._open.values())
+      with pytest.raises(EngineError, match="this entry"):
+        await text_of(node, spec(LONG, 100))
+      assert list(node.plans._open.values()) == before and ill([node]) == [set()]
+
+  run(scenario)

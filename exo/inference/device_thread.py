@@ -51,8 +51,9 @@ class DeviceThread:
       if future.done():
         return
       if error is not None:
-        if not isinstance(error, Exception):  # SystemExit, say, which would end the event loop
-          error = EngineError(f"{type(error).__name__}: {error}")
+        # SystemExit, say, would end the event loop, and a future takes no StopIteration
+        if not isinstance(error, Exception) or isinstance(error, StopIteration):
+          error = EngineError(in_words(error))
         future.set_exception(error)
       else:
         future.set_result(result)

@@ -7,7 +7,15 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from exo.errors import BadNumbersError, in_words, without_paths
+from exo.errors import (
+    BadNumbersError,
+    ModelNotFoundError,
+    ModelTooLargeError,
+    OtherFilesError,
+    OutOfMemoryError,
+    in_words,
+    without_paths,
+)
 from exo.inference.shard import Shard
 from exo.log import log, say
 from exo.networking.messages import Ailment
@@ -22,12 +30,17 @@ _MAX_REASON = 400
 
 @dataclass(frozen=True, slots=True)
 class Illness:
-  """What this node could not do: `shard` of a model's files. `entry_nodes` asked for it, where its numbers were bad."""
+  """What this node could not do: `shard` of a model's files. `entry_nodes` asked for it, where its numbers were bad.
+
+  `no_files` says that it has not had those files, `no_memory` that they did not fit.
+  """
   shard: Shard
   fingerprint: str
   reason: str
   numbers: bool
   entry_nodes: frozenset[str]
+  no_files: bool
+  no_memory: bool
 
 
 @dataclass(slots=True)
@@ -63,8 +76,13 @@ class Ailments:
       log(0, "%s cannot run %s: %s", self._node_id, shard, reason)
       return
     self._ill[fingerprint] = Illness(
-        shard, fingerprint,
-        without_paths(reason)[:_MAX_REASON], isinstance(error, BadNumbersError), entry_nodes
+        shard,
+        fingerprint,
+        without_paths(reason)[:_MAX_REASON],
+        isinstance(error, BadNumbersError),
+        entry_nodes,
+        no_files=isinstance(error, OtherFilesError | ModelNotFoundError),
+        no_memory=isinstance(error, ModelTooLargeError | OutOfMemoryError | MemoryError)
     )
     if known is None:
       say(f"{self._node_id} takes no part in {shard.model_id} for now: {reason}")
@@ -77,6 +95,13 @@ class Ailments:
       del self._ill[fingerprint], self._healers[fingerprint]
       self._history.pop(fingerprint, None)
       log(1, "%s takes part in %s again: its numbers were not this node's doing", self._node_id, illness.shard.model_id)
+
+  def forget(self, model_id: str, but: str = "") -> None:
+    """Files of that model are here no more, except for those with the fingerprint `but`."""
+    for fingerprint, illness in list(self._ill.items()):
+      if illness.shard.model_id == model_id and fingerprint != but and not illness.no_files:
+        del self._ill[fingerprint], self._healers[fingerprint]
+        log(1, "%s: what could not be run of it before is not there any more", model_id)
 
   async def _heal(self, fingerprint: str) -> None:
     history = self._history.get(fingerprint)

@@ -5,7 +5,7 @@ Pure bookkeeping of the first stage. The stages are told of it by the `drops` an
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from exo.orchestration.prefix_cache import Match, PrefixCache
@@ -107,6 +107,12 @@ class KvRoom:
     """Forget kept caches, the least recently used first, until so many more tokens would fit."""
     while self._use + tokens > self.limits.max_kv_tokens and (oldest := self.kept.oldest(but)) is not None:
       self._evict(oldest)
+
+  def forget(self, sequences: Iterable[int]) -> None:
+    """Of these, caches of finished requests are not kept: a stage has lost them, or may have."""
+    for sequence in sequences:
+      if sequence in self.kept:
+        self._evict(sequence)
 
   def _evict(self, sequence: int) -> None:
     self.kept.remove(sequence)

@@ -230,6 +230,7 @@ class Node:
     name = (await self.catalog.find(model_id)).id
     await self.plans.close_model(name)
     freed = await self.catalog.delete(name)
+    self.plans.ailments.forget(name)
     self.sharing.forget(name)
     return freed
 

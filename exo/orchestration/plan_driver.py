@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from exo.errors import ExoError, PeerUnreachableError, from_wire, in_words, to_wire
+from exo.errors import BadNumbersError, ExoError, PeerUnreachableError, from_wire, in_words, to_wire
 from exo.log import enabled, log
 from exo.networking.messages import Failure, Frame, Message, PlanPace, Request, RequestFailed, StepFailed, StepResult
 from exo.orchestration.meter import Meter
@@ -86,6 +86,8 @@ class PlanDriver:
     self.scheduler.on_result(result.step, result.tokens, result.refused, sum(result.compute_ms), lap_ms)
     for failed in result.failed:
       error = failure_error(failed.failure)
+      if isinstance(error, BadNumbersError):  # they may come from a cache that the sequence began with
+        self.scheduler.forget_kept()
       for request in self.scheduler.fail((failed.sequence, ), result.step):
         tell_failed(self._send, self.plan, request, error)
     # waking for a token costs more than handling it: where tokens come fast, the stage computes two before it reports

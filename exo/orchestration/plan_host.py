@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from exo.errors import (
@@ -14,6 +15,7 @@ from exo.errors import (
     InvalidRequestError,
     ModelInUseError,
     ModelTooLargeError,
+    OutOfMemoryError,
     PeerLostError,
     PlanClosedError,
     ProtocolError,
@@ -86,7 +88,7 @@ class PlanHost:
       call: Call, rehearse: Callable[[str], None] | None, meter: Meter, kv_memory_bytes: int | None, speculate: bool,
       awake: AwakeCores, most_wait_s: float
   ) -> None:
-    self._node_id, self._device = node_id, device
+    self._node_id, self._loader, self._device = node_id, loader, device
     self._send, self._rehearse, self._meter, self._awake = send, rehearse, meter, awake
     self._most_wait_s = most_wait_s
     self._open: dict[str, _Open] = {}
@@ -164,6 +166,7 @@ class PlanHost:
         self.worker.load_failed(message.fingerprint)
       raise
     self.worker.loaded()
+    self.ailments.forget(plan.model_id, but=message.fingerprint)
     runner = StageRunner(
         plan, self._node_id, stage.model, self._device, self._send, self._meter, self, self._awake, stage.grammars
     )
@@ -256,9 +259,11 @@ class PlanHost:
     for opened in self._open.values():
       if opened.fingerprint == illness.fingerprint and opened.runner.model.shard == illness.shard:
         hidden_size = None if illness.shard.is_first else opened.bounds.hidden_size
-        await self._device.run(check_step, opened.runner.model, hidden_size)
+        with suppress(OutOfMemoryError):  # its room is taken by others, whom it computes for
+          await self._device.run(check_step, opened.runner.model, hidden_size)
         return
-    await self._opener.try_out(illness.shard, illness.fingerprint)
+    if illness.no_files or not await self._loader.is_gone(illness.shard, illness.fingerprint):
+      await self._opener.try_out(illness.shard, illness.fingerprint, illness.no_memory)
 
   async def _leave(self) -> None:
     """Close all plans: this node's worker is broken."""

@@ -40,6 +40,9 @@ class PrefixCache:
   def __len__(self) -> int:
     return len(self._kept)
 
+  def __iter__(self) -> Iterator[int]:
+    return iter(self._kept)
+
   def __contains__(self, sequence: int) -> bool:
     return sequence in self._kept
 

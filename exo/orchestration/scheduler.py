@@ -365,18 +365,24 @@ class Scheduler:
   def on_failure(self, step: int) -> list[Request]:
     """A step was lost; its requests are forgotten and returned."""
     failed = self._sequences_in(step)
-    self._in_flight.pop(step, None)
+    self._room.forget(entry.sequence for entry in self._in_flight.pop(step, ()))
     for sequence in failed:
       self._finish(sequence.number, keep=False)
     return [sequence.request for sequence in failed]
 
   def fail(self, numbers: Iterable[int], step: int) -> list[Request]:
     """These sequences of a step went wrong, the others did not; their requests are forgotten and returned."""
+    numbers = tuple(numbers)
+    self._room.forget(numbers)
     found = (self._running.get(number) for number in numbers)
     failed = [sequence for sequence in found if sequence is not None and sequence.first_step <= step]
     for sequence in failed:
       self._finish(sequence.number, keep=False)
     return [sequence.request for sequence in failed]
+
+  def forget_kept(self) -> None:
+    """Nothing begins any more with what finished requests have left in the caches."""
+    self._room.forget(list(self._room.kept))
 
   def _finish(self, number: int, keep: bool = True, again: bool = False) -> None:
     sequence = self._running.pop(number, None)

@@ -6,7 +6,7 @@ import gc
 import time
 from dataclasses import replace
 
-from exo.errors import ModelFilesError, ProtocolError
+from exo.errors import ModelNotFoundError, OtherFilesError, ProtocolError
 from exo.inference.device_thread import DeviceThread
 from exo.inference.engine import InferenceEngine, LoadOptions, StageMemory, StageModel
 from exo.inference.engines import EngineChoice, load_engine, weight_memory
@@ -74,10 +74,18 @@ class ShardLoader:
     await self._checkpoint(shard, fingerprint)
     await self._catalog.fetch_shard(shard)
 
+  async def is_gone(self, shard: Shard, fingerprint: str) -> bool:
+    """Whether other files lie there than those, or none."""
+    try:
+      await self._checkpoint(shard, fingerprint)
+    except (OtherFilesError, ModelNotFoundError):
+      return True
+    return False
+
   async def _checkpoint(self, shard: Shard, fingerprint: str) -> Checkpoint:
     checkpoint = await self._catalog.checkpoint(shard.model_id)
     if checkpoint.fingerprint != fingerprint:
-      raise ModelFilesError(
+      raise OtherFilesError(
           f"this node holds another model under the name {shard.model_id}: give one of the two another name"
       )
     return checkpoint

@@ -16,6 +16,7 @@ from exo.inference.shard import Shard
 from exo.networking.messages import OpenPlan
 from exo.orchestration.frame_check import FrameBounds
 from exo.orchestration.shard_loader import ShardLoader
+from exo.orchestration.stage_runner import close_model
 from exo.orchestration.step_guard import check_step
 from exo.topology.ring_plan import RingPlan
 
@@ -85,14 +86,19 @@ class StageOpener:
       self._opening.discard(plan.plan_id)
       self._lost.pop(plan.plan_id, None)
 
-  async def try_out(self, shard: Shard, fingerprint: str) -> None:
-    """Load a shard and let go of it again, if there is room. Raises as `open` does."""
+  async def try_out(self, shard: Shard, fingerprint: str, lacked_memory: bool) -> None:
+    """Load a shard and let go of it again. Raises as `open` does.
+
+    Where other models leave no room for that, to have its files is enough, unless memory is what it lacked.
+    """
     await self._loader.fetch(shard, fingerprint)
     async with self._memory:
       if self._room < await self._loader.needed_bytes(shard):
+        if not lacked_memory:
+          return
         raise ModelTooLargeError(f"there is no room to try {shard} beside what runs", missing_mb=1)
       stage = await self._load(shard, fingerprint, "")
-      await self._device.run(stage.model.close)
+      await close_model(self._device, stage.model)
 
   @property
   def _room(self) -> int:
@@ -127,6 +133,6 @@ class StageOpener:
       grammars = await self._loader.grammars(shard) if shard.is_last else None
       await self._device.run(check_step, model, None if shard.is_first else bounds.hidden_size)
     except BaseException:
-      await self._device.run(model.close)
+      await close_model(self._device, model)
       raise
     return OpenedStage(model, bounds, grammars)

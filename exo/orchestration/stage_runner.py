@@ -12,6 +12,7 @@ import numpy as np
 from msgspec import structs
 
 from exo.errors import (
+    CacheLostError,
     CacheReuseError,
     EngineError,
     ExoError,
@@ -47,6 +48,14 @@ from exo.topology.ring_plan import RingPlan
 
 Send = Callable[[str, Message], None]
 _LONGEST_REASON = 2000
+
+
+async def close_model(device: DeviceThread, model: StageModel) -> None:
+  """Give a model's memory back. An engine that cannot is not the affair of who needs the room next."""
+  try:
+    await device.run(model.close)
+  except Exception as error:  # noqa: BLE001 - of an engine in an unknown state
+    log(0, "%s was not closed as it should: %s", model.shard, in_words(error))
 
 
 class StageHost(Protocol):
@@ -139,12 +148,14 @@ class StageRunner:
     if self._awake is not None:
       self._awake.hold()
     arrived = time.perf_counter()
-    self._device.submit(lambda: self._compute(frame), lambda outcome, error: self._done(frame, arrived, outcome, error))
+    self._device.submit(
+        lambda: self._computed(frame), lambda outcome, error: self._done(frame, arrived, outcome, error)
+    )
 
   async def close(self) -> None:
     """Let nothing more out and give the model's memory back, after the frames that wait."""
     self._closed = True
-    await self._device.run(self.model.close)
+    await close_model(self._device, self.model)
 
   def _done(self, frame: Frame, arrived: float, outcome: _Outcome, error: BaseException | None) -> None:
     self._waiting -= 1
@@ -169,8 +180,15 @@ class StageRunner:
     except Exception as unexpected:  # noqa: BLE001 - the step is through: nobody waits for this
       log(0, "after step %d of %s: %s", frame.step, self.plan.plan_id, in_words(unexpected))
 
-  def _compute(self, frame: Frame) -> _Outcome:
+  def _computed(self, frame: Frame) -> _Outcome:
     """On the device thread."""
+    try:
+      return self._compute(frame)
+    except BaseException:
+      self._failed |= {entry.sequence for entry in frame.entries}  # who knows what their caches hold
+      raise
+
+  def _compute(self, frame: Frame) -> _Outcome:
     if self._closed:
       raise PlanClosedError(f"plan {frame.plan_id} is closed")
     started = time.perf_counter()
@@ -215,14 +233,19 @@ class StageRunner:
     for sequence in frame.drops:
       self.model.drop(sequence)
       self._refused.discard(sequence)
+      self._failed.discard(sequence)  # not when it ends: until all know, a new one may be begun with its cache
     for sequence in (*frame.drops, *frame.ends):
       self._head.drop(sequence)
       self._known.pop(sequence, None)
-      self._failed.discard(sequence)
     if frame.ends or frame.drops or frame.opens:
       self.kept = (self.kept | set(frame.ends)) - set(frame.drops) - {opened.sequence for opened in frame.opens}
     for sequence, length in frame.truncates:
-      self.model.truncate(sequence, length)
+      try:
+        self.model.truncate(sequence, length)
+      except Exception as error:  # noqa: BLE001 - whatever it is, it is the affair of this sequence
+        log(1, "the cache of sequence %d is given up: %s", sequence, in_words(error))
+        self._failed.add(sequence)
+        trouble.failures[sequence] = CacheLostError(f"{self._node_id} lost the cache of this request")
     for opened in frame.opens:
       self._known[opened.sequence] = _Known(opened.prompt_tokens, opened.request.entry_node)
       if opened.reused:
@@ -232,16 +255,18 @@ class StageRunner:
           self._head.open(opened)
         except Exception as error:  # noqa: BLE001 - of a grammar, say: it is this request's own
           self._failed.add(opened.sequence)
-          trouble.failures[opened.sequence] = error if isinstance(error, ExoError) else EngineError(repr(error))
+          trouble.failures[opened.sequence] = error if isinstance(error, ExoError) else EngineError(in_words(error))
 
   def _begin_with_cache(self, opened: SequenceOpen) -> None:
     try:
+      if opened.source in self._failed:
+        raise CacheReuseError("what was computed there went wrong")
       if opened.source == opened.sequence:
         self.model.truncate(opened.sequence, opened.reused)
       else:
         self.model.copy(opened.source, opened.sequence, opened.reused)
-    except CacheReuseError as error:
-      log(2, "sequence %d is computed anew: %s", opened.sequence, error)
+    except Exception as error:  # noqa: BLE001 - no room for a copy, say: it is done without
+      log(2, "sequence %d is computed anew: %s", opened.sequence, in_words(error))
       self._refused.add(opened.sequence)
 
   @staticmethod

@@ -14,7 +14,16 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from exo.errors import BadNumbersError, CacheLostError, EngineError, ExoError, StageSickError, in_words, stage_sick
+from exo.errors import (
+    BadNumbersError,
+    CacheLostError,
+    EngineError,
+    ExoError,
+    OutOfMemoryError,
+    StageSickError,
+    in_words,
+    stage_sick,
+)
 from exo.inference.engine import Activation, Batch, BatchEntry, LogitsOf, StageModel
 from exo.log import log
 
@@ -91,7 +100,9 @@ class StepGuard:
     self._restore(out, bad)
     for entry in bad:
       del parts[entry.sequence]
-      if entry.sequence not in out.failures:
+      if entry.sequence in out.failures:  # it is computed anew as a whole, and the next time is the second
+        out.failures[entry.sequence] = self._bad_numbers(recomputed=0)
+      else:
         self._try_alone(out, entry, compute, parts)
     self._join(out, parts)
 
@@ -121,9 +132,11 @@ class StepGuard:
       parts[entry.sequence] = rows
       return
     out.doubtful.add(entry.sequence)
-    out.failures[
-        entry.sequence
-    ] = BadNumbersError(f"{self._node_id} computes numbers that are not finite", node=self._node_id, recomputed=1)
+    out.failures[entry.sequence] = self._bad_numbers(recomputed=1)
+
+  def _bad_numbers(self, recomputed: int) -> BadNumbersError:
+    text = f"{self._node_id} computes numbers that are not finite"
+    return BadNumbersError(text, node=self._node_id, recomputed=recomputed)
 
   def _join(self, out: Guarded, parts: dict[int, Rows]) -> None:
     for sequence in out.failures:
@@ -152,6 +165,8 @@ class StepGuard:
   def _broken(self, like: Batch) -> StageSickError | None:
     try:
       check_step(self._model, None if like.hidden is None else like.hidden.shape[1])
+    except OutOfMemoryError:  # all its room is taken by others, whom it computes for
+      return None
     except BaseException as error:  # noqa: BLE001 - as in `run`
       return stage_sick(self._node_id, self._model.shard.model_id, _engine_error(error))
     return None
