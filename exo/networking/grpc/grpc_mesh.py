@@ -15,17 +15,17 @@ import grpc
 import grpc.aio
 
 from exo import descriptors
-from exo.errors import ConfigError, PeerUnreachableError, ProtocolError, in_words
+from exo.errors import ConfigError, PeerUnreachableError, ProtocolError
 from exo.log import log
 from exo.networking.address_book import AddressBook, KnownNode
 from exo.networking.address_rule import AddressRule, own_addresses, parse_address
 from exo.networking.cluster_key import ClusterKeyring
 from exo.networking.dial_rate import DialRate
-from exo.networking.grpc.allowance import FloodError
 from exo.networking.grpc.channels import Channels
-from exo.networking.grpc.doorkeeper import FAULT_BAN_S, FLOOD_BAN_S, Doorkeeper
-from exo.networking.grpc.link import HEARTBEAT_S, STREAM_KINDS, Link
+from exo.networking.grpc.doorkeeper import Doorkeeper
+from exo.networking.grpc.link import STREAM_KINDS, Link
 from exo.networking.grpc.open_connections import OpenConnections
+from exo.networking.grpc.peer_check import PeerCheck
 from exo.networking.grpc.peer_codec import hello_in, hello_out
 from exo.networking.grpc.routes import turn_to_later
 from exo.networking.grpc.stream import (
@@ -37,7 +37,7 @@ from exo.networking.grpc.stream import (
     server_options,
 )
 from exo.networking.grpc.tensor_codec import WireDtype
-from exo.networking.grpc.tls import TlsCredentials, explain_refusal
+from exo.networking.grpc.tls import TlsCredentials
 from exo.networking.grpc.unfinished import Unfinished
 from exo.networking.grpc.warm_path import WarmPath
 from exo.networking.membership import Change, Membership, State, Timing
@@ -58,11 +58,6 @@ _MAX_PENDING, _MAX_PENDING_OF_HOST = 128, 32
 _TRY_BETTER_S = 30.0
 _TIMING = Timing()
 _RUMOUR_PRIORITY = -1  # behind every address that the node itself announces
-_SILENCE_S = 3 * HEARTBEAT_S
-
-
-class _UnwantedError(ProtocolError):
-  """A node that is rightly not linked: this one itself, one that a filter leaves out, or one at another's old address."""
 
 
 class GrpcMesh(Mesh):
@@ -93,6 +88,9 @@ class GrpcMesh(Mesh):
       most_memory_mb = MOST_OF_STRANGERS_MB
     self._claims = MemoryClaims(most_memory_mb, self._refusals)
     self._doorkeeper, self._unfinished = Doorkeeper(), Unfinished()
+    self._check = PeerCheck(
+        lambda: self._hello, self._links, self._node_ids, self._doorkeeper, self._refusals, keyring is not None
+    )
     self._dial_rate = DialRate()
     self._membership = Membership(hello.node_id, hello.incarnation, time.monotonic(), _TIMING)
     self._tasks = TaskOwner("mesh")
@@ -300,7 +298,7 @@ class GrpcMesh(Mesh):
           raise ProtocolError("it closed the stream without a greeting")
         peer = self._claims.believed(hello_in(items[0])[0])
         if link is None:
-          await self._check_identity(peer, address, candidate.node_id)
+          await self._check.check(peer, address, candidate.node_id)
           assert self._handler is not None
           if not candidate.node_id and peer.node_id in self._links:  # an address alone, of a node that is here already
             await self._channels.close(channels)
@@ -309,7 +307,7 @@ class GrpcMesh(Mesh):
           link.interface, link.priority = candidate.interface, candidate.priority
         link.attach(stream)
     except Exception as error:  # noqa: BLE001 - whatever it is, its connections must not stay
-      self._note_refusal(address, error, candidate)
+      self._check.note(address, error, candidate)
       await self._channels.close(channels)
       refused = isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.FAILED_PRECONDITION
       return "", refused or isinstance(error, ProtocolError)
@@ -322,48 +320,6 @@ class GrpcMesh(Mesh):
     with contextlib.suppress(OSError, UnicodeError):
       for info in await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM):
         self._rule.configure(str(info[4][0]))
-
-  def _note_refusal(self, address: str, error: BaseException, dialed: PeerCandidate | None = None) -> None:
-    """Whoever comes and does not speak as a node is not worth a finding; whoever is looked for and cannot be had is."""
-    if isinstance(error, grpc.aio.AioRpcError):
-      why = explain_refusal(error.details() or error.code().name, self._tls is not None)
-    else:
-      why = in_words(error) if str(error) else type(error).__name__
-    wanted = isinstance(error, _UnwantedError) or why.endswith("-filter")  # of the other side
-    wrong = dialed is not None and not wanted
-    self._refusals.note(f"no link to {address}: {why}", wrong=wrong, node_id=dialed.node_id if dialed else "")
-
-  async def _check_identity(self, peer: Hello, address: str, expected: str) -> None:
-    """Raises `ProtocolError` for this node itself, for another than was looked for, and for a stale or doubled id.
-
-    Who has the id of a linked node may be that node after a restart that its old link does not know of yet: it is, if
-    that link is silent from now on.
-    """
-    if peer.node_id == self._hello.node_id:
-      if peer.incarnation != self._hello.incarnation:
-        self._refusals.note(
-            f"another node at {address} has this node's id {peer.node_id}: give one of them another --node-id",
-            loud=True
-        )
-        raise ProtocolError(f"it has this node's id {peer.node_id}: give one of them another --node-id")
-      raise _UnwantedError("it is this node itself, or has its id")
-    if self._node_ids and peer.node_id not in self._node_ids:
-      raise _UnwantedError(f"{peer.node_id} is not in --node-id-filter")
-    if expected and peer.node_id != expected:
-      raise _UnwantedError(f"there is {peer.node_id}, not {expected}")
-    host, links = address.rpartition(":")[0], self._links.get(peer.node_id)
-    every = [link for of_node in self._links.values() for link in of_node]
-    of_host = sum(link.address.rpartition(":")[0] == host for link in every)
-    self._doorkeeper.admit(peer.node_id, len(links or ()), of_host, len(every))
-    if not links or links[0].peer.incarnation == peer.incarnation:
-      return
-    if links[0].peer.incarnation > peer.incarnation or await links[0].alive(_SILENCE_S):
-      self._refusals.note(
-          f"two nodes call themselves {peer.node_id}: {links[0].address} stays, {address} is refused", loud=True
-      )
-      raise ProtocolError(
-          f"{peer.node_id} is already here from {links[0].address}: give one of the two another --node-id"
-      )
 
   # accepting
 
@@ -396,12 +352,12 @@ class GrpcMesh(Mesh):
           said, kind = hello_in(items[0])
           peer = self._claims.believed(said)
           if f"{peer.node_id} {key}" not in self._pending:
-            await self._check_identity(peer, address, "")
+            await self._check.check(peer, address, "")
           stream = EnvelopeStream(kind, reader(context), context.write, self._unfinished)
           await stream.write_items([hello_out(self._hello, kind)])
           return self._join(f"{peer.node_id} {key}", peer, address, stream)
     except (ProtocolError, TimeoutError) as error:
-      self._note_refusal(address, error)
+      self._check.note(address, error)
       await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error) or "no greeting in time")
       raise
 
@@ -445,7 +401,7 @@ class GrpcMesh(Mesh):
     first, reason = node_id not in self._links, "this node stops, or failed"
 
     async def close() -> None:
-      self._punish(link)
+      self._check.punish(link)
       await link.close(reason)
 
     async with contextlib.AsyncExitStack() as at_end:  # each of them, also when another fails
@@ -457,13 +413,6 @@ class GrpcMesh(Mesh):
       if first:
         self._handler.peer_joined(link.peer)
       reason = await link.closed
-
-  def _punish(self, link: Link) -> None:
-    """Keep a node away for a while that has sent what no node sends."""
-    if link.fault is not None:
-      node_id = link.peer.node_id
-      self._refusals.note(f"{node_id} at {link.address} was disconnected: {link.fault}", wrong=True, loud=True)
-      self._doorkeeper.ban(node_id, FLOOD_BAN_S if isinstance(link.fault, FloodError) else FAULT_BAN_S, str(link.fault))
 
   def _remove(self, link: Link, reason: str) -> None:
     node_id = link.peer.node_id
