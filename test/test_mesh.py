@@ -61,8 +61,11 @@ def hello(node_id: str, incarnation: int = 1, port: int = 0) -> Hello:
 
 
 @asynccontextmanager
-async def mesh(node_id: str, incarnation: int = 1, host: str = "127.0.0.1") -> AsyncIterator[tuple[GrpcMesh, Recorder]]:
-  created, recorder = GrpcMesh(hello(node_id, incarnation), host, 30), Recorder()
+async def mesh(node_id: str,
+               incarnation: int = 1,
+               host: str = "127.0.0.1",
+               node_ids: tuple[str, ...] = ()) -> AsyncIterator[tuple[GrpcMesh, Recorder]]:
+  created, recorder = GrpcMesh(hello(node_id, incarnation), host, 30, node_ids=node_ids), Recorder()
   await created.start(recorder)
   try:
     yield created, recorder
@@ -220,8 +223,7 @@ def test_one_seed_is_enough_to_meet_everybody_and_makes_one_link() -> None:
 
 def test_who_is_refused_is_told() -> None:
   async def scenario() -> None:
-    async with mesh("a") as (a, a_heard), mesh("b") as (b, _), mesh("c") as (c, _):
-      a._node_ids = frozenset({"b"})
+    async with mesh("a", node_ids=("b", )) as (a, a_heard), mesh("b") as (b, _), mesh("c") as (c, _):
       a.offer(candidate(b))
       c.offer(candidate(a))
       a.offer(candidate(c))
