@@ -777,3 +777,30 @@ def test_line_5_a_stage_that_is_full_is_not_broken(tmp_path: Path, monkeypatch: 
       assert list(node.plans._open.values()) == before and ill([node]) == [set()]
 
   run(scenario)
+
+
+@pytest.mark.parametrize("times", [3, 1 << 30])
+def test_line_4_a_stream_waits_for_its_only_node_once(tmp_path: Path, times: int) -> None:
+  """It goes on exact where that is well again, and ends with the reason where it makes bad numbers again."""
+  async def scenario() -> None:
+    async with local_ring(tmp_path, ROOMY) as ((node, ), _):
+      expected = await text_of(node, spec("hello", 40))
+    async with local_ring(tmp_path, ROOMY) as ((node, ), _):
+      made = []
+
+      def later(own: Step, batch: Batch) -> np.ndarray:
+        if batch.entries[0].position < 20 or not batch.entries[0].logits or len(made) >= times:
+          return own(batch)
+        made.append(batch)
+        return own(batch) * np.nan
+
+      Sickness(node).step = later
+      answer = asyncio.create_task(text_of(node, spec("hello", 40)))
+      if times == 3:
+        assert await asyncio.wait_for(answer, 10) == expected
+      else:
+        with pytest.raises(BadNumbersError, match="not finite"):
+          await asyncio.wait_for(answer, 10)
+      await until(lambda: not node.planner.ailments(), "recovery")
+
+  run(scenario)

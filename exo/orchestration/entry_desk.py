@@ -82,7 +82,7 @@ class EntryDesk:
         return
       except NO_RING as error:
         # one that is under way waits for a sick node's return; before that, its client hears at once what is wrong
-        if not generation.setbacks.failed or not generation.begun or loop.time() > give_up:
+        if not generation.setbacks.hopeful or not generation.begun or loop.time() > give_up:
           raise generation.setbacks.verdict(error) from error
         generation.setbacks.forgive(ring.is_sick)
       except (*_RECOVERABLE, QueueFullError) as error:

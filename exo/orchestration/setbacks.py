@@ -14,6 +14,7 @@ class Setbacks:
   def __init__(self) -> None:
     self._errors: dict[str, ExoError] = {}  # by node
     self._doubted: set[str] = set()
+    self._forgiven: set[str] = set()
     self._again = 0
 
   @property
@@ -39,10 +40,16 @@ class Setbacks:
     self._again += 1
     return self._again <= _MAX_AGAIN
 
+  @property
+  def hopeful(self) -> bool:
+    """A node that has failed may be asked again once it is well."""
+    return any(node not in self._forgiven for node in self._errors)
+
   def forgive(self, is_sick: Callable[[str], bool]) -> None:
-    """Nodes that are well again may be asked again."""
-    for node in [node for node in self._errors if not is_sick(node)]:
+    """Nodes that are well again may be asked again: once, since it is perhaps this request that makes them sick."""
+    for node in [node for node in self._errors if node not in self._forgiven and not is_sick(node)]:
       del self._errors[node]
+      self._forgiven.add(node)
 
   def verdict(self, no_ring: ExoError) -> ExoError:
     """What to tell the client when no ring is left: what failed alike on every node is the model's error."""
