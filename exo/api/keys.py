@@ -126,11 +126,6 @@ class ApiKeys:
     """Made up by a person, and short; what `exo key api new` makes never is."""
     return self._guessable and key in self._given
 
-  def name_of(self, text: str) -> str | None:
-    """As `find`, its name alone."""
-    key = self.find(text)
-    return None if key is None else key.name
-
   def find(self, text: str) -> ApiKey | None:
     """The key that `text` is, in a time that tells nothing of the keys; None for no key."""
     self._look()

@@ -36,11 +36,6 @@ class ModelEntry:
   card: ModelCard | None
   stamp: Stamp = ()
 
-  @property
-  def is_local(self) -> bool:
-    """It lies in a folder of the user's own, under a name given by that folder."""
-    return self.card is None and self.id != DUMMY_MODEL
-
 
 @dataclass(frozen=True, slots=True)
 class Holding:

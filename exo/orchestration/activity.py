@@ -68,10 +68,6 @@ class WatchedRequest:
     elapsed_s = self.last_at - self.first_at
     return (self.tokens - 1) / elapsed_s if self.tokens > 1 and elapsed_s > 0 else 0.0
 
-  @property
-  def first_token_ms(self) -> float:
-    return (self.first_at - self.started) * 1e3 if self.first_at else 0.0
-
 
 class Activity:
   """Newest last."""

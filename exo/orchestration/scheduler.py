@@ -91,10 +91,6 @@ class Scheduler:
     """Everything that is waiting or running."""
     return [*(s.request for s in self._running.values()), *self._line]
 
-  def requests_in(self, step: int) -> list[Request]:
-    """The requests that a step in flight computes for."""
-    return [s.request for s in self._sequences_in(step)]
-
   def _sequences_in(self, step: int) -> list[RunningSequence]:
     found = (self._running.get(entry.sequence) for entry in self._in_flight.get(step, ()))
     return [sequence for sequence in found if sequence is not None and sequence.first_step <= step]

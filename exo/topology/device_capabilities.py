@@ -36,8 +36,6 @@ class DeviceCapabilities:
     return f"{self.model}, {self.chip}, {self.memory} MB, {self.flops.fp16:g} TFLOPS fp16"
 
 
-UNKNOWN_DEVICE = DeviceCapabilities()
-
 # TFLOPS as published by the makers (dense, without sparsity); the longest key found in a chip's name wins.
 CHIP_FLOPS: dict[str, DeviceFlops] = {
     "Apple M1": DeviceFlops(2.29, 4.58, 9.16),
