@@ -228,6 +228,11 @@ def to_wire(error: BaseException) -> tuple[str, str, str]:
   return ExoError.kind, in_words(error), "{}"
 
 
+def one_line(text: str) -> str:
+  """So that what others say cannot look like a line of its own in a log or on a screen."""
+  return " ".join(text.split())
+
+
 def without_paths(text: str) -> str:
   """What others may read: of a path only the last name stays."""
   return _PATH.sub(r"\1", text)

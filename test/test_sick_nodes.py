@@ -29,6 +29,8 @@ from exo.errors import (
 from exo.inference.dummy.engine import BREAK_LAST, DummyStage
 from exo.inference.engine import Batch, StageModel
 from exo.inference.shard import Shard
+from exo.networking.grpc.peer_codec import heartbeat_in, heartbeat_out
+from exo.networking.messages import Ailment, Heartbeat
 from exo.orchestration import ailments, planner, worker_health
 from exo.orchestration.node import Node
 from exo.orchestration.planner import ModelRing
@@ -803,4 +805,22 @@ def test_line_4_a_stream_waits_for_its_only_node_once(tmp_path: Path, times: int
           await asyncio.wait_for(answer, 10)
       await until(lambda: not node.planner.ailments(), "recovery")
 
+  run(scenario)
+
+
+def test_line_2_a_reason_is_one_line_whoever_gives_it(tmp_path: Path) -> None:
+  """Else it could look like another line of a log or a screen."""
+  def told(reason: str) -> Ailment:
+    sent = Heartbeat(0, False, 0, False, (), ailments=(Ailment("m\nn", "f", reason), ))
+    return heartbeat_in(heartbeat_out(sent)["heartbeat"]).ailments[0]
+
+  async def scenario() -> None:
+    async with local_ring(tmp_path, ROOMY) as ((node, ), _):
+      Sickness(node).load = raising(ValueError("one\r\nnode9 joined"))
+      with pytest.raises(ExoError):
+        await text_of(node, spec("hello", 5))
+      ((ailment, ), ) = node.planner.ailments().values()
+      assert ailment.reason == "ValueError: one node9 joined"
+
+  assert told("one\r\nnode9 joined") == Ailment("m n", "f", "one node9 joined")
   run(scenario)

@@ -14,6 +14,7 @@ from exo.errors import (
     OtherFilesError,
     OutOfMemoryError,
     in_words,
+    one_line,
     without_paths,
 )
 from exo.inference.shard import Shard
@@ -68,7 +69,7 @@ class Ailments:
       self, shard: Shard, fingerprint: str, error: BaseException, entry_nodes: frozenset[str] = frozenset()
   ) -> None:
     """From now on this node takes no part in new plans of the model, until `recover` succeeds."""
-    reason = in_words(error)
+    reason = one_line(in_words(error))
     known = self._ill.get(fingerprint)
     if known is not None:
       entry_nodes |= known.entry_nodes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from exo.errors import ProtocolError
+from exo.errors import ProtocolError, one_line
 from exo.inference.shard import Shard
 from exo.networking import messages as m
 from exo.networking.bounds import MAX_FINGERPRINT, MAX_LAYERS, MAX_MODEL_ID, MAX_PLAN_ID, MAX_STAGES, is_node_id, real
@@ -15,7 +15,7 @@ from exo.topology.ring_plan import WeightMemory
 _MAX_LINKS = 256
 _MAX_PACES = 64
 _MAX_KEYS = 8
-_MAX_AILMENTS, _MAX_REASON = 16, 400
+_MAX_AILMENTS, _MAX_REASON = 64, 400  # as many as a node remembers of itself
 _MAX_SHARDS = 256
 _MAX_LOCAL_MODELS = 256
 _MOST_MB, _MOST_MS, _MOST_S, _MOST_TFLOPS = 2**40, 1e9, 1e12, 1e9
@@ -130,8 +130,9 @@ def heartbeat_in(h: pb.Heartbeat) -> m.Heartbeat:
           if is_node_id(r.node_id)
       ), h.data_bytes, h.data_read_bytes, tuple(key[:64] for key in h.link_keys[:_MAX_KEYS]),
       tuple(
-          m.Ailment(a.model_id[:MAX_MODEL_ID], a.fingerprint[:MAX_FINGERPRINT], a.reason[:_MAX_REASON])
-          for a in h.ailments[:_MAX_AILMENTS]
+          m.Ailment(
+              one_line(a.model_id[:MAX_MODEL_ID]), a.fingerprint[:MAX_FINGERPRINT], one_line(a.reason[:_MAX_REASON])
+          ) for a in h.ailments[:_MAX_AILMENTS]
       )
   )
 
