@@ -103,7 +103,7 @@ def test_the_services_are_well_formed_and_use_flags_that_exist() -> None:
 
 
 def test_flags_named_in_the_documents_exist() -> None:
-  known = flags_known() | {"--json", "--now"}
+  known = flags_known() | {"--json", "--now", "--role"}
   for name in ("README.md", "docs/operating.md", "examples/README.md"):
     text = (ROOT / name).read_text()
     exo_flags = {

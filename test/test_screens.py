@@ -89,8 +89,9 @@ def test_the_terminal_shows_the_ring_its_prompts_and_the_log(tmp_path: Path, wid
       view.shows("node0", " ms", "2 nodes", "node0 joined")
       node = view.node()
       assert node.chat("What is the sea?", max_tokens=12)[0] == 200
-      lines = view.shows(
-          "prompts and downloads", "✓ What is the sea?", "12 tokens", "dummy 0-3", "dummy 4-7", "dummy on none"
+      view.shows("prompts and downloads", "✓ What is the sea?", "12 tokens", "dummy 0-3", "dummy 4-7", "dummy on none")
+      lines = wait_until(
+          lambda: screen if (screen := view.screen) and screen[-1].startswith("╰") else None, 20, "a whole screen"
       )
       assert len(lines) == height and all(len(line) <= width for line in lines)
       assert lines[0].startswith("╭") and lines[0].endswith("╮") and "exo · http://127.0.0.1:" in lines[0]
@@ -114,11 +115,10 @@ def test_the_terminal_follows_its_size_and_never_goes_blank(tmp_path: Path) -> N
       view.tmux("resize-window", "-t", "view", "-x", str(width), "-y", str(height))
       wait_until(
           lambda w=width, h=height: len(view.screen) == h and view.screen[0].rstrip().endswith("╮") and
-          len(view.screen[0].rstrip()) == w,
-          10,
+          len(view.screen[0].rstrip()) == w and "desk" in view.text and view.screen[-1].startswith("╰"),
+          30,
           f"the screen at {width}x{height}"
       )
-      assert "desk" in view.text and view.screen[-1].startswith("╰")
     deadline = time.monotonic() + 1.5
     while time.monotonic() < deadline:
       assert "desk" in view.text and "log" in view.text

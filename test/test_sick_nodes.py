@@ -6,8 +6,10 @@ Rings inside one process, with the dummy engine, whose text tells of every lost 
 from __future__ import annotations
 
 import asyncio
+import gc
 import shutil
 import threading
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,6 +26,7 @@ from exo.errors import (
     ModelFilesError,
     ModelRefusedError,
     OutOfMemoryError,
+    PlanClosedError,
     UnsupportedModelError,
 )
 from exo.inference.dummy.engine import BREAK_LAST, DummyStage
@@ -823,4 +826,29 @@ def test_line_2_a_reason_is_one_line_whoever_gives_it(tmp_path: Path) -> None:
       assert ailment.reason == "ValueError: one node9 joined"
 
   assert told("one\r\nnode9 joined") == Ailment("m n", "f", "one node9 joined")
+  run(scenario)
+
+
+def test_a_plan_that_is_over_leaves_nothing_to_the_garbage_collector(tmp_path: Path) -> None:
+  """What is in a cycle when the next model is loaded would stay, with its caches."""
+  async def scenario() -> None:
+    async with local_ring(tmp_path, ROOMY, ROOMY) as (nodes, _):
+      await text_of(nodes[0], spec("hello", 30))
+      await settled(nodes)
+      await asyncio.sleep(0.1)
+      gc.collect()
+      gc.disable()
+      try:
+        held = []
+        for node in nodes:
+          for opened in node.plans._open.values():
+            held += [weakref.ref(opened.runner), weakref.ref(opened.runner.model)]
+          for plan_id in list(node.plans._open):
+            await node.plans._close_here(plan_id, PlanClosedError("over"))
+        del opened
+        await asyncio.sleep(0.1)
+        assert held and [ref() for ref in held] == [None] * len(held)
+      finally:
+        gc.enable()
+
   run(scenario)

@@ -206,6 +206,8 @@ def test_a_full_cache_is_said_to_be_full(llama: Checkpoint) -> None:
 def test_experts_in_eight_bits(llama: Checkpoint, goldens: Path) -> None:
   """Rounding turns some near ties of the router's random weights; the tokens it does not turn stay near."""
   folder = goldens / "qwen3_moe"
+  if not folder.exists():
+    pytest.skip("the shared golden checkpoints are not here")
   prompts, expected = np.load(folder / "tokens.npy"), np.load(folder / "logits.npy")
   stages = Stages("tinygrad:8", open_checkpoint(folder))
   for row, prompt in enumerate(prompts):

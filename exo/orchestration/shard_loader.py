@@ -108,8 +108,11 @@ class ShardLoader:
       model = await self._device.run(work)
     finally:
       self.loading.pop(shard.model_id, None)
+    # vocabularies and graphs stay: collections during generation need not look at them again, but those at a load do, or what
+    # ended since the load before would stay, too
+    gc.unfreeze()
     gc.collect()
-    gc.freeze()  # vocabularies and graphs stay: collections during generation need not look at them again
+    gc.freeze()
     log(
         1, "loaded %s in %.1f s: %d MB, room for %d tokens of KV", shard,
         time.monotonic() - started, model.memory.weight_bytes // 2**20, model.memory.max_kv_tokens

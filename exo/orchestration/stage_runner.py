@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -73,13 +72,6 @@ class StageHost(Protocol):
     """What became of a step cannot be told to the plan's first stage."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-  """An open sequence, as far as every stage knows it."""
-  prompt_tokens: int
-  entry_node: str
-
-
 class _Outcome(msgspec.Struct, frozen=True):
   """What a frame became: hidden states for the next stage, or the tokens of the last one.
 
@@ -121,10 +113,11 @@ class StageRunner:
     self._device, self._send, self._meter = device, send, meter
     self._awake = awake if len(plan.stages) > 1 else None
     previous = plan.previous_of(node_id)
-    self._guard = StepGuard(model, node_id, None if previous is None else previous.node_id, self._in_prompt)
+    self._prompts: dict[int, int] = {}  # tokens of the prompts of all open sequences
+    self._entry_nodes: dict[int, str] = {}
+    self._guard = StepGuard(model, node_id, None if previous is None else previous.node_id, self._prompts)
     self._next = plan.next_of(node_id)
     self._head = TokenHead(plan.plan_id, grammars)
-    self._known: dict[int, _Known] = {}
     self._refused: set[int] = set()
     self._failed: set[int] = set()  # nothing more is computed of them; their first stage is told once
     self.kept: set[int] = set()  # sequences that are over and whose caches are here for others to begin with
@@ -135,12 +128,12 @@ class StageRunner:
 
   @property
   def sequences(self) -> int:
-    return len(self._known)
+    return len(self._prompts)
 
   @property
   def idle(self) -> bool:
     """No sequence is open, kept caches aside, and no frame is on its way."""
-    return not self._known and not self._waiting
+    return not self._prompts and not self._waiting
 
   def feed(self, frame: Frame) -> None:
     """Compute a frame after those before it, and pass on what comes of it."""
@@ -196,7 +189,7 @@ class StageRunner:
     self._change_caches(frame, trouble)
     self._changed = frame.step
     for entry in frame.entries:
-      if entry.sequence not in self._known:
+      if entry.sequence not in self._prompts:
         raise ProtocolError(f"a step for sequence {entry.sequence}, which is not open")
     if self._refused or self._failed:
       frame = self._without(frame, self._refused, tell=True)
@@ -214,7 +207,7 @@ class StageRunner:
           self._go_on(frame, tokens, deliveries, trouble)
     if trouble.failures:
       frame = self._without_failed(frame, trouble)
-    doubted_by = frozenset(self._known[s].entry_node for s in trouble.doubtful if s in self._known)
+    doubted_by = frozenset(self._entry_nodes[s] for s in trouble.doubtful if s in self._entry_nodes)
     return _Outcome(frame, self._note_time(frame, started), hidden, tokens, deliveries, doubted_by, trouble.broken)
 
   def _run(self, batch: Batch, compute: Compute, trouble: _Trouble) -> tuple[Batch, Activation | None]:
@@ -225,9 +218,6 @@ class StageRunner:
     trouble.broken = done.broken or trouble.broken
     return done.batch, done.rows
 
-  def _in_prompt(self, entry: BatchEntry) -> bool:
-    return entry.position + entry.n_tokens <= self._known[entry.sequence].prompt_tokens
-
   def _change_caches(self, frame: Frame, trouble: _Trouble) -> None:
     """Everything that a frame says about sequences, before it is computed."""
     for sequence in frame.drops:
@@ -236,7 +226,8 @@ class StageRunner:
       self._failed.discard(sequence)  # not when it ends: until all know, a new one may be begun with its cache
     for sequence in (*frame.drops, *frame.ends):
       self._head.drop(sequence)
-      self._known.pop(sequence, None)
+      self._prompts.pop(sequence, None)
+      self._entry_nodes.pop(sequence, None)
     if frame.ends or frame.drops or frame.opens:
       self.kept = (self.kept | set(frame.ends)) - set(frame.drops) - {opened.sequence for opened in frame.opens}
     for sequence, length in frame.truncates:
@@ -247,7 +238,8 @@ class StageRunner:
         self._failed.add(sequence)
         trouble.failures[sequence] = CacheLostError(f"{self._node_id} lost the cache of this request")
     for opened in frame.opens:
-      self._known[opened.sequence] = _Known(opened.prompt_tokens, opened.request.entry_node)
+      self._prompts[opened.sequence], self._entry_nodes[opened.sequence
+                                                        ] = opened.prompt_tokens, opened.request.entry_node
       if opened.reused:
         self._begin_with_cache(opened)
       if self._next is None:

@@ -6,7 +6,7 @@ Runs on the device thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,12 +54,10 @@ class Guarded:
 class StepGuard:
   """For one stage of one plan. `previous` is the node that its hidden states come from, None on the first stage.
 
-  `in_prompt(entry)` says whether an entry is part of its request's prompt.
+  `prompt_tokens` has the length of each open sequence's prompt; it is the caller's, who goes on changing it.
   """
-  def __init__(
-      self, model: StageModel, node_id: str, previous: str | None, in_prompt: Callable[[BatchEntry], bool]
-  ) -> None:
-    self._model, self._node_id, self._previous, self._in_prompt = model, node_id, previous, in_prompt
+  def __init__(self, model: StageModel, node_id: str, previous: str | None, prompt_tokens: Mapping[int, int]) -> None:
+    self._model, self._node_id, self._previous, self._prompt_tokens = model, node_id, previous, prompt_tokens
 
   def run(self, batch: Batch, compute: Compute) -> Guarded:
     """Compute what can be. `compute` is the engine's `step` or `hidden_states`."""
@@ -115,7 +113,7 @@ class StepGuard:
         continue
       if out.broken is not None:
         # what this stage has computed before is not what broke it; a prompt may break the next stage, too
-        out.failures[entry.sequence] = out.broken if not self._in_prompt(entry) else _engine_error(error)
+        out.failures[entry.sequence] = _engine_error(error) if self._in_prompt(entry) else out.broken
       else:
         self._try_alone(out, entry, compute, parts)
     self._join(out, parts)
@@ -161,6 +159,9 @@ class StepGuard:
       self._model.drop(sequence)
     except Exception as error:  # noqa: BLE001 - of an engine in an unknown state; the plan's end frees it
       log(1, "the cache of sequence %d could not be dropped: %s", sequence, in_words(error))
+
+  def _in_prompt(self, entry: BatchEntry) -> bool:
+    return entry.position + entry.n_tokens <= self._prompt_tokens[entry.sequence]
 
   def _broken(self, like: Batch) -> StageSickError | None:
     try:

@@ -239,5 +239,7 @@ class KvArena:
       memory.release(base, base + memory.row_bytes)
 
   def close(self) -> None:
+    """Give the memory back now, whoever still refers to this object."""
     self._held.clear()
-    self._memory.arrays.clear()
+    self._memory.release(0, 2 * self._layers * self._memory.array_bytes)
+    del self._memory
