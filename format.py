@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
   mode = ["--diff"] if check else ["--in-place"]
   command = [
       sys.executable, "-m", "yapf", *mode, "--recursive", "--parallel", "--style",
-      str(ROOT / "pyproject.toml"), "--exclude", "*_pb2.py", *paths
+      str(ROOT / "pyproject.toml"), "--exclude", "*_pb2.py", "--exclude", "*_pb2.pyi", *paths
   ]
   return subprocess.run(command, cwd=ROOT, check=False).returncode
 
