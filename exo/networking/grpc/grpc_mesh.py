@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 
 from exo import descriptors
-from exo.errors import ConfigError, PeerUnreachableError, ProtocolError
+from exo.errors import ConfigError, PeerUnreachableError, ProtocolError, in_words
 from exo.log import log
 from exo.networking.address_book import AddressBook, KnownNode
 from exo.networking.address_rule import AddressRule, own_addresses, parse_address
@@ -359,6 +359,9 @@ class GrpcMesh(Mesh):
     except (ProtocolError, TimeoutError) as error:
       self._check.note(address, error)
       await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error) or "no greeting in time")
+      raise
+    except Exception as error:  # gRPC tells the other side, but nobody here
+      log(0, "a stream from %s was not taken: %s", address, in_words(error))
       raise
 
   def _join(self, key: str, peer: Hello, address: str, stream: EnvelopeStream) -> Link:
