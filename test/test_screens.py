@@ -41,7 +41,9 @@ class Terminal:
     )
 
   def tmux(self, *arguments: str) -> str:
-    environment = os.environ | {"EXO_HOME": str(self.home), "DEBUG": "1", "PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8"}
+    # pytest's workers have a size of their own in the environment, which would be taken for the terminal's
+    own = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    environment = own | {"EXO_HOME": str(self.home), "DEBUG": "1", "PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8"}
     return subprocess.run(["tmux", "-S", self._socket, *arguments],
                           capture_output=True,
                           text=True,
