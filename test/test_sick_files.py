@@ -534,6 +534,7 @@ def test_line_10_spans_that_no_node_holds_keep_nobody_from_honest_ones(
   play(work, tmp_path, repository)
 
 
+@pytest.mark.slow
 def test_line_10_what_turns_out_false_is_let_go_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
   """The catalog opens it anew, and knows that plans hold what is gone; a check under way holds up no load."""
   from huggingface_hub import constants
