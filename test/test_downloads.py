@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from exo.download.progress import DownloadProgress
 from exo.download.sparse_file import held_spans
 from exo.errors import CancelledRequestError, DownloadError, InvalidRequestError
 from exo.inference.weights.block_map import BlockMap, span_bytes
+from test.support.disks import own_disk
 from test.support.hub import Hub
 from test.support.stores import DeadEnd, hub_here, store, write_big
 
@@ -229,13 +229,7 @@ def test_too_little_room_is_said_before_anything_is_fetched(server: Hub, tmp_pat
 
 
 def test_a_disk_that_fills_up_keeps_what_came(server: Hub, repository: Path, tmp_path: Path) -> None:
-  if os.geteuid() != 0 or shutil.which("mount") is None:
-    pytest.skip("mounting a small file system needs root")
-  home = tmp_path / "home"
-  home.mkdir()
-  if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", home], check=False).returncode != 0:
-    pytest.skip("this system does not let us mount")
-  try:
+  with own_disk(tmp_path / "home", "size=30m") as home:
     one = store(home)
 
     async def work() -> None:
@@ -256,8 +250,6 @@ def test_a_disk_that_fills_up_keeps_what_came(server: Hub, repository: Path, tmp
 
     asyncio.run(work())
     assert same(home / "org--big", repository)
-  finally:
-    subprocess.run(["umount", "--lazy", home], check=True)  # maps of files may still be open
 
 
 def test_a_folder_that_cannot_be_written_is_named(server: Hub, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from exo.download.file_lock import locked, try_lock
 from exo.download.file_system import lacks
 from exo.errors import DownloadError
 from exo.inference.weights.block_map import BlockMap
+from test.support.disks import own_disk
 from test.support.hub import Hub, hub
 from test.support.nodes import ROOT, NodeProcess, free_port, wait_until
 
@@ -256,19 +257,12 @@ def test_line_15_nothing_is_found_missing_here(tmp_path: Path) -> None:
 
 def test_line_15_a_home_that_is_read_only_is_said_at_the_start(tmp_path: Path) -> None:
   """A real mount. A model folder may be read-only."""
-  mounted = tmp_path / "ro"
-  mounted.mkdir()
-  if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", mounted], capture_output=True,
-                    check=False).returncode:
-    pytest.skip("mounting needs root")
-  try:
+  with own_disk(tmp_path / "ro", "ro") as mounted:
     done = subprocess.run([sys.executable, "-m", "exo", "--disable-tui", "--inference-engine", "dummy"], cwd=ROOT,
                           env=os.environ | {"EXO_HOME": str(mounted)}, capture_output=True, text=True, timeout=30,
                           check=False)  # yapf: disable
     assert done.returncode == 1 and "Read-only file system" in done.stderr and "EXO_HOME" in done.stderr
     assert "Traceback" not in done.stderr
-  finally:
-    subprocess.run(["umount", mounted], check=True)
 
 
 def test_line_15_a_share_whose_server_is_away_is_said_at_the_start(tmp_path: Path) -> None:

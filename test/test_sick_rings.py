@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from test.support.disks import own_disk
 from test.support.hub import hub
 from test.support.nodes import ROOT, NodeProcess, free_port, wait_until
 from test.support.streams import stream
@@ -21,19 +22,6 @@ from test.support.streams import stream
 TINY = ROOT / "test" / "data" / "goldens" / "llama"
 REPO = "org/tiny"
 BACK_S = 40
-
-
-@contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[None]:
-  """A file system of its own for `folder`."""
-  folder.mkdir(parents=True)
-  if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder],
-                                         capture_output=True).returncode:
-    pytest.skip("a file system of its own needs root, and the right to mount")
-  try:
-    yield
-  finally:
-    subprocess.run(["umount", "-l", folder], check=True)
 
 
 @contextmanager
@@ -106,7 +94,7 @@ def test_line_2_a_node_whose_disk_is_full_is_left_out_until_there_is_room(tmp_pa
   full = tmp_path / "home1" / REPO.replace("/", "--")
   with ExitStack() as stack:
     server = stack.enter_context(hub({REPO: TINY}))
-    stack.enter_context(small_disk(full, "300k"))
+    stack.enter_context(own_disk(full, "size=300k"))
     nodes = stack.enter_context(
         separate(tmp_path, env={"HF_ENDPOINT": server.url, "HF_HUB_CACHE": str(tmp_path / "hub")})
     )

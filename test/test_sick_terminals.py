@@ -24,6 +24,7 @@ import pytest
 
 from exo import log
 from exo.text_writer import TextWriter
+from test.support.disks import own_disk
 from test.support.nodes import ROOT, NodeProcess, free_port, wait_until
 
 DUMMY = ("--inference-engine", "dummy", "--default-model", "dummy")
@@ -197,12 +198,7 @@ def test_line_14_a_disk_that_was_full_goes_on_with_a_count(tmp_path: Path) -> No
 
 def test_line_14_a_small_file_system_that_fills_and_is_cleared(tmp_path: Path) -> None:
   """A real one, whose disk fills in the middle of a line."""
-  small = tmp_path / "small"
-  small.mkdir()
-  if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], check=False,
-                    capture_output=True).returncode:
-    pytest.skip("mounting needs root")
-  try:
+  with own_disk(tmp_path / "small", "size=64k") as small:
     with (small / "log").open("ab") as file:
       writer = TextWriter(file.fileno(), "utf-8", lambda count: f"lost {count}\n")
       for i in range(3000):
@@ -215,8 +211,6 @@ def test_line_14_a_small_file_system_that_fills_and_is_cleared(tmp_path: Path) -
       writer.close(5)
     lines = (small / "old").read_text().strip("\0").splitlines()
     assert lines[-2].startswith("lost ") and lines[-1] == "there is room"
-  finally:
-    subprocess.run(["umount", small], check=True)
 
 
 def test_line_14_logging_never_raises(capsys: pytest.CaptureFixture[str]) -> None:
