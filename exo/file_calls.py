@@ -34,6 +34,17 @@ def move_over(part: Path, path: Path) -> None:
       part.unlink()
 
 
+def write_whole(path: Path, data: bytes, *, lasting: bool = False) -> None:
+  """All of `data` or what was there before; `lasting` is on disk when this returns. Blocks; raises `OSError`."""
+  part = path.with_suffix(".part")
+  with part.open("wb") as out:
+    out.write(data)
+    if lasting:
+      out.flush()
+      flush(out.fileno())
+  move_over(part, path)
+
+
 def create(path: Path, mode: int) -> int:
   """A new file, open to write; `path` must be a name that nobody guesses, where the system cannot tell new from old."""
   flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)

