@@ -12,6 +12,7 @@ import pytest
 
 from exo.download.model_store import ModelStore
 from exo.inference.weights.checkpoint import Checkpoint, open_checkpoint
+from exo.orchestration import ailments, planner, worker_health
 from test.support.nodes import ROOT, NodeProcess, ring
 
 DATA = Path(__file__).parent / "data"
@@ -58,3 +59,11 @@ def dummy_ring(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
       tmp_path_factory.mktemp("dummy"), count, "--inference-engine", "dummy", "--default-model", "dummy"
   ) as nodes:
     yield nodes
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+  """What a sick node tries again, it tries soon."""
+  monkeypatch.setattr(ailments, "_FIRST_PAUSE_S", 0.5)
+  monkeypatch.setattr(planner, "_MARK_S", 0.3)
+  monkeypatch.setattr(worker_health, "_FIRST_PAUSE_S", 0.1)
