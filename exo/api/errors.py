@@ -139,7 +139,7 @@ async def error_middleware(request: web.Request, handler: Handler) -> web.Stream
     headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
     value = body(text, "invalid_request_error", None, None)
     return json_response(in_form(request, value), error.status, headers)
-  except Exception as error:
+  except Exception as error:  # whatever it is, the client gets an answer in its route's form, and the log the reason
     if isinstance(error, ConnectionError) and (request.transport is None or request.transport.is_closing()):
       log(2, "%s %s: the client is gone", request.method, request.path)
       raise
