@@ -43,7 +43,7 @@ def test_fault_2_a_stage_killed_in_decode(
     places = stages(nodes[0])
     victim = by_id[places[-1 if place else 0]]
     entry = by_id[places[1]]
-    streamed = stream(entry, QUESTION, lambda count: victim.kill() if count == 20 else None, max_tokens=60, **fields)
+    streamed = stream(entry, QUESTION, lambda count: victim.kill() if count == 6 else None, max_tokens=60, **fields)
     assert streamed.error is None and streamed.done and streamed.finish in ("stop", "length")
     assert streamed.text == unbroken[how]
     assert len(streamed.resumptions) == 1 and streamed.resumptions[0].startswith("resumed on 2 nodes after "), streamed

@@ -126,7 +126,7 @@ def test_line_2_a_node_whose_file_is_damaged_is_left_out_until_it_is_whole(tmp_p
 def test_line_4_and_5_a_stream_goes_on_exact_without_a_stage_that_turns_sick(
     tmp_path: Path, model_home: Path, how: str
 ) -> None:
-  """Fault 18 with the default engine and model: from the 20th piece of text on, every step of one stage is sick."""
+  """Fault 18 with the default engine and model: from the sixth piece of text on, every step of one stage is sick."""
   prompt, fields = "Write one sentence about the sea.", {"max_tokens": 50}
   orders = tmp_path / "orders"
   sick = {"EXO_SICK": str(orders), "EXO_SICK_SHARE": "1", "PYTHONPATH": str(ROOT / "test" / "support" / "sick")}
@@ -140,7 +140,7 @@ def test_line_4_and_5_a_stream_goes_on_exact_without_a_stage_that_turns_sick(
       node.wait_peers(3)
     expected = stream(nodes[0], prompt, **fields).text
     assert "node1" in stages(nodes[0])
-    streamed = stream(nodes[0], prompt, lambda count: orders.write_text(how) if count == 20 else None, **fields)
+    streamed = stream(nodes[0], prompt, lambda count: orders.write_text(how) if count == 6 else None, **fields)
     assert streamed.error is None and streamed.text == expected
     assert [c for c in streamed.resumptions if c.startswith("resumed on 2 nodes")]
     if how == "raise":  # the model that the worker proves itself with fails, too
