@@ -476,7 +476,7 @@ def test_line_11_a_sweep_ends_what_says_nothing_and_leaves_what_does() -> None:
 
 def test_line_11_one_datagram_is_worth_one_connection(monkeypatch: pytest.MonkeyPatch) -> None:
   """To a machine that has nothing to do with it: what is there accepts and says nothing."""
-  monkeypatch.setattr("exo.networking.grpc.grpc_mesh._GREETING_TIMEOUT_S", 0.3)
+  monkeypatch.setattr("exo.networking.grpc.grpc_mesh.GREETING_TIMEOUT_S", 0.3)
   accepted = 0
 
   async def counted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -9,18 +9,18 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from urllib.parse import unquote
 
 import grpc
 import grpc.aio
 
 from exo import descriptors
-from exo.errors import ConfigError, PeerUnreachableError, ProtocolError, in_words
+from exo.errors import ConfigError, PeerUnreachableError, ProtocolError
 from exo.log import log
 from exo.networking.address_book import AddressBook, KnownNode
 from exo.networking.address_rule import AddressRule, own_addresses, parse_address
 from exo.networking.cluster_key import ClusterKeyring
 from exo.networking.dial_rate import DialRate
+from exo.networking.grpc.acceptor import GREETING_TIMEOUT_S, LINK_KEY, Acceptor
 from exo.networking.grpc.channels import Channels
 from exo.networking.grpc.doorkeeper import Doorkeeper
 from exo.networking.grpc.link import STREAM_KINDS, Link
@@ -44,17 +44,12 @@ from exo.networking.membership import Change, Membership, State, Timing
 from exo.networking.memory_claims import MOST_OF_STRANGERS_MB, MemoryClaims
 from exo.networking.mesh import Mesh, MeshHandler, PeerCandidate, PeerStatus
 from exo.networking.messages import Hello, Message, Rumour
-from exo.networking.place import place_of
 from exo.networking.refusals import Refusals
 from exo.tasks import TaskOwner
 
-_GREETING_TIMEOUT_S = 5.0
 # the node with the smaller id dials; the other one only if nothing has come by then (it may be the only one who can)
 _POLITE_S = 0.7
 _RETRY_S, _MAX_RETRY_S = 0.5, 5.0
-_LINK_KEY = "exo-link"
-# bounds on what strangers can make this node remember
-_MAX_PENDING, _MAX_PENDING_OF_HOST = 128, 32
 _TRY_BETTER_S = 30.0
 _TIMING = Timing()
 _RUMOUR_PRIORITY = -1  # behind every address that the node itself announces
@@ -81,7 +76,6 @@ class GrpcMesh(Mesh):
     self._tls = None if keyring is None else TlsCredentials(keyring)
     self._rule = AddressRule(restricted=keyring is None)
     self._links: dict[str, list[Link]] = {}
-    self._pending: dict[str, Link] = {}
     self._book = AddressBook(candidate_timeout_s)
     self._refusals = Refusals()
     if most_memory_mb is None and keyring is None:
@@ -96,6 +90,11 @@ class GrpcMesh(Mesh):
     self._tasks = TaskOwner("mesh")
     self._warm_path = WarmPath()
     self._channels = Channels(self._tls)
+    self._acceptor = Acceptor(
+        lambda: self._hello, self._rule, self._refusals, self._doorkeeper, self._check, self._claims, self._unfinished,
+        self._tasks, lambda peer, address, key: self._new_link(peer, address, False, key),
+        lambda link: self._spawn_link(link, [])
+    )
     self._handler: MeshHandler | None = None
     self._server: grpc.aio.Server | None = None
     self._stopping = False
@@ -111,7 +110,7 @@ class GrpcMesh(Mesh):
         maximum_concurrent_rpcs=MAX_STREAMS,
         compression=grpc.Compression.NoCompression
     )
-    rpc = grpc.stream_stream_rpc_method_handler(self._accept)
+    rpc = grpc.stream_stream_rpc_method_handler(self._acceptor.accept)
     self._server.add_generic_rpc_handlers((OneMethod(METHOD, rpc), ))
     try:
       address = f"{self._host}:{self._hello.port}"
@@ -135,9 +134,9 @@ class GrpcMesh(Mesh):
     self._stopping = True
     await self._tasks.close()
     await self._warm_path.close()
-    for link in [*self._pending.values(), *(link for links in self._links.values() for link in links)]:
+    await self._acceptor.close("this node stops")
+    for link in [link for links in self._links.values() for link in links]:
       await link.close("this node stops")
-    self._pending.clear()
     self._links.clear()
     await self._channels.close_all()
     if self._server is not None:
@@ -289,9 +288,9 @@ class GrpcMesh(Mesh):
     link_id, link = uuid.uuid4().hex, None
     try:
       for kind in STREAM_KINDS:
-        call = self._channels.of(channels, kind).stream_stream(METHOD)(metadata=((_LINK_KEY, link_id), ))
+        call = self._channels.of(channels, kind).stream_stream(METHOD)(metadata=((LINK_KEY, link_id), ))
         stream = EnvelopeStream(kind, reader(call), call.write, self._unfinished)
-        async with asyncio.timeout(_GREETING_TIMEOUT_S):
+        async with asyncio.timeout(GREETING_TIMEOUT_S):
           await stream.write_items([hello_out(self._hello, kind)])
           items = await stream.read_items()
         if not items:
@@ -312,72 +311,16 @@ class GrpcMesh(Mesh):
       refused = isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.FAILED_PRECONDITION
       return "", refused or isinstance(error, ProtocolError)
     assert link is not None
-    self._tasks.spawn(self._run_link(link, channels), f"link {link.peer.node_id}")
+    self._spawn_link(link, channels)
     return link.peer.node_id, True
 
   async def _configure_name(self, host: str) -> None:
     """Let the addresses of a host name that a person gave connect to this node too."""
     with contextlib.suppress(OSError, UnicodeError):
-      for info in await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM):
+      async with asyncio.timeout(GREETING_TIMEOUT_S):  # a resolver may take minutes
+        infos = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+      for info in infos:
         self._rule.configure(str(info[4][0]))
-
-  # accepting
-
-  async def _accept(self, _: object, context: grpc.aio.ServicerContext) -> None:
-    """Serve one incoming stream: greet, join it to its link, and stay until the link ends."""
-    address = _peer_address(context.peer())
-    if not self._rule.allows(address.rpartition(":")[0]):
-      self._refusals.note(
-          f"refused {address.rpartition(':')[0]}: without a cluster key only machines of this network may link"
-      )
-      await context.abort(grpc.StatusCode.PERMISSION_DENIED, "not of this network")
-    host, _, port = address.rpartition(":")
-    with self._doorkeeper.serving(place_of(host, port)):
-      link = await self._greeted(address, context)
-      try:
-        await asyncio.wait({link.closed})
-      finally:  # cancelled when the other side is gone
-        link.end("closed by the other side")
-
-  async def _greeted(self, address: str, context: grpc.aio.ServicerContext) -> Link:
-    """Hear who it is, tell who this is, and find or begin the stream's link. Aborts the stream of whoever does not fit."""
-    key = next((value for name, value in context.invocation_metadata() or () if name == _LINK_KEY), "")
-    try:
-      with self._doorkeeper.greeting(address.rpartition(":")[0]):
-        async with asyncio.timeout(_GREETING_TIMEOUT_S):
-          first = EnvelopeStream("", reader(context), context.write)
-          items = await first.read_items()
-          if not items or not 8 <= len(str(key)) <= 64:
-            raise ProtocolError("a stream without a greeting")
-          said, kind = hello_in(items[0])
-          peer = self._claims.believed(said)
-          if f"{peer.node_id} {key}" not in self._pending:
-            await self._check.check(peer, address, "")
-          stream = EnvelopeStream(kind, reader(context), context.write, self._unfinished)
-          await stream.write_items([hello_out(self._hello, kind)])
-          return self._join(f"{peer.node_id} {key}", peer, address, stream)
-    except (ProtocolError, TimeoutError) as error:
-      self._check.note(address, error)
-      await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error) or "no greeting in time")
-      raise
-    except Exception as error:  # gRPC tells the other side, but nobody here
-      log(0, "a stream from %s was not taken: %s", address, in_words(error))
-      raise
-
-  def _join(self, key: str, peer: Hello, address: str, stream: EnvelopeStream) -> Link:
-    assert self._handler is not None
-    link = self._pending.get(key)
-    if link is None:
-      host = address.rpartition(":")[0]
-      of_host = sum(pending.address.rpartition(":")[0] == host for pending in self._pending.values())
-      if len(self._pending) >= _MAX_PENDING or of_host >= _MAX_PENDING_OF_HOST:
-        raise ProtocolError("too many links are being opened")
-      link = self._pending[key] = self._new_link(peer, address, False, key.rpartition(" ")[2])
-      self._tasks.spawn(self._forget_pending(key, link), f"pending {peer.node_id}")
-    if link.attach(stream):
-      del self._pending[key]
-      self._tasks.spawn(self._run_link(link, []), f"link {peer.node_id}")
-    return link
 
   def _new_link(self, peer: Hello, address: str, dialed: bool, key: str) -> Link:
     assert self._handler is not None
@@ -386,12 +329,10 @@ class GrpcMesh(Mesh):
         lambda node_id: tuple(link.key for link in self._links.get(node_id, ()))
     )
 
-  async def _forget_pending(self, key: str, link: Link) -> None:
-    await asyncio.sleep(_GREETING_TIMEOUT_S)
-    if self._pending.pop(key, None) is not None:
-      await link.close("the other streams of the link did not come")
-
   # links
+
+  def _spawn_link(self, link: Link, channels: list[grpc.aio.Channel]) -> None:
+    self._tasks.spawn(self._run_link(link, channels), f"link {link.peer.node_id}")
 
   async def _run_link(self, link: Link, channels: list[grpc.aio.Channel]) -> None:
     """From the moment a link is complete until it is gone."""
@@ -437,8 +378,3 @@ class GrpcMesh(Mesh):
         if known and known.candidates and not known.dialing:
           known.dialing = True
           self._tasks.spawn(self._keep_dialing(node_id, known), f"dial {node_id}")
-
-
-def _peer_address(peer: str) -> str:
-  """"ipv4:10.0.0.2:41234" as "10.0.0.2:41234", "ipv6:%5Bfe80::1%254%5D:41234" as "[fe80::1%4]:41234"."""
-  return unquote(peer.partition(":")[2])
