@@ -109,6 +109,7 @@ def test_ollama(node: NodeProcess) -> None:
   assert caught.value.status_code == 404
 
 
+@pytest.mark.slow
 @pytest.mark.clients
 @pytest.mark.skipif(
     importlib.util.find_spec("langchain_tests") is None or importlib.util.find_spec("langchain_openai") is None,

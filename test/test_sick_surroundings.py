@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from exo import log
 from exo.control_groups import ControlGroups
 from exo.networking.refusals import MAX_REFUSALS, NOW_S, Refusals
 from test.support.nodes import ROOT, NodeProcess, exo, free_port, wait_until
@@ -208,3 +209,19 @@ def test_line_16_what_is_refused_is_wrong_only_while_it_lasts_and_unless_it_is_w
   for i in range(2 * MAX_REFUSALS):
     refusals.note(f"stranger {i}", wrong=True)
   assert len(refusals.texts()) == MAX_REFUSALS
+
+
+def test_line_16_no_stranger_uses_up_the_log_for_good() -> None:
+  """Beyond a few dozen lines such reasons are logged at a higher level; some time later there is room for others."""
+  now, lines = [0.0], list[str]()
+  refusals = Refusals(lambda: now[0])
+  log.set_sink(lines.append)
+  try:
+    for i in range(50):
+      refusals.note(f"stranger {i} is refused", loud=True)
+    assert 10 < len(lines) < 50
+    now[0], before = 3600.0, len(lines)
+    refusals.note("the clock of a is off", loud=True)
+    assert len(lines) == before + 1
+  finally:
+    log.set_sink(None)

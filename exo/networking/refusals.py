@@ -12,8 +12,9 @@ from exo.oldest import forget_oldest
 
 MAX_REFUSALS = 1024  # the oldest give way, so that strangers keep no later reason out
 MAX_CHARACTERS = 400
-MAX_LOUD = 32  # lines that are logged whatever the level, so that no stranger fills the log
-_LINES_BURST, _LINES_RATE = 100.0, 0.2  # of all others
+# lines that are logged whatever the level, and all others, so that no stranger fills the log; rates are for a second
+_LOUD_BURST, _LOUD_RATE = 32.0, 1 / 60
+_LINES_BURST, _LINES_RATE = 100.0, 0.2
 # what is still wrong is met again within seconds: beacons, dials and looks repeat themselves
 NOW_S = 60.0
 
@@ -31,7 +32,7 @@ class Refusals:
   def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
     self._clock = clock
     self._noted: dict[str, _Refusal] = {}
-    self._loud = 0
+    self._loud = TokenBucket(_LOUD_RATE, _LOUD_BURST, clock())
     self._lines = TokenBucket(_LINES_RATE, _LINES_BURST, clock())
 
   def note(self, text: str, *, about: str = "", wrong: bool = False, loud: bool = False, node_id: str = "") -> None:
@@ -46,9 +47,9 @@ class Refusals:
       return
     self._noted[key] = _Refusal(text, wrong, node_id, self._clock())
     forget_oldest(self._noted, MAX_REFUSALS)
-    self._loud += loud
+    loud = loud and self._loud.take(self._clock())
     if self._lines.take(self._clock()):
-      log(0 if loud and self._loud <= MAX_LOUD else 1, "%s", text)
+      log(0 if loud else 1, "%s", text)
 
   def texts(self) -> list[str]:
     """All, in the order of their first coming."""
