@@ -12,7 +12,8 @@ import pytest
 
 from exo.download.model_store import ModelStore
 from exo.inference.weights.checkpoint import Checkpoint, open_checkpoint
-from exo.orchestration import ailments, planner, worker_health
+from exo.orchestration import ailments, planner
+from exo.worker import health
 from test.support.nodes import ROOT, NodeProcess, ring
 
 DATA = Path(__file__).parent / "data"
@@ -66,4 +67,4 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
   """What a sick node tries again, it tries soon."""
   monkeypatch.setattr(ailments, "_FIRST_PAUSE_S", 0.5)
   monkeypatch.setattr(planner, "_MARK_S", 0.3)
-  monkeypatch.setattr(worker_health, "_FIRST_PAUSE_S", 0.1)
+  monkeypatch.setattr(health, "_FIRST_PAUSE_S", 0.1)

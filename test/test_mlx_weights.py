@@ -13,7 +13,7 @@ from gguf import GGUFWriter
 from exo.errors import ModelFilesError
 from exo.inference.onnx.linear import read_quantized
 from exo.inference.weights.checkpoint import open_checkpoint
-from exo.orchestration.model_catalog import model_size
+from exo.inference.weights.model_size import model_size
 from test.support.models import convert_to_mlx
 from test.support.stages import Stages
 

@@ -9,9 +9,9 @@ import pytest
 
 from exo.errors import EngineError, InvalidRequestError, ModelNotFoundError, ModelTooLargeError, ProtocolError
 from exo.networking.messages import TokenDelivery
-from exo.orchestration.plan_host import PlanHost
 from exo.orchestration.planner import Planner
-from exo.orchestration.shard_loader import ShardLoader
+from exo.worker.shard_loader import ShardLoader
+from exo.worker.worker import Worker
 from test.support.local_rings import local_ring, make_node, run, settled, spec, text_of
 
 
@@ -115,12 +115,8 @@ def test_where_two_plans_do_not_fit_the_old_one_drains_first(tmp_path: Path, mon
     async with local_ring(tmp_path, 10, 10) as (nodes, network):
       expected = await text_of(nodes[0], spec("hello", 300))
       # as if every stage needed more than half of the memory that is offered
-      monkeypatch.setattr(PlanHost, "loaded_bytes", property(lambda self: len(self._open) * 6 * 2**20))
-
-      async def needed(*_: object) -> int:
-        return 6 * 2**20
-
-      monkeypatch.setattr(ShardLoader, "needed_bytes", needed)
+      monkeypatch.setattr(Worker, "loaded_bytes", property(lambda self: len(self._models) * 6 * 2**20))
+      monkeypatch.setattr(ShardLoader, "needed_bytes", lambda *_: 6 * 2**20)
       newcomer = make_node(tmp_path, network, "n9", 10)
       model = await nodes[0].model("dummy")
       async with nodes[0].generation(spec("hello", 8000, temperature=1.0, logit_bias={256: -100}), model) as running:
@@ -252,7 +248,7 @@ def test_errors_of_opening_reach_the_client(tmp_path: Path, monkeypatch: pytest.
         raise ModelTooLargeError("no room on n0", missing_mb=3)
 
       for node in nodes:
-        monkeypatch.setattr(node.plans._opener._loader, "load", no_memory)
+        monkeypatch.setattr(node.worker.loader, "load", no_memory)
       with pytest.raises(ModelTooLargeError, match="no room on n0"):
         await text_of(nodes[1], spec("hello", 30))
       with pytest.raises(ModelNotFoundError):

@@ -27,7 +27,7 @@ LAYERS = [
     {"exo.cli"},
     {"exo.api", "exo.viz", "exo.web"},
     {"exo.orchestration"},
-    {"exo.networking", "exo.download"},
+    {"exo.networking", "exo.download", "exo.worker"},
     {"exo.inference"},
     {"exo.topology", "exo.models", "exo.model_card"},
     {"exo.inference.shard"},
@@ -66,9 +66,10 @@ def test_imports_point_down_only(module: str) -> None:
   for imported in imports_of(module):
     if imported == "exo" or imported.startswith("exo."):
       assert layer_of(imported) >= layer_of(module), f"{module} imports {imported}, which lies above it"
-  top = module.split(".")[1]
-  siblings = {"networking": "exo.download", "download": "exo.networking"}.get(top)
-  assert not siblings or not any(i.startswith(siblings) for i in imports_of(module))
+  branches = {"exo.networking", "exo.download", "exo.worker"}
+  own = ".".join(module.split(".")[:2])
+  if own in branches:
+    assert not {".".join(i.split(".")[:2]) for i in imports_of(module)} & branches - {own}
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -23,9 +23,9 @@ from safetensors.numpy import load_file, save_file
 from exo.errors import EngineError, ModelFilesError, UnsupportedModelError
 from exo.inference.engine import Batch, InferenceEngine, StageModel
 from exo.inference.engines import load_engine, probe_engine
-from exo.inference.proof import ProofCheckpoint, prove
 from exo.inference.weights.checkpoint import EMBEDDING, Checkpoint, open_checkpoint
 from exo.inference.weights.contradictions import check_consistent, check_tokenizer
+from exo.worker.proof import ProofCheckpoint, prove
 from test.conftest import DATA
 from test.support.nodes import ROOT, NodeProcess, ring
 from test.support.stages import Stages

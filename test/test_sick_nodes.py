@@ -21,6 +21,7 @@ from exo.inference.shard import Shard
 from exo.networking.grpc.peer_codec import heartbeat_in, heartbeat_out
 from exo.networking.messages import Ailment, Heartbeat
 from exo.orchestration.node import Node
+from exo.worker.worker import WorkerOptions
 from test.support.local_rings import local_ring, run, settled, spec, text_of
 from test.support.sickness import ROOMY, Sickness, golden_folder, ill, raising, until
 
@@ -128,13 +129,13 @@ def test_line_3_models_that_fail_in_a_row_make_the_worker_prove_itself(
     folder = golden_folder(goldens, tmp_path, "one")
     async with local_ring(tmp_path, ROOMY, model_dirs=(folder, )) as ((node, ), _):
       sick, proofs = Sickness(node), []
-      prove = node.plans.worker._prove
+      prove = node.worker.health._prove
 
       async def counted() -> None:
         proofs.append(1)
         await prove()
 
-      node.plans.worker._prove = counted  # type: ignore[method-assign]
+      node.worker.health._prove = counted  # type: ignore[method-assign]
       sick.load = raising(KeyError("contradiction"))
       for _ in range(3):
         with pytest.raises(ExoError):
@@ -149,15 +150,15 @@ def test_line_3_models_that_fail_in_a_row_make_the_worker_prove_itself(
       async def broken() -> None:
         raise EngineError("no device")
 
-      node.plans.worker._prove = broken  # type: ignore[method-assign]
-      renew, node.plans.worker._renew = node.plans.worker._renew, broken  # type: ignore[method-assign]
+      node.worker.health._prove = broken  # type: ignore[method-assign]
+      renew, node.worker.health._renew = node.worker.health._renew, broken  # type: ignore[method-assign]
       with pytest.raises(ExoError):
         await text_of(node, spec("hello", 5), "one")
       with pytest.raises(ExoError):
         await text_of(node, spec("hello", 5), "dummy")
       await until(lambda: node.unhealthy is not None, "bad health")
       assert "no device" in str(node.unhealthy) and node.leaving
-      node.plans.worker._renew, sick.load = renew, None  # type: ignore[method-assign]
+      node.worker.health._renew, sick.load = renew, None  # type: ignore[method-assign]
       await until(lambda: node.unhealthy is None, "recovery")
       assert len((await text_of(node, spec("hello", 5), "dummy"))[0]) == 5
 
@@ -222,15 +223,15 @@ def test_line_17_one_models_failed_preparation_puts_off_no_other(tmp_path: Path)
 def test_line_17_a_recovery_loads_with_the_options_of_every_load(tmp_path: Path) -> None:
   async def scenario() -> None:
     async with local_ring(tmp_path, ROOMY) as ((node, ), _):
-      node.plans._opener._kv_memory_bytes = 12345
+      node.worker.options = WorkerOptions(12345)
       sick, options = Sickness(node), []
-      load = node.plans._opener._loader.load
+      load = node.worker.loader.load
 
-      async def noted(shard, fingerprint, given):  # type: ignore[no-untyped-def]
+      async def noted(shard, checkpoint, given):  # type: ignore[no-untyped-def]
         options.append(given)
-        return await load(shard, fingerprint, given)
+        return await load(shard, checkpoint, given)
 
-      node.plans._opener._loader.load = noted  # type: ignore[method-assign]
+      node.worker.loader.load = noted  # type: ignore[method-assign]
       sick.load = raising(MemoryError())
       with pytest.raises(ExoError):
         await text_of(node, spec("hello", 5))
@@ -290,7 +291,7 @@ async def with_room_for(node: Node, name: str) -> None:
   """No other model fits beside that one."""
   model = await node.model(name)
   shard = Shard(name, 0, model.n_layers - 1, model.n_layers)
-  node.plans._opener._offered_bytes = await node._loader.needed_bytes(shard)
+  node.worker.offered_bytes = node.worker.loader.needed_bytes(shard, model.checkpoint)
 
 
 def test_line_2_what_cannot_be_tried_for_want_of_room_is_trusted_again(tmp_path: Path, goldens: Path) -> None:
@@ -304,7 +305,7 @@ def test_line_2_what_cannot_be_tried_for_want_of_room_is_trusted_again(tmp_path:
       sick.load = None
       await with_room_for(node, "one")
       assert await tokens_of(node, "one") == 5
-      node.plans._opener._offered_bytes = 10
+      node.worker.offered_bytes = 10
       await until(lambda: not node.planner.ailments(), "recovery")
 
   run(scenario)

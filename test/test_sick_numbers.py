@@ -19,8 +19,8 @@ from exo.inference.engine import Batch
 from exo.inference.shard import Shard
 from exo.orchestration import ailments
 from exo.orchestration.planner import ModelRing
-from exo.orchestration.step_guard import CHECK_SEQUENCE
 from exo.tasks import TaskOwner
+from exo.worker.step_guard import CHECK_SEQUENCE
 from test.support.local_rings import local_ring, run, settled, spec, text_of
 from test.support.sickness import LONG, ROOMY, Sickness, Step, ill, raising, rows_of, until
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from exo.inference.device_thread import DeviceThread
+from exo.worker.device_thread import DeviceThread
 from test.support.nodes import ROOT, NodeProcess
 
 

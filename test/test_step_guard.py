@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from exo.orchestration.step_guard import are_numbers
+from exo.worker.step_guard import are_numbers
 
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16, np.float64]
 

@@ -17,9 +17,9 @@ from exo.inference.model_config import ModelConfig
 from exo.inference.onnx.linear import read_quantized
 from exo.inference.weights.checkpoint import Checkpoint, open_checkpoint
 from exo.inference.weights.gguf_header import parse_gguf_header
+from exo.inference.weights.model_size import model_size
 from exo.inference.weights.safetensors_checkpoint import parse_safetensors_header
 from exo.inference.weights.tensor import BLOCKS, StoredTensor
-from exo.orchestration.model_catalog import model_size
 
 QUANTIZED = [name for name in BLOCKS if name.startswith("Q")]
 

@@ -1,6 +1,6 @@
 """What every inference engine does: load a shard and run batches of entries through it.
 
-All methods block and run on the one thread that owns the device (`device_thread.py`); nothing here is called from the
+All methods block and run on the one thread that owns the device (`worker/device_thread.py`); nothing here is called from the
 event loop, and no two calls into one engine overlap.
 """
 

@@ -17,11 +17,10 @@ from exo.inference.shard import Shard
 from exo.inference.tokenizer import Tokenizer, TooManyTokensError
 from exo.inference.weights.checkpoint import Checkpoint, open_checkpoint
 from exo.inference.weights.contradictions import check_consistent, check_tokenizer
-from exo.inference.weights.parts import Part, file_spans, part_of, shard_tensors
+from exo.inference.weights.model_size import model_size
+from exo.inference.weights.parts import file_spans, shard_tensors
 from exo.log import log
 from exo.topology.ring_plan import ModelSize
-
-_KV_ELEMENT_BYTES = 4  # the engines on a CPU keep float32; others need less
 
 
 @dataclass(frozen=True)
@@ -77,28 +76,6 @@ class ModelInfo:
       raise InvalidRequestError(
           f"token {wrong} ({word!r}) is in the prompt, but {self.id} knows only the tokens 0 to {self.n_words - 1}"
       )
-
-
-def model_size(checkpoint: Checkpoint) -> ModelSize:
-  """Bytes by part and the number of weights, as they are in the files."""
-  config = checkpoint.config
-  layers = [0] * config.n_layers
-  embedding = head = weights = 0
-  for name in checkpoint.names():
-    size, part = checkpoint.tensor_bytes(name), part_of(name)
-    weights += checkpoint.tensor_weights(name) if part is not Part.UNUSED else 0
-    if isinstance(part, int):
-      if part < config.n_layers:
-        layers[part] += size
-    elif part is Part.EMBEDDING:
-      embedding += size
-    elif part is Part.HEAD:
-      head += size
-  tied = not head
-  return ModelSize(
-      tuple(layers), embedding, embedding if tied else head, config.kv_elements_per_token * _KV_ELEMENT_BYTES, tied,
-      weights
-  )
 
 
 @dataclass

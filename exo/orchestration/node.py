@@ -19,7 +19,6 @@ from exo.errors import (
     StartingError,
     in_words,
 )
-from exo.inference.device_thread import DeviceThread
 from exo.inference.engines import EngineChoice
 from exo.log import log
 from exo.networking.discovery import Discovery
@@ -51,11 +50,12 @@ from exo.orchestration.model_sharing import ModelSharing
 from exo.orchestration.peer_bounds import PeerBounds
 from exo.orchestration.plan_host import PlanHost
 from exo.orchestration.planner import ModelRing, Planner
-from exo.orchestration.shard_loader import ShardLoader
-from exo.system_figures import own_memory, processors
+from exo.orchestration.stage_files import StageFiles
+from exo.system_figures import own_memory
 from exo.tasks import TaskOwner
 from exo.topology.partitioning_strategy import PartitioningStrategy
 from exo.topology.topology import Topology
+from exo.worker.worker import Worker, WorkerOptions
 
 _MB = 2**20
 _DRAIN_POLL_S = 0.05
@@ -70,20 +70,20 @@ class Node:
   ) -> None:
     self.config, self.hello, self.engine, self.catalog = config, hello, engine, catalog
     self._mesh, self._discovery = mesh, discovery
-    self._device = DeviceThread()
     self._tasks = TaskOwner("node")
     self._draining = False
     self._awaited = "its ports and the search for other nodes"
     self._joined = asyncio.Event()
     self.meter = Meter()
     self.activity = Activity(self.meter)
-    self._loader = loader = ShardLoader(catalog, self._device, engine, config.quantize, config.tinygrad_debug)
     offered = hello.capabilities.memory * _MB
     kv_bytes = None if config.kv_cache_memory is None else config.kv_cache_memory * _MB
+    options = WorkerOptions(kv_bytes, config.quantize, config.tinygrad_debug)
+    self.worker = Worker(hello.node_id, (engine, ), offered, options)
     rehearse = mesh.rehearse if config.awake_cores == "auto" else None
     self.plans = PlanHost(
-        hello.node_id, loader, self._device, offered, processors(), self.send, self.call, rehearse, self.meter,
-        kv_bytes, config.speculation == "auto", AwakeCores(config.awake_cores == "auto"), config.queue_timeout
+        hello.node_id, self.worker, StageFiles(catalog), self.send, self.call, rehearse, self.meter,
+        config.speculation == "auto", AwakeCores(config.awake_cores == "auto"), config.queue_timeout
     )
     self.planner = Planner(hello.node_id, mesh, strategy, self.plans, self.send, self.call, self.problems)
     self.desk = EntryDesk(hello.node_id, self.send, self.call)
@@ -98,19 +98,19 @@ class Node:
   @property
   def loading(self) -> dict[str, float]:
     """Models of which this node's shard is being loaded: how far each is, from 0 to 1."""
-    return dict(self._loader.loading)
+    return dict(self.worker.loader.loading)
 
   @property
   def unhealthy(self) -> str | None:
     """Why this node cannot serve now; None while it can."""
     if self._awaited and not self._draining:
       return f"this node is starting: it waits for {self._awaited}"
-    return "this node is shutting down" if self._draining else self.plans.worker.problem
+    return "this node is shutting down" if self._draining else self.worker.health.problem
 
   @property
   def leaving(self) -> bool:
     """Other nodes make no new plans with this one."""
-    return self._draining or self.plans.worker.broken
+    return self._draining or self.worker.health.broken
 
   # life
 
@@ -144,7 +144,7 @@ class Node:
     await self.catalog.store.close()
     await self._mesh.stop()
     await self._tasks.close()
-    await asyncio.to_thread(self._device.close)
+    await self.worker.close()
 
   def hold_back(self, awaited: str) -> None:
     """Serve nobody until what is named here has come; "" ends that."""
@@ -325,7 +325,7 @@ class Node:
     shard = plan.stages[index].shard
     try:
       checkpoint = await self.catalog.checkpoint(shard.model_id)
-      needed = await self._loader.needed_bytes(shard)
+      needed = self.worker.loader.needed_bytes(shard, checkpoint)
     except Exception as error:  # noqa: BLE001 - whatever it is, opening the plan meets it too and tells everybody of it
       log(2, "%s cannot be looked at for %s: %s", shard, sender, in_words(error))
       self._bounds.note_failure(sender, error)
@@ -347,7 +347,7 @@ class Node:
         self.planner.usable_mb(),
         self.plans.busy,
         shards,
-        self.plans.loaded_bytes // _MB,
+        self.worker.loaded_bytes // _MB,
         self.meter.load,
         self.meter.frames,
         links,

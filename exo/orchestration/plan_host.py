@@ -24,7 +24,6 @@ from exo.errors import (
     in_words,
     to_wire,
 )
-from exo.inference.device_thread import DeviceThread
 from exo.log import log
 from exo.networking.messages import (
     Absolve,
@@ -48,13 +47,13 @@ from exo.orchestration.meter import Meter
 from exo.orchestration.plan_driver import PlanDriver, failure_error
 from exo.orchestration.plan_start import Call, PlanStart
 from exo.orchestration.scheduler import Scheduler
-from exo.orchestration.shard_loader import ShardLoader
+from exo.orchestration.stage_files import StageFiles
 from exo.orchestration.stage_opener import StageOpener
 from exo.orchestration.stage_runner import StageRunner
-from exo.orchestration.step_guard import check_step
-from exo.orchestration.worker_health import WorkerHealth
 from exo.tasks import TaskOwner
 from exo.topology.ring_plan import RingPlan
+from exo.worker.step_guard import check_step
+from exo.worker.worker import Worker
 
 _RETIRE_S = 10.0
 # of a load that ended because nobody wants it any more, or that was never this node's
@@ -82,22 +81,21 @@ class _Opening:
 
 
 class PlanHost:
-  """Opens, serves and closes plans. `offered_bytes` is the memory that this node gives to weights and caches."""
+  """Opens, serves and closes plans."""
   def __init__(
-      self, node_id: str, loader: ShardLoader, device: DeviceThread, offered_bytes: int, threads: int, send: Send,
-      call: Call, rehearse: Callable[[str], None] | None, meter: Meter, kv_memory_bytes: int | None, speculate: bool,
-      awake: AwakeCores, most_wait_s: float
+      self, node_id: str, worker: Worker, files: StageFiles, send: Send, call: Call,
+      rehearse: Callable[[str], None] | None, meter: Meter, speculate: bool, awake: AwakeCores, most_wait_s: float
   ) -> None:
-    self._node_id, self._loader, self._device = node_id, loader, device
+    self._node_id, self.worker, self._files = node_id, worker, files
     self._send, self._rehearse, self._meter, self._awake = send, rehearse, meter, awake
     self._most_wait_s = most_wait_s
     self._open: dict[str, _Open] = {}
     self._begun: dict[str, _Opening] = {}
     self._tasks = TaskOwner("plans")
     self._start = PlanStart(send, call, self._driver_of, self._tasks, speculate)
-    self._opener = StageOpener(node_id, loader, device, offered_bytes, threads, kv_memory_bytes, self)
+    self._opener = StageOpener(node_id, worker, files, self)
     self.ailments = Ailments(node_id, self._tasks, self._recover)
-    self.worker = WorkerHealth(node_id, self._tasks, loader.prove, self._leave, loader.renew)
+    worker.health.on_broken(self._leave)
 
   @property
   def plans(self) -> list[RingPlan]:
@@ -126,11 +124,8 @@ class PlanHost:
     """No request has anything here, wherever it began."""
     return not self.busy and not self._opening and all(o.runner.idle for o in self._open.values())
 
-  @property
-  def loaded_bytes(self) -> int:
-    return sum(o.runner.model.memory.weight_bytes for o in self._open.values())
-
   async def close(self) -> None:
+    await self.worker.health.close()
     await self._tasks.close()
     for plan_id in list(self._open):
       await self._close_here(plan_id, PlanClosedError("this node stops"))
@@ -163,12 +158,12 @@ class PlanHost:
       no_ailment = (*_NO_AILMENT, ModelTooLargeError) if message.beside else _NO_AILMENT
       if index is not None and not isinstance(error, no_ailment):
         self.ailments.fall_ill(plan.stages[index].shard, message.fingerprint, error)
-        self.worker.load_failed(message.fingerprint)
+        self.worker.health.load_failed(message.fingerprint)
       raise
-    self.worker.loaded()
+    self.worker.health.loaded()
     self.ailments.forget(plan.model_id, but=message.fingerprint)
     runner = StageRunner(
-        plan, self._node_id, stage.model, self._device, self._send, self._meter, self, self._awake, stage.grammars
+        plan, self._node_id, stage.model, self.worker, self._send, self._meter, self, self._awake, stage.grammars
     )
     self._open[plan.plan_id] = _Open(plan, runner, message.fingerprint, stage.bounds)
     log(1, "plan %s is open here: %s", plan.plan_id, plan)
@@ -246,7 +241,7 @@ class PlanHost:
     if opened is not None:
       self.ailments.fall_ill(runner.model.shard, opened.fingerprint, error)
       self._tasks.spawn(self._close_everywhere(opened, error), f"close {opened.plan.plan_id}")
-      self.worker.doubt()
+      self.worker.health.doubt()
 
   def crashed(self, runner: StageRunner, error: ExoError) -> None:
     """See `StageHost`."""
@@ -260,9 +255,9 @@ class PlanHost:
       if opened.fingerprint == illness.fingerprint and opened.runner.model.shard == illness.shard:
         hidden_size = None if illness.shard.is_first else opened.bounds.hidden_size
         with suppress(OutOfMemoryError):  # its room is taken by others, whom it computes for
-          await self._device.run(check_step, opened.runner.model, hidden_size)
+          await self.worker.thread.run(check_step, opened.runner.model, hidden_size)
         return
-    if illness.no_files or not await self._loader.is_gone(illness.shard, illness.fingerprint):
+    if illness.no_files or not await self._files.is_gone(illness.shard, illness.fingerprint):
       await self._opener.try_out(illness.shard, illness.fingerprint, illness.no_memory)
 
   async def _leave(self) -> None:

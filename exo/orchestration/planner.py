@@ -98,8 +98,8 @@ class Planner:
   def _plan(self, here: Hello, model: ModelInfo, avoid: frozenset[str]) -> RingPlan:
     peers = self._mesh.peers()
     view = self.topology(here).without(avoid | self._leaving_nodes())
-    if not view.nodes and self._plans.worker.broken:
-      raise EngineUnavailableError(f"{self._plans.worker.problem}, and there is no other node")
+    if not view.nodes and self._plans.worker.health.broken:
+      raise EngineUnavailableError(f"{self._plans.worker.health.problem}, and there is no other node")
     hellos = [h for h in (here, *(p.hello for p in peers.values())) if h.node_id in view.nodes]
     epoch = membership_epoch((h.node_id, h.incarnation, h.capabilities.memory) for h in hellos)
     capacity = {h.node_id: h.capabilities.memory * _MB for h in hellos}
@@ -122,7 +122,7 @@ class Planner:
     now = time.monotonic()
     if now - self._free_asked_at > _FREE_MEMORY_EVERY_S:
       self._free_bytes, self._free_asked_at = memory().available, now
-    return (self._free_bytes + self._plans.loaded_bytes) // _MB
+    return (self._free_bytes + self._plans.worker.loaded_bytes) // _MB
 
   def open_plan(self, here: Hello, model: ModelInfo, avoid: frozenset[str]) -> OpenPlan:
     """What new requests of the model are to open. Raises as `plan` does."""
@@ -144,7 +144,7 @@ class Planner:
   def _leaving_nodes(self) -> frozenset[str]:
     """Those that new plans must do without."""
     gone = {n for n, p in self._mesh.peers().items() if p.suspect or (p.heartbeat is not None and p.heartbeat.leaving)}
-    return frozenset(gone | {self._node_id} if self._plans.worker.broken else gone)
+    return frozenset(gone | {self._node_id} if self._plans.worker.health.broken else gone)
 
   # sickness
 

@@ -1,4 +1,4 @@
-"""Brings this node's stages of plans into its engine: fetched side by side, loaded one after the other, with room made for each.
+"""Brings this node's stages of plans into its worker: fetched side by side, loaded one after the other, with room made for each.
 """
 
 from __future__ import annotations
@@ -9,16 +9,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from exo.errors import DeadlineError, ExoError, ModelTooLargeError, PeerLostError, PlanClosedError, ProtocolError
-from exo.inference.device_thread import DeviceThread
-from exo.inference.engine import LoadOptions, StageModel
+from exo.inference.engine import StageModel
 from exo.inference.grammar import GrammarCompiler
 from exo.inference.shard import Shard
 from exo.networking.messages import OpenPlan
 from exo.orchestration.frame_check import FrameBounds
-from exo.orchestration.shard_loader import ShardLoader
-from exo.orchestration.stage_runner import close_model
-from exo.orchestration.step_guard import check_step
+from exo.orchestration.stage_files import StageFiles
 from exo.topology.ring_plan import RingPlan
+from exo.worker.step_guard import check_step
+from exo.worker.worker import Worker
 
 _SPARE = 1.5
 _ROOM_POLL_S = 0.05
@@ -27,10 +26,6 @@ _ROOM_TIMEOUT_S = 3600.0
 
 class Residents(Protocol):
   """What is loaded already."""
-  @property
-  def loaded_bytes(self) -> int:
-    """Of weights."""
-
   async def give_way(self, plan: RingPlan, but_model: str | None) -> bool | None:
     """Close the stage that nobody has used for longest, of other models than `but_model`; False where all are in use, None
     where there is none."""
@@ -45,13 +40,9 @@ class OpenedStage:
 
 
 class StageOpener:
-  """`offered_bytes` is the memory that this node gives to weights and caches, `kv_memory_bytes` bounds each cache."""
-  def __init__(
-      self, node_id: str, loader: ShardLoader, device: DeviceThread, offered_bytes: int, threads: int,
-      kv_memory_bytes: int | None, residents: Residents
-  ) -> None:
-    self._node_id, self._loader, self._device, self._residents = node_id, loader, device, residents
-    self._offered_bytes, self._threads, self._kv_memory_bytes = offered_bytes, threads, kv_memory_bytes
+  """For one worker; `residents` are what it has loaded."""
+  def __init__(self, node_id: str, worker: Worker, files: StageFiles, residents: Residents) -> None:
+    self._node_id, self._worker, self._files, self._residents = node_id, worker, files, residents
     self._memory = asyncio.Lock()
     self._lost: dict[str, ExoError] = {}
     self._opening: set[str] = set()
@@ -74,11 +65,11 @@ class StageOpener:
     shard = plan.stages[index].shard
     self._opening.add(plan.plan_id)
     try:
-      await self._loader.fetch(shard, message.fingerprint)  # what is on disk already does not wait for it
+      await self._files.fetch(shard, message.fingerprint)  # what is on disk already does not wait for it
       give_up = time.monotonic() + _ROOM_TIMEOUT_S
       while time.monotonic() < give_up:
         async with self._memory:
-          if await self._has_room(plan, shard, message.beside):
+          if await self._has_room(message, shard):
             return await self._load(shard, message.fingerprint, plan.plan_id)
         await asyncio.sleep(_ROOM_POLL_S)
       raise DeadlineError(f"{self._node_id} had no room for {shard} in {_ROOM_TIMEOUT_S:g} s")
@@ -91,25 +82,25 @@ class StageOpener:
 
     Where other models leave no room for that, to have its files is enough, unless memory is what it lacked.
     """
-    await self._loader.fetch(shard, fingerprint)
+    await self._files.fetch(shard, fingerprint)
     async with self._memory:
-      if self._room < await self._loader.needed_bytes(shard):
+      if self._worker.room < await self._needed_bytes(shard, fingerprint):
         if not lacked_memory:
           return
         raise ModelTooLargeError(f"there is no room to try {shard} beside what runs", missing_mb=1)
       stage = await self._load(shard, fingerprint, "")
-      await close_model(self._device, stage.model)
+      await self._worker.unload(stage.model)
 
-  @property
-  def _room(self) -> int:
-    return self._offered_bytes - self._residents.loaded_bytes
+  async def _needed_bytes(self, shard: Shard, fingerprint: str) -> int:
+    return self._worker.loader.needed_bytes(shard, await self._files.checkpoint(shard, fingerprint))
 
-  async def _has_room(self, plan: RingPlan, shard: Shard, beside: bool) -> bool:
+  async def _has_room(self, message: OpenPlan, shard: Shard) -> bool:
     """With what nobody uses closed where the new stage would not fit; False while what is used has to drain."""
-    needed = await self._loader.needed_bytes(shard)
+    plan, beside = message.plan, message.beside
+    needed = await self._needed_bytes(shard, message.fingerprint)
     if beside:  # with room to spare, since what is left after the weights is all that its cache will ever get
       needed = int(needed * _SPARE)
-    while (lost := self._lost.get(plan.plan_id)) is None and self._room < needed:
+    while (lost := self._lost.get(plan.plan_id)) is None and self._worker.room < needed:
       closed = await self._residents.give_way(plan, plan.model_id if beside else None)
       if not closed and beside:
         raise ModelTooLargeError(f"{self._node_id} has no room for {plan} beside what it runs", missing_mb=1)
@@ -122,17 +113,16 @@ class StageOpener:
     return True
 
   async def _load(self, shard: Shard, fingerprint: str, plan_id: str) -> OpenedStage:
-    options = LoadOptions(self._room, self._threads, self._kv_memory_bytes)
-    model = await self._loader.load(shard, fingerprint, options)
+    model = await self._worker.load(shard, await self._files.checkpoint(shard, fingerprint))
     try:
       if model.memory.max_kv_tokens < 2:
         raise ModelTooLargeError(f"{shard} leaves no memory for its KV cache on {self._node_id}", missing_mb=1)
       if (lost := self._lost.get(plan_id)) is not None:
         raise lost
-      bounds = await self._loader.frame_bounds(shard, model.memory)
-      grammars = await self._loader.grammars(shard) if shard.is_last else None
-      await self._device.run(check_step, model, None if shard.is_first else bounds.hidden_size)
+      bounds = await self._files.frame_bounds(shard, model.memory)
+      grammars = await self._files.grammars(shard) if shard.is_last else None
+      await self._worker.thread.run(check_step, model, None if shard.is_first else bounds.hidden_size)
     except BaseException:
-      await close_model(self._device, model)
+      await self._worker.unload(model)
       raise
     return OpenedStage(model, bounds, grammars)

@@ -22,7 +22,6 @@ from exo.errors import (
     in_words,
     to_wire,
 )
-from exo.inference.device_thread import DeviceThread
 from exo.inference.engine import Activation, Batch, BatchEntry, LogitsOf, StageModel
 from exo.inference.grammar import GrammarCompiler
 from exo.log import enabled, log
@@ -41,20 +40,13 @@ from exo.networking.messages import (
 )
 from exo.orchestration.awake_cores import AwakeCores
 from exo.orchestration.meter import Meter
-from exo.orchestration.step_guard import Compute, StepGuard
 from exo.orchestration.token_head import Deliveries, TokenHead
 from exo.topology.ring_plan import RingPlan
+from exo.worker.step_guard import Compute, StepGuard
+from exo.worker.worker import Worker
 
 Send = Callable[[str, Message], None]
 _LONGEST_REASON = 2000
-
-
-async def close_model(device: DeviceThread, model: StageModel) -> None:
-  """Give a model's memory back. An engine that cannot is not the affair of who needs the room next."""
-  try:
-    await device.run(model.close)
-  except Exception as error:  # noqa: BLE001 - of an engine in an unknown state
-    log(0, "%s was not closed as it should: %s", model.shard, in_words(error))
 
 
 class StageHost(Protocol):
@@ -101,7 +93,7 @@ class StageRunner:
       plan: RingPlan,
       node_id: str,
       model: StageModel,
-      device: DeviceThread,
+      worker: Worker,
       send: Send,
       meter: Meter,
       host: StageHost,
@@ -110,7 +102,7 @@ class StageRunner:
   ) -> None:
     self.plan, self.model = plan, model
     self._node_id, self._host = node_id, host
-    self._device, self._send, self._meter = device, send, meter
+    self._worker, self._send, self._meter = worker, send, meter
     self._awake = awake if len(plan.stages) > 1 else None
     previous = plan.previous_of(node_id)
     self._prompts: dict[int, int] = {}  # tokens of the prompts of all open sequences
@@ -141,14 +133,14 @@ class StageRunner:
     if self._awake is not None:
       self._awake.hold()
     arrived = time.perf_counter()
-    self._device.submit(
+    self._worker.thread.submit(
         lambda: self._computed(frame), lambda outcome, error: self._done(frame, arrived, outcome, error)
     )
 
   async def close(self) -> None:
     """Let nothing more out and give the model's memory back, after the frames that wait."""
     self._closed = True
-    await close_model(self._device, self.model)
+    await self._worker.unload(self.model)
 
   def _done(self, frame: Frame, arrived: float, outcome: _Outcome, error: BaseException | None) -> None:
     self._waiting -= 1

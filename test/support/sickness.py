@@ -23,13 +23,13 @@ class Sickness:
     self.load: Callable[[], None] | None = None
     self.step: Callable[[Step, Batch], np.ndarray] | None = None
     self.loads = 0
-    loader = node.plans._opener._loader
+    loader = node.worker.loader
     original = loader.load
 
     async def load(*arguments: object) -> StageModel:
       self.loads += 1
       if self.load is not None:
-        await node._device.run(self.load)
+        await node.worker.thread.run(self.load)
       model = await original(*arguments)  # type: ignore[arg-type]
       model.step = partial(self._step, model.step)  # type: ignore[method-assign]
       return model

@@ -167,12 +167,12 @@ class Cluster:
       node.planner._book._preparing.clear()
       await node.plans.close_model("dummy")
       node.catalog._opened.clear()
-      node._loader._engine = None
+      node.worker.engines.renew()
 
   @property
   def unwell(self) -> bool:
     """A node takes no part in the model for a while, or is looking whether it still computes."""
-    return any(node.planner.ailments() or node.plans.worker._doubted for node in self.nodes)
+    return any(node.planner.ailments() or node.worker.health.doubted for node in self.nodes)
 
   def left(self) -> list[str]:
     """What still is there of requests, in words."""

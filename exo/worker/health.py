@@ -1,4 +1,4 @@
-"""Whether this node's device can compute at all: proved by a small computation of its own, apart from anybody's model."""
+"""Whether a worker's device can compute at all: proved by a small computation of its own, apart from anybody's model."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Act = Callable[[], Awaitable[None]]
 
 
 class WorkerHealth:
-  """`problem` is why the worker cannot compute, None while it can.
+  """`problem` is why the worker cannot compute, None while it can. `label` is what people call it.
 
-  `prove` computes something that is nobody's and raises where that fails, `leave` takes the node out of all plans, and
-  `renew` makes a new engine and proves it.
+  `prove` computes something that is nobody's and raises where that fails, `renew` makes a new engine and proves it.
   """
-  def __init__(self, node_id: str, tasks: TaskOwner, prove: Act, leave: Act, renew: Act) -> None:
-    self._node_id, self._tasks = node_id, tasks
-    self._prove, self._leave, self._renew = prove, leave, renew
+  def __init__(self, label: str, prove: Act, renew: Act) -> None:
+    self._label, self._prove, self._renew = label, prove, renew
+    self._leave: Act | None = None
+    self._tasks = TaskOwner(f"health of {label}")
     self._doubted = False
     self._failed_loads: set[str] = set()  # by fingerprint, since the last load that succeeded
     self.problem: str | None = None
@@ -31,6 +31,19 @@ class WorkerHealth:
   @property
   def broken(self) -> bool:
     return self.problem is not None
+
+  @property
+  def doubted(self) -> bool:
+    """It is looked whether the worker computes, or it does not."""
+    return self._doubted
+
+  def on_broken(self, leave: Act) -> None:
+    """`leave` takes the worker out of all plans."""
+    self._leave = leave
+
+  async def close(self) -> None:
+    """Look no more."""
+    await self._tasks.close()
 
   def loaded(self) -> None:
     """A shard was loaded: the worker can."""
@@ -52,20 +65,21 @@ class WorkerHealth:
   async def _examine(self) -> None:
     try:
       if (failure := await self._try(self._prove)) is None:
-        log(1, "the worker of %s computes as it should", self._node_id)
+        log(1, "the worker of %s computes as it should", self._label)
         return
       self.problem = f"the engine is broken: {failure}"
-      say(f"{self._node_id} leaves the ring, its engine is broken: {failure}")
-      await self._try(self._leave)
+      say(f"{self._label} leaves the ring, its engine is broken: {failure}")
+      if self._leave is not None:
+        await self._try(self._leave)
       pause_s = _FIRST_PAUSE_S
       while True:
         await asyncio.sleep(pause_s)
         if (failure := await self._try(self._renew)) is None:
           break
-        log(1, "the engine of %s is still broken: %s", self._node_id, failure)
+        log(1, "the engine of %s is still broken: %s", self._label, failure)
         pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
       self.problem = None
-      say(f"{self._node_id} is back in the ring: its engine works again")
+      say(f"{self._label} is back in the ring: its engine works again")
     finally:
       self._doubted = False
 

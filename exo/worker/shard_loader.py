@@ -1,0 +1,56 @@
+"""Brings shards of models into a worker's engine, from files that somebody else has opened and fetched."""
+
+from __future__ import annotations
+
+import gc
+import time
+
+from exo.inference.engine import LoadOptions, StageModel
+from exo.inference.engines import weight_memory
+from exo.inference.shard import Shard
+from exo.inference.weights.checkpoint import Checkpoint
+from exo.inference.weights.model_size import model_size
+from exo.log import log
+from exo.topology.ring_plan import MIN_KV_TOKENS
+from exo.worker.device_thread import DeviceThread
+from exo.worker.engines import WorkerEngines
+
+
+class ShardLoader:
+  """Knows checkpoints and no files: whoever calls `load` has seen to it that the shard's tensors are there."""
+  def __init__(self, thread: DeviceThread, engines: WorkerEngines, quantize: str | None) -> None:
+    self._thread, self._engines, self._quantize = thread, engines, quantize
+    self.loading: dict[str, float] = {}  # model: how far its shard is, 0 to 1
+
+  def needed_bytes(self, shard: Shard, checkpoint: Checkpoint) -> int:
+    """An estimate of the shard's weights in memory, with room for a small KV cache."""
+    size = model_size(checkpoint)
+    scale = weight_memory(self._engines.for_model(checkpoint), self._quantize).scale(size)
+    cache = shard.layer_count * size.kv_bytes_per_token * MIN_KV_TOKENS
+    return int(size.stage_bytes(shard.start_layer, shard.end_layer + 1) * scale) + cache
+
+  async def load(self, shard: Shard, checkpoint: Checkpoint, options: LoadOptions) -> StageModel:
+    """Raises `ModelFilesError`, `UnsupportedModelError`, `EngineError`."""
+    def work() -> StageModel:
+      engine = self._engines.instance(self._engines.for_model(checkpoint))
+      return engine.load(shard, checkpoint, options, progress)
+
+    def progress(fraction: float) -> None:
+      self.loading[shard.model_id] = fraction
+      log(3, "%s: %.0f %%", shard, fraction * 100)
+
+    started = time.monotonic()
+    try:
+      model = await self._thread.run(work)
+    finally:
+      self.loading.pop(shard.model_id, None)
+    # vocabularies and graphs stay: collections during generation need not look at them again, but those at a load do, or what
+    # ended since the load before would stay, too
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+    log(
+        1, "loaded %s in %.1f s: %d MB, room for %d tokens of KV", shard,
+        time.monotonic() - started, model.memory.weight_bytes // 2**20, model.memory.max_kv_tokens
+    )
+    return model

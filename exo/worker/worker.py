@@ -1,0 +1,95 @@
+"""One device of a node: its thread, its engines, what is loaded there, and whether it still computes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from exo.errors import in_words
+from exo.inference.engine import LoadOptions, StageModel
+from exo.inference.engines import EngineChoice
+from exo.inference.shard import Shard
+from exo.inference.weights.checkpoint import Checkpoint
+from exo.log import log
+from exo.system_figures import processors
+from exo.worker.device_thread import DeviceThread
+from exo.worker.engines import WorkerEngines
+from exo.worker.health import WorkerHealth
+from exo.worker.proof import prove
+from exo.worker.shard_loader import ShardLoader
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+  """How a worker loads what it loads; see `LoadOptions`. `kv_memory_bytes` bounds each cache."""
+  kv_memory_bytes: int | None = None
+  quantize: str | None = None
+  library_debug: int = 0
+
+
+class Worker:
+  """`offered_bytes` is the memory that it gives to weights and caches. `label` is what people call it."""
+  def __init__(self, label: str, choices: Sequence[EngineChoice], offered_bytes: int, options: WorkerOptions) -> None:
+    self.label, self.offered_bytes, self.options = label, offered_bytes, options
+    self.thread = DeviceThread()
+    self.engines = WorkerEngines(choices)
+    self.loader = ShardLoader(self.thread, self.engines, options.quantize)
+    self.health = WorkerHealth(label, self._prove, self._renew)
+    self._threads = processors()
+    self._models: list[StageModel] = []
+
+  @property
+  def loaded_bytes(self) -> int:
+    """Of weights."""
+    return sum(model.memory.weight_bytes for model in self._models)
+
+  @property
+  def room(self) -> int:
+    """Bytes of the offer that no weights take."""
+    return self.offered_bytes - self.loaded_bytes
+
+  async def load(self, shard: Shard, checkpoint: Checkpoint) -> StageModel:
+    """With all room that there is. Raises as `ShardLoader.load` does."""
+    options = self.options
+    model = await self.loader.load(
+        shard, checkpoint,
+        LoadOptions(
+            self.room,
+            self._threads,
+            options.kv_memory_bytes,
+            quantize=options.quantize,
+            library_debug=options.library_debug
+        )
+    )
+    self._models.append(model)
+    return model
+
+  async def unload(self, model: StageModel) -> None:
+    """Give a model's memory back, after what was submitted before. An engine that cannot is not the affair of who needs the
+    room next: that counts as given back from now on, since nothing can be loaded before."""
+    self._models = [other for other in self._models if other is not model]
+    try:
+      await self.thread.run(model.close)
+    except Exception as error:  # noqa: BLE001 - of an engine in an unknown state
+      log(0, "%s was not closed as it should: %s", model.shard, in_words(error))
+
+  async def close(self) -> None:
+    """End the thread after what was submitted."""
+    await self.health.close()
+    await asyncio.to_thread(self.thread.close)
+
+  async def _prove(self) -> None:
+    """Compute something that needs nobody's model. Raises what an engine raises."""
+    await self._prove_engines(self.engines.in_use)
+
+  async def _renew(self) -> None:
+    """From now on new instances of the engines, proved."""
+    await self._prove_engines(self.engines.renew())
+
+  async def _prove_engines(self, names: Sequence[str]) -> None:
+    def work() -> None:
+      for name in names:
+        prove(self.engines.instance(name), self._threads, self.options.quantize, self.options.library_debug)
+
+    await self.thread.run(work)
