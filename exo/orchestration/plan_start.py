@@ -96,8 +96,7 @@ class PlanStart:
 
   def _give_up(self, plan: RingPlan, error: BaseException) -> None:
     """Those who wait hear why, and what other stages have loaded or still load for this plan is let go."""
-    if not isinstance(error, ExoError):
-      log(0, "plan %s could not begin: %s", plan.plan_id, in_words(error))
+    log(1 if isinstance(error, ExoError) else 0, "plan %s could not begin: %s", plan.plan_id, in_words(error))
     for request in self._waiting.pop(plan.plan_id, ()):
       tell_failed(self._send, plan, request, error)
     for node_id in plan.node_ids:
@@ -123,6 +122,8 @@ class PlanStart:
     except (PeerLostError, PeerUnreachableError, PlanClosedError, DrainingError):
       raise
     except Exception as error:
+      # several stages may fail, of which only the first is why the plan does not begin
+      log(1, "%s did not open its stage of plan %s: %s", node_id, message.plan.plan_id, in_words(error))
       raise stage_sick(node_id, message.plan.model_id, error) from error
     if not isinstance(reply, PlanOpened):
       raise ProtocolError(f"{node_id} answered an OpenPlan with {type(reply).__name__}")

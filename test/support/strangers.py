@@ -13,6 +13,7 @@ from exo.errors import PeerUnreachableError
 from exo.networking.grpc import node_service_pb2 as pb
 from exo.networking.grpc.grpc_mesh import GrpcMesh
 from exo.networking.grpc.link import Link
+from exo.networking.grpc.stream import EnvelopeStream
 from exo.networking.mesh import PeerCandidate
 from exo.networking.messages import Done, Heartbeat, Hello, Message
 from exo.topology.device_capabilities import DeviceCapabilities, DeviceFlops
@@ -68,15 +69,30 @@ class Stranger:
 
   async def send_bytes(self, kind: str, *messages: bytes) -> None:
     """As gRPC messages of one of its streams, whatever is in them."""
-    link = self.link
-    assert link is not None
-    for data in messages:
-      await link._streams[kind]._write(data)
+    async with self._alone(kind) as stream:
+      for data in messages:
+        await stream._write(data)
 
   async def send_item(self, kind: str, item: pb.Item) -> None:
+    async with self._alone(kind) as stream:
+      await stream.write_items([item])
+
+  @asynccontextmanager
+  async def _alone(self, kind: str) -> AsyncIterator[EnvelopeStream]:
+    """gRPC takes one write of a stream at a time: heartbeats and answers wait meanwhile."""
     link = self.link
     assert link is not None
-    await link._streams[kind].write_items([item])
+    stream = link._streams[kind]
+    while stream._writer is not None:  # noqa: ASYNC110 - nothing tells of it
+      await asyncio.sleep(0.001)
+    stream._writer = writing = asyncio.get_running_loop().create_future()  # cancelled where the link ends
+    try:
+      yield stream
+    finally:
+      if stream._writer is writing:
+        stream._writer = None
+        if stream._outbox and stream._ended is not None:
+          stream._begin_writing(stream._ended)
 
   async def hung_up(self, timeout_s: float = 10) -> bool:
     """Whether the node ends the link."""

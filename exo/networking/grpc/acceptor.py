@@ -59,6 +59,15 @@ class Acceptor:
   async def accept(self, _: object, context: grpc.aio.ServicerContext) -> None:
     """Serve one incoming stream: greet, join it to its link, and stay until the link ends."""
     address = _peer_address(context.peer())
+    try:
+      await self._serve(address, context)
+    except grpc.aio.AbortError:
+      raise
+    except Exception as error:  # gRPC tells the other side, but nobody here
+      log(0, "a stream from %s was not served: %s", address, in_words(error))
+      raise
+
+  async def _serve(self, address: str, context: grpc.aio.ServicerContext) -> None:
     host, _colon, port = address.rpartition(":")
     if not self._rule.allows(host):
       self._refusals.note(f"refused {host}: without a cluster key only machines of this network may link")
@@ -90,9 +99,6 @@ class Acceptor:
     except (ProtocolError, TimeoutError) as error:
       self._check.note(address, error)
       await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error) or "no greeting in time")
-      raise
-    except Exception as error:  # gRPC tells the other side, but nobody here
-      log(0, "a stream from %s was not taken: %s", address, in_words(error))
       raise
 
   def _join(self, key: str, peer: Hello, address: str, stream: EnvelopeStream) -> Link:

@@ -18,6 +18,7 @@ from exo.errors import (
     in_words,
     to_wire,
 )
+from exo.log import log
 from exo.networking.arrival import ArrivalWatch
 from exo.networking.grpc import node_service_pb2 as pb
 from exo.networking.grpc.allowance import MAX_CALLS, Allowance
@@ -173,6 +174,8 @@ class Link:
       future = self._calls.get(call_id)
       if future is not None and not future.done():
         future.set_result(message)
+      elif isinstance(message, Failure):  # its caller has ended since, or heard that the link broke
+        log(1, "%s failed what nobody waits for any more: %s", self.peer.node_id, message.message)
     elif call_id and self._answering >= MAX_CALLS:
       error = QueueFullError(f"{self._answering} calls wait for their answer already", retry_after_s=1)
       self._post(stream.kind, encode(Failure(*to_wire(error)), call_id, is_reply=True))
@@ -194,6 +197,8 @@ class Link:
       reply = await self._handler.answer(self.peer.node_id, message)
     except ExoError as error:  # whatever else is raised ends the task, which logs it and tells the caller
       reply = Failure(*to_wire(error))
+      if self.closed.done():
+        log(1, "%s cannot be told any more: %s", self.peer.node_id, in_words(error))
     self._post(kind, encode(reply, call_id, is_reply=True))
 
   def _answered(self, _: asyncio.Task[None]) -> None:
