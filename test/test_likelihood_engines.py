@@ -17,7 +17,8 @@ CONTEXT = 1024
 GEMMA_TEXTS = json.loads((DATA / "gemma3_270m_q4_k_m_llama_cpp.json").read_text())["texts"]
 TEXT = GEMMA_TEXTS[2]["text"][:900]
 ENGINES = [name for name in engine_names() if name != "dummy"]
-FORMS = ["q4_1", "f16", "mlx4", "gemma"]
+# Gemma is compared with llama.cpp below by default
+FORMS = ["q4_1", "f16", "mlx4", pytest.param("gemma", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module")
