@@ -114,7 +114,7 @@ class ChildProcess:
     with self._lock:
       if self._process is process:
         self._process = None
-      left = list(waiting.values())
+      left = [future for future in waiting.values() if not future.cancelled()]
       waiting.clear()
     for stream in (process.stdin, process.stdout):
       with contextlib.suppress(OSError):

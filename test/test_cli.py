@@ -77,7 +77,7 @@ def test_loading_is_shown_as_it_goes(own_home: Path, quiet: tuple[str, ...]) -> 
   """tinygrad builds its kernels while it loads, long enough to be seen."""
   probe = probe_engine("tinygrad")
   if not probe.available:
-    pytest.skip(probe.reason)
+    pytest.skip(probe.missing)
   done = exo(own_home, "run", "--prompt", "Hi", "--max-tokens", "2", "--inference-engine", "tinygrad", *quiet)
   assert done.returncode == 0 and "loading" not in done.stdout
   assert re.search(r"^loading smollm2-135m: \d+ %$", done.stderr, re.MULTILINE), done.stderr

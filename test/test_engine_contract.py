@@ -34,7 +34,7 @@ REFERENCES = {"onnx": (ARCHITECTURES, 5e-2), "tinygrad": ([*ARCHITECTURES, "qwen
 def engine(request: pytest.FixtureRequest) -> str:
   probe = probe_engine(request.param.partition(":")[0])
   if not probe.available:
-    pytest.skip(probe.reason)
+    pytest.skip(probe.missing)
   return str(request.param)
 
 
@@ -245,7 +245,7 @@ def test_a_stage_reads_its_own_tensors_only(engine: str, goldens: Path, monkeypa
 @pytest.mark.parametrize(("name", "architecture"), [(e, a) for e, (names, _) in REFERENCES.items() for a in names])
 def test_reference_logits(goldens: Path, name: str, architecture: str, quantize: str) -> None:
   if not (probe := probe_engine(name)).available:
-    pytest.skip(probe.reason)
+    pytest.skip(probe.missing)
   if quantize == "8" and architecture == "qwen3_moe":
     pytest.skip("which expert comes second is nearly a tie in random weights: test_tinygrad.py looks at the median")
   tolerance = 1e-3 if quantize == "none" else REFERENCES[name][1]

@@ -79,7 +79,7 @@ class Dequantized(Checkpoint):
 def test_within_two_percent_of_float32(engine: str, form: Checkpoint, float32_nll: float) -> None:
   probe = probe_engine(engine)
   if not probe.available:
-    pytest.skip(probe.reason)
+    pytest.skip(probe.missing)
   stages = Stages(engine, form, max_context=CONTEXT)
   nll = stages.mean_nll(form.tokenizer().encode(TEXT, add_bos=True))
   stages.close()
@@ -91,7 +91,7 @@ def test_gemma_within_two_percent_of_llama_cpp(engine: str, gemma: Checkpoint) -
   """The longest text reaches beyond the sliding window of 512 tokens."""
   probe = probe_engine(engine)
   if not probe.available:
-    pytest.skip(probe.reason)
+    pytest.skip(probe.missing)
   tokenizer = gemma.tokenizer()
   stages = Stages(engine, gemma, max_context=CONTEXT)
   assert max(len(text["token_ids"]) for text in GEMMA_TEXTS) > 512

@@ -26,7 +26,7 @@ def need(*engines: str) -> None:
     except ExoError as error:
       pytest.skip(str(error))
     if not probe.available:
-      pytest.skip(probe.reason)
+      pytest.skip(probe.missing)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from exo.inference.weights.checkpoint import Checkpoint
 from test.support.stages import Stages
 
 if not probe().available:
-  pytest.skip(probe().reason, allow_module_level=True)
+  pytest.skip(probe().missing, allow_module_level=True)
 
 from exo.inference.mlx import library
 

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 
 from exo.errors import EngineError, ModelFilesError, UnsupportedModelError
-from exo.inference.engines import EngineProbe, choose_engine
+from exo.inference.engines import choose_engine, probe_engine
 from exo.inference.mlx import probe as mlx_probe
 from exo.inference.weights.checkpoint import Checkpoint, open_checkpoint
 from test.support.nodes import ROOT
 from test.support.stages import Stages
 
 if not mlx_probe.probe().available:
-  pytest.skip(mlx_probe.probe().reason, allow_module_level=True)
+  pytest.skip(mlx_probe.probe().missing, allow_module_level=True)
 
 from exo.inference.mlx import library
 
@@ -338,10 +338,10 @@ def test_an_unknown_architecture_is_named(goldens: Path, tmp_path: Path) -> None
 
 def test_apple_silicon_prefers_mlx_and_linux_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
   monkeypatch.setattr(mlx_probe, "on_apple_silicon", lambda: False)
-  assert mlx_probe.probe().preference == 0 and mlx_probe.probe().device == "CPU"
+  assert mlx_probe.probe().rank < probe_engine("onnx").rank and mlx_probe.probe().device == "CPU"
   monkeypatch.setattr(mlx_probe, "on_apple_silicon", lambda: True)
   found = mlx_probe.probe()
-  assert isinstance(found, EngineProbe) and found.available
+  assert found.available
   choice = choose_engine("auto")
   assert choice.name == "mlx" and "Apple Silicon" in choice.reason
 

@@ -37,7 +37,7 @@ ENGINES = ["dummy", "mlx", "mlx:8", "onnx", "onnx:4", "onnx:none", "tinygrad", "
 def engine(request: pytest.FixtureRequest) -> str:
   probe = probe_engine(request.param.partition(":")[0])
   if not probe.available:
-    pytest.skip(probe.reason)
+    pytest.skip(probe.missing)
   return str(request.param)
 
 
@@ -65,7 +65,7 @@ def test_line_3_an_engine_that_computes_is_proved_and_nothing_of_it_stays(engine
 def test_line_3_the_proofs_own_numbers_are_right(name: str) -> None:
   """Three engines and numpy reckon the same."""
   if not (probe := probe_engine(name)).available:
-    pytest.skip(probe.reason)
+    pytest.skip(probe.missing)
   checkpoint, tokens = ProofCheckpoint(), [3, 90, 41, 127, 0, 66, 12]
   stages = Stages(name, checkpoint, quantize="none", max_context=64)
   np.testing.assert_allclose(stages.step([(1, 0, tokens)]), checkpoint.logits(tokens), atol=1e-4)
@@ -271,7 +271,7 @@ def name_of(kind: str) -> str:
 )
 def sick_node(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
   if not (probe := probe_engine(request.param)).available:
-    pytest.skip(probe.reason)
+    pytest.skip(probe.missing)
   home = tmp_path_factory.mktemp("sick")
   for kind in ("good", *REFUSED, *BORNE):
     write_model(home / "models" / name_of(kind), kind)

@@ -317,7 +317,7 @@ def test_line_13_what_the_user_set_for_a_library_stays(tmp_path: Path) -> None:
 def test_line_13_no_engine_leaves_files_outside_exo_home(engine: str, tmp_path: Path, goldens: Path) -> None:
   probe = probe_engine(engine)
   if not probe.available:
-    pytest.skip(f"{engine}: {probe.reason}")
+    pytest.skip(f"{engine} {probe.missing}")
   left = run_with_an_empty_home(tmp_path / "home", str(goldens / "gemma3_text"), "--inference-engine", engine)
   assert not left
   if engine != "onnx":  # which makes none

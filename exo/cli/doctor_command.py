@@ -22,7 +22,7 @@ from exo.download.file_system import lacks
 from exo.download.hub_check import look_at_hub
 from exo.download.model_store import ModelStore
 from exo.errors import ExoError
-from exo.inference.engines import choose_engine, engine_names, probe_engine
+from exo.inference.engines import offered_engines
 from exo.log import escape
 from exo.networking.cluster_key import default_key_file
 from exo.networking.udp.interfaces import list_interfaces
@@ -77,13 +77,11 @@ def _guarded(check: Callable[[Config], Iterator[Finding]], config: Config) -> It
 
 
 def _engines(config: Config) -> Iterator[Finding]:
-  choice = choose_engine(config.inference_engine)
-  yield Finding("ok", "engines", f"{choice.name} on {choice.device}, because {choice.reason}")
-  for name in engine_names():
-    probe = probe_engine(name)
-    if name != choice.name and probe.preference >= 0:
-      state = f"can run on {probe.device}" if probe.available else "cannot run"
-      yield Finding("ok", "engines", f"{name} {state}: {probe.reason}")
+  first, *others = offered_engines(config.inference_engine, config.quantize)
+  yield Finding("ok", "engines", f"{first.name} on {first.device} comes first, because {first.reason}")
+  for offer in others:
+    state = f"can run on {offer.device}: {offer.reason}" if offer.available else offer.missing
+    yield Finding("ok", "engines", f"{offer.name} {state}")
 
 
 def _memory(config: Config) -> Iterator[Finding]:

@@ -1,7 +1,7 @@
-"""Which engines there are and which one this machine should use, found out without importing any of them.
+"""Which engines there are and which of them can run here, found out without importing any.
 
-An engine is a folder beside this file with `probe.py` (cheap: looks for packages and devices, says what weights take in
-memory) and `engine.py` (heavy: imported only when the engine is chosen).
+An engine is a folder beside this file with `probe.py` (cheap: looks for packages and devices, says what the engine can run
+and what weights take in memory) and `engine.py` (heavy: imported only when a model is loaded with it).
 """
 
 from __future__ import annotations
@@ -11,25 +11,10 @@ import pkgutil
 from dataclasses import dataclass
 
 import exo.inference
-from exo.errors import ConfigError, EngineUnavailableError
+from exo.errors import ConfigError, EngineUnavailableError, in_words
 from exo.inference.engine import InferenceEngine
+from exo.inference.offer import EngineOffer, in_order
 from exo.topology.ring_plan import WeightMemory
-
-
-@dataclass(frozen=True, slots=True)
-class EngineProbe:
-  """What an engine's `probe()` found. `reason` completes "because …"; `preference` above 0 takes part in `auto`."""
-  available: bool
-  device: str
-  reason: str
-  preference: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class EngineChoice:
-  name: str
-  device: str
-  reason: str
 
 
 def engine_names() -> list[str]:
@@ -40,37 +25,57 @@ def engine_names() -> list[str]:
   )
 
 
-def probe_engine(name: str) -> EngineProbe:
-  """Ask one engine's probe. Raises `ConfigError` for a name that is none."""
+def probe_engine(name: str, quantize: str | None = None) -> EngineOffer:
+  """What one engine can do here; `quantize` is what it will round weights to. Raises `ConfigError` for a name that is none.
+
+  An engine whose probe fails is one that cannot run.
+  """
   if name not in engine_names():
     raise ConfigError(f"there is no engine {name!r}: choose auto, {', '.join(engine_names())}")
-  probe: EngineProbe = importlib.import_module(f"exo.inference.{name}.probe").probe()
-  return probe
+  try:
+    offer: EngineOffer = importlib.import_module(f"exo.inference.{name}.probe").probe(quantize)
+  except Exception as error:  # noqa: BLE001 - whatever one engine's packages do, the others are there
+    return EngineOffer(name, "", "", 0, missing=f"cannot be looked at: {in_words(error)}")
+  return offer
 
 
 def weight_memory(name: str, quantize: str | None) -> WeightMemory:
   """What a weight takes in this engine's memory, for planning; its probe says so."""
-  held: WeightMemory = importlib.import_module(f"exo.inference.{name}.probe").weight_memory(quantize)
-  return held
+  return probe_engine(name, quantize).weights
+
+
+def offered_engines(wanted: str, quantize: str | None = None) -> tuple[EngineOffer, ...]:
+  """The engines that models are run with, in the order of choice, for `wanted`: a name, or "auto".
+
+  For "auto" those come last that would have to be installed first. Raises `EngineUnavailableError` with what to install where
+  none can run, and `ConfigError`.
+  """
+  if wanted != "auto":
+    offer = probe_engine(wanted, quantize)
+    if offer.missing:
+      raise EngineUnavailableError(f"engine {wanted} cannot run here: it {offer.missing}")
+    return (offer, )
+  offers = in_order(offer for name in engine_names() if (offer := probe_engine(name, quantize)).rank >= 0)
+  if not offers or offers[0].missing:
+    raise EngineUnavailableError(f"no engine can run here ({'; '.join(f'{o.name} {o.missing}' for o in offers)})")
+  return offers
+
+
+@dataclass(frozen=True, slots=True)
+class EngineChoice:
+  name: str
+  device: str
+  reason: str
 
 
 def choose_engine(wanted: str) -> EngineChoice:
-  """The engine to use for `wanted`, a name or "auto". Raises `EngineUnavailableError` with what to install."""
-  if wanted != "auto":
-    probe = probe_engine(wanted)
-    if not probe.available:
-      raise EngineUnavailableError(f"engine {wanted} cannot run here: {probe.reason}")
-    return EngineChoice(wanted, probe.device, f"chosen by --inference-engine; {probe.reason}")
-  probes = {name: probe_engine(name) for name in engine_names()}
-  usable = {name: probe for name, probe in probes.items() if probe.available and probe.preference > 0}
-  if not usable:
-    reasons = "; ".join(f"{name}: {probe.reason}" for name, probe in probes.items() if probe.preference >= 0)
-    raise EngineUnavailableError(f"no engine can run here ({reasons})")
-  name = max(usable, key=lambda n: usable[n].preference)
-  return EngineChoice(name, usable[name].device, usable[name].reason)
+  """The first of `offered_engines`. Raises as that does."""
+  offer = offered_engines(wanted)[0]
+  asked = "" if wanted == "auto" else "chosen by --inference-engine; "
+  return EngineChoice(offer.name, offer.device, f"{asked}{offer.reason}")
 
 
 def load_engine(name: str) -> InferenceEngine:
-  """Import the engine's package and make its one instance."""
+  """Import the engine's package and make its one instance. Raises whatever that package's import raises."""
   engine: InferenceEngine = importlib.import_module(f"exo.inference.{name}.engine").create()
   return engine

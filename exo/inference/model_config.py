@@ -173,7 +173,7 @@ def _layer_kinds(text: Mapping[str, Any], layers: int) -> list[str]:
 
 def _windows(text: Mapping[str, Any], layers: int) -> list[int | None]:
   window = text.get("sliding_window")
-  if window is None:
+  if window is None or text.get("use_sliding_window") is False:
     return [None] * layers
   if isinstance(window, bool) or not isinstance(window, int) or not 0 < window <= _LIMITS["sliding_window"]:
     raise ModelFilesError(f"config.json: sliding_window is {window!r}, which is not a plausible number")

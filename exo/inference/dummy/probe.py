@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from exo.inference.engines import EngineProbe
+from exo.inference.offer import EngineOffer
+from exo.inference.repertoire import Repertoire
 from exo.topology.ring_plan import WeightMemory
 
 
-def probe() -> EngineProbe:
-  return EngineProbe(True, "none", "it computes nothing", preference=-1)
+def probe(quantize: str | None = None) -> EngineOffer:
+  repertoire = Repertoire(any_model=True)
+  return EngineOffer("dummy", "none", "it computes nothing", -1, repertoire=repertoire, weights=weight_memory(quantize))
 
 
 def weight_memory(quantize: str | None) -> WeightMemory:

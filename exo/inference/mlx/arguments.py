@@ -7,32 +7,39 @@ windows and unusual rotary embeddings come from there, so that all engines compu
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from exo.inference.mlx.probe import DESCRIBED, repertoire
 from exo.inference.model_config import ModelConfig
 from exo.inference.rope import RopeScaling, attention_factor, inverse_frequencies
 from exo.inference.weights.checkpoint import HEAD, Checkpoint
 
-# architectures whose windows and rotary embeddings are ours; gemma3_text has windows of its own
-DESCRIBED = frozenset({"llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3_text", "phi3"})
+# the windows and rotary embeddings of DESCRIBED are ours; gemma3_text has windows of its own
+_ANY_HEAD = re.compile(r"(?:^|\.)(?:lm_head|output|embed_out)\.")
 _OWN_WINDOWS = frozenset({"gemma3_text"})
 
 
 def architecture(checkpoint: Checkpoint) -> str:
-  """mlx-lm's name of it: of a multimodal repository the whole's, which mlx-lm's model takes the text's part of."""
-  kind = checkpoint.config.model_type
-  return kind if kind in DESCRIBED else str(checkpoint.hf_config.get("model_type") or kind)
+  """mlx-lm's name of it: of a multimodal repository the whole's, which mlx-lm's model takes the text's part of.
+
+  Raises `UnsupportedModelError` where the engine cannot run the model.
+  """
+  repertoire().check("mlx", checkpoint.facts)
+  kind = repertoire().type_of(checkpoint.facts)
+  assert kind is not None
+  return kind
 
 
 def model_arguments(checkpoint: Checkpoint) -> dict[str, Any]:
   """The configuration for `ModelArgs.from_dict`."""
   config, arguments = checkpoint.config, dict(checkpoint.hf_config)
   if config.model_type not in DESCRIBED:
-    return _with_older_keys(arguments)
+    return _with_older_keys(arguments, checkpoint)
   arguments |= {
       "head_dim": config.head_dim,
       "num_key_value_heads": config.n_kv_heads,
@@ -41,6 +48,12 @@ def model_arguments(checkpoint: Checkpoint) -> dict[str, Any]:
       "rope_scaling": None,
       "max_position_embeddings": config.max_context,
   }
+  if config.n_experts:
+    arguments |= {
+        "num_experts": config.n_experts,
+        "mlp_only_layers": [i for i, sparse in enumerate(config.sparse_layers) if not sparse],
+        "decoder_sparse_step": 1,
+    }
   for key in ("attn_logit_softcapping", "final_logit_softcapping"):  # absent means mlx-lm's own default
     if arguments.get(key) is None:
       arguments.pop(key, None)
@@ -55,13 +68,33 @@ def model_arguments(checkpoint: Checkpoint) -> dict[str, Any]:
   return arguments
 
 
-def _with_older_keys(arguments: dict[str, Any]) -> dict[str, Any]:
-  newer = arguments.get("rope_parameters")
+def _with_older_keys(keys: dict[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
+  """`keys` with those that mlx-lm wants and newer configurations write otherwise, or leave out for their default."""
+  keys = dict(keys)
+  newer = keys.get("rope_parameters")
   if isinstance(newer, dict) and "rope_theta" in newer:
-    arguments.setdefault("rope_theta", newer["rope_theta"])
+    keys.setdefault("rope_theta", newer["rope_theta"])
     if newer.get("rope_type", "default") != "default":
-      arguments.setdefault("rope_scaling", {key: value for key, value in newer.items() if key != "rope_theta"})
-  return arguments
+      keys.setdefault("rope_scaling", {key: value for key, value in newer.items() if key != "rope_theta"})
+    if "partial_rotary_factor" in newer:
+      keys.setdefault("partial_rotary_factor", newer["partial_rotary_factor"])
+  keys.setdefault("rope_scaling", None)
+  if isinstance(by_layer := keys.get("per_layer_config"), dict):  # Gemma 4's layers of full attention
+    full = next((found for found in by_layer.values() if isinstance(found, dict)), {})
+    for key, older in (("head_dim", "global_head_dim"), ("num_key_value_heads", "num_global_key_value_heads")):
+      if key in full:
+        keys.setdefault(older, full[key])
+  if "num_local_experts" in keys:
+    keys.setdefault("num_experts", keys["num_local_experts"])
+  if isinstance(text := keys.get("text_config"), dict):
+    text = dict(text)
+    if any(name.endswith(HEAD) for name in checkpoint.names()):  # the two levels often contradict each other in this
+      text["tie_word_embeddings"] = False
+    elif not any(_ANY_HEAD.search(name) for name in checkpoint.names()):
+      text["tie_word_embeddings"] = True
+    keys["text_config"] = _with_older_keys(text, checkpoint)
+    keys.setdefault("vocab_size", checkpoint.config.vocab_size)
+  return keys
 
 
 def ignored_windows(config: ModelConfig) -> tuple[int | None, ...]:

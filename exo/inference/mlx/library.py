@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import ast
 import ctypes
 import functools
 import importlib
 import importlib.util
-import re
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from exo.errors import UnsupportedModelError
+from exo.inference.mlx.model_types import modules, package_folder
 from exo.inference.mlx.probe import BLAS_ADVICE, find_blas
 from exo.log import log
 
@@ -53,37 +52,28 @@ def _package() -> Path:
 
   That module lowers this process's limit of open files for good and imports transformers; models need neither.
   """
-  spec = importlib.util.find_spec("mlx_lm") if "mlx_lm" not in sys.modules else sys.modules["mlx_lm"].__spec__
-  assert spec is not None and spec.submodule_search_locations is not None
+  folder = package_folder()
+  assert folder is not None
   if "mlx_lm" not in sys.modules:
     package = ModuleType("mlx_lm")
-    package.__path__ = list(spec.submodule_search_locations)
-    package.__spec__ = spec
+    package.__path__ = [str(folder)]
+    package.__spec__ = importlib.util.find_spec("mlx_lm")
     sys.modules["mlx_lm"] = package
-  return Path(next(iter(spec.submodule_search_locations)))
-
-
-def _aliases(package: Path) -> dict[str, str]:
-  """Model types that share another's file: mlx-lm's own table, read from the source that is not to be run."""
-  for node in ast.parse((package / "utils.py").read_text("utf-8")).body:
-    if isinstance(node,
-                  ast.Assign) and any(isinstance(t, ast.Name) and t.id == "MODEL_REMAPPING" for t in node.targets):
-      return {str(key): str(value) for key, value in ast.literal_eval(node.value).items()}
-  return {}
+  return folder
 
 
 def model_classes(model_type: str) -> tuple[Any, Any]:
   """(`Model`, `ModelArgs`) of an architecture. Raises `UnsupportedModelError` for one that mlx-lm does not have."""
-  package = _package()
-  name = _aliases(package).get(model_type, model_type)
-  if re.fullmatch(r"[\w-]+", name) and (package / "models" / f"{name}.py").is_file():
-    try:
-      module = importlib.import_module(f"mlx_lm.models.{name}")
-    except (ImportError, SystemExit) as error:  # some want a package of their own and end the process without it
-      raise UnsupportedModelError(f"mlx-lm's model of type {model_type!r} cannot be imported: {error}") from error
-    if hasattr(module, "Model") and hasattr(module, "ModelArgs"):
-      return module.Model, module.ModelArgs
-  raise UnsupportedModelError(f"the mlx engine has no model of type {model_type!r}: this version of mlx-lm lacks it")
+  name = modules(_package()).get(model_type)
+  if name is None:
+    raise UnsupportedModelError(f"the mlx engine has no model of type {model_type!r}")
+  try:
+    module = importlib.import_module(f"mlx_lm.models.{name}")
+    return module.Model, module.ModelArgs
+  except (
+      ImportError, AttributeError, SystemExit
+  ) as error:  # some want a package of their own and end the process without it
+    raise UnsupportedModelError(f"mlx-lm's model of type {model_type!r} cannot be imported: {error}") from error
 
 
 def cache_module() -> Any:

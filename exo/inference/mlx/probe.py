@@ -8,12 +8,20 @@ import re
 import sys
 from pathlib import Path
 
-from exo.inference.engines import EngineProbe
+from exo.inference.library_version import library_version
+from exo.inference.mlx.model_types import modules, package_folder
+from exo.inference.offer import EngineOffer
+from exo.inference.repertoire import Repertoire
 from exo.topology.ring_plan import WeightMemory
 
 # optimized BLAS libraries with the C interface, best first, by the name that the system's linker knows
 BLAS_LIBRARIES = ("libopenblas.so.0", "libopenblasp.so.0", "libmkl_rt.so.2", "libblis.so.4", "libopenblas.so")
 BLAS_ADVICE = "install libopenblas0-pthread (Debian, Ubuntu) or openblas (Fedora, Arch)"
+# architectures that `ModelConfig` describes fully, wherever they stand
+DESCRIBED = ("gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3", "qwen3_moe")
+# a stage would need what only other stages have
+_UNCUT = ("afm7", "deepseek_v41", "gemma3n", "gemma4", "gemma4_text", "gemma4_unified", "gptj")
+_UNREAD = (("gpt_oss", ".mlp.experts.gate_up_proj"), )  # experts that are floats, stacked
 _LINKER_CACHE = Path("/etc/ld.so.cache")
 _LIBRARY_FOLDERS = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib")
 
@@ -42,20 +50,29 @@ def _has_backend() -> bool:
   return any(Path(folder, "lib").is_dir() and any(Path(folder, "lib").glob("libmlx.*")) for folder in folders)
 
 
-def probe() -> EngineProbe:
+def repertoire() -> Repertoire:
+  """Every architecture of the installed mlx-lm; nothing where there is none."""
+  package = package_folder()
+  if package is None:
+    return Repertoire()
+  return Repertoire(text_models=DESCRIBED, models=tuple(sorted(modules(package))), uncut=_UNCUT, unread=_UNREAD)
+
+
+def probe(quantize: str | None = None) -> EngineOffer:
   apple = on_apple_silicon()
   device = "Apple GPU (Metal)" if apple else "CPU"
   missing = [name for name in ("mlx", "mlx_lm") if importlib.util.find_spec(name) is None]
   if missing or not _has_backend():
     wanted = "mlx mlx-lm" if apple else "'mlx[cpu]' mlx-lm"
-    return EngineProbe(False, device, f"MLX is not installed (pip install {wanted})")
+    return EngineOffer("mlx", device, "", 0, missing=f"is not installed (pip install {wanted})")
   if apple:
-    return EngineProbe(True, device, "this is Apple Silicon, whose GPU MLX drives", preference=3)
-  if find_blas() is None:
-    return EngineProbe(
-        True, device, f"MLX runs on this CPU, but without an optimized BLAS it is many times slower: {BLAS_ADVICE}"
-    )
-  return EngineProbe(True, device, "MLX runs on this CPU, with an optimized BLAS")
+    reason, rank = "this is Apple Silicon, whose GPU MLX drives", 40
+  elif find_blas() is None:
+    reason, rank = f"MLX runs on this CPU, but without an optimized BLAS it is many times slower: {BLAS_ADVICE}", 5
+  else:
+    reason, rank = "MLX runs on this CPU, with an optimized BLAS", 15
+  version = f"{library_version('mlx')}, mlx-lm {library_version('mlx-lm')}"
+  return EngineOffer("mlx", device, reason, rank, version, "", repertoire(), weight_memory(quantize))
 
 
 def weight_memory(quantize: str | None) -> WeightMemory:

@@ -15,22 +15,18 @@ import numpy as np
 from exo.errors import UnsupportedModelError
 from exo.inference.onnx.graph import MICROSOFT, Dims, GraphBuilder
 from exo.inference.onnx.linear import LinearLayers
+from exo.inference.onnx.probe import repertoire
 from exo.inference.rope import cos_sin
 from exo.inference.shard import Shard
 from exo.inference.weights.checkpoint import EMBEDDING, HEAD, Checkpoint
 from exo.inference.weights.tensor import Floats, StoredTensor
-
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3")
 
 
 class DecoderGraph:
   """Writes one shard's layers into a graph."""
   def __init__(self, shard: Shard, checkpoint: Checkpoint, context: int, bits: int | None) -> None:
     config = checkpoint.config
-    if config.model_type not in ARCHITECTURES:
-      raise UnsupportedModelError(
-          f"the onnx engine runs {', '.join(ARCHITECTURES)}; this model is of type {config.model_type!r}"
-      )
+    repertoire().check("onnx", checkpoint.facts)
     self.graph = GraphBuilder()
     self._shard, self._checkpoint, self._config, self._context = shard, checkpoint, config, context
     self._linear = LinearLayers(self.graph, bits)

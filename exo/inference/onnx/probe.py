@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 
-from exo.inference.engines import EngineProbe
+from exo.inference.library_version import library_version
+from exo.inference.llama_line import llama_line
+from exo.inference.offer import EngineOffer
+from exo.inference.repertoire import Repertoire
 from exo.topology.ring_plan import WeightMemory
 
 _WITH_SCALES = {"8": 1.125, "4": 0.75, "none": 4.0}
+_MODELS = ("gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3")
 
 
-def probe() -> EngineProbe:
+def repertoire() -> Repertoire:
+  """What `decoder.py` writes as a graph."""
+  return replace(llama_line(_MODELS), rotary_step=16)
+
+
+def probe(quantize: str | None = None) -> EngineOffer:
   missing = [name for name in ("onnxruntime", "onnx") if importlib.util.find_spec(name) is None]
   if missing:
-    return EngineProbe(
-        False, "CPU", f"the package {' and '.join(missing)} is not installed (pip install {' '.join(missing)})"
-    )
-  return EngineProbe(True, "CPU", "no accelerator was found, and onnxruntime is the fastest on a CPU", preference=1)
+    wanted = f"is not installed (pip install {' '.join(missing)})"
+    return EngineOffer("onnx", "CPU", "", 0, missing=wanted, repertoire=repertoire())
+  reason = "no accelerator was found, and onnxruntime is the fastest on a CPU"
+  version = library_version("onnxruntime")
+  return EngineOffer("onnx", "CPU", reason, 20, version, "", repertoire(), weight_memory(quantize))
 
 
 def weight_memory(quantize: str | None) -> WeightMemory:

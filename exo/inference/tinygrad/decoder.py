@@ -14,11 +14,11 @@ from exo.inference.shard import Shard
 from exo.inference.tinygrad import experts, kernels
 from exo.inference.tinygrad.device import Array, Call, ComputeDevice
 from exo.inference.tinygrad.kernels import LANES, MAX_ROWS, PAGE, Heads, Product
+from exo.inference.tinygrad.probe import repertoire
 from exo.inference.tinygrad.weights import Matrix, MatrixWriter
 from exo.inference.weights.checkpoint import EMBEDDING, HEAD, Checkpoint
 from exo.inference.weights.tensor import StoredTensor
 
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3_text", "phi3")
 TILES = (1, 4)  # rows that a matrix product takes at once; more are slower: clang then packs the sums badly
 _MIN_SCORES = 1 << 22
 
@@ -100,10 +100,7 @@ class Decoder:
       self, device: ComputeDevice, shard: Shard, checkpoint: Checkpoint, context: int, places: int, bits: int | None
   ) -> None:
     config = checkpoint.config
-    if config.model_type not in ARCHITECTURES:
-      raise UnsupportedModelError(
-          f"the tinygrad engine runs {', '.join(ARCHITECTURES)}; this model is of type {config.model_type!r}"
-      )
+    repertoire().check("tinygrad", checkpoint.facts)
     self._device, self._shard, self._checkpoint, self._config = device, shard, checkpoint, config
     self._writer = MatrixWriter(device, bits)
     self.arrays = StepArrays(device, config, shard, places, context)

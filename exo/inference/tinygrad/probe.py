@@ -8,11 +8,15 @@ import shutil
 import sys
 from pathlib import Path
 
-from exo.inference.engines import EngineProbe
+from exo.inference.library_version import library_version
+from exo.inference.llama_line import llama_line
+from exo.inference.offer import EngineOffer
+from exo.inference.repertoire import Repertoire
 from exo.topology.ring_plan import WeightMemory
 
 CLANG_ADVICE = "tinygrad compiles for a CPU with clang: install the package clang (Debian, Ubuntu, Fedora, Arch)"
 _INTEL = "0x8086"
+_MODELS = ("gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3", "qwen3_moe")
 
 
 def find_gpu(root: Path = Path("/")) -> tuple[str, tuple[str, ...]] | None:
@@ -46,16 +50,23 @@ def devices() -> tuple[str, ...]:
   return (*gpu[1], "CPU") if gpu else ("CPU", )
 
 
-def probe() -> EngineProbe:
+def repertoire() -> Repertoire:
+  """What `decoder.py` has kernels for."""
+  return llama_line(_MODELS, experts=True)
+
+
+def probe(quantize: str | None = None) -> EngineOffer:
   gpu = find_gpu()
   device = gpu[0] if gpu else "CPU"
+  missing, reason, rank = "", "there is clang to compile for this CPU", 10
   if importlib.util.find_spec("tinygrad") is None:
-    return EngineProbe(False, device, "the package tinygrad is not installed (pip install tinygrad)")
-  if gpu:
-    return EngineProbe(True, device, "there is a GPU that tinygrad drives", preference=2)
-  if shutil.which("clang") is None:
-    return EngineProbe(False, device, CLANG_ADVICE)
-  return EngineProbe(True, device, "there is clang to compile for this CPU, but onnxruntime is faster on one")
+    missing = "is not installed (pip install tinygrad)"
+  elif gpu:
+    reason, rank = "there is a GPU that tinygrad drives", 30
+  elif shutil.which("clang") is None:
+    missing = f"lacks its compiler ({CLANG_ADVICE})"
+  version = library_version("tinygrad")
+  return EngineOffer("tinygrad", device, reason, rank, version, missing, repertoire(), weight_memory(quantize))
 
 
 def weight_memory(quantize: str | None) -> WeightMemory:

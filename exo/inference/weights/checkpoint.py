@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from exo.errors import ModelFilesError
 from exo.inference.model_config import ModelConfig
+from exo.inference.model_facts import ModelFacts, facts_of
 from exo.inference.weights.block_map import BlockMap
 from exo.inference.weights.tensor import StoredTensor
 
@@ -29,6 +30,7 @@ class Checkpoint(ABC):
   Opening reads headers only; `tensor` maps the bytes of that tensor and reads no other.
   """
   path: Path
+  container = ""  # "safetensors" or "gguf", where it is a file at all
 
   @property
   @abstractmethod
@@ -46,6 +48,10 @@ class Checkpoint(ABC):
   def tensor_shape(self, name: str) -> tuple[int, ...]:
     """The tensor's logical shape, without touching its bytes where the reader can."""
     return self.tensor(name).shape
+
+  def encoding(self, name: str) -> str:
+    """How the tensor is packed, as in `StoredTensor`, without touching its bytes where the reader can."""
+    return self.tensor(name).encoding
 
   def tensor_weights(self, name: str) -> int:
     """How many numbers the tensor has."""
@@ -70,6 +76,10 @@ class Checkpoint(ABC):
   @cached_property
   def config(self) -> ModelConfig:
     return ModelConfig.from_hf(self.hf_config)
+
+  @cached_property
+  def facts(self) -> ModelFacts:
+    return facts_of(self)
 
   def has(self, name: str) -> bool:
     return name in self._name_set

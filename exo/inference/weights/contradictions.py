@@ -62,8 +62,7 @@ class _Findings:
     yield from self._layers()
     if self._config.model_type in _DESCRIBED:
       yield from _numbers(self._config)
-      if self._config.n_experts or not any(".experts." in name for name in self._names):  # GGUF calls Mixtral a Llama
-        yield from self._tensors()
+      yield from self._tensors()
 
   def _words(self) -> Iterator[str]:
     config = self._config

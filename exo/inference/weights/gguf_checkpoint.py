@@ -57,6 +57,13 @@ _LAYER = {
     "post_attention_norm": "post_attention_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+# Mixtral's converter calls it a llama, and Hugging Face calls its parts otherwise than everybody's
+_MIXTRAL = {
+    "mlp.gate": "block_sparse_moe.gate",
+    "mlp.experts.gate_proj": "block_sparse_moe.experts.w1",
+    "mlp.experts.down_proj": "block_sparse_moe.experts.w2",
+    "mlp.experts.up_proj": "block_sparse_moe.experts.w3",
+}
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)")
 
 
@@ -72,7 +79,10 @@ def _hf_name(name: str, architecture: str) -> str | None:
     return f"model.layers.{layer}.pre_feedforward_layernorm.{kind}"
   if architecture == "phi3" and part == "ffn_up":
     return f"model.layers.{layer}.mlp.gate_up_proj.{kind}"
-  return f"model.layers.{layer}.{_LAYER[part]}.{kind}" if part in _LAYER else None
+  if part not in _LAYER:
+    return None
+  inner = _LAYER[part]
+  return f"model.layers.{layer}.{_MIXTRAL.get(inner, inner) if architecture == 'llama' else inner}.{kind}"
 
 
 def _experts(name: str, stack: GgufTensor) -> dict[str, GgufTensor]:
@@ -87,6 +97,8 @@ def _experts(name: str, stack: GgufTensor) -> dict[str, GgufTensor]:
 
 
 class GgufCheckpoint(Checkpoint):
+  container = "gguf"
+
   def __init__(self, path: Path) -> None:
     self.path = path
     self._bytes = FileBytes(path)
@@ -128,7 +140,7 @@ class GgufCheckpoint(Checkpoint):
     if embedding is None:
       raise ModelFilesError(f"{self.path.name} has no token embedding")
     config: dict[str, Any] = {
-        "model_type": _MODEL_TYPES[arch],
+        "model_type": "mixtral" if arch == "llama" and get("expert_count") else _MODEL_TYPES[arch],
         "hidden_size": hidden,
         "num_hidden_layers": get("block_count"),
         "num_attention_heads": heads,
@@ -153,6 +165,7 @@ class GgufCheckpoint(Checkpoint):
     if get("expert_count"):
       config |= {
           "num_experts": get("expert_count"),
+          "num_local_experts": get("expert_count"),  # as Mixtral calls it
           "num_experts_per_tok": get("expert_used_count"),
           "moe_intermediate_size": get("expert_feed_forward_length", get("feed_forward_length")),
           "norm_topk_prob": True,
@@ -205,6 +218,9 @@ class GgufCheckpoint(Checkpoint):
 
   def tensor_shape(self, name: str) -> tuple[int, ...]:
     return self._info(name).shape
+
+  def encoding(self, name: str) -> str:
+    return self._info(name).encoding
 
   def _info(self, name: str) -> GgufTensor:
     try:

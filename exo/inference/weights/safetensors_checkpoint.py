@@ -18,7 +18,7 @@ import numpy as np
 
 from exo.errors import ModelFilesError
 from exo.inference.weights.block_map import BlockMap
-from exo.inference.weights.checkpoint import Checkpoint, check_present
+from exo.inference.weights.checkpoint import HEAD, Checkpoint, check_present
 from exo.inference.weights.file_bytes import FileBytes
 from exo.inference.weights.tensor import AffineGroups, StoredTensor
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 MAX_HEADER_BYTES = 100 * 2**20
 _MAX_JSON_BYTES = 64 * 2**20
 _EXPERT = re.compile(r"(.+\.mlp)\.experts\.(\d+)\.((?:gate|up|down)_proj\.weight)")
+# language models that are published alone, too, and how a larger repository calls their tensors
+_ALONE = ("gemma3_text", "mistral")
+_TEXT = re.compile(r"(?:language_model\.(model\.|lm_head\.)|model\.language_model\.|(lm_head\.))(.+)")
 _ITEM_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2,
     "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1
@@ -107,6 +110,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class SafetensorsCheckpoint(Checkpoint):
+  container = "safetensors"
+
   def __init__(self, path: Path) -> None:
     self.path = path
     self._config = read_json(path / "config.json")
@@ -119,8 +124,22 @@ class SafetensorsCheckpoint(Checkpoint):
         if name in self._entries:
           raise ModelFilesError(f"{file.name} and {self._entries[name][0].name} both hold tensor {name!r}")
         self._entries[name] = (file, entry)
+    self._as_text_alone()
     self._packed = {name: name.removesuffix(".weight") for name in self._entries if self._is_packed(name)}
     self._hidden = {f"{module}.{part}" for module in self._packed.values() for part in ("scales", "biases")}
+
+  def _as_text_alone(self) -> None:
+    """Of a repository with other parts beside a language model that is also published alone: that model, as it is there."""
+    text = self._config.get("text_config")
+    if not isinstance(text, dict) or text.get("model_type") not in _ALONE:
+      return
+    self._entries = {
+        f"{match[1] or match[2] or 'model.'}{match[3]}": found
+        for name, found in self._entries.items() if (match := _TEXT.fullmatch(name)) is not None
+    }
+    packing = {key: value for key, value in self._config.items() if key in ("quantization", "quantization_config")}
+    # the two levels often contradict each other in this
+    self._config = packing | text | {"tie_word_embeddings": HEAD not in self._entries}
 
   def _is_packed(self, name: str) -> bool:
     """Whether a weight is one of MLX's: words of codes, with scales and biases beside them."""
@@ -176,6 +195,12 @@ class SafetensorsCheckpoint(Checkpoint):
   def tensor_shape(self, name: str) -> tuple[int, ...]:
     shape = self._entry(name)[1].shape or (1, )
     return (*shape[:-1], shape[-1] * 32 // self._settings(self._packed[name])[0]) if name in self._packed else shape
+
+  def encoding(self, name: str) -> str:
+    if name not in self._packed:
+      return self._entry(name)[1].dtype
+    self._settings(self._packed[name])
+    return "MLX"
 
   def tensor(self, name: str) -> StoredTensor:
     if name in self._packed:

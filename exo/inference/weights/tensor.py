@@ -27,6 +27,8 @@ BLOCKS: dict[str, tuple[int, int]] = {
     "Q5_K": (256, 176),
     "Q6_K": (256, 210),
 }
+# what `StoredTensor.to_float32` knows
+READABLE = frozenset({*BLOCKS, "F64", "MLX"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,54 @@
+"""What decides which engines can run a model's file: read from its configuration and its headers, never from its numbers."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from exo.inference.weights.parts import Part, part_of
+
+if TYPE_CHECKING:
+  from exo.inference.weights.checkpoint import Checkpoint
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+_COMPUTED = re.compile(r"rotary_emb\.inv_freq$")  # some files store what follows from their configuration
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+  """`model_type` is the language model's, `repository_type` that of the whole, which may have other parts beside text.
+
+  `container` is the kind of file, "safetensors" or "gguf". `tensors` are the names of those that the language model has, in
+  Hugging Face's words, with # for every number, and `encodings` how they are packed; `packing` is how the configuration
+  calls that, where it does. `ropes` are the kinds of rotary embedding of its layers, which turn `rotary_dim` numbers of a head. `activation` is the configuration's word.
+  """
+  model_type: str
+  repository_type: str
+  container: str
+  encodings: frozenset[str]
+  tensors: frozenset[str]
+  ropes: frozenset[str]
+  rotary_dim: int
+  activation: str = ""
+  packing: str = ""
+
+
+def facts_of(checkpoint: Checkpoint) -> ModelFacts:
+  """Of an opened checkpoint, whose tensors need not be on this machine. Raises `ModelFilesError`."""
+  config, raw = checkpoint.config, checkpoint.hf_config
+  names = [name for name in checkpoint.names() if part_of(name) is not Part.UNUSED and not _COMPUTED.search(name)]
+  text = raw.get("text_config")
+  text = raw | text if isinstance(text, dict) else raw
+  quantization = text.get("quantization_config")
+  return ModelFacts(
+      model_type=config.model_type,
+      repository_type=str(raw.get("model_type") or config.model_type),
+      container=checkpoint.container,
+      encodings=frozenset(map(checkpoint.encoding, names)),
+      tensors=frozenset(_NUMBER.sub("#", name) for name in names),
+      ropes=frozenset(rope.kind for rope in config.rope),
+      rotary_dim=config.rotary_dim,
+      activation=str(text.get("hidden_act") or text.get("hidden_activation") or ""),
+      packing=str(quantization.get("quant_method") or "") if isinstance(quantization, dict) else ""
+  )

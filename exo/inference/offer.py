@@ -1,0 +1,80 @@
+"""What an engine of a worker offers: what it can run there and how well, as every node of the ring is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from exo.inference.model_facts import ModelFacts
+from exo.inference.repertoire import Repertoire
+from exo.topology.ring_plan import WeightMemory
+
+PROMPT_TOKENS, DECODED_TOKENS = 512, 128  # what engines are compared by, as one stream
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpeed:
+  """What an engine was measured to do with a small model on this device, in tokens a second."""
+  prompt: float
+  decode: float
+
+  @property
+  def seconds(self) -> float:
+    """For the prompt and the text that engines are compared by."""
+    return PROMPT_TOKENS / self.prompt + DECODED_TOKENS / self.decode
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOffer:
+  """One engine on one device. `version` is its library's, "" where it has none.
+
+  `rank` orders engines that have not been measured, the highest first; below 0 an engine is used only where it is asked for by
+  name. `reason` completes "because …". `missing` is what must be installed before it can run anything here, or how its
+  library is broken; "" where neither is. `weights` is what a weight takes in its memory.
+  """
+  name: str
+  device: str
+  reason: str
+  rank: int
+  version: str = ""
+  missing: str = ""
+  repertoire: Repertoire = field(default_factory=Repertoire)
+  weights: WeightMemory = field(default_factory=WeightMemory)
+  speed: EngineSpeed | None = None
+
+  @property
+  def available(self) -> bool:
+    """Whether it can run anything here."""
+    return not self.missing
+
+  def cannot(self, facts: ModelFacts) -> str | None:
+    """Why this engine cannot run a model here, its name first; None where it can."""
+    why = self.repertoire.cannot(facts) if self.repertoire.text_models or not self.missing else None
+    if self.missing:  # to install it does not help where it could not run the model either
+      why = why or self.missing
+    return None if why is None else f"{self.name} {why}"
+
+
+def in_order(offers: Iterable[EngineOffer]) -> tuple[EngineOffer, ...]:
+  """The engines of a worker, the one to be used first.
+
+  Measured ones by their time, before those that have not been; what is no choice by itself and what cannot run comes last.
+  """
+  def key(offer: EngineOffer) -> tuple[bool, bool, bool, float, int, str]:
+    speed = offer.speed
+    return (
+        bool(offer.missing), offer.rank < 0, speed
+        is None, 0.0 if speed is None else speed.seconds, -offer.rank, offer.name
+    )
+
+  return tuple(sorted(offers, key=key))
+
+
+def choose(offers: Sequence[EngineOffer], facts: ModelFacts) -> EngineOffer | None:
+  """The first of a worker's engines, which stand in its order, that can run a model; None where none can."""
+  return next((offer for offer in offers if offer.cannot(facts) is None), None)
+
+
+def why_none(offers: Sequence[EngineOffer], facts: ModelFacts) -> str:
+  """Each of a worker's engines with the reason why it cannot run the model."""
+  return "; ".join(why for offer in offers if (why := offer.cannot(facts)) is not None) or "it has no engine"

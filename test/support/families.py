@@ -1,0 +1,83 @@
+"""Tiny checkpoints of current families with reference log probabilities, and of each the forms in which it is published."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from test.support.nodes import ROOT
+from test.support.stages import Stages
+
+TOLERANCE = 0.03
+_CONFIGS = {"hub": "config.json", "v5": "config.v5.json"}
+
+
+def families_folder() -> Path | None:
+  """Where the checkpoints are; they are too large for the repository."""
+  return next((found for parent in ROOT.parents if (found := parent / "shared" / "families").is_dir()), None)
+
+
+@dataclass(frozen=True)
+class Form:
+  """One family in one form: "hub" and "v5" are two ways in which the same configuration is written, "gguf" is a file."""
+  family: str
+  form: str
+
+  def __str__(self) -> str:
+    return f"{self.family}-{self.form}"
+
+  def lay_out(self, folder: Path) -> Path:
+    """A model's folder with this form alone."""
+    source = families_folder()
+    assert source is not None
+    made = folder / str(self)
+    made.mkdir(parents=True)
+    for file in (source / self.family).iterdir():
+      if (file.suffix == ".gguf") == (self.form == "gguf") and not file.name.startswith("config."):
+        (made / file.name).symlink_to(file)
+    if self.form in _CONFIGS:
+      (made / "config.json").symlink_to(source / self.family / _CONFIGS[self.form])
+    return made
+
+  def references(self) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Token ids and the log probabilities of all but the first."""
+    source = families_folder()
+    assert source is not None
+    found = json.loads((source / self.family / "ref.json").read_text())
+    for ids, expected in zip(found["tokens"], found["logprobs"], strict=True):
+      yield ids, np.array(expected)
+
+
+def forms() -> list[Form]:
+  """Of every family."""
+  folder = families_folder()
+  found = [] if folder is None else sorted(path for path in folder.iterdir() if path.is_dir())
+  return [
+      Form(path.name, form) for path in found for form, file in (*_CONFIGS.items(), ("gguf", "model.gguf"))
+      if (path / file).is_file()
+  ]
+
+
+def log_probabilities(stages: Stages, ids: Sequence[int], chunk: int | None = None) -> np.ndarray:
+  """Of all tokens but the first, given what stands before; the prompt in one step, or in some of `chunk` tokens."""
+  chunk = chunk or len(ids)
+  rows = [stages.step([(1, start, ids[start:start + chunk])]) for start in range(0, len(ids), chunk)]
+  stages.each("drop", 1)
+  logits = np.concatenate(rows).astype(np.float64)[:-1]
+  logits -= logits.max(axis=-1, keepdims=True)
+  logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+  return logits[np.arange(len(ids) - 1), list(ids[1:])]
+
+
+def error(stages: Stages, form: Form) -> float:
+  """The greatest difference from the family's references."""
+  worst = 0.0
+  for ids, expected in form.references():
+    for chunk in (None, max(2, len(ids) // 3)):
+      difference = np.abs(log_probabilities(stages, ids, chunk) - expected).max()
+      worst = max(worst, float(difference)) if np.isfinite(difference) else float("inf")
+  return worst
