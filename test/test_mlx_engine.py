@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from exo.errors import EngineError, ModelFilesError, UnsupportedModelError
-from exo.inference.engines import choose_engine, probe_engine
+from exo.inference.engines import offered_engines, probe_engine
 from exo.inference.mlx import probe as mlx_probe
 from exo.inference.weights.checkpoint import Checkpoint, open_checkpoint
 from test.support.nodes import ROOT
@@ -231,6 +231,9 @@ class Recording(Checkpoint):
   def tensor_shape(self, name: str) -> tuple[int, ...]:
     return self._inner.tensor_shape(name)
 
+  def encoding(self, name: str) -> str:
+    return self._inner.encoding(name)
+
   def tensor(self, name: str):  # type: ignore[no-untyped-def]
     self.read.add(name)
     return self._inner.tensor(name)
@@ -342,7 +345,7 @@ def test_apple_silicon_prefers_mlx_and_linux_does_not(monkeypatch: pytest.Monkey
   monkeypatch.setattr(mlx_probe, "on_apple_silicon", lambda: True)
   found = mlx_probe.probe()
   assert found.available
-  choice = choose_engine("auto")
+  choice = offered_engines("auto")[0]
   assert choice.name == "mlx" and "Apple Silicon" in choice.reason
 
 
@@ -352,7 +355,7 @@ def test_without_a_fast_blas_the_probe_says_what_to_install(monkeypatch: pytest.
   monkeypatch.setattr(mlx_probe, "_LIBRARY_FOLDERS", ())
   found = mlx_probe.probe()
   assert found.available and "libopenblas0-pthread" in found.reason
-  assert "libopenblas0-pthread" in choose_engine("mlx").reason
+  assert "libopenblas0-pthread" in offered_engines("mlx")[0].reason
 
 
 def test_loading_changes_nothing_of_the_process_but_its_libraries(goldens: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from exo.config import config_from
 from exo.errors import ConfigError, EngineError, EngineUnavailableError
 from exo.inference.engine import Batch, BatchEntry, LoadOptions, LogitsOf
-from exo.inference.engines import choose_engine, load_engine, probe_engine
+from exo.inference.engines import load_engine, offered_engines, probe_engine
 from exo.inference.shard import Shard
 from exo.inference.tinygrad import probe
 from exo.inference.weights.checkpoint import Checkpoint, open_checkpoint
@@ -57,7 +57,7 @@ def test_gpus_are_known_by_their_device_files(tmp_path: Path) -> None:
 
 def test_a_gpu_makes_it_the_automatic_choice(monkeypatch: pytest.MonkeyPatch) -> None:
   monkeypatch.setattr(probe, "find_gpu", lambda: ("NVIDIA GPU", ("CUDA", "NV")))
-  choice = choose_engine("auto")
+  choice = offered_engines("auto")[0]
   if choice.name != "mlx":
     assert (choice.name, choice.device) == ("tinygrad", "NVIDIA GPU")
   assert probe.devices() == ("CUDA", "NV", "CPU")
@@ -67,15 +67,15 @@ def test_without_clang_the_message_names_it_and_auto_takes_another(monkeypatch: 
   monkeypatch.setattr(probe, "find_gpu", lambda: None)
   monkeypatch.setenv("PATH", "/nowhere")
   with pytest.raises(EngineUnavailableError, match="install the package clang"):
-    choose_engine("tinygrad")
-  assert choose_engine("auto").name != "tinygrad"
+    offered_engines("tinygrad")[0]
+  assert offered_engines("auto")[0].name != "tinygrad"
 
 
 @needs_clang
 def test_on_a_cpu_it_is_there_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
   monkeypatch.setattr(probe, "find_gpu", lambda: None)
-  assert choose_engine("tinygrad").device == "CPU"
-  assert choose_engine("auto").name != "tinygrad"
+  assert offered_engines("tinygrad")[0].device == "CPU"
+  assert offered_engines("auto")[0].name != "tinygrad"
 
 
 # debug output

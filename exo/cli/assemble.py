@@ -20,7 +20,8 @@ from exo.config import Config
 from exo.download.file_system import lacks
 from exo.download.model_store import DownloadOptions, ModelStore
 from exo.errors import ConfigError
-from exo.inference.engines import EngineChoice, choose_engine, weight_memory
+from exo.inference.engines import offered_engines
+from exo.inference.offer import EngineOffer
 from exo.log import say
 from exo.machine import process_started
 from exo.networking.address_rule import AddressRule
@@ -79,7 +80,8 @@ def download_options(config: Config) -> DownloadOptions:
 
 
 def _make_node(
-    config: Config, node_id: str, engine: EngineChoice, device: DeviceCapabilities, keyring: ClusterKeyring | None
+    config: Config, node_id: str, engines: tuple[EngineOffer, ...], device: DeviceCapabilities,
+    keyring: ClusterKeyring | None
 ) -> Node:
   store = ModelStore(config.exo_home, config.model_dirs, config.models, download_options(config), wary=keyring is None)
   hello = Hello(
@@ -87,11 +89,11 @@ def _make_node(
       incarnation=time.time_ns() // 10**6,
       port=config.node_port or 0,
       capabilities=offer(device, config.max_memory),
-      engine=engine.name,
-      device=engine.device,
+      engine=engines[0].name,
+      device=engines[0].device,
       version=exo.__version__,
       local_models=tuple(store.local_models()),
-      weight_memory=weight_memory(engine.name, config.quantize),
+      weight_memory=engines[0].weights,
   )
   mesh = GrpcMesh(
       hello, config.node_host, config.discovery_timeout, keyring, config.node_id_filter, config.wire_dtype,
@@ -101,7 +103,7 @@ def _make_node(
   seeds = (*config.peers, *(read_seeds(config.state_dir) if keyring is not None else ()))
   if seeds:
     discovery = SeededDiscovery(discovery, seeds)
-  return Node(config, hello, mesh, discovery, ModelCatalog(store), engine, RingMemoryWeightedPartitioningStrategy())
+  return Node(config, hello, mesh, discovery, ModelCatalog(store), engines, RingMemoryWeightedPartitioningStrategy())
 
 
 def _make_state_dir(config: Config) -> None:
@@ -132,15 +134,15 @@ async def running_node(config: Config, stop: Callable[[], None]) -> AsyncIterato
   """
   descriptors.raise_limit()
   check_given(config.api_key)
-  engine, device = await asyncio.gather(
-      asyncio.to_thread(choose_engine, config.inference_engine), asyncio.to_thread(probe_device)
+  engines, device = await asyncio.gather(
+      asyncio.to_thread(offered_engines, config.inference_engine, config.quantize), asyncio.to_thread(probe_device)
   )
   await _answered(config, lambda: _make_state_dir(config))
   for lack in await _answered(config, lambda: lacks(config.state_dir)):
     say(f"note: the file system of {config.exo_home} has {lack}")
   keyring = await asyncio.to_thread(open_keyring, config)
   identity = await _answered(config, lambda: claim_identity(config.state_dir, config.node_id))
-  node = _make_node(config, identity.node_id, engine, device, keyring)
+  node = _make_node(config, identity.node_id, engines, device, keyring)
   token = secrets.token_urlsafe(32)
   api = ChatGPTAPI(node, stop, token, None if keyring is None else keyring.current.label_salt)
   runtime_file = None

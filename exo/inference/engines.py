@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from dataclasses import dataclass
+from dataclasses import replace
 
 import exo.inference
 from exo.errors import ConfigError, EngineUnavailableError, in_words
@@ -54,25 +54,11 @@ def offered_engines(wanted: str, quantize: str | None = None) -> tuple[EngineOff
     offer = probe_engine(wanted, quantize)
     if offer.missing:
       raise EngineUnavailableError(f"engine {wanted} cannot run here: it {offer.missing}")
-    return (offer, )
+    return (replace(offer, reason=f"chosen by --inference-engine; {offer.reason}"), )
   offers = in_order(offer for name in engine_names() if (offer := probe_engine(name, quantize)).rank >= 0)
   if not offers or offers[0].missing:
     raise EngineUnavailableError(f"no engine can run here ({'; '.join(f'{o.name} {o.missing}' for o in offers)})")
   return offers
-
-
-@dataclass(frozen=True, slots=True)
-class EngineChoice:
-  name: str
-  device: str
-  reason: str
-
-
-def choose_engine(wanted: str) -> EngineChoice:
-  """The first of `offered_engines`. Raises as that does."""
-  offer = offered_engines(wanted)[0]
-  asked = "" if wanted == "auto" else "chosen by --inference-engine; "
-  return EngineChoice(offer.name, offer.device, f"{asked}{offer.reason}")
 
 
 def load_engine(name: str) -> InferenceEngine:

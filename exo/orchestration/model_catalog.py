@@ -13,6 +13,7 @@ from exo.download.model_store import DUMMY_MODEL, ModelEntry, ModelStore
 from exo.download.progress import DownloadProgress, keep_latest
 from exo.errors import InvalidRequestError
 from exo.inference.grammar import GrammarCompiler
+from exo.inference.model_facts import ModelFacts
 from exo.inference.shard import Shard
 from exo.inference.tokenizer import Tokenizer, TooManyTokensError
 from exo.inference.weights.checkpoint import Checkpoint, open_checkpoint
@@ -36,6 +37,10 @@ class ModelInfo:
   @property
   def n_layers(self) -> int:
     return self.size.n_layers
+
+  @property
+  def facts(self) -> ModelFacts:
+    return self.checkpoint.facts
 
   @property
   def max_context(self) -> int:

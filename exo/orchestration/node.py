@@ -19,7 +19,7 @@ from exo.errors import (
     StartingError,
     in_words,
 )
-from exo.inference.engines import EngineChoice
+from exo.inference.offer import EngineOffer
 from exo.log import log
 from exo.networking.discovery import Discovery
 from exo.networking.mesh import Mesh
@@ -65,10 +65,10 @@ _DROP_EVERY_S = 1.0
 class Node:
   """Implements `MeshHandler`. `hello` describes this node; the mesh fills in the port that it got."""
   def __init__(
-      self, config: Config, hello: Hello, mesh: Mesh, discovery: Discovery, catalog: ModelCatalog, engine: EngineChoice,
-      strategy: PartitioningStrategy
+      self, config: Config, hello: Hello, mesh: Mesh, discovery: Discovery, catalog: ModelCatalog,
+      engines: tuple[EngineOffer, ...], strategy: PartitioningStrategy
   ) -> None:
-    self.config, self.hello, self.engine, self.catalog = config, hello, engine, catalog
+    self.config, self.hello, self.catalog = config, hello, catalog
     self._mesh, self._discovery = mesh, discovery
     self._tasks = TaskOwner("node")
     self._draining = False
@@ -79,7 +79,7 @@ class Node:
     offered = hello.capabilities.memory * _MB
     kv_bytes = None if config.kv_cache_memory is None else config.kv_cache_memory * _MB
     options = WorkerOptions(kv_bytes, config.quantize, config.tinygrad_debug)
-    self.worker = Worker(hello.node_id, (engine, ), offered, options)
+    self.worker = Worker(hello.node_id, engines, offered, options)
     rehearse = mesh.rehearse if config.awake_cores == "auto" else None
     self.plans = PlanHost(
         hello.node_id, self.worker, StageFiles(catalog), self.send, self.call, rehearse, self.meter,
@@ -94,6 +94,11 @@ class Node:
   @property
   def node_id(self) -> str:
     return self.hello.node_id
+
+  @property
+  def engine(self) -> EngineOffer:
+    """The one that is chosen where a model leaves the choice."""
+    return self.worker.engines.first
 
   @property
   def loading(self) -> dict[str, float]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import time
 
+from exo.errors import EngineUnavailableError, ExoError, OutOfMemoryError
 from exo.inference.engine import LoadOptions, StageModel
-from exo.inference.engines import weight_memory
 from exo.inference.shard import Shard
 from exo.inference.weights.checkpoint import Checkpoint
 from exo.inference.weights.model_size import model_size
@@ -18,22 +18,36 @@ from exo.worker.engines import WorkerEngines
 
 class ShardLoader:
   """Knows checkpoints and no files: whoever calls `load` has seen to it that the shard's tensors are there."""
-  def __init__(self, thread: DeviceThread, engines: WorkerEngines, quantize: str | None) -> None:
-    self._thread, self._engines, self._quantize = thread, engines, quantize
+  def __init__(self, thread: DeviceThread, engines: WorkerEngines) -> None:
+    self._thread, self._engines = thread, engines
     self.loading: dict[str, float] = {}  # model: how far its shard is, 0 to 1
 
   def needed_bytes(self, shard: Shard, checkpoint: Checkpoint) -> int:
     """An estimate of the shard's weights in memory, with room for a small KV cache."""
     size = model_size(checkpoint)
-    scale = weight_memory(self._engines.for_model(checkpoint), self._quantize).scale(size)
+    scale = self._engines.able(checkpoint.facts, shard)[0].weights.scale(size)
     cache = shard.layer_count * size.kv_bytes_per_token * MIN_KV_TOKENS
     return int(size.stage_bytes(shard.start_layer, shard.end_layer + 1) * scale) + cache
 
   async def load(self, shard: Shard, checkpoint: Checkpoint, options: LoadOptions) -> StageModel:
-    """Raises `ModelFilesError`, `UnsupportedModelError`, `EngineError`."""
+    """With the first of the worker's engines that can run it; where that fails for reasons of its own, with the next.
+
+    Raises `ModelFilesError`, `UnsupportedModelError`, `EngineError`: what the first of them raised.
+    """
     def work() -> StageModel:
-      engine = self._engines.instance(self._engines.for_model(checkpoint))
-      return engine.load(shard, checkpoint, options, progress)
+      failures: list[ExoError] = []
+      for offer in self._engines.able(checkpoint.facts, shard):
+        try:
+          return self._engines.instance(offer.name).load(shard, checkpoint, options, progress)
+        except OutOfMemoryError:
+          raise
+        except EngineUnavailableError as error:
+          self._engines.give_up(offer.name, error.message)
+          failures.append(error)
+        except ExoError as error:
+          log(1, "%s could not be loaded with %s: %s", shard, offer.name, error)
+          failures.append(error)
+      raise failures[0]
 
     def progress(fraction: float) -> None:
       self.loading[shard.model_id] = fraction

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from exo.errors import in_words
 from exo.inference.engine import LoadOptions, StageModel
-from exo.inference.engines import EngineChoice
+from exo.inference.offer import EngineOffer
 from exo.inference.shard import Shard
 from exo.inference.weights.checkpoint import Checkpoint
 from exo.log import log
@@ -30,11 +30,11 @@ class WorkerOptions:
 
 class Worker:
   """`offered_bytes` is the memory that it gives to weights and caches. `label` is what people call it."""
-  def __init__(self, label: str, choices: Sequence[EngineChoice], offered_bytes: int, options: WorkerOptions) -> None:
+  def __init__(self, label: str, offers: Sequence[EngineOffer], offered_bytes: int, options: WorkerOptions) -> None:
     self.label, self.offered_bytes, self.options = label, offered_bytes, options
     self.thread = DeviceThread()
-    self.engines = WorkerEngines(choices)
-    self.loader = ShardLoader(self.thread, self.engines, options.quantize)
+    self.engines = WorkerEngines(offers)
+    self.loader = ShardLoader(self.thread, self.engines)
     self.health = WorkerHealth(label, self._prove, self._renew)
     self._threads = processors()
     self._models: list[StageModel] = []
@@ -81,15 +81,26 @@ class Worker:
 
   async def _prove(self) -> None:
     """Compute something that needs nobody's model. Raises what an engine raises."""
-    await self._prove_engines(self.engines.in_use)
-
-  async def _renew(self) -> None:
-    """From now on new instances of the engines, proved."""
-    await self._prove_engines(self.engines.renew())
-
-  async def _prove_engines(self, names: Sequence[str]) -> None:
     def work() -> None:
-      for name in names:
-        prove(self.engines.instance(name), self._threads, self.options.quantize, self.options.library_debug)
+      for name in self.engines.in_use:
+        self._prove_engine(name)
 
     await self.thread.run(work)
+
+  async def _renew(self) -> None:
+    """From now on new instances of the engines, proved. One that fails is done without where there is another."""
+    def work() -> None:
+      names, proved = list(self.engines.renew()), 0
+      while names or not proved:
+        name = names.pop(0) if names else self.engines.first.name
+        try:
+          self._prove_engine(name)
+          proved += 1
+        except BaseException as error:
+          if not self.engines.give_up(name, in_words(error)):
+            raise
+
+    await self.thread.run(work)
+
+  def _prove_engine(self, name: str) -> None:
+    prove(self.engines.instance(name), self._threads, self.options.quantize, self.options.library_debug)

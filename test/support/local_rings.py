@@ -10,7 +10,6 @@ from pathlib import Path
 
 from exo.config import Config
 from exo.download.model_store import ModelStore
-from exo.inference.engines import EngineChoice
 from exo.inference.sampling import SamplingParams
 from exo.networking.discovery import NoDiscovery
 from exo.networking.local.local_mesh import LocalMesh, LocalNetwork
@@ -20,6 +19,7 @@ from exo.orchestration.model_catalog import ModelCatalog
 from exo.orchestration.node import Node
 from exo.topology.device_capabilities import DeviceCapabilities
 from exo.topology.ring_memory_weighted_partitioning_strategy import RingMemoryWeightedPartitioningStrategy
+from test.support.engines import DUMMY
 
 CONFIG = Config(default_model="dummy", chatgpt_api_response_timeout=20)
 
@@ -29,8 +29,8 @@ def make_node(
 ) -> Node:
   hello = Hello(node_id, 1, 50000, DeviceCapabilities(memory=memory), "dummy", "none", "1")
   return Node(
-      CONFIG, hello, LocalMesh(hello, network), NoDiscovery(), ModelCatalog(ModelStore(tmp_path, model_dirs)),
-      EngineChoice("dummy", "none", "test"), RingMemoryWeightedPartitioningStrategy()
+      CONFIG, hello, LocalMesh(hello, network), NoDiscovery(), ModelCatalog(ModelStore(tmp_path, model_dirs)), DUMMY,
+      RingMemoryWeightedPartitioningStrategy()
   )
 
 

@@ -17,7 +17,6 @@ import aiohttp
 from exo.api.chatgpt_api import ChatGPTAPI
 from exo.config import Config
 from exo.download.model_store import ModelStore
-from exo.inference.engines import EngineChoice
 from exo.log import log
 from exo.networking.discovery import NoDiscovery
 from exo.networking.grpc.grpc_mesh import GrpcMesh
@@ -27,6 +26,7 @@ from exo.orchestration.model_catalog import ModelCatalog
 from exo.orchestration.node import Node
 from exo.topology.device_capabilities import DeviceCapabilities
 from exo.topology.ring_memory_weighted_partitioning_strategy import RingMemoryWeightedPartitioningStrategy
+from test.support.engines import DUMMY
 
 ANSWER_S = 5.0  # for an answer; far more than one takes
 SETTLE_S = 4.0
@@ -124,8 +124,8 @@ class Cluster:
       config = Config(default_model="dummy", exo_home=self._home, chatgpt_api_port=0, chatgpt_api_response_timeout=60)
       mesh = GrpcMesh(hello, "127.0.0.1", 60)
       node = Node(
-          config, hello, mesh, NoDiscovery(), ModelCatalog(ModelStore(self._home)),
-          EngineChoice("dummy", "none", "test"), RingMemoryWeightedPartitioningStrategy()
+          config, hello, mesh, NoDiscovery(), ModelCatalog(ModelStore(self._home)), DUMMY,
+          RingMemoryWeightedPartitioningStrategy()
       )
       await node.start()
       self.nodes.append(node)

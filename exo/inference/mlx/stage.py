@@ -26,9 +26,10 @@ from exo.inference.engine import (
     engine_error,
 )
 from exo.inference.final_norm import FinalNorm
-from exo.inference.mlx.arguments import DESCRIBED, architecture, ignored_windows, model_arguments, set_ropes
+from exo.inference.mlx.arguments import architecture, ignored_windows, model_arguments, set_ropes
 from exo.inference.mlx.cache import DecodeBatch, KvCache
 from exo.inference.mlx.library import model_classes, set_threads
+from exo.inference.mlx.probe import DESCRIBED
 from exo.inference.mlx.sliced_model import SlicedModel
 from exo.inference.mlx.weights import holding, is_quantized, lay_out_for_cpu, load_weights, quantize, stage_parameters
 from exo.inference.shard import Shard
