@@ -26,6 +26,7 @@ class Config:
   node_port: int | None = None
   inference_engine: str = "auto"
   quantize: str | None = None
+  placement: str = "memory"
   max_memory: int | None = None
   kv_cache_memory: int | None = None
   speculation: str = "off"

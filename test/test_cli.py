@@ -57,7 +57,7 @@ def test_help_names_every_flag() -> None:
   done = subprocess.run([sys.executable, "-m", "exo", "--help"], capture_output=True, text=True, check=True, cwd=ROOT)
   for flag in (
       "--node-id", "--node-host", "--node-port", "--chatgpt-api-port", "--chatgpt-api-host", "--max-memory",
-      "--quantize", "--default-model", "--default-temp", "--system-prompt", "--max-generate-tokens",
+      "--quantize", "--placement", "--default-model", "--default-temp", "--system-prompt", "--max-generate-tokens",
       "--inference-engine", "--disable-tui", "--discovery-timeout", "--discovery-module", "--discovery-config-path",
       "--wait-for-peers", "--model-dir", "--models-seed-dir", "--prompt", "EXO_HOME", "HF_ENDPOINT", "DEBUG"
   ):
@@ -133,6 +133,7 @@ def test_run_with_a_file_a_folder_and_a_model_dir(own_home: Path, quiet: tuple[s
     (("run", "./nothing.gguf", "--prompt", "x"), "there is no file or folder"),
     (("--discovery-module", "manual"), "--discovery-config-path"),
     (("--inference-engine", "abacus"), "there is no engine 'abacus'"),
+    (("--placement", "fastest"), "there is no placement 'fastest': choose memory"),
     (("--node-port", "70000"), "--node-port must be"),
     (("--model-dir", "/nonexistent"), "is not a folder"),
     (("--node-id", "a b"), "--node-id"),

@@ -23,7 +23,8 @@ from exo.networking.grpc.peer_codec import hello_in, hello_out
 from exo.networking.grpc.tensor_codec import WireTensor, decode_tensor, encode_tensor
 from exo.networking.grpc.wire import envelope_bytes, envelope_items
 from exo.topology.device_capabilities import DeviceCapabilities, DeviceFlops
-from exo.topology.ring_plan import RingPlan, Stage, WeightMemory
+from exo.topology.model_size import WeightMemory
+from exo.topology.ring_plan import RingPlan, Stage
 
 PLAN = RingPlan("m", "epoch", (Stage("a", Shard("m", 0, 3, 8)), Stage("b", Shard("m", 4, 7, 8))))
 REQUEST = m.Request(

@@ -18,7 +18,7 @@ from exo.inference.engines import load_engine, probe_engine, weight_memory
 from exo.inference.shard import Shard
 from exo.inference.weights.checkpoint import EMBEDDING, Checkpoint, open_checkpoint
 from exo.inference.weights.model_size import model_size
-from exo.topology.ring_plan import WeightMemory
+from exo.topology.model_size import WeightMemory
 from test.support.interruptions import InterruptedCallError, Interruptions
 from test.support.stages import Stages
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from exo import __version__
+from exo.topology.placements import strategy_names
 
 _DESCRIPTION = """\
 exo runs large language models over the machines you already own. Start `exo` on each of them: they find each other,
@@ -74,6 +75,11 @@ def build_parser() -> argparse.ArgumentParser:
       "--quantize",
       choices=["none", "8", "4"],
       help="bits in which to hold weights that are floats in their files (default: 8 with onnx, none elsewhere)"
+  )
+  node.add_argument(
+      "--placement",
+      metavar="NAME",
+      help=f"how models are divided among nodes, the same on all of them: {', '.join(strategy_names())} (default memory)"
   )
   node.add_argument("--max-memory", type=int, metavar="MB", help="memory to offer to the ring (default: all)")
   node.add_argument(

@@ -37,7 +37,7 @@ from exo.private_files import private_folder
 from exo.runtime_file import RuntimeInfo, write_runtime_file
 from exo.tasks import in_own_thread
 from exo.topology.device_capabilities import DeviceCapabilities, offer, probe_device
-from exo.topology.ring_memory_weighted_partitioning_strategy import RingMemoryWeightedPartitioningStrategy
+from exo.topology.placements import Strategy, load_strategy
 
 T = TypeVar("T")
 
@@ -80,7 +80,7 @@ def download_options(config: Config) -> DownloadOptions:
 
 
 def _make_node(
-    config: Config, node_id: str, engines: tuple[EngineOffer, ...], device: DeviceCapabilities,
+    config: Config, node_id: str, engines: tuple[EngineOffer, ...], place: Strategy, device: DeviceCapabilities,
     keyring: ClusterKeyring | None
 ) -> Node:
   store = ModelStore(config.exo_home, config.model_dirs, config.models, download_options(config), wary=keyring is None)
@@ -103,7 +103,7 @@ def _make_node(
   seeds = (*config.peers, *(read_seeds(config.state_dir) if keyring is not None else ()))
   if seeds:
     discovery = SeededDiscovery(discovery, seeds)
-  return Node(config, hello, mesh, discovery, ModelCatalog(store), engines, RingMemoryWeightedPartitioningStrategy())
+  return Node(config, hello, mesh, discovery, ModelCatalog(store), engines, place)
 
 
 def _make_state_dir(config: Config) -> None:
@@ -130,10 +130,12 @@ async def _answered(config: Config, ask: Callable[[], T]) -> T:
 async def running_node(config: Config, stop: Callable[[], None]) -> AsyncIterator[RunningNode]:
   """A node with its API, from start to stop; `stop` is what `POST /quit` calls.
 
-  Raises `ConfigError` for ports that are taken and keys that are too short, `EngineUnavailableError` for an engine that cannot run.
+  Raises `ConfigError` for ports that are taken, keys that are too short and a placement that is none, `EngineUnavailableError`
+  for an engine that cannot run.
   """
   descriptors.raise_limit()
   check_given(config.api_key)
+  place = load_strategy(config.placement)
   engines, device = await asyncio.gather(
       asyncio.to_thread(offered_engines, config.inference_engine, config.quantize), asyncio.to_thread(probe_device)
   )
@@ -142,7 +144,7 @@ async def running_node(config: Config, stop: Callable[[], None]) -> AsyncIterato
     say(f"note: the file system of {config.exo_home} has {lack}")
   keyring = await asyncio.to_thread(open_keyring, config)
   identity = await _answered(config, lambda: claim_identity(config.state_dir, config.node_id))
-  node = _make_node(config, identity.node_id, engines, device, keyring)
+  node = _make_node(config, identity.node_id, engines, place, device, keyring)
   token = secrets.token_urlsafe(32)
   api = ChatGPTAPI(node, stop, token, None if keyring is None else keyring.current.label_salt)
   runtime_file = None

@@ -14,7 +14,7 @@ import exo.inference
 from exo.errors import ConfigError, EngineUnavailableError, in_words
 from exo.inference.engine import InferenceEngine
 from exo.inference.offer import EngineOffer, in_order
-from exo.topology.ring_plan import WeightMemory
+from exo.topology.model_size import WeightMemory
 
 
 def engine_names() -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from exo.inference.model_facts import ModelFacts
 from exo.inference.repertoire import Repertoire
-from exo.topology.ring_plan import WeightMemory
+from exo.topology.model_size import WeightMemory
 
 PROMPT_TOKENS, DECODED_TOKENS = 512, 128  # what engines are compared by, as one stream
 

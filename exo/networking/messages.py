@@ -16,7 +16,8 @@ from exo.inference.engine import BatchEntry, Count, TokenIds
 from exo.inference.sampling import SamplingParams, TokenLogprob
 from exo.inference.shard import Shard
 from exo.topology.device_capabilities import DeviceCapabilities
-from exo.topology.ring_plan import RingPlan, WeightMemory
+from exo.topology.model_size import WeightMemory
+from exo.topology.ring_plan import RingPlan
 
 PROTOCOL_VERSION = 3
 # of frames and results from other nodes: numbers that can be reckoned with, and no more of them than any step has

@@ -21,7 +21,7 @@ from exo.inference.weights.contradictions import check_consistent, check_tokeniz
 from exo.inference.weights.model_size import model_size
 from exo.inference.weights.parts import file_spans, shard_tensors
 from exo.log import log
-from exo.topology.ring_plan import ModelSize
+from exo.topology.model_size import ModelSize
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ from exo.orchestration.planner import ModelRing, Planner
 from exo.orchestration.stage_files import StageFiles
 from exo.system_figures import own_memory
 from exo.tasks import TaskOwner
-from exo.topology.partitioning_strategy import PartitioningStrategy
+from exo.topology.placements import Strategy
 from exo.topology.topology import Topology
 from exo.worker.worker import Worker, WorkerOptions
 
@@ -66,7 +66,7 @@ class Node:
   """Implements `MeshHandler`. `hello` describes this node; the mesh fills in the port that it got."""
   def __init__(
       self, config: Config, hello: Hello, mesh: Mesh, discovery: Discovery, catalog: ModelCatalog,
-      engines: tuple[EngineOffer, ...], strategy: PartitioningStrategy
+      engines: tuple[EngineOffer, ...], place: Strategy
   ) -> None:
     self.config, self.hello, self.catalog = config, hello, catalog
     self._mesh, self._discovery = mesh, discovery
@@ -85,7 +85,7 @@ class Node:
         hello.node_id, self.worker, StageFiles(catalog), self.send, self.call, rehearse, self.meter,
         config.speculation == "auto", AwakeCores(config.awake_cores == "auto"), config.queue_timeout
     )
-    self.planner = Planner(hello.node_id, mesh, strategy, self.plans, self.send, self.call, self.problems)
+    self.planner = Planner(hello.node_id, mesh, place, self.plans, self.send, self.call, self.problems)
     self.desk = EntryDesk(hello.node_id, self.send, self.call)
     catalog.store.on_false(self._on_false)
     self._bounds = PeerBounds(offered)

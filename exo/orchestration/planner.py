@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from exo.errors import (
@@ -26,8 +26,9 @@ from exo.orchestration.plan_start import Call
 from exo.orchestration.refused_models import RefusedModels
 from exo.orchestration.stage_runner import Send
 from exo.system_figures import memory
-from exo.topology.partitioning_strategy import PartitioningStrategy
-from exo.topology.ring_plan import RingPlan, make_plan, membership_epoch
+from exo.topology.placements import Strategy
+from exo.topology.ring_plan import RingPlan
+from exo.topology.ring_state import ModelNeeds, RingState, WorkerState
 from exo.topology.topology import PeerConnection, Topology
 
 _MB = 2**20
@@ -50,10 +51,10 @@ class _Mark:
 class Planner:
   """`problems` is what keeps nodes from being peers, latest last."""
   def __init__(
-      self, node_id: str, mesh: Mesh, strategy: PartitioningStrategy, plans: PlanHost, send: Send, call: Call,
+      self, node_id: str, mesh: Mesh, place: Strategy, plans: PlanHost, send: Send, call: Call,
       problems: Callable[[], Sequence[str]]
   ) -> None:
-    self._node_id, self._mesh, self._strategy, self._plans = node_id, mesh, strategy, plans
+    self._node_id, self._mesh, self._place, self._plans = node_id, mesh, place, plans
     self._send, self._call, self._problems = send, call, problems
     self._book = PlanBook(self._open_stages)
     self._marks: dict[tuple[str, str], _Mark] = {}  # by fingerprint and node
@@ -88,34 +89,41 @@ class Planner:
     """
     if (reason := self.refused.reason(model.fingerprint)) is not None:
       raise ModelRefusedError(reason, model=model.id)
-    if sick := self.sick_nodes(model.fingerprint) - avoid:
+    if sick := {n: why for n, why in self._sick(model.fingerprint).items() if n not in avoid}:
       try:
-        return self._plan(here, model, avoid | sick)
+        return self._plan(here, model, avoid, sick)
       except NO_RING as error:
         log(1, "%s is tried on nodes that could not run it before: %s", model.id, error)
-    return self._plan(here, model, avoid)
+    return self._plan(here, model, avoid, {})
 
-  def _plan(self, here: Hello, model: ModelInfo, avoid: frozenset[str]) -> RingPlan:
-    peers = self._mesh.peers()
-    view = self.topology(here).without(avoid | self._leaving_nodes())
-    if not view.nodes and self._plans.worker.health.broken:
+  def _plan(self, here: Hello, model: ModelInfo, avoid: frozenset[str], sick: Mapping[str, str]) -> RingPlan:
+    ring = self._ring_state(here, avoid | self._leaving_nodes(), sick)
+    if not ring.workers and self._plans.worker.health.broken:
       raise EngineUnavailableError(f"{self._plans.worker.health.problem}, and there is no other node")
-    hellos = [h for h in (here, *(p.hello for p in peers.values())) if h.node_id in view.nodes]
-    epoch = membership_epoch((h.node_id, h.incarnation, h.capabilities.memory) for h in hellos)
-    capacity = {h.node_id: h.capabilities.memory * _MB for h in hellos}
-    for node_id, peer in peers.items():
-      if peer.heartbeat is not None and node_id in capacity:
-        capacity[node_id] = min(capacity[node_id], peer.heartbeat.free_memory_mb * _MB)
-    if self._node_id in capacity:
-      capacity[self._node_id] = min(capacity[self._node_id], self.usable_mb() * _MB)
-    scale = {h.node_id: h.weight_memory.scale(model.size) for h in hellos}
     try:
-      return make_plan(model.id, model.n_layers, view, self._strategy, epoch, model.size, capacity, scale)
+      return self._place(ModelNeeds(model.id, model.size), ring)
     except ModelTooLargeError as error:
       if not (problems := self._problems()):
         raise
       text = f"{error}. Perhaps a node is missing that could help: {problems[-1]}"
       raise ModelTooLargeError(text, **error.details) from error
+
+  def _ring_state(self, here: Hello, without: Collection[str], cannot: Mapping[str, str]) -> RingState:
+    """The ring without some nodes; `cannot` says why others can run nothing of the model."""
+    usable_mb = {here.node_id: self.usable_mb()}
+    hellos = [here]
+    for node_id, peer in self._mesh.peers().items():
+      hellos.append(peer.hello)
+      if peer.heartbeat is not None:
+        usable_mb[node_id] = peer.heartbeat.free_memory_mb
+    return RingState(
+        tuple(
+            WorkerState(
+                h.node_id, "", h.incarnation, h.capabilities.memory * _MB,
+                usable_mb.get(h.node_id, h.capabilities.memory) * _MB, h.weight_memory, cannot.get(h.node_id)
+            ) for h in hellos if h.node_id not in without
+        )
+    )
 
   def usable_mb(self) -> int:
     """Memory that the engine could use: what is free (asked of the system every few seconds) and what it holds already."""
@@ -162,7 +170,11 @@ class Planner:
 
   def sick_nodes(self, fingerprint: str) -> frozenset[str]:
     """Those that cannot run a model."""
-    return frozenset(n for n, told in self.ailments().items() if any(a.fingerprint == fingerprint for a in told))
+    return frozenset(self._sick(fingerprint))
+
+  def _sick(self, fingerprint: str) -> dict[str, str]:
+    """The same with their reasons."""
+    return {n: a.reason for n, told in self.ailments().items() for a in told if a.fingerprint == fingerprint}
 
   def mark(self, node_id: str, model: ModelInfo, error: ExoError) -> None:
     """A request met this error on that node."""

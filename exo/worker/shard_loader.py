@@ -11,7 +11,6 @@ from exo.inference.shard import Shard
 from exo.inference.weights.checkpoint import Checkpoint
 from exo.inference.weights.model_size import model_size
 from exo.log import log
-from exo.topology.ring_plan import MIN_KV_TOKENS
 from exo.worker.device_thread import DeviceThread
 from exo.worker.engines import WorkerEngines
 
@@ -24,10 +23,8 @@ class ShardLoader:
 
   def needed_bytes(self, shard: Shard, checkpoint: Checkpoint) -> int:
     """An estimate of the shard's weights in memory, with room for a small KV cache."""
-    size = model_size(checkpoint)
-    scale = self._engines.able(checkpoint.facts, shard)[0].weights.scale(size)
-    cache = shard.layer_count * size.kv_bytes_per_token * MIN_KV_TOKENS
-    return int(size.stage_bytes(shard.start_layer, shard.end_layer + 1) * scale) + cache
+    held = self._engines.able(checkpoint.facts, shard)[0].weights
+    return held.stage_bytes(model_size(checkpoint), shard.start_layer, shard.end_layer + 1)
 
   async def load(self, shard: Shard, checkpoint: Checkpoint, options: LoadOptions) -> StageModel:
     """With the first of the worker's engines that can run it; where that fails for reasons of its own, with the next.

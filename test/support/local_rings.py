@@ -18,7 +18,7 @@ from exo.orchestration.generation import GenerationSpec
 from exo.orchestration.model_catalog import ModelCatalog
 from exo.orchestration.node import Node
 from exo.topology.device_capabilities import DeviceCapabilities
-from exo.topology.ring_memory_weighted_partitioning_strategy import RingMemoryWeightedPartitioningStrategy
+from exo.topology.placements import load_strategy
 from test.support.engines import DUMMY
 
 CONFIG = Config(default_model="dummy", chatgpt_api_response_timeout=20)
@@ -30,7 +30,7 @@ def make_node(
   hello = Hello(node_id, 1, 50000, DeviceCapabilities(memory=memory), "dummy", "none", "1")
   return Node(
       CONFIG, hello, LocalMesh(hello, network), NoDiscovery(), ModelCatalog(ModelStore(tmp_path, model_dirs)), DUMMY,
-      RingMemoryWeightedPartitioningStrategy()
+      load_strategy("memory")
   )
 
 

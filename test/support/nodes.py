@@ -39,10 +39,14 @@ def wait_until(condition: Callable[[], Any], timeout_s: float, what: str) -> Any
   raise AssertionError(f"{what} did not happen within {timeout_s:g} s")
 
 
-def exo(home: Path, *arguments: str, timeout_s: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
-  """The command line, to its end."""
+def exo(home: Path,
+        *arguments: str,
+        timeout_s: float = 120,
+        root: Path = ROOT,
+        **env: str) -> subprocess.CompletedProcess[str]:
+  """The command line, to its end; `root` holds the exo that runs."""
   return subprocess.run([sys.executable, "-m", "exo", *arguments],
-                        cwd=ROOT,
+                        cwd=root,
                         env=os.environ | {"EXO_HOME": str(home), "DEBUG": "0"} | env,
                         stdin=subprocess.DEVNULL,
                         capture_output=True,
@@ -52,14 +56,15 @@ def exo(home: Path, *arguments: str, timeout_s: float = 120, **env: str) -> subp
 
 
 class NodeProcess:
-  """`python -m exo …` with a log of its own. The API takes a free port unless told otherwise."""
+  """`python -m exo …` with a log of its own; `root` holds the exo that runs. The API takes a free port unless told otherwise."""
   def __init__(
       self,
       home: Path,
       *arguments: str,
       node_id: str,
       env: dict[str, str] | None = None,
-      prefix: tuple[str, ...] = ()
+      prefix: tuple[str, ...] = (),
+      root: Path = ROOT
   ) -> None:
     self.node_id, self.home, self.arguments = node_id, home, arguments
     home.mkdir(parents=True, exist_ok=True)
@@ -70,7 +75,7 @@ class NodeProcess:
     environment = os.environ | {"EXO_HOME": str(home), "DEBUG": "2", "PYTHONUNBUFFERED": "1"} | (env or {})
     self._log = self.log_path.open("wb")
     self.process = subprocess.Popen(
-        command, stdout=self._log, stderr=self._log, stdin=subprocess.DEVNULL, cwd=ROOT, env=environment
+        command, stdout=self._log, stderr=self._log, stdin=subprocess.DEVNULL, cwd=root, env=environment
     )
     self.url = ""
 
@@ -148,16 +153,20 @@ class NodeProcess:
 
 
 @contextmanager
-def ring(home: Path,
-         count: int,
-         *arguments: str,
-         env: dict[str, str] | None = None,
-         wait: bool = True) -> Iterator[list[NodeProcess]]:
+def ring(
+    home: Path,
+    count: int,
+    *arguments: str,
+    env: dict[str, str] | None = None,
+    wait: bool = True,
+    root: Path = ROOT
+) -> Iterator[list[NodeProcess]]:
   """`count` nodes that find each other by UDP on ports of their own; every one is stopped at the end."""
   port = str(free_port(socket.SOCK_DGRAM))
   nodes = [
-      NodeProcess(home, "--listen-port", port, "--broadcast-port", port, *arguments, node_id=f"node{i}", env=env)
-      for i in range(count)
+      NodeProcess(
+          home, "--listen-port", port, "--broadcast-port", port, *arguments, node_id=f"node{i}", env=env, root=root
+      ) for i in range(count)
   ]
   try:
     for node in nodes:

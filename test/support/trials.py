@@ -25,7 +25,7 @@ from exo.networking.messages import Hello
 from exo.orchestration.model_catalog import ModelCatalog
 from exo.orchestration.node import Node
 from exo.topology.device_capabilities import DeviceCapabilities
-from exo.topology.ring_memory_weighted_partitioning_strategy import RingMemoryWeightedPartitioningStrategy
+from exo.topology.placements import load_strategy
 from test.support.engines import DUMMY
 
 ANSWER_S = 5.0  # for an answer; far more than one takes
@@ -124,8 +124,7 @@ class Cluster:
       config = Config(default_model="dummy", exo_home=self._home, chatgpt_api_port=0, chatgpt_api_response_timeout=60)
       mesh = GrpcMesh(hello, "127.0.0.1", 60)
       node = Node(
-          config, hello, mesh, NoDiscovery(), ModelCatalog(ModelStore(self._home)), DUMMY,
-          RingMemoryWeightedPartitioningStrategy()
+          config, hello, mesh, NoDiscovery(), ModelCatalog(ModelStore(self._home)), DUMMY, load_strategy("memory")
       )
       await node.start()
       self.nodes.append(node)

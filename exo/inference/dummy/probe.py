@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from exo.inference.offer import EngineOffer
 from exo.inference.repertoire import Repertoire
-from exo.topology.ring_plan import WeightMemory
+from exo.topology.model_size import WeightMemory
 
 
 def probe(quantize: str | None = None) -> EngineOffer:

@@ -12,7 +12,7 @@ from exo.inference.library_version import library_version
 from exo.inference.mlx.model_types import modules, package_folder
 from exo.inference.offer import EngineOffer
 from exo.inference.repertoire import Repertoire
-from exo.topology.ring_plan import WeightMemory
+from exo.topology.model_size import WeightMemory
 
 # optimized BLAS libraries with the C interface, best first, by the name that the system's linker knows
 BLAS_LIBRARIES = ("libopenblas.so.0", "libopenblasp.so.0", "libmkl_rt.so.2", "libblis.so.4", "libopenblas.so")

@@ -9,7 +9,7 @@ from exo.inference.library_version import library_version
 from exo.inference.llama_line import llama_line
 from exo.inference.offer import EngineOffer
 from exo.inference.repertoire import Repertoire
-from exo.topology.ring_plan import WeightMemory
+from exo.topology.model_size import WeightMemory
 
 _WITH_SCALES = {"8": 1.125, "4": 0.75, "none": 4.0}
 _MODELS = ("gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3")

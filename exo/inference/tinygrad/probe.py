@@ -12,7 +12,7 @@ from exo.inference.library_version import library_version
 from exo.inference.llama_line import llama_line
 from exo.inference.offer import EngineOffer
 from exo.inference.repertoire import Repertoire
-from exo.topology.ring_plan import WeightMemory
+from exo.topology.model_size import WeightMemory
 
 CLANG_ADVICE = "tinygrad compiles for a CPU with clang: install the package clang (Debian, Ubuntu, Fedora, Arch)"
 _INTEL = "0x8086"

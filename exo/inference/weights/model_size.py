@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from exo.inference.weights.checkpoint import Checkpoint
 from exo.inference.weights.parts import Part, part_of
-from exo.topology.ring_plan import ModelSize
+from exo.topology.model_size import ModelSize
 
 _KV_ELEMENT_BYTES = 4  # the engines on a CPU keep float32; others need less
 

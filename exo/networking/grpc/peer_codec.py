@@ -10,7 +10,7 @@ from exo.networking import messages as m
 from exo.networking.bounds import MAX_FINGERPRINT, MAX_LAYERS, MAX_MODEL_ID, MAX_PLAN_ID, MAX_STAGES, is_node_id, real
 from exo.networking.grpc import node_service_pb2 as pb
 from exo.topology.device_capabilities import DeviceCapabilities, DeviceFlops
-from exo.topology.ring_plan import WeightMemory
+from exo.topology.model_size import WeightMemory
 
 _MAX_LINKS = 256
 _MAX_PACES = 64

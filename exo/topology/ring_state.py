@@ -1,0 +1,127 @@
+"""What all nodes of a ring know of one another, in the same way, and from which each of them makes the same plan."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from exo.errors import EngineUnavailableError, PeerUnreachableError
+from exo.inference.shard import Shard
+from exo.topology.model_size import ModelSize, WeightMemory
+from exo.topology.ring_plan import RingPlan, Stage
+
+_MOST_NAMED = 8  # workers in one error
+
+
+@dataclass(frozen=True, slots=True)
+class ModelNeeds:
+  """What a strategy is told of the model that it places."""
+  model_id: str
+  size: ModelSize
+
+  @property
+  def n_layers(self) -> int:
+    return self.size.n_layers
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+  """A device of a node, for one model. `worker` names it among the devices of its node.
+
+  `offered_bytes` is what layers are divided by, `usable_bytes` what of it the worker can really use now: free, or taken by
+  what it has loaded. `cannot` is why the worker can run nothing of this model; None where it can.
+  """
+  node_id: str
+  worker: str
+  incarnation: int
+  offered_bytes: int
+  usable_bytes: int
+  weights: WeightMemory = field(default_factory=WeightMemory)
+  cannot: str | None = None
+
+  @property
+  def room_bytes(self) -> int:
+    """The most that a stage of this worker may take."""
+    return min(self.offered_bytes, self.usable_bytes)
+
+  def stage_bytes(self, model: ModelNeeds, start: int, end: int) -> int:
+    """What layers [start, end) would take here, a small KV cache included."""
+    return self.weights.stage_bytes(model.size, start, end)
+
+  def __str__(self) -> str:
+    return f"{self.node_id}/{self.worker}" if self.worker else self.node_id
+
+
+@dataclass(frozen=True)
+class RingState:
+  """The workers of a ring for one model, by node and name, in whatever order they were told.
+
+  Raises `ValueError` where a worker is told twice.
+  """
+  workers: tuple[WorkerState, ...]
+
+  def __post_init__(self) -> None:
+    # sorted here, so that no strategy can give another answer on a node that has met the others in another order
+    object.__setattr__(self, "workers", tuple(sorted(self.workers, key=lambda w: (w.node_id, w.worker))))
+    if len({(w.node_id, w.worker) for w in self.workers}) != len(self.workers):
+      raise ValueError(f"a worker is twice in a ring: {named(self.workers)}")
+
+  @property
+  def able(self) -> tuple[WorkerState, ...]:
+    """Those that can run the model."""
+    return tuple(w for w in self.workers if w.cannot is None)
+
+  def able_for(self, model: ModelNeeds) -> tuple[WorkerState, ...]:
+    """As `able`, at least one.
+
+    Raises `PeerUnreachableError` where no worker is there, `EngineUnavailableError` with the reasons where none can.
+    """
+    if not self.workers:
+      raise PeerUnreachableError(f"no node is there to run {model.model_id}")
+    if not self.able:
+      raise EngineUnavailableError(f"no worker of this ring can run {model.model_id}: {self.why_not()}")
+    return self.able
+
+  def why_not(self) -> str:
+    """The workers that cannot run the model, each with its reason; empty where all can."""
+    return named(f"{w}: {w.cannot}" for w in self.workers if w.cannot is not None)
+
+  @property
+  def epoch(self) -> str:
+    """The version of this membership: another one when a worker that can run the model comes, goes, starts anew or offers
+    other memory, in whatever order they were told.
+    """
+    text = "\n".join(f"{w.node_id} {w.worker} {w.incarnation} {w.offered_bytes}" for w in self.able)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+  def plan(self, model: ModelNeeds, layers: Iterable[tuple[WorkerState, int]]) -> RingPlan:
+    """The plan in which these workers, in this order, get so many layers each; one that gets none has no stage.
+
+    Raises `ValueError` where that is not every layer exactly once.
+    """
+    stages, start = [], 0
+    for worker, count in layers:
+      if count:
+        stages.append(Stage(worker.node_id, Shard(model.model_id, start, start + count - 1, model.n_layers)))
+        start += count
+    return RingPlan(model.model_id, self.epoch, tuple(stages))
+
+  def check(self, model: ModelNeeds, plan: RingPlan) -> None:
+    """Raises `ValueError` for a plan that is not of this ring, or that gives a worker what it cannot hold or run."""
+    able = {w.node_id: w for w in self.able}
+    for stage in plan.stages:
+      worker, shard = able.get(stage.node_id), stage.shard
+      if worker is None:
+        raise ValueError(f"{plan}: {stage.node_id} cannot run {model.model_id}")
+      if worker.stage_bytes(model, shard.start_layer, shard.end_layer + 1) > worker.room_bytes:
+        raise ValueError(f"{plan}: {worker} has no room for its layers")
+    if (plan.model_id, plan.epoch, plan.first.shard.n_layers) != (model.model_id, self.epoch, model.n_layers):
+      raise ValueError(f"{plan} is not of this model and this ring")
+
+
+def named(things: Iterable[object]) -> str:
+  """A list for an error, which stays readable in a large ring."""
+  texts = [str(thing) for thing in things]
+  more = [f"and {len(texts) - _MOST_NAMED} more"] if len(texts) > _MOST_NAMED else []
+  return "; ".join([*texts[:_MOST_NAMED], *more])
