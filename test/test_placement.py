@@ -42,6 +42,7 @@ workers = st.builds(
     usable_bytes=st.integers(0, 2000 * MB),
     weights=weights,
     cannot=st.sampled_from([None, None, None, "its engine cannot run this family"]),
+    whole_only=st.sampled_from([False, False, False, True]),
 )
 rings = st.lists(workers, max_size=12, unique_by=lambda w: (w.node_id, w.worker)).map(tuple)
 models = st.builds(
@@ -92,7 +93,7 @@ def test_line_7_a_plan_is_whole_within_memory_and_of_able_workers_or_there_is_an
   assert [i for stage in plan.stages for i in stage.shard.layers] == list(range(model.n_layers))
   for stage in plan.stages:
     worker = able[stage.node_id]
-    assert stage.shard.layer_count > 0
+    assert stage.shard.layer_count > 0 and (not worker.whole_only or len(plan.stages) == 1)
     held = worker.weights.stage_bytes(model.size, stage.shard.start_layer, stage.shard.end_layer + 1)
     assert held <= worker.offered_bytes and held <= worker.usable_bytes
   other = place(model, RingState(tuple(order.sample(told, len(told)))))
@@ -141,19 +142,21 @@ def test_line_7_memory_divides_as_the_memory_weighted_ring_does(memory_mb: dict[
 
 
 @given(
-    st.lists(st.integers(0, 8), min_size=1, max_size=3), st.lists(st.integers(0, 4), min_size=1, max_size=5),
-    st.integers(0, 3), st.booleans(), st.data()
+    st.lists(st.tuples(st.integers(0, 8), st.booleans()), min_size=1, max_size=3),
+    st.lists(st.integers(0, 4), min_size=1, max_size=5), st.integers(0, 3), st.booleans(), st.data()
 )
 def test_line_7_the_fit_is_the_nearest_of_all_divisions_and_so_is_what_is_missing(
-    memory_mb: list[int], layer_mb: list[int], ends_mb: int, tied: bool, data
+    sizes: list[tuple[int, bool]], layer_mb: list[int], ends_mb: int, tied: bool, data
 ) -> None:
   """Compared with every division that there is, one after the other."""
   model = ModelNeeds("m", ModelSize(tuple(mb * MB for mb in layer_mb), ends_mb * MB, ends_mb * MB, 0, tied))
-  there = tuple(WorkerState(f"n{i}", "", 1, mb * MB, mb * MB) for i, mb in enumerate(memory_mb))
+  there = tuple(WorkerState(f"n{i}", "", 1, mb * MB, mb * MB, whole_only=uncut) for i, (mb, uncut) in enumerate(sizes))
   every = [c for c in itertools.product(range(len(layer_mb) + 1), repeat=len(there)) if sum(c) == len(layer_mb)]
   wanted = data.draw(st.sampled_from(every))
   found = []
   for counts in every:
+    if any(worker.whole_only and 0 < count < len(layer_mb) for worker, count in zip(there, counts, strict=True)):
+      continue
     ends = list(itertools.accumulate(counts))
     missing = sum(
         max(0,
@@ -208,6 +211,15 @@ def test_line_7_an_engine_that_holds_more_than_the_files_gets_fewer_layers() -> 
   assert layers_of(memory(model, state)) == {"b": 7, "a": 3}
 
 
+def test_line_7_a_worker_that_runs_the_whole_only_gets_no_part() -> None:
+  large, small = WorkerState("a", "", 1, 90 * MB, 90 * MB, whole_only=True), WorkerState("b", "", 1, 50 * MB, 50 * MB)
+  assert layers_of(memory(plain(8, layer_mb=10), RingState((large, small)))) == {"a": 8}
+  assert layers_of(memory(plain(4, layer_mb=10), RingState((large, small)))) == {"a": 4}
+  assert layers_of(memory(plain(4, layer_mb=10), RingState((replace(large, usable_bytes=30 * MB), small)))) == {"b": 4}
+  with pytest.raises(ModelTooLargeError, match=r"10 MB are missing \(a can use 90 MB, layers 0 to 9 need 100 MB"):
+    memory(plain(10, layer_mb=10), RingState((large, small)))
+
+
 def test_line_7_those_that_cannot_run_a_model_take_no_part_and_are_named_when_nobody_can() -> None:
   able, unable = WorkerState("a", "", 1, 50 * MB,
                              50 * MB), WorkerState("b", "", 1, 900 * MB, 900 * MB, cannot="no kernel")
@@ -236,7 +248,7 @@ def test_line_7_a_name_that_is_none_is_refused_with_those_that_are() -> None:
 
 @pytest.mark.parametrize(("body", "why"), [
     ("return ring.plan(model, [(ring.workers[0], model.n_layers)])", "a has no room"),
-    ("return ring.plan(model, [(ring.workers[1], model.n_layers)])", "b cannot run m"),
+    ("return ring.plan(model, [(ring.workers[1], model.n_layers)])", "b cannot run its part of m"),
     ("return ring.plan(model, [(ring.workers[2], model.n_layers - 1)])", "do not cover"),
     (
         "return replace(ring.plan(model, [(ring.workers[2], model.n_layers)]), epoch='e')",

@@ -15,16 +15,17 @@ _Division = tuple[int, int, tuple[int, ...]]
 
 def fit_layers(model: ModelNeeds, ring: RingState, workers: Sequence[WorkerState],
                wanted: Sequence[int]) -> tuple[int, ...]:
-  """How many layers each of these workers gets, in their order: as many as `wanted` where they can hold them, else as near
-  to that as their memory allows.
+  """How many layers each of these workers gets, in their order: as many as `wanted` where they can hold and run them, else
+  as near to that as they can. All of them can run the model, and get no part of it where they only run the whole.
 
   Raises `ModelTooLargeError` where no division fits them in this order, with the bytes that are missing in the one that
   comes nearest.
   """
   start, as_wanted = 0, True
   for worker, count in zip(workers, wanted, strict=True):
-    as_wanted = as_wanted and _missing(model, worker, start, start + count) == 0
-    start += count
+    end = start + count
+    as_wanted = as_wanted and worker.runs(model, start, end) and not _missing(model, worker, start, end)
+    start = end
   if as_wanted:
     return tuple(wanted)
   division = _nearest(model, workers, wanted, within=True)
@@ -51,6 +52,8 @@ def _nearest(
         over = _missing(model, worker, done, end)
         if over and within:
           break
+        if not worker.runs(model, done, end):
+          continue
         candidate = (missing + over, deviation + abs(end - done - want), (*counts, end - done))
         if end not in step or candidate < step[end]:
           step[end] = candidate

@@ -30,7 +30,8 @@ class WorkerState:
   """A device of a node, for one model. `worker` names it among the devices of its node.
 
   `offered_bytes` is what layers are divided by, `usable_bytes` what of it the worker can really use now: free, or taken by
-  what it has loaded. `cannot` is why the worker can run nothing of this model; None where it can.
+  what it has loaded. `cannot` is why the worker can run nothing of this model; None where it can. `whole_only`: it can run
+  the model, but no part of it.
   """
   node_id: str
   worker: str
@@ -39,6 +40,7 @@ class WorkerState:
   usable_bytes: int
   weights: WeightMemory = field(default_factory=WeightMemory)
   cannot: str | None = None
+  whole_only: bool = False
 
   @property
   def room_bytes(self) -> int:
@@ -48,6 +50,10 @@ class WorkerState:
   def stage_bytes(self, model: ModelNeeds, start: int, end: int) -> int:
     """What layers [start, end) would take here, a small KV cache included."""
     return self.weights.stage_bytes(model.size, start, end)
+
+  def runs(self, model: ModelNeeds, start: int, end: int) -> bool:
+    """Whether layers [start, end) are a stage that it can run, or none; room is another question."""
+    return start == end or (self.cannot is None and (not self.whole_only or end - start == model.n_layers))
 
   def __str__(self) -> str:
     return f"{self.node_id}/{self.worker}" if self.worker else self.node_id
@@ -111,10 +117,10 @@ class RingState:
     """Raises `ValueError` for a plan that is not of this ring, or that gives a worker what it cannot hold or run."""
     able = {w.node_id: w for w in self.able}
     for stage in plan.stages:
-      worker, shard = able.get(stage.node_id), stage.shard
-      if worker is None:
-        raise ValueError(f"{plan}: {stage.node_id} cannot run {model.model_id}")
-      if worker.stage_bytes(model, shard.start_layer, shard.end_layer + 1) > worker.room_bytes:
+      worker, start, end = able.get(stage.node_id), stage.shard.start_layer, stage.shard.end_layer + 1
+      if worker is None or not worker.runs(model, start, end):
+        raise ValueError(f"{plan}: {stage.node_id} cannot run its part of {model.model_id}")
+      if worker.stage_bytes(model, start, end) > worker.room_bytes:
         raise ValueError(f"{plan}: {worker} has no room for its layers")
     if (plan.model_id, plan.epoch, plan.first.shard.n_layers) != (model.model_id, self.epoch, model.n_layers):
       raise ValueError(f"{plan} is not of this model and this ring")
