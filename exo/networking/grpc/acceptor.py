@@ -15,7 +15,7 @@ from exo.networking.address_rule import AddressRule
 from exo.networking.grpc.doorkeeper import Doorkeeper
 from exo.networking.grpc.link import Link
 from exo.networking.grpc.peer_check import PeerCheck
-from exo.networking.grpc.peer_codec import hello_in, hello_out
+from exo.networking.grpc.peer_codec import OtherProtocolError, hello_in, hello_out
 from exo.networking.grpc.stream import EnvelopeStream, reader
 from exo.networking.grpc.unfinished import Unfinished
 from exo.networking.memory_claims import MemoryClaims
@@ -89,7 +89,11 @@ class Acceptor:
           items = await first.read_items()
           if not items or not 8 <= len(str(key)) <= 64:
             raise ProtocolError("a stream without a greeting")
-          said, kind = hello_in(items[0])
+          try:
+            said, kind = hello_in(items[0])
+          except OtherProtocolError:  # it is told which version this node has, and says so in words of its own
+            await first.write_items([hello_out(self._hello(), "data")])
+            raise
           peer = self._claims.believed(said)
           if f"{peer.node_id} {key}" not in self._pending:
             await self._check.check(peer, address, "")

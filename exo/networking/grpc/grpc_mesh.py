@@ -23,10 +23,10 @@ from exo.networking.dial_rate import DialRate
 from exo.networking.grpc.acceptor import GREETING_TIMEOUT_S, LINK_KEY, Acceptor
 from exo.networking.grpc.channels import Channels
 from exo.networking.grpc.doorkeeper import Doorkeeper
-from exo.networking.grpc.link import STREAM_KINDS, Link
+from exo.networking.grpc.link import Link
 from exo.networking.grpc.open_connections import OpenConnections
 from exo.networking.grpc.peer_check import PeerCheck
-from exo.networking.grpc.peer_codec import hello_in, hello_out
+from exo.networking.grpc.peer_codec import STREAM_KINDS, hello_in, hello_out
 from exo.networking.grpc.routes import turn_to_later
 from exo.networking.grpc.stream import (
     MAX_STREAMS,

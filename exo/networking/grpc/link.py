@@ -23,6 +23,7 @@ from exo.networking.arrival import ArrivalWatch
 from exo.networking.grpc import node_service_pb2 as pb
 from exo.networking.grpc.allowance import MAX_CALLS, Allowance
 from exo.networking.grpc.codec import decode, encode
+from exo.networking.grpc.peer_codec import STREAM_KINDS
 from exo.networking.grpc.stream import EnvelopeStream
 from exo.networking.grpc.tensor_codec import WireDtype
 from exo.networking.membership import Membership
@@ -30,7 +31,6 @@ from exo.networking.mesh import MeshHandler
 from exo.networking.messages import Failure, Heartbeat, Hello, Message, ReadRange, Rumour
 from exo.tasks import TaskOwner
 
-STREAM_KINDS = ("data", "control", "heartbeat", "bulk")
 HEARTBEAT_S = 0.5
 HEARTBEAT_TIMEOUT_S = 5.0
 _MANY = 1024  # entries: to make objects of more takes so long that somebody must want them

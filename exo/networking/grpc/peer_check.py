@@ -11,6 +11,7 @@ from exo.errors import ProtocolError, in_words
 from exo.networking.grpc.allowance import FloodError
 from exo.networking.grpc.doorkeeper import FAULT_BAN_S, FLOOD_BAN_S, Doorkeeper
 from exo.networking.grpc.link import HEARTBEAT_S, Link
+from exo.networking.grpc.peer_codec import OtherProtocolError
 from exo.networking.grpc.tls import explain_refusal
 from exo.networking.mesh import PeerCandidate
 from exo.networking.messages import Hello
@@ -33,12 +34,20 @@ class PeerCheck:
     self._doorkeeper, self._refusals, self._keyed = doorkeeper, refusals, keyed
 
   def note(self, address: str, error: BaseException, dialed: PeerCandidate | None = None) -> None:
-    """Whoever comes and does not speak as a node is not worth a finding; whoever is looked for and cannot be had is."""
+    """Whoever comes and does not speak as a node is not worth a finding; whoever is looked for and cannot be had is, and
+    so is a node of another version.
+    """
     if isinstance(error, grpc.aio.AioRpcError):
       why = explain_refusal(error.details() or error.code().name, self._keyed)
+      if error.code() is grpc.StatusCode.FAILED_PRECONDITION:  # words of the other node, to which this one is the other
+        why = f"it answers: {why}"
     else:
       why = in_words(error) if str(error) else type(error).__name__
     intended = isinstance(error, _UnwantedError) or why.endswith("-filter")  # the latter is the other side's
+    if isinstance(error, OtherProtocolError):  # it comes again and again, each time from another port
+      host = address.rpartition(":")[0]
+      self._refusals.note(f"no link to {host}: {why}", wrong=True, node_id=str(error.details["node"]))
+      return
     wrong = dialed is not None and not intended
     self._refusals.note(f"no link to {address}: {why}", wrong=wrong, node_id=dialed.node_id if dialed else "")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from exo import __version__
 from exo.errors import ProtocolError, one_line
 from exo.inference.shard import Shard
 from exo.networking import messages as m
@@ -12,6 +13,7 @@ from exo.networking.grpc import node_service_pb2 as pb
 from exo.topology.device_capabilities import DeviceCapabilities, DeviceFlops
 from exo.topology.model_size import WeightMemory
 
+STREAM_KINDS = ("data", "control", "heartbeat", "bulk")
 _MAX_LINKS = 256
 _MAX_PACES = 64
 _MAX_KEYS = 8
@@ -19,6 +21,10 @@ _MAX_AILMENTS, _MAX_REASON = 64, 400  # as many as a node remembers of itself
 _MAX_SHARDS = 256
 _MAX_LOCAL_MODELS = 256
 _MOST_MB, _MOST_MS, _MOST_S, _MOST_TFLOPS = 2**40, 1e9, 1e12, 1e9
+
+
+class OtherProtocolError(ProtocolError):
+  """A node, `node` by its greeting, of a version that cannot be linked with this one."""
 
 
 def shard_out(shard: Shard) -> pb.Shard:
@@ -70,13 +76,16 @@ def hello_out(hello: m.Hello, stream: str) -> pb.Item:
 
 
 def hello_in(item: pb.Item) -> tuple[m.Hello, str]:
-  """(who it is, which kind of stream this is)."""
-  h = item.hello
-  if h.protocol != m.PROTOCOL_VERSION:
-    raise ProtocolError(
-        f"the other node speaks protocol {h.protocol}, this one {m.PROTOCOL_VERSION}: update the older one"
+  """(who it is, which kind of stream this is). Raises `OtherProtocolError`, in words that are as true on the other side."""
+  h, own = item.hello, m.PROTOCOL_VERSION
+  if h.protocol != own:  # what else its greeting says may be written otherwise, too
+    who = h.node_id if is_node_id(h.node_id) else "a node"
+    raise OtherProtocolError(
+        f"{who} speaks protocol {h.protocol} (exo {one_line(h.version[:40]) or 'of no version'}), which cannot be linked "
+        f"with protocol {own} (exo {__version__}): update the nodes of protocol {min(h.protocol, own)}",
+        node=who
     )
-  if not is_node_id(h.node_id) or h.port > 65535 or h.stream not in ("data", "control", "heartbeat", "bulk"):
+  if not is_node_id(h.node_id) or h.port > 65535 or h.stream not in STREAM_KINDS:
     raise ProtocolError("a stream began with a malformed greeting")
   hello = m.Hello(
       h.node_id, h.incarnation, h.port, _capabilities_in(h.capabilities), h.engine[:40], h.device[:200], h.version[:40],
