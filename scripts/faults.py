@@ -223,9 +223,9 @@ def main() -> int:
   parser.add_argument("--minutes", type=float, default=30)
   parser.add_argument("--nodes", type=int, default=4, help="of the ring for chaos")
   parser.add_argument(
-      "--every", type=float, default=30, help="seconds between two faults of a node, on average, for chaos"
+      "--every", type=float, default=90, help="seconds between two faults of a node, on average, for chaos"
   )
-  parser.add_argument("--pause", type=float, default=3, help="seconds that a client of chaos rests, on average")
+  parser.add_argument("--pause", type=float, default=20, help="seconds that a client of chaos rests, on average")
   parser.add_argument("--tokens", type=int, default=160)
   parser.add_argument("--model", default="smollm2-135m")
   parser.add_argument("--seed", type=int, default=int(time.time()))

@@ -91,7 +91,7 @@ def test_chaos_of_half_a_minute(tmp_path: Path) -> None:
   """`scripts/faults.py chaos` itself: that it runs, judges and reports. Its longer runs are in docs/robustness.md."""
   command = [
       sys.executable, "scripts/faults.py", "chaos", "--minutes", "0.5", "--model", "dummy", "--nodes", "3", "--seed",
-      "1"
+      "1", "--every", "30", "--pause", "3"
   ]
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
   assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-2000:]}"
