@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from exo.inference.mlx.library import cache_module
+from exo.inference.whole_blocks import whole_blocks
 
 _ROOM = 256
 _base: Any = cache_module()
@@ -16,7 +17,7 @@ _causal_mask: Any = _base.create_causal_mask
 
 def _room(length: int) -> int:
   """Room grows by a quarter, so that a long sequence is seldom copied and little of it stays empty."""
-  return -(-(length + length // 4) // _ROOM) * _ROOM
+  return whole_blocks(length + length // 4, _ROOM)
 
 
 class KvCache(_base.KVCache):  # type: ignore[misc]

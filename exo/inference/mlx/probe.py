@@ -11,9 +11,11 @@ from pathlib import Path
 from exo.inference.library_version import library_version
 from exo.inference.mlx.model_types import modules, package_folder
 from exo.inference.offer import EngineOffer
+from exo.inference.quantize import Quantize, choose_quantize
 from exo.inference.repertoire import Repertoire
 from exo.topology.model_size import WeightMemory
 
+QUANTIZE = (Quantize.NONE, Quantize.EIGHT, Quantize.FOUR)
 # optimized BLAS libraries with the C interface, best first, by the name that the system's linker knows
 BLAS_LIBRARIES = ("libopenblas.so.0", "libopenblasp.so.0", "libmkl_rt.so.2", "libblis.so.4", "libopenblas.so")
 BLAS_ADVICE = "install libopenblas0-pthread (Debian, Ubuntu) or openblas (Fedora, Arch)"
@@ -77,6 +79,7 @@ def probe(quantize: str | None = None) -> EngineOffer:
 
 def weight_memory(quantize: str | None) -> WeightMemory:
   """On a CPU everything is float32; on Metal as in the file, Q6_K and what `--quantize` rounds a little wider."""
+  chosen = choose_quantize("mlx", QUANTIZE, quantize)
   if not on_apple_silicon():
     return WeightMemory(plain=4.0, packed=4.0)
-  return WeightMemory(plain={"8": 1.125, "4": 0.625}.get(quantize or "none", 0.0))
+  return WeightMemory(plain={Quantize.EIGHT: 1.125, Quantize.FOUR: 0.625, Quantize.NONE: 0.0}[chosen])

@@ -15,25 +15,26 @@ import numpy as np
 
 from exo.inference.onnx.graph import MICROSOFT, GraphBuilder
 from exo.inference.weights.blocks import Codes, Floats, Quantized, read_blocks
+from exo.inference.weights.rounding import round_between, round_symmetric
 from exo.inference.weights.tensor import StoredTensor
+from exo.inference.whole_blocks import blocks_for
 
 _PLAIN = ("F32", "F16", "BF16", "F64")
+_BLOCK = 32
 
 
 def _quantize(values: Floats, bits: int) -> Quantized:
   """Round floats to blocks of 32: symmetric at 8 bits, with a minimum at 4. Short last blocks are filled with zeros."""
   rows, columns = values.shape
-  blocks = -(-columns // 32)
-  padded = np.zeros((rows, blocks * 32), np.float32)
+  blocks = blocks_for(columns, _BLOCK)
+  padded = np.zeros((rows, blocks * _BLOCK), np.float32)
   padded[:, :columns] = values
-  b = padded.reshape(rows, blocks, 32)
+  b = padded.reshape(rows, blocks, _BLOCK)
   if bits == 8:
-    scales = np.abs(b).max(axis=-1) / 127
-    codes = np.rint(b / np.where(scales == 0, 1, scales)[..., None]) + 128
-    return Quantized(8, codes.astype(np.uint8), scales)
+    signed, scales = round_symmetric(b, 8)
+    return Quantized(8, (signed + 128).astype(np.uint8), scales)
   low, high = np.minimum(b.min(axis=-1), 0), np.maximum(b.max(axis=-1), 0)
-  scales = (high - low) / 15
-  codes = np.clip(np.rint((b - low[..., None]) / np.where(scales == 0, 1, scales)[..., None]), 0, 15)
+  codes, scales = round_between(b, low, high, 4)
   return Quantized(4, codes.astype(np.uint8), scales, low)
 
 
@@ -45,7 +46,7 @@ def read_quantized(stored: StoredTensor, bits: int | None) -> Quantized | None:
   if stored.encoding in _PLAIN and bits is None:
     return None
   # rows that do not fill their last block have no means of blocks: they take the symmetric form
-  return _quantize(stored.to_float32(), 8 if stored.shape[1] % 32 else bits or 8)
+  return _quantize(stored.to_float32(), 8 if stored.shape[1] % _BLOCK else bits or 8)
 
 
 def _pack_bits(codes: Codes, bits: int) -> Codes:
@@ -146,8 +147,8 @@ def _with_remainders(codes: Codes, scales: Floats, minimum: Floats, bits: int,
   rows, blocks = scales.shape
   zero_points = np.clip(np.rint(-minimum / np.where(scales == 0, 1, scales)), 0, top)
   remainder = (minimum + zero_points * scales) * block  # what is fed in are means, not sums
-  extra = -(-blocks // block)
-  padded = np.zeros((rows, extra * block), np.float32)
+  extra = blocks_for(blocks, block)
+  padded: Floats = np.zeros((rows, extra * block), np.float32)
   padded[:, :blocks] = remainder
   padded = padded.reshape(rows, extra, block)
   steps = np.abs(padded).max(axis=-1) / (half - 0.5)

@@ -8,10 +8,12 @@ from dataclasses import replace
 from exo.inference.library_version import library_version
 from exo.inference.llama_line import llama_line
 from exo.inference.offer import EngineOffer
+from exo.inference.quantize import Quantize, choose_quantize
 from exo.inference.repertoire import Repertoire
 from exo.topology.model_size import WeightMemory
 
-_WITH_SCALES = {"8": 1.125, "4": 0.75, "none": 4.0}
+QUANTIZE = (Quantize.EIGHT, Quantize.FOUR, Quantize.NONE)
+_WITH_SCALES = {Quantize.EIGHT: 1.125, Quantize.FOUR: 0.75, Quantize.NONE: 4.0}
 _MODELS = ("gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3")
 
 
@@ -32,4 +34,4 @@ def probe(quantize: str | None = None) -> EngineOffer:
 
 def weight_memory(quantize: str | None) -> WeightMemory:
   """Floats become blocks of 8 bits unless told otherwise; what is quantized stays about as it is."""
-  return WeightMemory(plain=_WITH_SCALES[quantize or "8"])
+  return WeightMemory(plain=_WITH_SCALES[choose_quantize("onnx", QUANTIZE, quantize)])

@@ -19,6 +19,8 @@ from tinygrad import UOp, dtypes
 from tinygrad.dtype import DType
 from tinygrad.uop.ops import AxisType, KernelInfo, Ops
 
+from exo.inference.whole_blocks import blocks_for
+
 MAX_ROWS = 128
 PAGE = 32  # tokens of KV in one page
 LANES = 16  # columns of a weight panel: one 64-byte line of float32
@@ -115,7 +117,7 @@ def linear(dialect: Dialect, inputs: int, outputs: int, product: Product) -> UOp
   if dialect.beam:  # a search runs the kernel: these buffers have their true sizes
     dialect = replace(dialect, tuned=False)
   y, x = _buffer(0, size=MAX_ROWS * outputs), _buffer(1, size=MAX_ROWS * inputs)
-  tiles = variable("tiles", -(-MAX_ROWS // tile))
+  tiles = variable("tiles", blocks_for(MAX_ROWS, tile))
   panel, t = UOp.range(panels, 0), UOp.range(tiles, 1)  # in this order a panel is read once for all tiles
   m, m_ranges = _wide(dialect, tile, 2)
   lane, lane_ranges = _wide(dialect, LANES, 3)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from exo.errors import OutOfMemoryError
 from exo.inference.tinygrad.kernels import PAGE
+from exo.inference.whole_blocks import blocks_for
 
 
 @dataclass(slots=True)
@@ -51,7 +52,7 @@ class KvPages:
     Raises `OutOfMemoryError` when too few are left; nothing is changed then.
     """
     held = self._held.get(sequence)
-    lacking = -(-length // PAGE) - (0 if held is None else len(held.pages))
+    lacking = blocks_for(length, PAGE) - (0 if held is None else len(held.pages))
     if held is None and not self._places:
       raise OutOfMemoryError(f"all {self.max_sequences} places of the KV cache are taken")
     if lacking > len(self._free) + self.total - self._untouched:
@@ -75,7 +76,7 @@ class KvPages:
     if held is None:
       return
     held.length = min(held.length, length)
-    keep = -(-held.length // PAGE)
+    keep = blocks_for(held.length, PAGE)
     if keep < len(held.pages):
       given = held.pages[keep:]
       self._free.extend(given)

@@ -12,7 +12,9 @@ from tinygrad import dtypes
 
 from exo.inference.tinygrad.device import NUMPY_TYPES, Array, ComputeDevice
 from exo.inference.tinygrad.kernels import BLOCK, LANES
+from exo.inference.weights.rounding import round_symmetric, round_to_extreme
 from exo.inference.weights.tensor import StoredTensor
+from exo.inference.whole_blocks import whole_blocks
 
 Floats = npt.NDArray[np.float32]
 _ROWS_AT_ONCE = 4096  # bounds what unpacking needs besides the result
@@ -37,7 +39,7 @@ class MatrixWriter:
   def matrix(self, parts: Sequence[StoredTensor], biases: Sequence[StoredTensor] = (), copies: int = 1) -> Matrix:
     """The parts stacked. With `copies`, that many equal shapes follow each other, each of whole panels (experts)."""
     rows, inputs = sum(part.shape[0] for part in parts), parts[0].shape[1]
-    per_copy = -(-rows // copies // LANES) * LANES
+    per_copy = whole_blocks(rows // copies, LANES)
     outputs = per_copy * copies
     bits = self._bits if inputs % BLOCK == 0 else None
     device = self._device
@@ -115,12 +117,9 @@ def quantize(panels: Floats, bits: int) -> tuple[npt.NDArray[Any], Floats]:
   n, lanes, inputs = panels.shape
   blocks = panels.reshape(n, lanes, inputs // BLOCK, BLOCK).transpose(0, 2, 3, 1)
   if bits == 8:
-    scales = np.abs(blocks).max(axis=2) / 127
-    codes = np.rint(blocks / np.where(scales == 0, 1, scales)[:, :, None]).astype(np.int8)
-    return codes, scales.astype(np.float32)
-  extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=2)[:, :, None], axis=2)[:, :, 0]
-  scales = extreme / -8
-  signed = np.clip(np.rint(blocks / np.where(scales == 0, 1, scales)[:, :, None]), -8, 7) + 8
-  nibbles = signed.astype(np.uint8)
+    codes, scales = round_symmetric(blocks, 8, axis=2)
+    return codes.astype(np.int8), scales.astype(np.float32)
+  codes, scales = round_to_extreme(blocks, 4, axis=2)
+  nibbles = (codes + 8).astype(np.uint8)
   half = BLOCK // 2
   return nibbles[:, :, :half] | (nibbles[:, :, half:] << 4), scales.astype(np.float32)
