@@ -31,8 +31,10 @@ import mlx.core as mx  # noqa: E402
 
 from exo.inference.mlx import stage as mlx_stage  # noqa: E402
 from exo.inference.mlx.cache import DecodeBatch, KvCache  # noqa: E402
-from exo.inference.mlx.weights import Holding, holding, needed_names  # noqa: E402
+from exo.inference.mlx.sliced_model import SlicedModel  # noqa: E402
+from exo.inference.mlx.weights import Holding, holding  # noqa: E402
 from exo.inference.shard import Shard  # noqa: E402
+from exo.inference.weights.parts import needed_names  # noqa: E402
 
 GOLDENS = ["llama", "llama3_rope", "mistral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3_text", "phi3"]
 # a rounded hidden state sends some tokens of the tiny mixture of experts to another expert
@@ -171,7 +173,7 @@ def test_a_gguf_file_stays_quantized_where_that_is_wanted(smollm2: Checkpoint, m
   hold_packed(monkeypatch)
   packed = Stages("mlx", smollm2, shard=shard)
   assert error(packed.step([(1, 0, tokens)]), expected) < 1e-4
-  in_file = sum(smollm2.tensor_bytes(name) for name in needed_names(list(smollm2.names()), shard, False))
+  in_file = sum(smollm2.tensor_bytes(name) for name in needed_names(smollm2.names(), shard))
   assert packed.models[0].memory.weight_bytes < 1.3 * in_file
 
 
@@ -256,9 +258,7 @@ def test_a_stage_reads_and_holds_its_own_tensors_only(goldens: Path, name: str) 
     assert not {n for n in recording.read if ".layers." in n and int(n.split(".")[2]) not in shard.layers}
     assert ("model.embed_tokens.weight" in recording.read) == (shard.is_first or (shard.is_last and name == "llama"))
     held.append(stage.memory.weight_bytes)
-    assert held[-1] == sum(
-        4 * int(np.prod(recording.tensor_shape(n))) for n in needed_names(list(recording.names()), shard, False)
-    )
+    assert held[-1] == sum(4 * int(np.prod(recording.tensor_shape(n))) for n in needed_names(recording.names(), shard))
   assert held[1] < held[0] and held[1] < held[2]
 
 
@@ -400,7 +400,7 @@ print(next(l[5] for l in lines if len(l) > 5 and int(l[0].split("-")[0], 16) <= 
 
 def test_a_failing_step_is_an_engine_error(goldens: Path, monkeypatch: pytest.MonkeyPatch) -> None:
   stages = Stages("mlx", golden(goldens, "llama"))
-  monkeypatch.setattr(mlx_stage.SlicedModel, "__call__", lambda *_: mx.ones((2, 3)) @ mx.ones((2, 3)))
+  monkeypatch.setattr(SlicedModel, "__call__", lambda *_: mx.ones((2, 3)) @ mx.ones((2, 3)))
   with pytest.raises(EngineError, match="mlx: ValueError"):
     stages.step([(1, 0, [3, 4, 5])])
   assert dataclasses.is_dataclass(stages.models[0].memory)

@@ -6,7 +6,6 @@ event loop, and no two calls into one engine overlap.
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from exo.errors import EngineError, OutOfMemoryError, UnsupportedModelError
+from exo.errors import UnsupportedModelError
 from exo.inference.shard import Shard
 
 if TYPE_CHECKING:
@@ -176,38 +175,6 @@ class InferenceEngine:
   name: str
   load: Callable[[Shard, Checkpoint, LoadOptions, Callable[[float], None]], StageModel]
   reads_weights: bool = True
-
-
-def check_inputs(batch: Batch, is_first: bool, hidden_size: int, vocab_size: int) -> None:
-  """That a stage can compute with these ids or hidden states; `vocab_size` is how many words its embedding has.
-
-  The engines' libraries would read whatever lies beside a table, or spread one row over all. Raises `EngineError`.
-  """
-  ids, hidden = batch.token_ids, batch.hidden
-  if len(ids) != batch.n_tokens:
-    raise EngineError(f"{len(ids)} token ids came for entries of {batch.n_tokens} tokens")
-  if is_first:
-    # as numbers without a sign, negative ones are the greatest: one look at each id
-    if (greatest := int(ids.view(np.uint32).max())) >= vocab_size:
-      raise EngineError(f"token id {np.uint32(greatest).astype(np.int32)} is not from 0 to {vocab_size - 1}")
-  elif hidden is None:
-    raise EngineError("the hidden states of the stage before are missing")
-  elif hidden.shape != (len(ids), hidden_size):
-    raise EngineError(f"hidden states have the shape {hidden.shape}, not ({len(ids)}, {hidden_size})")
-
-
-_NO_MEMORY = re.compile(
-    r"bad.?alloc|(?:failed|unable|cannot) to? ?alloc|out of memory|insufficient memory", re.IGNORECASE
-)
-
-
-def engine_error(library: str, error: Exception) -> EngineError:
-  """What a library raised in a step, in this project's words; `OutOfMemoryError` where it says so in any way."""
-  if isinstance(error, EngineError):
-    return error
-  if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
-    return OutOfMemoryError(f"this node has no memory left for the request ({library}: {error})")
-  return EngineError(f"{library}: {type(error).__name__}: {error}")
 
 
 def gather_logit_rows(entries: tuple[BatchEntry, ...]) -> npt.NDArray[np.int64]:

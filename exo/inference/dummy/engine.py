@@ -16,49 +16,40 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from exo.errors import CacheReuseError, EngineError
+from exo.errors import EngineError
 from exo.inference.dummy.checkpoint import BOS, EOS, VOCAB_SIZE
-from exo.inference.engine import (
-    Batch,
-    InferenceEngine,
-    LoadOptions,
-    StageMemory,
-    StageModel,
-    check_inputs,
-    engine_error,
-    gather_logit_rows,
-)
+from exo.inference.engine import Batch, InferenceEngine, LoadOptions, StageMemory, StageModel, gather_logit_rows
+from exo.inference.kv_budget import KvBudget
 from exo.inference.shard import Shard
+from exo.inference.stage_base import StageBase
 
 if TYPE_CHECKING:
   from exo.inference.weights.checkpoint import Checkpoint
 
 _PRIME = 4093  # products of two residues stay below 2**24, the largest range of exact integers in float32
 _HIDDEN = 8
+_CONTEXT = 8192
 _KV_BYTES = 8
 # by token: 1 raises on the first stage, 2 on the last; 3 breaks the last one's engine until it is made anew; 4 ends its thread
 RAISE_FIRST, RAISE_LAST, BREAK_LAST, END_THREAD = FAULTS = (1, 2, 3, 4)
 SLOW, _SLOW_S = 5, 0.004  # one step, on the last stage
 
 
-class DummyStage(StageModel):
+class DummyStage(StageBase):
+  library = "dummy"
+
   def __init__(self, shard: Shard, vocab_size: int, options: LoadOptions, faulty: set[int]) -> None:
-    self.shard, self._faulty = shard, faulty
-    self._vocab_size = vocab_size
+    self._faulty, self._vocab_size = faulty, vocab_size
     self._slow: set[int] = set()
     self._cache: dict[int, npt.NDArray[np.int64]] = {}  # sequence: (tokens, layers), what each layer remembers
-    budget = options.kv_memory_bytes or options.memory_bytes
-    self._memory = StageMemory(
-        shard.layer_count, shard.layer_count * _KV_BYTES, budget // (shard.layer_count * _KV_BYTES),
-        options.max_sequences, options.max_context or 8192
+    budget = KvBudget(options, shard.layer_count * _KV_BYTES, options.max_context or _CONTEXT)
+    memory = StageMemory(
+        shard.layer_count, budget.token_bytes, budget.tokens(0), options.max_sequences, budget.max_context
     )
-
-  @property
-  def memory(self) -> StageMemory:
-    return self._memory
+    super().__init__(shard, memory, _HIDDEN, vocab_size)
 
   def step(self, batch: Batch) -> npt.NDArray[Any]:
-    hidden = self._hidden(batch)
+    hidden = self._computed(batch, self._hidden)
     if not self.shard.is_last:
       return hidden.astype(np.float32)
     rows = hidden[gather_logit_rows(batch.entries)]
@@ -69,10 +60,13 @@ class DummyStage(StageModel):
     return logits.astype(np.float32)
 
   def hidden_states(self, batch: Batch) -> npt.NDArray[np.float32]:
-    return self._hidden(batch).astype(np.float32)
+    return self._computed(batch, self._hidden).astype(np.float32)
+
+  def length(self, sequence: int) -> int:
+    cache = self._cache.get(sequence)
+    return 0 if cache is None else len(cache)
 
   def _hidden(self, batch: Batch) -> npt.NDArray[np.int64]:
-    check_inputs(batch, self.shard.is_first, _HIDDEN, self._vocab_size)
     self._fail_if_asked(batch)
     self._slow |= {e.sequence for e in batch.entries} if SLOW in batch.token_ids else set()
     if self.shard.is_last and self._slow & {e.sequence for e in batch.entries}:
@@ -83,13 +77,10 @@ class DummyStage(StageModel):
       hidden = batch.hidden.astype(np.int64)
     hidden = hidden.copy()
     start = 0
-    try:
-      for entry in batch.entries:
-        span = slice(start, start + entry.n_tokens)
-        hidden[span] = self._layers(entry.sequence, entry.position, hidden[span])
-        start += entry.n_tokens
-    except Exception as error:
-      raise engine_error("dummy", error) from error
+    for entry in batch.entries:
+      span = slice(start, start + entry.n_tokens)
+      hidden[span] = self._layers(entry.sequence, hidden[span])
+      start += entry.n_tokens
     return hidden
 
   def _fail_if_asked(self, batch: Batch) -> None:
@@ -103,12 +94,8 @@ class DummyStage(StageModel):
     if self._faulty:
       raise EngineError("the dummy engine is broken")
 
-  def _layers(self, sequence: int, position: int, hidden: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+  def _layers(self, sequence: int, hidden: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     cache = self._cache.get(sequence, np.zeros((0, self.shard.layer_count), np.int64))
-    if position != len(cache):
-      raise EngineError(f"entry at position {position} of a sequence whose cache holds {len(cache)} tokens")
-    if len(cache) + len(hidden) > self._memory.max_context:
-      raise EngineError(f"a sequence is longer than {self._memory.max_context} tokens")
     new = np.zeros((len(hidden), self.shard.layer_count), np.int64)
     for k, layer in enumerate(self.shard.layers):
       new[:, k] = hidden.sum(axis=1) % _PRIME
@@ -125,11 +112,8 @@ class DummyStage(StageModel):
     if sequence in self._cache:
       self._cache[sequence] = self._cache[sequence][:length]
 
-  def copy(self, source: int, target: int, length: int) -> None:
-    kept = self._cache.get(source)
-    if kept is None or len(kept) < length:
-      raise CacheReuseError(f"{0 if kept is None else len(kept)} tokens are kept where {length} are wanted")
-    self._cache[target] = kept[:length].copy()
+  def _copy(self, source: int, target: int, length: int) -> None:
+    self._cache[target] = self._cache[source][:length].copy()
 
   def close(self) -> None:
     self._cache.clear()

@@ -16,33 +16,24 @@ import numpy as np
 import numpy.typing as npt
 
 from exo.errors import CacheReuseError, EngineError, UnsupportedModelError
-from exo.inference.engine import (
-    Batch,
-    BatchEntry,
-    LoadOptions,
-    StageMemory,
-    StageModel,
-    check_inputs,
-    engine_error,
-)
+from exo.inference.engine import Batch, BatchEntry, LoadOptions, StageMemory
 from exo.inference.final_norm import FinalNorm
-from exo.inference.mlx.arguments import architecture, ignored_windows, model_arguments, set_ropes
-from exo.inference.mlx.cache import DecodeBatch, KvCache
+from exo.inference.kv_budget import KvBudget
+from exo.inference.mlx.arguments import architecture, model_arguments, set_ropes
+from exo.inference.mlx.cache import DecodeBatch
 from exo.inference.mlx.library import model_classes, set_threads
-from exo.inference.mlx.probe import DESCRIBED
-from exo.inference.mlx.sliced_model import SlicedModel
+from exo.inference.mlx.probe import DESCRIBED, QUANTIZE
+from exo.inference.mlx.rehearsal import mask_axes, rehearse
 from exo.inference.mlx.weights import holding, is_quantized, lay_out_for_cpu, load_weights, quantize, stage_parameters
+from exo.inference.quantize import choose_quantize
 from exo.inference.shard import Shard
+from exo.inference.stage_base import StageBase
 
 if TYPE_CHECKING:
   from exo.inference.weights.checkpoint import Checkpoint
 
 # columns of a decode batch that may be empty, as a share of those in use; below the second figure nobody cares
 _MAX_PADDING, _FREE_PADDING = 0.5, 4096
-# these spread heads over an axis more before they mask
-_FIVE_AXES = frozenset({"gemma2", "phi3small"})
-_REHEARSAL = (2, 3, 5)
-_REHEARSAL_ERROR = 0.05
 
 
 class _Sequence:
@@ -60,13 +51,14 @@ class _Sequence:
     self.lost = False
 
 
-class MlxStage(StageModel):
+class MlxStage(StageBase):
+  library = "mlx"
+
   def __init__(
       self, shard: Shard, checkpoint: Checkpoint, options: LoadOptions, progress: Callable[[float], None]
   ) -> None:
     config = checkpoint.config
-    self.shard, self._config = shard, config
-    self._final_norm = FinalNorm(checkpoint)
+    self._config, self._final_norm = config, FinalNorm(checkpoint)
     set_threads(options.threads)
     on_gpu = mx.default_device() == mx.gpu
     held = holding(checkpoint, shard.start_layer, on_gpu)
@@ -76,129 +68,30 @@ class MlxStage(StageModel):
     if on_gpu and (limit := mx.device_info().get("max_recommended_working_set_size")):
       mx.set_wired_limit(int(limit))
 
-    model_class, argument_class = model_classes(architecture(checkpoint))
-    arguments = model_arguments(checkpoint)
-
-    def make_model() -> Any:
-      try:
-        model = model_class(argument_class.from_dict(arguments))
-      except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise UnsupportedModelError(f"mlx-lm cannot make a model of this configuration: {error}") from error
-      set_ropes(list(model.layers), config)
-      return model
-
-    bits = int(options.quantize
-               ) if options.quantize in ("4", "8") and not is_quantized(checkpoint, shard.start_layer) else None
-    whole = shard.is_first and shard.is_last
-    for every_other in ((True, ) if whole else (False, True)):
-      model = load_weights(make_model, checkpoint, shard, held, every_other, progress)
-      if bits is not None:
-        quantize(model, shard, bits, every_other, held.packed)
-      if not on_gpu:
-        lay_out_for_cpu(model, shard, every_other)
-      parameters = stage_parameters(model, shard, every_other)
-      mx.eval(list(parameters.values()))
-      self._weight_bytes = sum(array.nbytes for array in parameters.values())
-      if self._rehearse(model, whole):
-        break
-    else:
-      raise self._cannot_cut("a stage needs what only other stages have")
+    model = load_weights(_maker(checkpoint), checkpoint, shard, held, progress)
+    bits = choose_quantize("mlx", QUANTIZE, options.quantize).bits
+    if bits is not None and not is_quantized(checkpoint, shard.start_layer):
+      quantize(model, shard, bits, held.packed)
+    if not on_gpu:
+      lay_out_for_cpu(model, shard)
+    parameters = stage_parameters(model, shard)
+    mx.eval(list(parameters.values()))
+    weight_bytes = sum(array.nbytes for array in parameters.values())
+    self._model, self._abilities = rehearse(model, shard, config, held.dtype)
     mx.clear_cache()
-    self._memory = self._plan_memory(options, checkpoint)
+    budget = KvBudget.of(shard, config, options, held.dtype.size)
+    memory = StageMemory(
+        weight_bytes,
+        budget.token_bytes,
+        budget.tokens(weight_bytes, spare=_MAX_PADDING),  # the empty columns of batches take memory too
+        options.max_sequences,
+        budget.max_context,
+        max_drafting=1 if self._model.is_plain else 0
+    )
+    super().__init__(shard, memory, config.hidden_size, config.vocab_size)
     progress(1.0)
 
-  def _cannot_cut(self, why: str) -> UnsupportedModelError:
-    return UnsupportedModelError(
-        f"the mlx engine cannot cut models of type {self._config.model_type!r} into stages ({why}): "
-        "run it on one node, or on another engine"
-    )
-
-  def _plan_memory(self, options: LoadOptions, checkpoint: Checkpoint) -> StageMemory:
-    per_token = self.shard.layer_count * self._config.kv_elements_per_token * self._dtype.size
-    budget = max(0, options.memory_bytes - self._weight_bytes)
-    if options.kv_memory_bytes is not None:
-      budget = min(budget, options.kv_memory_bytes)
-    context = min(self._config.max_context, options.max_context or self._config.max_context)
-    tokens = int(budget / (1 + _MAX_PADDING)) // per_token  # the empty columns of batches take memory too
-    drafting = 1 if self._model.is_plain else 0
-    return StageMemory(self._weight_bytes, per_token, tokens, options.max_sequences, context, drafting)
-
-  # a first run
-
-  def _rehearse(self, model: Any, whole: bool) -> bool:
-    """Run a few tokens to find out what this architecture can do; False when weights were missing.
-
-    It shows whether the stage depends on anything that it does not have (that is NaN), whether the head can be computed
-    for chosen tokens alone, and whether sequences of unequal lengths can be decoded as one batch.
-    """
-    self._can_choose, self._can_batch = True, False
-    try:
-      array_masks = self._config.model_type in _FIVE_AXES
-      self._model = SlicedModel(model, self.shard, ignored_windows(self._config), array_masks)
-      caches = [self._model.make_caches() for _ in _REHEARSAL]
-      prompts = [self._rehearsal_run([own], n, None) for own, n in zip(caches, _REHEARSAL, strict=True)]
-      mx.eval(prompts)
-      if self.shard.is_last:
-        self._can_choose = self._chooses_rows()
-      elif any(prompt.shape != (1, n, self._config.hidden_size) for prompt, n in zip(prompts, _REHEARSAL, strict=True)):
-        raise self._cannot_cut(f"its hidden state has the shape {prompts[0].shape}")
-      if not whole and any(mx.isnan(prompt).any().item() for prompt in prompts):
-        return False
-    except UnsupportedModelError as error:
-      raise error if "engine" in error.message else self._cannot_cut(error.message) from error
-    except Exception as error:
-      if whole:
-        raise EngineError(f"mlx: {type(error).__name__}: {error}") from error
-      raise self._cannot_cut(f"{type(error).__name__}: {error}") from error
-    self._can_batch = self._model.is_plain and self._batches_agree(caches)
-    return True
-
-  def _rehearsal_run(self, caches: Sequence[Any], n: int, rows: Any) -> Any:
-    """`n` made-up tokens for each sequence: one by itself with its caches, or the rows of a batch's."""
-    batch = 1 if len(caches) == 1 else len(_REHEARSAL)
-    ids = mx.arange(batch * n).reshape(batch, n) % self._config.vocab_size
-    hidden = None
-    if not self.shard.is_first:
-      hidden = mx.random.normal((batch, n, self._config.hidden_size), key=mx.random.key(n)).astype(self._dtype)
-    return self._model(ids, caches[0] if len(caches) == 1 else caches, hidden, rows)
-
-  def _chooses_rows(self) -> bool:
-    every = self._rehearsal_run([self._model.make_caches()], 4, None)
-    try:
-      last = self._rehearsal_run([self._model.make_caches()], 4, mx.array([3]))
-      return last.shape == (1, 1, every.shape[-1]) and _near(last, every[:, 3:])
-    except Exception:  # noqa: BLE001 - whatever it is, this model wants all its tokens
-      return False
-
-  def _batches_agree(self, caches: list[list[KvCache]]) -> bool:
-    """Whether one more token each gives together what it gives alone."""
-    ids = mx.arange(len(caches)).reshape(-1, 1)
-    hidden = None
-    if not self.shard.is_first:
-      shape = (len(caches), 1, self._config.hidden_size)
-      hidden = mx.random.normal(shape, key=mx.random.key(7)).astype(self._dtype)
-    alone = [
-        self._model(
-            ids[i:i + 1], [layer.copied(layer.offset)
-                           for layer in own], None if hidden is None else hidden[i:i + 1], None
-        ) for i, own in enumerate(caches)
-    ]
-    try:
-      batch = DecodeBatch(range(len(caches)), caches, self._mask_axes)
-      together = self._model(ids, batch.layers, hidden, None)
-      return bool(together.shape[0] == len(caches)) and _near(together, mx.concatenate(alone))
-    except Exception:  # noqa: BLE001 - whatever it is, this model runs its sequences one by one
-      return False
-
-  @property
-  def _mask_axes(self) -> int:
-    return 5 if self._config.model_type in _FIVE_AXES else 4
-
   # steps
-
-  @property
-  def memory(self) -> StageMemory:
-    return self._memory
 
   def step(self, batch: Batch) -> npt.NDArray[Any]:
     return self._computed(batch, self._run)
@@ -208,20 +101,23 @@ class MlxStage(StageModel):
       raise UnsupportedModelError(f"models of type {self._config.model_type!r} give no embeddings on the mlx engine")
     return self._final_norm(self._computed(batch, self._last_hidden))
 
-  def _computed(self, batch: Batch, run: Callable[[Batch], npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    self._check(batch)
-    try:
-      out = run(batch)
-    except BaseException as error:
-      for entry in batch.entries:
-        if (held := self._sequences.get(entry.sequence)) is not None:
-          held.lost = True
-      if isinstance(error, Exception):
-        raise engine_error("mlx", error) from error
-      raise
-    for entry in batch.entries:
+  def length(self, sequence: int) -> int:
+    held = self._sequences.get(sequence)
+    return held.length if held else 0
+
+  def _check_usable(self, sequence: int) -> None:
+    held = self._sequences.get(sequence)
+    if held is not None and held.lost:
+      raise EngineError("a step of this sequence failed: its cache must be dropped first")
+
+  def _commit(self, entries: tuple[BatchEntry, ...]) -> None:
+    for entry in entries:
       self._sequences[entry.sequence].length += entry.n_tokens
-    return out
+
+  def _give_up(self, entries: tuple[BatchEntry, ...]) -> None:
+    for entry in entries:
+      if (held := self._sequences.get(entry.sequence)) is not None:
+        held.lost = True
 
   def _last_hidden(self, batch: Batch) -> npt.NDArray[Any]:
     ids, parts, start = mx.array(batch.token_ids), [], 0
@@ -235,18 +131,6 @@ class MlxStage(StageModel):
     mx.eval(out)
     return _to_numpy(out)
 
-  def _check(self, batch: Batch) -> None:
-    check_inputs(batch, self.shard.is_first, self._config.hidden_size, self._config.vocab_size)
-    for entry in batch.entries:
-      sequence = self._sequences.get(entry.sequence)
-      if sequence is not None and sequence.lost:
-        raise EngineError("a step of this sequence failed: its cache must be dropped first")
-      held = sequence.length if sequence else 0
-      if entry.position != held:
-        raise EngineError(f"entry at position {entry.position} of a sequence whose cache holds {held} tokens")
-      if entry.position + entry.n_tokens > self._memory.max_context:
-        raise EngineError(f"a sequence is longer than {self._memory.max_context} tokens")
-
   def _run(self, batch: Batch) -> npt.NDArray[Any]:
     ids = mx.array(batch.token_ids)
     hidden = None if batch.hidden is None else self._to_mlx(batch.hidden)
@@ -254,7 +138,7 @@ class MlxStage(StageModel):
     pending: list[Any] = []
     singles, start = [], 0
     for i, entry in enumerate(batch.entries):
-      if self._can_batch and entry.n_tokens == 1 and entry.position > 0:
+      if self._abilities.batches and entry.n_tokens == 1 and entry.position > 0:
         singles.append((i, start))
       else:
         outputs[i] = self._run_one(entry, ids, hidden, start, pending)
@@ -280,7 +164,7 @@ class MlxStage(StageModel):
     end = start + entry.n_tokens
     caches = self._caches(entry.sequence)
     rows = None
-    if self.shard.is_last and self._can_choose and entry.logit_rows < entry.n_tokens:
+    if self.shard.is_last and self._abilities.chooses_rows and entry.logit_rows < entry.n_tokens:
       rows = mx.arange(entry.n_tokens - max(1, entry.logit_rows), entry.n_tokens)
     out = self._model(ids[None, start:end], caches, None if hidden is None else hidden[None, start:end], rows)[0]
     if not self.shard.is_last:
@@ -333,7 +217,7 @@ class MlxStage(StageModel):
     return [*known, *(sequence for sequence in sequences if sequence not in inside)]
 
   def _join(self, sequences: list[int]) -> DecodeBatch:
-    batch = DecodeBatch(sequences, [self._caches(s) for s in sequences], self._mask_axes)
+    batch = DecodeBatch(sequences, [self._caches(s) for s in sequences], mask_axes(self._config))
     for sequence in sequences:
       held = self._sequences[sequence]
       held.batch, held.caches = batch, None
@@ -380,10 +264,8 @@ class MlxStage(StageModel):
       cache.truncate(length)
     held.length = length
 
-  def copy(self, source: int, target: int, length: int) -> None:
-    held = self._sequences.get(source)
-    if held is None or held.length < length:
-      raise CacheReuseError(f"{0 if held is None else held.length} tokens are kept where {length} are wanted")
+  def _copy(self, source: int, target: int, length: int) -> None:
+    held = self._sequences[source]
     self._check_intact(held)
     caches = self._caches(source)
     if length < held.length:
@@ -419,14 +301,24 @@ class MlxStage(StageModel):
     return array if array.dtype == self._dtype else array.astype(self._dtype)
 
 
+def _maker(checkpoint: Checkpoint) -> Callable[[], Any]:
+  """Makes models without weights. Raises `UnsupportedModelError` for what mlx-lm does not have."""
+  model_class, argument_class = model_classes(architecture(checkpoint))
+  arguments = model_arguments(checkpoint)
+
+  def make_model() -> Any:
+    try:
+      model = model_class(argument_class.from_dict(arguments))
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+      raise UnsupportedModelError(f"mlx-lm cannot make a model of this configuration: {error}") from error
+    set_ropes(list(model.layers), checkpoint.config)
+    return model
+
+  return make_model
+
+
 def _to_numpy(array: Any) -> npt.NDArray[Any]:
   """A copy; numpy knows bfloat16 only through ml_dtypes."""
   if array.dtype == mx.bfloat16:
     return np.array(array.view(mx.uint16)).view(ml_dtypes.bfloat16)
   return np.array(array)
-
-
-def _near(a: Any, b: Any) -> bool:
-  """Equal but for rounding, which other shapes do otherwise."""
-  a, b = a.astype(mx.float32), b.astype(mx.float32)
-  return bool((mx.linalg.norm(a - b) <= _REHEARSAL_ERROR * mx.linalg.norm(b)).item())

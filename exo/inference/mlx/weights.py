@@ -1,13 +1,13 @@
 """From a checkpoint's tensors to the parameters of an mlx-lm model, reading only those that a stage needs.
 
 Models rename, stack and split tensors in `sanitize`, which wants to see all of them. Those that a stage does not hold
-are there as NaN that is never computed: should a model need them after all, its results say so (`stage.py` looks).
+are there as NaN that is never computed: should a model need them after all, its results say so (`rehearsal.py` looks).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +20,11 @@ from exo.errors import ModelFilesError
 from exo.inference.shard import Shard
 from exo.inference.weights.blocks import Quantized, read_blocks
 from exo.inference.weights.checkpoint import Checkpoint
+from exo.inference.weights.parts import needed_names, part_of, shard_tensors
+from exo.inference.weights.rounding import round_between
 from exo.inference.weights.tensor import StoredTensor
 
 Arrays = dict[str, Any]
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
-_EMBEDDING = re.compile(r"emb|wte|wpe|tok")
-_HEAD = re.compile(r"head|output|embed_out")
 _FLOATS = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
 _GROUP_SIZE = 32
 _ROUTER = re.compile(r"\.(?:mlp|block_sparse_moe|feed_forward)\.(?:gate|router)$")
@@ -54,7 +53,7 @@ def holding(checkpoint: Checkpoint, layer: int, on_gpu: bool) -> Holding:
 
 
 def _matrices(checkpoint: Checkpoint, layer: int) -> list[StoredTensor]:
-  names = [name for name in checkpoint.names() if layer_of(name) == layer]
+  names = [name for name in checkpoint.names() if part_of(name) == layer]
   return [checkpoint.tensor(name) for name in names if len(checkpoint.tensor_shape(name)) > 1]
 
 
@@ -63,37 +62,13 @@ def is_quantized(checkpoint: Checkpoint, layer: int) -> bool:
   return any(matrix.encoding not in _FLOATS for matrix in _matrices(checkpoint, layer))
 
 
-def layer_of(name: str) -> int | None:
-  """The layer that a tensor belongs to; None for embeddings, final norm and head."""
-  match = _LAYER.search(name)
-  return int(match[1]) if match else None
-
-
-def needed_names(names: Collection[str], shard: Shard, every_other: bool) -> set[str]:
-  """The tensors of a stage: its layers', embeddings on the first, norm and head (or what it is tied to) on the last.
-
-  `every_other`: all tensors outside the layers, for models that use them elsewhere.
-  """
-  outside = {name for name in names if layer_of(name) is None}
-  embeddings = {name for name in outside if _EMBEDDING.search(name) and not _HEAD.search(name)}
-  own = {name for name in names if layer_of(name) in shard.layers}
-  if every_other:
-    return own | outside
-  if shard.is_first:
-    own |= embeddings
-  if shard.is_last:
-    tied = not any(_HEAD.search(name) for name in outside)
-    own |= outside - embeddings | (embeddings if tied else set())
-  return own
-
-
 def load_weights(
-    make_model: Callable[[], Any], checkpoint: Checkpoint, shard: Shard, held: Holding, every_other: bool,
-    progress: Callable[[float], None]
+    make_model: Callable[[], Any], checkpoint: Checkpoint, shard: Shard, held: Holding, progress: Callable[[float],
+                                                                                                           None]
 ) -> Any:
   """A model whose parameters of this stage are there. Raises `ModelFilesError` when some are missing or misshapen."""
   names = list(checkpoint.names())
-  needed = needed_names(names, shard, every_other)
+  needed = frozenset(shard_tensors(checkpoint, shard))
   plain: Arrays = {}
   scales: Arrays = {}
   biases: Arrays = {}
@@ -117,7 +92,7 @@ def load_weights(
       found = _sanitized(make_model(), plain | parts)
       weights |= {f"{name.removesuffix('weight')}{suffix}": found[name].astype(held.dtype) for name in packed}
     _make_quantized(model, weights)
-  _set(model, weights, shard, every_other, checkpoint)
+  _set(model, weights, shard, checkpoint)
   return model
 
 
@@ -128,12 +103,16 @@ def _sanitized(model: Any, weights: Arrays) -> Arrays:
     raise ModelFilesError(f"this checkpoint's tensors do not fit its architecture: {error}") from error
 
 
-def _set(model: Any, weights: Arrays, shard: Shard, every_other: bool, checkpoint: Checkpoint) -> None:
+def _set(model: Any, weights: Arrays, shard: Shard, checkpoint: Checkpoint) -> None:
   wanted = {name: value.shape for name, value in tree_flatten(model.parameters())}
-  missing = sorted(needed_names(wanted, shard, every_other) & (wanted.keys() - weights.keys()))
+  needed = needed_names(wanted, shard)
+  missing = sorted(name for name in needed if name not in weights)
   if missing:
     raise ModelFilesError(f"{checkpoint.path.name} lacks {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}")
-  for name in needed_names(wanted, shard, every_other) & weights.keys():
+  for name in needed:
+    if wanted[name] == (
+    ) and weights[name].shape == (1, ):  # a number alone has a row of its own in this project's tensors
+      weights[name] = weights[name].reshape(())
     if weights[name].shape != wanted[name]:
       raise ModelFilesError(
           f"{checkpoint.path.name}: {name} has the shape {weights[name].shape}, its model wants {wanted[name]}"
@@ -203,20 +182,20 @@ def _rounded(values: Any, bits: int) -> tuple[Any, Any, Any]:
   `mx.quantize` shifts groups so that zero is among the values, at the cost of the others: 5 to 15 % more error at 8 bits.
   """
   groups = values.astype(mx.float32).reshape(*values.shape[:-1], -1, _GROUP_SIZE)
-  low = groups.min(axis=-1, keepdims=True)
-  scales = (groups.max(axis=-1, keepdims=True) - low) / ((1 << bits) - 1)
-  codes = mx.round((groups - low) / mx.where(scales == 0, 1, scales)).astype(mx.uint8).reshape(values.shape)
+  low = groups.min(axis=-1)
+  codes, scales = round_between(groups, low, groups.max(axis=-1), bits, mx)
+  codes = codes.astype(mx.uint8).reshape(values.shape)
   if bits == 4:
     codes = codes[..., 0::2] | (codes[..., 1::2] << 4)
-  return codes.view(mx.uint32), scales.squeeze(-1).astype(values.dtype), low.squeeze(-1).astype(values.dtype)
+  return codes.view(mx.uint32), scales.astype(values.dtype), low.astype(values.dtype)
 
 
-def quantize(model: Any, shard: Shard, bits: int, every_other: bool, packed: bool) -> None:
+def quantize(model: Any, shard: Shard, bits: int, packed: bool) -> None:
   """Round the stage's matrices to affine groups, and hold them so if `packed`; routers of experts stay as they are.
 
   Not packed, they are expanded again: slower kernels are avoided and the numbers are the same.
   """
-  wanted = stage_parameters(model, shard, every_other)
+  wanted = stage_parameters(model, shard)
   chosen = {
       path: module
       for path, module in _quantizable(model)
@@ -236,12 +215,12 @@ def quantize(model: Any, shard: Shard, bits: int, every_other: bool, packed: boo
     model.load_weights(list(rounded.items()), strict=False)
 
 
-def lay_out_for_cpu(model: Any, shard: Shard, every_other: bool) -> None:
+def lay_out_for_cpu(model: Any, shard: Shard) -> None:
   """Store the stage's float matrices by columns; what models see is the same.
 
   A product with one token then reads them as they lie: 1.1 times as fast for the layers of SmolLM2, 1.7 for its head.
   """
-  wanted = stage_parameters(model, shard, every_other)
+  wanted = stage_parameters(model, shard)
   for path, module in _quantizable(model):
     if f"{path}.weight" in wanted and module.weight.ndim == 2:
       by_columns = mx.contiguous(module.weight.T)
@@ -258,7 +237,7 @@ def _quantizable(model: Any) -> Iterator[tuple[str, Any]]:
       yield path, module
 
 
-def stage_parameters(model: Any, shard: Shard, every_other: bool) -> Arrays:
+def stage_parameters(model: Any, shard: Shard) -> Arrays:
   """The parameters that the stage holds, by name."""
   parameters: Arrays = dict(tree_flatten(model.parameters()))
-  return {name: parameters[name] for name in needed_names(parameters, shard, every_other)}
+  return {name: parameters[name] for name in needed_names(parameters, shard)}

@@ -18,17 +18,17 @@ from exo.inference.onnx.linear import LinearLayers
 from exo.inference.onnx.probe import repertoire
 from exo.inference.rope import cos_sin
 from exo.inference.shard import Shard
-from exo.inference.weights.checkpoint import EMBEDDING, HEAD, Checkpoint
-from exo.inference.weights.tensor import Floats, StoredTensor
+from exo.inference.weights.stage_tensors import StageTensors
+from exo.inference.weights.tensor import Floats
 
 
 class DecoderGraph:
   """Writes one shard's layers into a graph."""
-  def __init__(self, shard: Shard, checkpoint: Checkpoint, context: int, bits: int | None) -> None:
-    config = checkpoint.config
-    repertoire().check("onnx", checkpoint.facts)
+  def __init__(self, shard: Shard, tensors: StageTensors, context: int, bits: int | None) -> None:
+    config = tensors.config
+    repertoire().check("onnx", tensors.facts)
     self.graph = GraphBuilder()
-    self._shard, self._checkpoint, self._config, self._context = shard, checkpoint, config, context
+    self._shard, self._tensors, self._config, self._context = shard, tensors, config, context
     self._linear = LinearLayers(self.graph, bits)
     self.hidden: str | None = None
 
@@ -52,11 +52,8 @@ class DecoderGraph:
       g.output(self.output, "float32", ["B", "S", config.hidden_size])
     return g
 
-  def _tensor(self, name: str) -> StoredTensor:
-    return self._checkpoint.tensor(name)
-
   def _norm_weight(self, name: str) -> str:
-    return self.graph.weight(self._tensor(name).to_float32() + np.float32(self._config.norm_offset), "norm")
+    return self.graph.weight(self._tensors.tensor(name).to_float32() + np.float32(self._config.norm_offset), "norm")
 
   def _norm(self, x: str, name: str) -> str:
     return self.graph.node(
@@ -78,13 +75,8 @@ class DecoderGraph:
 
   def _project(self, x: str, layer: int, fused: str, *separate: str, row_scale: Floats | None = None) -> str:
     """One product for projections that read the same value, stored together or apart."""
-    prefix = f"model.layers.{layer}."
-    names = [prefix +
-             fused] if self._checkpoint.has(f"{prefix}{fused}.weight") else [prefix + name for name in separate]
-    biases = [self._tensor(f"{name}.bias") for name in names if self._checkpoint.has(f"{name}.bias")]
-    if biases and len(biases) != len(names):
-      raise UnsupportedModelError(f"layer {layer}: some of {', '.join(names)} have a bias and some have none")
-    return self._linear.add(x, [self._tensor(f"{name}.weight") for name in names], biases, row_scale)
+    weights, biases = self._tensors.projection(layer, fused, *separate)
+    return self._linear.add(x, weights, biases, row_scale)
 
   def _layer(self, layer: int, residual: str, added: str | None) -> tuple[str, str]:
     """(residual, what is still to be added to it) after the layer."""
@@ -145,7 +137,7 @@ class DecoderGraph:
         axis=-1
     )
     for i, heads in enumerate((config.n_heads, config.n_kv_heads)):
-      weight = self._tensor(f"model.layers.{layer}.self_attn.{'qk'[i]}_norm.weight").to_float32()
+      weight = self._tensors.tensor(f"model.layers.{layer}.self_attn.{'qk'[i]}_norm.weight").to_float32()
       factor = config.attention_scale if i == 0 else 1.0
       scale = g.weight((weight + np.float32(config.norm_offset)) * np.float32(factor), "norm")
       parts[i] = self._norm_each(parts[i], scale, heads)
@@ -187,8 +179,7 @@ class DecoderGraph:
     g.input("rows", "int64", ["R"])
     flat = g.node("Reshape", [normed, g.weight(np.array([-1, 1, config.hidden_size], np.int64))])
     chosen = g.node("Gather", [flat, "rows"], axis=0)
-    head = self._tensor(HEAD if self._checkpoint.has(HEAD) else EMBEDDING)
-    logits = self._linear.add(chosen, [head])
+    logits = self._linear.add(chosen, [self._tensors.head()])
     if config.final_softcap:
       cap = g.weight(np.array([config.final_softcap], np.float32))
       logits = g.node("Mul", [g.node("Tanh", [g.node("Div", [logits, cap])]), cap])

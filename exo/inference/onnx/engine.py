@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from exo.errors import EngineError
+from exo.inference.embedding_table import EmbeddingTable
 from exo.inference.engine import (
     Batch,
     BatchEntry,
@@ -22,17 +22,17 @@ from exo.inference.engine import (
     LoadOptions,
     LogitsOf,
     StageMemory,
-    StageModel,
-    TokenIds,
-    check_inputs,
-    engine_error,
     gather_logit_rows,
 )
+from exo.inference.kv_budget import KvBudget
 from exo.inference.onnx.decoder import DecoderGraph
 from exo.inference.onnx.kv_arena import Floats, KvArena
 from exo.inference.onnx.memory import use_huge_pages
+from exo.inference.onnx.probe import QUANTIZE
+from exo.inference.quantize import choose_quantize
 from exo.inference.shard import Shard
-from exo.inference.weights.checkpoint import EMBEDDING
+from exo.inference.stage_base import StageBase
+from exo.inference.weights.stage_tensors import StageTensors
 
 if TYPE_CHECKING:
   from exo.inference.weights.checkpoint import Checkpoint
@@ -72,44 +72,33 @@ class _Binding:
     return self.y
 
 
-class OnnxStage(StageModel):
+class OnnxStage(StageBase):
+  library = "onnxruntime"
+
   def __init__(
       self, shard: Shard, checkpoint: Checkpoint, options: LoadOptions, progress: Callable[[float], None]
   ) -> None:
-    config = checkpoint.config
-    self.shard, self.hidden_size, self.vocab_size = shard, config.hidden_size, config.vocab_size
-    self._n_heads = config.n_heads
-    self._kv_bytes_per_token = shard.layer_count * config.kv_elements_per_token * 4
-    # a sequence cannot be longer than all memory; tables of angles are as long as the context
-    context = min(
-        config.max_context, options.max_context or config.max_context,
-        max(2, options.memory_bytes // self._kv_bytes_per_token)
-    )
-    bits = {"8": 8, "4": 4, "none": None, None: 8}[options.quantize]
-    decoder = DecoderGraph(shard, checkpoint, context, bits)
+    config, tensors = checkpoint.config, StageTensors(checkpoint, shard)
+    self.hidden_size, self.vocab_size, self._n_heads = config.hidden_size, config.vocab_size, config.n_heads
+    budget = KvBudget.of(shard, config, options, np.dtype(np.float32).itemsize)
+    bits = choose_quantize("onnx", QUANTIZE, options.quantize).bits
+    decoder = DecoderGraph(shard, tensors, budget.max_context, bits)
     graph = decoder.build(progress)
     self.output_name, self._hidden_name, weight_bytes = decoder.output, decoder.hidden, graph.weight_bytes
-    budget = max(0, options.memory_bytes - weight_bytes)
-    if options.kv_memory_bytes is not None:
-      budget = min(budget, options.kv_memory_bytes)
-    self._embedding = checkpoint.tensor(EMBEDDING) if shard.is_first else None
-    if self._embedding is not None:
-      self._embedding.rows(slice(0, 1)).to_float32()  # raises here, not in somebody's step, where it cannot be read
-    self._embedding_scale = np.float32(config.embedding_scale)
-    self._words = config.vocab_size if self._embedding is None else self._embedding.shape[0]
-    self.arena = KvArena(shard.layer_count, options.max_sequences, config.n_kv_heads, context, config.head_dim)
-    self._memory = StageMemory(
-        weight_bytes, self._kv_bytes_per_token, budget // self._kv_bytes_per_token, self.arena.rows, context
+    self._embedding = EmbeddingTable(tensors) if shard.is_first else None
+    n_words = config.vocab_size if self._embedding is None else self._embedding.n_words
+    self.arena = KvArena(
+        shard.layer_count, options.max_sequences, config.n_kv_heads, budget.max_context, config.head_dim
     )
+    memory = StageMemory(
+        weight_bytes, budget.token_bytes, budget.tokens(weight_bytes), self.arena.rows, budget.max_context
+    )
+    super().__init__(shard, memory, config.hidden_size, n_words)
     self.session: ort.InferenceSession = graph.session(options.threads)
     use_huge_pages()
     self._bindings: OrderedDict[tuple[int, int], _Binding] = OrderedDict()
     self._bound = self.arena.generation
     progress(1.0)
-
-  @property
-  def memory(self) -> StageMemory:
-    return self._memory
 
   def step(self, batch: Batch) -> npt.NDArray[Any]:
     return self._computed(batch, self._logits_or_hidden)
@@ -117,26 +106,31 @@ class OnnxStage(StageModel):
   def hidden_states(self, batch: Batch) -> npt.NDArray[np.float32]:
     return self._computed(batch, self._last_hidden)
 
-  def _computed(self, batch: Batch, run: Callable[[Batch, Floats], Floats]) -> Floats:
-    """What is written beyond a sequence's length is nobody's until the whole step is through."""
-    try:
-      self._check(batch)
-      out = run(batch, self._embed(batch.token_ids) if batch.hidden is None else batch.hidden)
-    except Exception as error:
-      raise engine_error("onnxruntime", error) from error
-    for entry in batch.entries:
-      self.arena.extend(entry.sequence, entry.n_tokens)
-    return out
+  def length(self, sequence: int) -> int:
+    return self.arena.length(sequence)
 
-  def _logits_or_hidden(self, batch: Batch, x: Floats) -> Floats:
+  def _commit(self, entries: tuple[BatchEntry, ...]) -> None:
+    for entry in entries:
+      self.arena.extend(entry.sequence, entry.n_tokens)
+
+  def _begin(self, batch: Batch) -> Floats:
+    """Every sequence's row and room, and what goes into the first of the layers."""
+    self.arena.make_room({entry.sequence: entry.position + entry.n_tokens for entry in batch.entries})
+    if batch.hidden is not None:
+      return batch.hidden
+    assert self._embedding is not None
+    return self._embedding(batch.token_ids)
+
+  def _logits_or_hidden(self, batch: Batch) -> Floats:
+    x = self._begin(batch)
     if all(entry.n_tokens == 1 for entry in batch.entries):
       return self._run_singles(batch.entries, x)
     if len(batch.entries) == 1:
       return self._run_one(batch.entries[0], x)
     return self._run_mixed(batch, x)
 
-  def _last_hidden(self, batch: Batch, x: Floats) -> Floats:
-    parts, start = [], 0
+  def _last_hidden(self, batch: Batch) -> Floats:
+    x, parts, start = self._begin(batch), [], 0
     for entry in batch.entries:
       parts.append(self._run_one(entry, x[start:start + entry.n_tokens], self._hidden_name))
       start += entry.n_tokens
@@ -167,22 +161,6 @@ class OnnxStage(StageModel):
       if entry.n_tokens > 1:
         place(i, self._run_one(entry, x[starts[i]:starts[i] + entry.n_tokens]))
     return out
-
-  def _check(self, batch: Batch) -> None:
-    """Refuse what cannot be computed, then give every sequence its row and room."""
-    check_inputs(batch, self.shard.is_first, self.hidden_size, self._words)
-    for entry in batch.entries:
-      held = self.arena.length(entry.sequence)
-      if entry.position != held:
-        raise EngineError(f"entry at position {entry.position} of a sequence whose cache holds {held} tokens")
-      if entry.position + entry.n_tokens > self.arena.context:
-        raise EngineError(f"a sequence is longer than {self.arena.context} tokens")
-    self.arena.make_room({entry.sequence: entry.position + entry.n_tokens for entry in batch.entries})
-
-  def _embed(self, token_ids: TokenIds) -> Floats:
-    assert self._embedding is not None
-    values = self._embedding.rows(token_ids).to_float32()
-    return values if self._embedding_scale == 1 else values * self._embedding_scale
 
   def _run_singles(self, entries: Sequence[BatchEntry], x: Floats) -> Floats:
     """One token each of several sequences, as one batch in the order of their rows."""
@@ -251,7 +229,7 @@ class OnnxStage(StageModel):
   def truncate(self, sequence: int, length: int) -> None:
     self.arena.truncate(sequence, length)
 
-  def copy(self, source: int, target: int, length: int) -> None:
+  def _copy(self, source: int, target: int, length: int) -> None:
     self.arena.copy(source, target, length)
 
   def close(self) -> None:

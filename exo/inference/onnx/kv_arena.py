@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from exo.errors import CacheReuseError, OutOfMemoryError
+from exo.errors import OutOfMemoryError
 from exo.inference.reservation import reserve
 
 Floats = npt.NDArray[np.float32]
@@ -158,8 +158,7 @@ class KvArena:
       held.length = min(held.length, length)
 
   def copy(self, source: int, target: int, length: int) -> None:
-    if self.length(source) < length:
-      raise CacheReuseError(f"{self.length(source)} tokens are kept where {length} are wanted")
+    """`source` holds at least `length` tokens. Raises `OutOfMemoryError`."""
     self.make_room({target: length})
     self._copy_rows(self.row(source), self.row(target), length)
     self._held[target].length = length

@@ -16,8 +16,8 @@ from exo.inference.tinygrad.device import Array, Call, ComputeDevice
 from exo.inference.tinygrad.kernels import LANES, MAX_ROWS, PAGE, Heads, Product
 from exo.inference.tinygrad.probe import repertoire
 from exo.inference.tinygrad.weights import Matrix, MatrixWriter
-from exo.inference.weights.checkpoint import EMBEDDING, HEAD, Checkpoint
-from exo.inference.weights.tensor import StoredTensor
+from exo.inference.weights.stage_tensors import StageTensors
+from exo.inference.whole_blocks import blocks_for, whole_blocks
 
 TILES = (1, 4)  # rows that a matrix product takes at once; more are slower: clang then packs the sums badly
 _MIN_SCORES = 1 << 22
@@ -25,7 +25,7 @@ _MIN_SCORES = 1 << 22
 
 def padded(size: int) -> int:
   """Rounded up to whole panels of weights."""
-  return -(-size // LANES) * LANES
+  return whole_blocks(size, LANES)
 
 
 def tile_of(rows: int) -> int:
@@ -61,7 +61,7 @@ class StepArrays:
   """What goes into a step and what lies between its kernels; a row for each token."""
   def __init__(self, device: ComputeDevice, config: ModelConfig, shard: Shard, places: int, context: int) -> None:
     rows, hidden = MAX_ROWS, config.hidden_size
-    self.max_pages = -(-context // PAGE)
+    self.max_pages = blocks_for(context, PAGE)
     heads = config.n_heads + 2 * config.n_kv_heads
     expert_width = config.n_experts_per_token * padded(2 * config.moe_intermediate_size)
     width = max(padded(2 * config.intermediate_size), expert_width)
@@ -97,11 +97,11 @@ class StepArrays:
 class Decoder:
   """Loads the weights of a shard, then binds kernels to them; `layers` and `head` are what a step calls."""
   def __init__(
-      self, device: ComputeDevice, shard: Shard, checkpoint: Checkpoint, context: int, places: int, bits: int | None
+      self, device: ComputeDevice, shard: Shard, tensors: StageTensors, context: int, places: int, bits: int | None
   ) -> None:
-    config = checkpoint.config
-    repertoire().check("tinygrad", checkpoint.facts)
-    self._device, self._shard, self._checkpoint, self._config = device, shard, checkpoint, config
+    config = tensors.config
+    repertoire().check("tinygrad", tensors.facts)
+    self._device, self._shard, self._tensors, self._config = device, shard, tensors, config
     self._writer = MatrixWriter(device, bits)
     self.arrays = StepArrays(device, config, shard, places, context)
     self.layers: list[Layer] = []
@@ -118,40 +118,31 @@ class Decoder:
       progress((done + 1) / steps)
     if self._shard.is_last:
       self._final_norm = self._norm("model.norm.weight")
-      head = HEAD if self._checkpoint.has(HEAD) else EMBEDDING
-      self._head = self._writer.matrix([self._tensor(head)])
+      self._head = self._writer.matrix([self._tensors.head()])
       progress(1.0)
 
-  def _tensor(self, name: str) -> StoredTensor:
-    return self._checkpoint.tensor(name)
-
   def _norm(self, name: str) -> Array:
-    return self._writer.vector(self._tensor(name), self._config.norm_offset)
+    return self._writer.vector(self._tensors.tensor(name), self._config.norm_offset)
 
   def _matrix(self, layer: int, fused: str, *separate: str) -> Matrix:
     """Projections that read the same value, stored together or apart, as one."""
-    prefix = f"model.layers.{layer}."
-    has = self._checkpoint.has
-    names = [prefix + fused] if has(f"{prefix}{fused}.weight") else [prefix + name for name in separate]
-    biases = [self._tensor(f"{name}.bias") for name in names if has(f"{name}.bias")]
-    if biases and len(biases) != len(names):
-      raise UnsupportedModelError(f"layer {layer}: some of {', '.join(names)} have a bias and some have none")
-    return self._writer.matrix([self._tensor(f"{name}.weight") for name in names], biases)
+    return self._writer.matrix(*self._tensors.projection(layer, fused, *separate))
 
   def _load_layer(self, layer: int) -> Loaded:
     config, prefix = self._config, f"model.layers.{layer}."
     router: Matrix | None = None
     if config.n_experts and config.sparse_layers[layer]:
       names = [f"{prefix}mlp.experts.{e}." for e in range(config.n_experts)]
-      router = MatrixWriter(self._device, None).matrix([self._tensor(f"{prefix}mlp.gate.weight")])
+      router = MatrixWriter(self._device, None).matrix([self._tensors.tensor(f"{prefix}mlp.gate.weight")])
       widen = self._writer.matrix([
-          self._tensor(f"{name}{part}_proj.weight") for name in names for part in ("gate", "up")
+          self._tensors.tensor(f"{name}{part}_proj.weight") for name in names for part in ("gate", "up")
       ],
                                   copies=config.n_experts)
-      narrow = self._writer.matrix([self._tensor(f"{name}down_proj.weight") for name in names], copies=config.n_experts)
+      narrow = self._writer.matrix([self._tensors.tensor(f"{name}down_proj.weight") for name in names],
+                                   copies=config.n_experts)
     else:
       widen = self._matrix(layer, "mlp.gate_up_proj", "mlp.gate_proj", "mlp.up_proj")
-      narrow = self._matrix(layer, "mlp.down_proj", "mlp.down_proj")
+      narrow = self._matrix(layer, "mlp.down_proj")
     post = config.post_norms
     after_attention = self._norm(f"{prefix}post_attention_layernorm.weight")
     return Loaded(
@@ -159,7 +150,7 @@ class Decoder:
         qkv=self._matrix(layer, "self_attn.qkv_proj", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         query_norm=self._norm(f"{prefix}self_attn.q_norm.weight") if config.qk_norm else None,
         key_norm=self._norm(f"{prefix}self_attn.k_norm.weight") if config.qk_norm else None,
-        out=self._matrix(layer, "self_attn.o_proj", "self_attn.o_proj"),
+        out=self._matrix(layer, "self_attn.o_proj"),
         attention_norm=after_attention if post else None,
         mlp_input_norm=self._norm(f"{prefix}pre_feedforward_layernorm.weight") if post else after_attention,
         widen=widen,

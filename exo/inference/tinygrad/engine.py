@@ -12,26 +12,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from exo.errors import CacheReuseError, EngineError
-from exo.inference.engine import (
-    Batch,
-    InferenceEngine,
-    LoadOptions,
-    StageMemory,
-    StageModel,
-    check_inputs,
-    engine_error,
-    gather_logit_rows,
-)
+from exo.inference.embedding_table import EmbeddingTable
+from exo.inference.engine import Batch, BatchEntry, InferenceEngine, LoadOptions, StageMemory, gather_logit_rows
 from exo.inference.final_norm import FinalNorm
+from exo.inference.kv_budget import KvBudget
+from exo.inference.quantize import choose_quantize
 from exo.inference.rope import attention_factor, inverse_frequencies
 from exo.inference.shard import Shard
+from exo.inference.stage_base import StageBase, engine_error
 from exo.inference.tinygrad.decoder import Decoder, run, tile_of
 from exo.inference.tinygrad.device import ComputeDevice
 from exo.inference.tinygrad.kernels import MAX_ROWS, PAGE
 from exo.inference.tinygrad.kv_pages import KvPages
-from exo.inference.tinygrad.probe import devices
-from exo.inference.weights.checkpoint import EMBEDDING
+from exo.inference.tinygrad.probe import QUANTIZE, devices
+from exo.inference.weights.stage_tensors import StageTensors
+from exo.inference.whole_blocks import blocks_for
 
 if TYPE_CHECKING:
   from exo.inference.weights.checkpoint import Checkpoint
@@ -40,74 +35,67 @@ Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 _MAX_DRAFTING = 8  # sequences of one step; their rows are computed as one matrix
 _GPU_KV_TOKENS = 16384
-_BITS = {"8": 8, "4": 4, "none": None, None: None}
 
 
-class TinygradStage(StageModel):
+class TinygradStage(StageBase):
+  library = "tinygrad"
+
   def __init__(
       self, shard: Shard, checkpoint: Checkpoint, options: LoadOptions, progress: Callable[[float], None]
   ) -> None:
-    self.shard, self._config = shard, checkpoint.config
-    config = self._config
-    element = config.kv_elements_per_token * 4 * shard.layer_count
-    # a sequence cannot be longer than all memory; arrays are as long as the context
-    context = min(
-        config.max_context, options.max_context or config.max_context, max(2, options.memory_bytes // element)
-    )
+    config, tensors = checkpoint.config, StageTensors(checkpoint, shard)
+    self._config = config
+    budget = KvBudget.of(shard, config, options, np.dtype(np.float32).itemsize)
+    context = budget.max_context
+    bits = choose_quantize("tinygrad", QUANTIZE, options.quantize).bits
     self._device = ComputeDevice(devices(), options.library_debug)
-    self._decoder = Decoder(self._device, shard, checkpoint, context, options.max_sequences, _BITS[options.quantize])
+    self._decoder = Decoder(self._device, shard, tensors, context, options.max_sequences, bits)
     self._decoder.load(lambda fraction: progress(fraction / 2))
-    budget = max(0, options.memory_bytes - self._device.weight_bytes)
-    if options.kv_memory_bytes is not None:
-      budget = min(budget, options.kv_memory_bytes)
-    tokens = budget // element
+    tokens = budget.tokens(self._device.weight_bytes)
     if not self._device.on_cpu:  # taken at once there, where a CPU's memory is taken page by page
       tokens = min(tokens, max(context, _GPU_KV_TOKENS))
-    self._memory = StageMemory(
-        self._device.weight_bytes, element, tokens, options.max_sequences, context, max_drafting=_MAX_DRAFTING
-    )
     # a sequence's last page is partly empty
     self._kv = KvPages(tokens // PAGE + options.max_sequences, options.max_sequences, self._device.on_cpu)
     self._decoder.bind(self._kv.total, lambda fraction: progress(0.5 + fraction / 2))
-    self._embedding = checkpoint.tensor(EMBEDDING) if shard.is_first else None
-    if self._embedding is not None:
-      self._embedding.rows(slice(0, 1)).to_float32()  # raises here, not in somebody's step, where it cannot be read
-    self._words = config.vocab_size if self._embedding is None else self._embedding.shape[0]
+    self._embedding = EmbeddingTable(tensors) if shard.is_first else None
+    n_words = config.vocab_size if self._embedding is None else self._embedding.n_words
+    memory = StageMemory(
+        self._device.weight_bytes, budget.token_bytes, tokens, options.max_sequences, context, _MAX_DRAFTING
+    )
+    super().__init__(shard, memory, config.hidden_size, n_words)
     self._final_norm = FinalNorm(checkpoint)
-    self._embedding_scale = np.float32(config.embedding_scale)
     self._ropes = [(
         *arrays, inverse_frequencies(rope, config.rotary_dim,
                                      config.max_context), np.float32(attention_factor(rope, config.max_context))
     ) for rope, arrays in self._decoder.arrays.ropes.items()]
     self._windows = {layer.window for layer in self._decoder.layers}
 
-  @property
-  def memory(self) -> StageMemory:
-    return self._memory
-
   def step(self, batch: Batch) -> npt.NDArray[Any]:
-    return self._computed(batch, gather_logit_rows(batch.entries) if self.shard.is_last else None)
+    return self._computed(batch, self._logits if self.shard.is_last else self._hidden)
 
   def hidden_states(self, batch: Batch) -> npt.NDArray[np.float32]:
-    return self._final_norm(self._computed(batch, None))
+    return self._final_norm(self._computed(batch, self._hidden))
 
-  def _computed(self, batch: Batch, wanted: npt.NDArray[np.int64] | None) -> npt.NDArray[Any]:
-    """What is written beyond a sequence's length is nobody's until the whole step is through."""
-    try:
-      self._open(batch)
-      out = self._run(batch, wanted)
-    except Exception as error:
-      raise engine_error("tinygrad", error) from error
-    for entry in batch.entries:
+  def length(self, sequence: int) -> int:
+    return self._kv.length(sequence)
+
+  def _commit(self, entries: tuple[BatchEntry, ...]) -> None:
+    for entry in entries:
       self._kv.held(entry.sequence).length += entry.n_tokens
-    return out
+
+  def _logits(self, batch: Batch) -> npt.NDArray[Any]:
+    return self._run(batch, gather_logit_rows(batch.entries))
+
+  def _hidden(self, batch: Batch) -> npt.NDArray[Any]:
+    return self._run(batch, None)
 
   def _run(self, batch: Batch, wanted: npt.NDArray[np.int64] | None) -> npt.NDArray[Any]:
     """Logits of the `wanted` tokens, or all tokens' hidden states where that is None."""
+    for entry in batch.entries:
+      self._extend(entry.sequence, entry.position + entry.n_tokens)
     if batch.hidden is None:
       assert self._embedding is not None
-      x = self._embedding.rows(batch.token_ids).to_float32()
-      x = x if self._embedding_scale == 1 else x * self._embedding_scale
+      x = self._embedding(batch.token_ids)
     else:
       x = batch.hidden
     n = batch.n_tokens
@@ -127,19 +115,8 @@ class TinygradStage(StageModel):
         outs.append(self._run_head(inside.astype(np.int32)))
     return outs[0] if len(outs) == 1 else np.concatenate(outs)
 
-  def _open(self, batch: Batch) -> None:
-    """Refuse what cannot be computed, then give every sequence the pages it needs."""
-    check_inputs(batch, self.shard.is_first, self._config.hidden_size, self._words)
-    for entry in batch.entries:
-      held = self._kv.length(entry.sequence)
-      if entry.position != held:
-        raise EngineError(f"entry at position {entry.position} of a sequence whose cache holds {held} tokens")
-      if entry.position + entry.n_tokens > self._memory.max_context:
-        raise EngineError(f"a sequence is longer than {self._memory.max_context} tokens")
-    for entry in batch.entries:
-      self._extend(entry.sequence, entry.position + entry.n_tokens)
-
   def _extend(self, sequence: int, length: int) -> None:
+    """Give a sequence the pages that it needs for so many tokens."""
     held = self._kv.extend(sequence, length)
     while held.dirty:
       self._device.set(target=held.dirty[-1])
@@ -159,7 +136,7 @@ class TinygradStage(StageModel):
       cos.write((np.cos(angles) * factor).astype(np.float32))
       sin.write((np.sin(angles) * factor).astype(np.float32))
     tile = tile_of(n)
-    tiles = -(-n // tile)
+    tiles = blocks_for(n, tile)
     device.set(rows=n, tiles=tiles)
     groups = {window: list(self._groups(positions, window)) for window in self._windows}
     for layer in self._decoder.layers:
@@ -196,7 +173,7 @@ class TinygradStage(StageModel):
       return np.empty((0, vocabulary), np.float32)
     arrays.wanted.write(rows)
     tile = tile_of(n)
-    self._device.set(rows=n, tiles=-(-n // tile))
+    self._device.set(rows=n, tiles=blocks_for(n, tile))
     run(self._decoder.head[tile])
     stride = self._decoder.logit_stride
     logits: Floats = arrays.logits.read(n * stride).reshape(n, stride)[:, :vocabulary]
@@ -218,9 +195,7 @@ class TinygradStage(StageModel):
       self._device.set(target=self._kv.held(sequence).pages[-1], keep=length % PAGE)
       run(self._decoder.clear_tail)
 
-  def copy(self, source: int, target: int, length: int) -> None:
-    if self._kv.length(source) < length:
-      raise CacheReuseError(f"{self._kv.length(source)} tokens are kept where {length} are wanted")
+  def _copy(self, source: int, target: int, length: int) -> None:
     try:
       self._extend(target, length)
       for old, new in zip(self._kv.held(source).pages, self._kv.held(target).pages, strict=False):
@@ -229,7 +204,7 @@ class TinygradStage(StageModel):
       self._clear_tail(target, length)
     except Exception as error:
       self._kv.drop(target)
-      raise engine_error("tinygrad", error) from error
+      raise engine_error(self.library, error) from error
     self._kv.held(target).length = length
 
   def close(self) -> None:

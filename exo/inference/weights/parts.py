@@ -1,4 +1,7 @@
-"""Which part of a model a tensor belongs to, by its Hugging Face name, and what a shard needs of a checkpoint."""
+"""Which part of a model a tensor belongs to, by its name, and which of them a stage needs: to fetch, to plan for, to load.
+
+Names are those of Hugging Face's classes or of mlx-lm's models.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,19 @@ class Part(Enum):
   NORM = "norm"  # after the layers: of the last stage
   HEAD = "head"
   SHARED = "shared"  # of every stage
-  UNUSED = "unused"  # towers for images and sound
+  UNUSED = "unused"  # towers for images and sound, layers that predict further tokens
 
 
-_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
-_UNUSED = re.compile(r"(?:^|\.)(?:vision|visual|audio|multi_modal|mm_|image_)")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+_UNUSED = re.compile(r"(?:^|\.)(?:(?:embed_)?(?:vision|visual|audio)|multi_modal|mm_|image_|mtp[._])")
+# what architectures call the table of words (and that of positions, which is added to it), and what they call the head; a
+# name that is not known here is taken for one of every stage
+_EMBEDDINGS = frozenset({
+    "embed_tokens", "tok_embeddings", "token_embeddings", "word_embeddings", "embeddings", "embedding", "embed_in",
+    "embd", "wte", "wpe"
+})
+_HEADS = frozenset({"lm_head", "embed_out", "output", "ff_out"})
+_NORMS = frozenset({"norm", "norm_f", "ln_f", "final_norm", "final_layernorm", "final_layer_norm"})
 
 
 def part_of(name: str) -> int | Part:
@@ -33,24 +44,38 @@ def part_of(name: str) -> int | Part:
     return Part.UNUSED
   if (match := _LAYER.search(name)) is not None:
     return int(match[1])
-  pieces = name.split(".")
-  if "embed_tokens" in pieces:
-    return Part.EMBEDDING
-  if "lm_head" in pieces:
+  pieces = frozenset(name.split("."))
+  if pieces & _HEADS:
     return Part.HEAD
-  return Part.NORM if "norm" in pieces else Part.SHARED
+  if pieces & _EMBEDDINGS:
+    return Part.EMBEDDING
+  return Part.NORM if pieces & _NORMS else Part.SHARED
+
+
+def parts_needed(shard: Shard, has_head: bool, tied: bool) -> frozenset[int | Part]:
+  """The parts that a stage reads: its layers, what is of every stage, and its end's.
+
+  Without a head of its own a model takes the embedding's rows for one. Where it has one though its configuration ties the two
+  (`tied`), engines differ in which they take: the last stage has both.
+  """
+  needed: set[int | Part] = {*shard.layers, Part.SHARED}
+  if shard.is_first or (shard.is_last and (tied or not has_head)):
+    needed.add(Part.EMBEDDING)
+  if shard.is_last:
+    needed |= {Part.NORM, Part.HEAD}
+  return frozenset(needed)
+
+
+def needed_names(names: Iterable[str], shard: Shard, tied: bool = False) -> list[str]:
+  """Of all tensors' names those that a stage reads, in their order."""
+  parts = {name: part_of(name) for name in names}
+  needed = parts_needed(shard, Part.HEAD in parts.values(), tied)
+  return [name for name, part in parts.items() if part in needed]
 
 
 def shard_tensors(checkpoint: Checkpoint, shard: Shard) -> list[str]:
   """The names of the tensors that a stage reads."""
-  names = list(checkpoint.names())
-  tied = not any(part_of(name) is Part.HEAD for name in names)
-  wanted: set[int | Part] = {*shard.layers, Part.SHARED}
-  if shard.is_first:
-    wanted.add(Part.EMBEDDING)
-  if shard.is_last:
-    wanted |= {Part.NORM, Part.EMBEDDING if tied else Part.HEAD}
-  return [name for name in names if part_of(name) in wanted]
+  return needed_names(checkpoint.names(), shard, checkpoint.config.tied)
 
 
 def file_spans(checkpoint: Checkpoint, names: Iterable[str]) -> dict[Path, list[Span]]:

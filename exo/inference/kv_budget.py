@@ -1,0 +1,37 @@
+"""How long a sequence may become in a stage, and how many tokens of KV all of them together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from exo.inference.engine import LoadOptions
+from exo.inference.model_config import ModelConfig
+from exo.inference.shard import Shard
+
+
+@dataclass(frozen=True, slots=True)
+class KvBudget:
+  """`token_bytes` are the keys and values of one token in all layers of the stage; `model_context` the longest sequence
+  that the model knows.
+  """
+  options: LoadOptions
+  token_bytes: int
+  model_context: int
+
+  @classmethod
+  def of(cls, shard: Shard, config: ModelConfig, options: LoadOptions, element_bytes: int) -> KvBudget:
+    """Of an engine that keeps keys and values in numbers of so many bytes."""
+    return cls(options, shard.layer_count * config.kv_elements_per_token * element_bytes, config.max_context)
+
+  @property
+  def max_context(self) -> int:
+    """The model's, unless less is asked for. No sequence is longer than all memory: tables and arrays are as long as this."""
+    asked = min(self.model_context, self.options.max_context or self.model_context)
+    return min(asked, max(2, self.options.memory_bytes // self.token_bytes))
+
+  def tokens(self, weight_bytes: int, spare: float = 0.0) -> int:
+    """How many fit beside the weights; `spare` is the room that a cache leaves empty, as a share of what it uses."""
+    left = max(0, self.options.memory_bytes - weight_bytes)
+    if self.options.kv_memory_bytes is not None:
+      left = min(left, self.options.kv_memory_bytes)
+    return int(left / (1 + spare)) // self.token_bytes
