@@ -17,8 +17,10 @@ from exo.inference.engine import Batch, BatchEntry, LogitsOf
 from exo.inference.engines import probe_engine
 from exo.inference.shard import Shard
 from exo.inference.weights.checkpoint import EMBEDDING, HEAD, Checkpoint, open_checkpoint
+from exo.inference.weights.model_size import model_size
 from exo.inference.weights.parts import Part, file_spans, needed_names, part_of, shard_tensors
 from exo.inference.weights.stage_tensors import StageTensors
+from exo.topology.model_size import ModelSize
 from test.support.stages import Stages
 from test.support.stores import hub_here, store
 
@@ -156,6 +158,27 @@ def test_line_6_what_is_fetched_is_no_more_than_is_needed(stages: list[tuple[Sha
         lacking.add(name)
     large = {name for name in own.names() if own.tensor_bytes(name) > 3 * 1024}  # smaller ones may come with a block
     assert not lacking & needed and lacking >= large - needed
+
+
+def test_line_6_plans_count_what_is_fetched(repository: Path) -> None:
+  checkpoint = open_checkpoint(repository)
+  size, n = model_size(checkpoint), checkpoint.config.n_layers
+  both = Part.HEAD in map(part_of, checkpoint.names()) and checkpoint.config.tied
+  for first in range(n):
+    for last in range(first, n):
+      needed = shard_tensors(checkpoint, Shard("m", first, last, n))
+      held = sum(map(checkpoint.tensor_bytes, needed))
+      if both and last == n - 1 and first > 0:
+        held -= checkpoint.tensor_bytes(EMBEDDING)  # an engine holds one of the two
+      assert size.stage_bytes(first, last + 1) == held
+  assert size.n_weights == sum(map(checkpoint.tensor_weights, shard_tensors(checkpoint, Shard("m", 0, n - 1, n))))
+  checkpoint.close()
+
+
+def test_line_6_what_every_stage_holds_is_in_every_stages_plan() -> None:
+  """A table for each layer's own embeddings, say, which every layer reads."""
+  size = ModelSize((10, 20, 40), 100, 100, 0, tied=True, shared_bytes=1000)
+  assert [size.stage_bytes(a, b) for a, b in ((0, 1), (1, 2), (2, 3), (0, 3))] == [1110, 1020, 1140, 1170]
 
 
 def test_line_6_a_stage_that_asks_for_anothers_tensor_is_told_so(goldens: Path) -> None:

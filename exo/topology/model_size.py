@@ -13,13 +13,16 @@ MIN_KV_TOKENS = 1024
 
 @dataclass(frozen=True)
 class ModelSize:
-  """Bytes that a model's parts have in its files, and how many numbers those are; `kv_bytes_per_token` is one layer's."""
+  """Bytes that a model's parts have in its files, and how many numbers those are; `kv_bytes_per_token` is one layer's,
+  `shared_bytes` are held by every stage.
+  """
   layer_bytes: tuple[int, ...]
   embedding_bytes: int
   head_bytes: int
   kv_bytes_per_token: int
   tied: bool = False
   n_weights: int = 0
+  shared_bytes: int = 0
 
   @property
   def n_layers(self) -> int:
@@ -33,6 +36,8 @@ class ModelSize:
   def stage_bytes(self, start: int, end: int, kv_tokens: int = 0) -> int:
     """Memory for layers [start, end) with `kv_tokens` tokens of cache; embedding and head counted where they live."""
     total = self._sums[end] - self._sums[start] + (end - start) * self.kv_bytes_per_token * kv_tokens
+    if start < end:
+      total += self.shared_bytes
     first, last = start == 0, end == self.n_layers
     if first:
       total += self.embedding_bytes

@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from exo.errors import UnsupportedModelError
 from exo.inference.onnx.graph import MICROSOFT, Dims, GraphBuilder
 from exo.inference.onnx.linear import LinearLayers
 from exo.inference.onnx.probe import repertoire

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from tinygrad import dtypes
 
-from exo.errors import UnsupportedModelError
 from exo.inference.model_config import ModelConfig
 from exo.inference.shard import Shard
 from exo.inference.tinygrad import experts, kernels

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
+from exo.inference.shard import Shard
 from exo.inference.weights.checkpoint import Checkpoint
-from exo.inference.weights.parts import Part, part_of
+from exo.inference.weights.parts import Part, part_of, shard_tensors
 from exo.topology.model_size import ModelSize
 
 _KV_ELEMENT_BYTES = 4  # the engines on a CPU keep float32; others need less
 
 
 def model_size(checkpoint: Checkpoint) -> ModelSize:
-  """Bytes by part and the number of weights, as they are in the files."""
+  """Bytes by part and the number of weights, as they are in the files: a stage's are those of its `shard_tensors`. (Where a
+  tied model's files have a head as well, the last stage counts one of the two: engines hold no more.)
+  """
   config = checkpoint.config
-  layers = [0] * config.n_layers
-  embedding = head = weights = 0
-  for name in checkpoint.names():
-    size, part = checkpoint.tensor_bytes(name), part_of(name)
-    weights += checkpoint.tensor_weights(name) if part is not Part.UNUSED else 0
-    if isinstance(part, int):
-      if part < config.n_layers:
-        layers[part] += size
-    elif part is Part.EMBEDDING:
-      embedding += size
-    elif part is Part.HEAD:
-      head += size
-  tied = not head
+  n_bytes: Counter[int | Part] = Counter()
+  weights = 0
+  for name in shard_tensors(checkpoint, Shard("", 0, config.n_layers - 1, config.n_layers)):
+    n_bytes[part_of(name)] += checkpoint.tensor_bytes(name)
+    weights += checkpoint.tensor_weights(name)
+  layers = [n_bytes[layer] for layer in range(config.n_layers)]
+  layers[-1] += n_bytes[Part.NORM]  # whichever stage has the last layer has the norm after it
+  embedding, head = n_bytes[Part.EMBEDDING], n_bytes[Part.HEAD]
   return ModelSize(
-      tuple(layers), embedding, embedding if tied else head, config.kv_elements_per_token * _KV_ELEMENT_BYTES, tied,
-      weights
+      tuple(layers), embedding, head or embedding, config.kv_elements_per_token * _KV_ELEMENT_BYTES, not head, weights,
+      n_bytes[Part.SHARED]
   )
