@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from exo import __version__
+from exo.inference.quantize import Quantize
 from exo.topology.placements import strategy_names
 
 _DESCRIPTION = """\
@@ -73,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
   node.add_argument("--inference-engine", metavar="NAME", help="auto, onnx, mlx, tinygrad or dummy (default auto)")
   node.add_argument(
       "--quantize",
-      choices=["none", "8", "4"],
+      choices=[quantize.value for quantize in Quantize],
       help="bits in which to hold weights that are floats in their files (default: 8 with onnx, none elsewhere)"
   )
   node.add_argument(

@@ -90,7 +90,8 @@ class StageMemory:
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-  """`memory_bytes` bounds weights and KV together; `kv_memory_bytes`, where given, bounds the KV alone.
+  """`memory_bytes` bounds weights and KV together; `kv_memory_bytes`, where given, bounds the KV alone. `quantize` is what
+  `--quantize` says, which each engine reads with `choose_quantize`.
 
   `library_debug` is how much the engine's library prints of its own work (TINYGRAD_DEBUG); 0 is nothing.
   """
