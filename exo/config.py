@@ -15,6 +15,7 @@ from exo.errors import ConfigError
 DEFAULT_API_PORT = 52415
 DEFAULT_DISCOVERY_PORT = 5678
 DEFAULT_MODEL = "smollm2-135m"
+_MOST_DEVICES = 64
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Config:
   node_host: str = "0.0.0.0"
   node_port: int | None = None
   inference_engine: str = "auto"
+  devices: tuple[str, ...] = ()
   quantize: str | None = None
   placement: str = "memory"
   max_memory: int | None = None
@@ -164,6 +166,11 @@ def _check(config: Config) -> None:
   for origin in config.cors_origins:
     if not re.fullmatch(r"https?://[^\s/?#@]+", origin):
       raise ConfigError(f"--cors-origin {origin!r} must be like https://example.org, with scheme, without a path")
+  for device in config.devices:
+    if not re.fullmatch(r"[a-z0-9_-]{1,32}", device):
+      raise ConfigError(f"--devices {device!r} must be a short name of small letters and digits, as cpu or gpu0")
+  if len(set(config.devices)) < len(config.devices) or len(config.devices) > _MOST_DEVICES:
+    raise ConfigError(f"--devices must name each device once, and at most {_MOST_DEVICES}")
   for proxy in config.trusted_proxies:
     try:
       ipaddress.ip_network(proxy, strict=False)

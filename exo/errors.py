@@ -97,7 +97,7 @@ class EngineError(ExoError):
 
 
 class BadNumbersError(EngineError):
-  """A stage computed numbers that are not finite, or too large to be any. `node` made them.
+  """A stage computed numbers that are not finite, or too large to be any. `worker` of `node` made them.
 
   `recomputed` is 1 where that node has computed them twice, 0 where the next one found them.
   """
@@ -160,9 +160,9 @@ class CacheLostError(ExoError):
 
 
 class StageSickError(ExoError):
-  """A node cannot load or compute its part of a model, whatever is asked of it; others may.
+  """A worker cannot load or compute its part of a model, whatever is asked of it; others may.
 
-  `node` is who; `cause`, `cause_message` and `cause_details` are the error that it met, as `to_wire` writes it.
+  `worker` of `node` is who; `cause`, `cause_message` and `cause_details` are the error that it met, as `to_wire` writes it.
   """
   kind = "stage_sick"
 
@@ -238,12 +238,13 @@ def without_paths(text: str) -> str:
   return _PATH.sub(r"\1", text)
 
 
-def stage_sick(node_id: str, model_id: str, error: BaseException) -> StageSickError:
-  """What a node that failed a model is told of, with the error that it met."""
+def stage_sick(name: str, node_id: str, worker: str, model_id: str, error: BaseException) -> StageSickError:
+  """What a worker that failed a model is told of, with the error that it met. `name` is what people call it."""
   kind, message, details = to_wire(error)
   return StageSickError(
-      f"{node_id} cannot run its part of {model_id}: {message}"[:2000],
+      f"{name} cannot run its part of {model_id}: {message}"[:2000],
       node=node_id,
+      worker=worker,
       cause=kind,
       cause_message=message[:2000],
       cause_details=details

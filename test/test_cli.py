@@ -58,8 +58,9 @@ def test_help_names_every_flag() -> None:
   for flag in (
       "--node-id", "--node-host", "--node-port", "--chatgpt-api-port", "--chatgpt-api-host", "--max-memory",
       "--quantize", "--placement", "--default-model", "--default-temp", "--system-prompt", "--max-generate-tokens",
-      "--inference-engine", "--disable-tui", "--discovery-timeout", "--discovery-module", "--discovery-config-path",
-      "--wait-for-peers", "--model-dir", "--models-seed-dir", "--prompt", "EXO_HOME", "HF_ENDPOINT", "DEBUG"
+      "--inference-engine", "--devices", "--disable-tui", "--discovery-timeout", "--discovery-module",
+      "--discovery-config-path", "--wait-for-peers", "--model-dir", "--models-seed-dir", "--prompt", "EXO_HOME",
+      "HF_ENDPOINT", "DEBUG"
   ):
     assert flag in done.stdout
 

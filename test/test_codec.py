@@ -37,8 +37,12 @@ FRAME = m.Frame(
     np.arange(12, dtype=np.float32).reshape(3, 4), (m.SequenceOpen(2, REQUEST, 3), ), (8, 9), (1.5, )
 )
 MESSAGES = [
-    m.Heartbeat(3, True, 1000, True, (Shard("m", 0, 3, 8), ), 300, 0.25, 17, (m.PeerLink("other", 0.5, "eth0"), )),
-    m.OpenPlan(PLAN, "abc", (("b", "10.0.0.2:50"), )),
+    m.Heartbeat(
+        3, True, True,
+        (m.WorkerBeat("cpu", 1000, 300, (Shard("m", 0, 3, 8), )), m.WorkerBeat("gpu0", 500, problem="no device")), 0.25,
+        17, (m.PeerLink("other", 0.5, "eth0"), )
+    ),
+    m.OpenPlan(PLAN, "abc", (("b", "10.0.0.2:50"), ), stage=1),
     m.PlanOpened("p", 10**9, 64, 8192),
     m.ClosePlan("p", m.Failure("peer_lost", "gone", "{}")),
     m.ClosePlan("p"),
@@ -112,7 +116,7 @@ def test_bad_tensors_are_refused(tensor: WireTensor) -> None:
     decode_tensor(tensor)
 
 
-GOOD_BODY = FrameBody("p", "e", 1, 1, (BatchEntry(1, 0, 1, LogitsOf.NONE), ), memoryview(bytes(4)), ())
+GOOD_BODY = FrameBody("p", "e", 0, 1, 1, (BatchEntry(1, 0, 1, LogitsOf.NONE), ), memoryview(bytes(4)), ())
 
 
 @pytest.mark.parametrize(
@@ -125,6 +129,8 @@ GOOD_BODY = FrameBody("p", "e", 1, 1, (BatchEntry(1, 0, 1, LogitsOf.NONE), ), me
         structs.replace(GOOD_BODY, entries=((1, 0, "1", 0), )),
         structs.replace(GOOD_BODY, token_ids=[0]),
         structs.replace(GOOD_BODY, run=0),
+        structs.replace(GOOD_BODY, stage=-1),
+        structs.replace(GOOD_BODY, stage=10**6),
         structs.replace(GOOD_BODY, stage_ms=(math.nan, 1.0)),
         structs.replace(GOOD_BODY, plan_id=None),
         structs.replace(GOOD_BODY, hidden=WireTensor("float32", (2, 2), memoryview(bytes(16)))),
@@ -165,10 +171,14 @@ def test_bad_results_are_refused(token: object) -> None:
 
 
 def test_bad_plans_are_refused() -> None:
-  half = pb.Plan(model_id="m", stages=[pb.Stage(node_id="a", shard=pb.Shard(model_id="m", end_layer=3, n_layers=8))])
+  half = pb.Plan(
+      model_id="m", stages=[pb.Stage(node_id="a", worker="cpu", shard=pb.Shard(model_id="m", end_layer=3, n_layers=8))]
+  )
   reversed_ = pb.Plan(
       model_id="m",
-      stages=[pb.Stage(node_id="a", shard=pb.Shard(model_id="m", start_layer=5, end_layer=3, n_layers=8))]
+      stages=[
+          pb.Stage(node_id="a", worker="cpu", shard=pb.Shard(model_id="m", start_layer=5, end_layer=3, n_layers=8))
+      ]
   )
   for plan in (half, reversed_, pb.Plan(model_id="m")):
     with pytest.raises(ProtocolError):
@@ -177,8 +187,10 @@ def test_bad_plans_are_refused() -> None:
 
 def test_greetings() -> None:
   hello = m.Hello(
-      "a", 5, 1234, DeviceCapabilities("Mac", "M3", 8192, DeviceFlops(1, 2, 3)), "mlx", "GPU", "1.0", ("x", ),
-      WeightMemory(4.0, 0.625)
+      "a", 5, 1234, DeviceCapabilities("Mac", "M3", 8192, DeviceFlops(1, 2, 3)), (
+          m.WorkerOffer("gpu0", "GPU", ("mlx", "tinygrad"), 8000,
+                        WeightMemory(4.0, 0.625)), m.WorkerOffer("cpu", "CPU", ("onnx", ), 192)
+      ), "1.0", ("x", )
   )
   assert hello_in(hello_out(hello, "data")) == (hello, "data")
   with pytest.raises(ProtocolError, match="malformed greeting"):

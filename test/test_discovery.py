@@ -18,10 +18,11 @@ from exo.networking.udp.interfaces import interface_kind, list_interfaces
 from exo.networking.udp.udp_discovery import UdpDiscovery
 from exo.topology.device_capabilities import DeviceCapabilities
 from test.support.nodes import free_port
+from test.support.workers import dummy_offers
 
 
 def hello(node_id: str, port: int) -> Hello:
-  return Hello(node_id, 7, port, DeviceCapabilities("Model", "Chip", 1000), "dummy", "none", "1")
+  return Hello(node_id, 7, port, DeviceCapabilities("Model", "Chip", 1000), dummy_offers(1000), "1")
 
 
 async def found_by(discoveries: dict[str, UdpDiscovery], seconds: float) -> dict[str, set[tuple[str, int]]]:

@@ -10,8 +10,9 @@ from exo.errors import ConfigError, DeadlineError, ModelTooLargeError, PeerLostE
 from exo.networking.arrival import ArrivalWatch
 from exo.networking.grpc.grpc_mesh import GrpcMesh
 from exo.networking.mesh import PeerCandidate
-from exo.networking.messages import Cancel, ClosePlan, Done, Heartbeat, Hello, Message
+from exo.networking.messages import Cancel, ClosePlan, Done, Heartbeat, Hello, Message, WorkerBeat
 from exo.topology.device_capabilities import DeviceCapabilities
+from test.support.workers import dummy_offers
 
 
 class Recorder:
@@ -47,7 +48,7 @@ class Recorder:
     return Done()
 
   def heartbeat(self) -> Heartbeat:
-    return Heartbeat(0, False, 1234, True)
+    return Heartbeat(0, False, True, (WorkerBeat("cpu", 1234), ))
 
   async def until(self, condition, timeout_s: float = 10) -> None:
     async with asyncio.timeout(timeout_s):
@@ -57,7 +58,7 @@ class Recorder:
 
 
 def hello(node_id: str, incarnation: int = 1, port: int = 0) -> Hello:
-  return Hello(node_id, incarnation, port, DeviceCapabilities(memory=1000), "dummy", "none", "1")
+  return Hello(node_id, incarnation, port, DeviceCapabilities(memory=1000), dummy_offers(1000), "1")
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ from exo.networking.messages import TokenDelivery
 from exo.orchestration.planner import Planner
 from exo.worker.shard_loader import ShardLoader
 from exo.worker.worker import Worker
-from test.support.local_rings import local_ring, make_node, run, settled, spec, text_of
+from test.support.local_rings import local_ring, make_node, run, runner_of, settled, spec, text_of
 
 
 def test_rings_of_one_to_five_nodes_answer_alike(tmp_path: Path) -> None:
@@ -90,20 +90,20 @@ def test_a_joining_node_serves_new_requests_once_its_shard_is_loaded(
         first = [await running.__anext__()]
         await newcomer.start()
         async with nodes[0].generation(spec("hello", 300), model) as other:  # nothing waits for the newcomer
-          assert other.plan.index_of("n9") is None
+          assert not other.plan.has("n9")
           text = [delivery async for delivery in other]
         assert b"".join(bytes(t.token_id for t in d.tokens) for d in text).decode() == expected[0]
         loaded.set()
         rest = [delivery async for delivery in running]
-        assert running.plan.index_of("n9") is None and not running.resumptions
+        assert not running.plan.has("n9") and not running.resumptions
         assert b"".join(bytes(t.token_id for t in d.tokens) for d in first + rest).decode() == expected[0]
       for _ in range(200):
         async with nodes[0].generation(spec("hello", 30), model) as later:
           [_ async for _ in later]
-        if later.plan.index_of("n9") is not None:
+        if later.plan.has("n9"):
           break
         await asyncio.sleep(0.01)
-      assert later.plan.index_of("n9") is not None
+      assert later.plan.has("n9")
       assert await text_of(newcomer, spec("hello", 300)) == expected
       await newcomer.stop()
 
@@ -206,7 +206,7 @@ def test_a_lost_entry_node_leaves_nothing_behind(tmp_path: Path) -> None:
       model = await nodes[2].model("dummy")
       async with nodes[2].generation(spec("hello", 5000, temperature=1.0), model) as generation:
         await generation.__anext__()
-        assert generation.plan.index_of("n2") is None  # it is outside the ring
+        assert not generation.plan.has("n2")  # it is outside the ring
         await network.kill("n2")
         await settled(nodes[:2])
 
@@ -222,7 +222,7 @@ def test_an_engine_that_raises_is_heard_of_and_the_ring_goes_on(
       expected = await text_of(nodes[0], spec("hello", 30))
       for node in nodes:
         (opened, ) = node.plans._open.values()
-        original, calls = opened.runner.model.step, []
+        original, calls = runner_of(opened).model.step, []
 
         def broken(batch, original=original, calls=calls):
           calls.append(batch)
@@ -230,10 +230,10 @@ def test_an_engine_that_raises_is_heard_of_and_the_ring_goes_on(
             raise EngineError("out of luck")
           return original(batch)
 
-        monkeypatch.setattr(opened.runner.model, "step", broken)
+        monkeypatch.setattr(runner_of(opened).model, "step", broken)
         with pytest.raises(EngineError, match="out of luck"):
           await text_of(nodes[0], spec("hello", 30))
-        monkeypatch.setattr(opened.runner.model, "step", original)
+        monkeypatch.setattr(runner_of(opened).model, "step", original)
         await settled(nodes)
         assert await text_of(nodes[0], spec("hello", 30)) == expected
 
@@ -248,7 +248,7 @@ def test_errors_of_opening_reach_the_client(tmp_path: Path, monkeypatch: pytest.
         raise ModelTooLargeError("no room on n0", missing_mb=3)
 
       for node in nodes:
-        monkeypatch.setattr(node.worker.loader, "load", no_memory)
+        monkeypatch.setattr(node.workers[0].loader, "load", no_memory)
       with pytest.raises(ModelTooLargeError, match="no room on n0"):
         await text_of(nodes[1], spec("hello", 30))
       with pytest.raises(ModelNotFoundError):
@@ -296,7 +296,8 @@ def test_frames_from_strangers_change_nothing(tmp_path: Path) -> None:
           99, (BatchEntry(1, 0, 1, LogitsOf.LAST), ),
           np.zeros(1, np.int32),
           np.zeros((1, 8), np.float32),
-          drops=(1, 2, 3)
+          drops=(1, 2, 3),
+          stage=plan.node_ids.index("n0")
       )
       nodes[0].message("n2", frame)  # not its neighbour
       nodes[0].message("n9", frame)

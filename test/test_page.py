@@ -361,6 +361,19 @@ def test_thoughts_that_the_api_tells_apart(page: Chrome) -> None:
   assert answer.find_element(By.CSS_SELECTOR, ":scope > .body > .markdown").text == "The answer."
 
 
+def test_workers_are_under_their_node(browser: Chrome, tmp_path: Path) -> None:
+  with ring(tmp_path, 1, *DUMMY, "--devices", "one,two") as (node, ):
+    browser.get(node.url)
+    until(browser, lambda: "1 node," in by_id(browser, "summary").text)
+    ask(browser, "count")
+    until(browser, lambda: all_of(browser, "#picture .hop"))
+    terms = [row.text for row in all_of(browser, "#nodes dt")]
+    assert terms.count("one") == terms.count("two") == 1
+    held = by_id(browser, "nodes").text
+    assert "dummy on none; 0 MB used of" in held and "; dummy 0–3 of 8" in held and "; dummy 4–7 of 8" in held
+    finished(browser)
+
+
 def test_the_topology_follows_as_a_node_joins_and_is_killed(browser: Chrome, tmp_path: Path) -> None:
   with ring(tmp_path, 1, *DUMMY, "--max-generate-tokens", "3000") as (one, ):
     browser.get(one.url)

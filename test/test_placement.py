@@ -36,7 +36,7 @@ weights = st.sampled_from([WeightMemory(), WeightMemory(4.0, 4.0), WeightMemory(
 workers = st.builds(
     WorkerState,
     node_id=st.text("abcdef0123456789", min_size=1, max_size=4),
-    worker=st.just(""),
+    worker=st.sampled_from(["cpu", "gpu0"]),
     incarnation=st.integers(1, 3),
     offered_bytes=st.integers(0, 2000).map(lambda mb: mb * MB),
     usable_bytes=st.integers(0, 2000 * MB),
@@ -74,7 +74,7 @@ def test_line_7_a_plan_is_whole_within_memory_and_of_able_workers_or_there_is_an
 ) -> None:
   place = importlib.import_module(f"exo.topology.placement.{name}").place  # as it is, without the check of its plans
   state = RingState(told)
-  able = {w.node_id: w for w in told if w.cannot is None}
+  able = {w.by: w for w in told if w.cannot is None}
   try:
     plan = place(model, state)
   except NO_ROOM as error:
@@ -92,7 +92,7 @@ def test_line_7_a_plan_is_whole_within_memory_and_of_able_workers_or_there_is_an
     return
   assert [i for stage in plan.stages for i in stage.shard.layers] == list(range(model.n_layers))
   for stage in plan.stages:
-    worker = able[stage.node_id]
+    worker = able[stage.by]
     assert stage.shard.layer_count > 0 and (not worker.whole_only or len(plan.stages) == 1)
     held = worker.weights.stage_bytes(model.size, stage.shard.start_layer, stage.shard.end_layer + 1)
     assert held <= worker.offered_bytes and held <= worker.usable_bytes

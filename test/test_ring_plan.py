@@ -58,9 +58,9 @@ def test_a_stage_takes_its_layers_the_ends_where_they_live_and_a_small_cache() -
 def test_neighbours() -> None:
   plan = RingPlan("m", "e", stages(("c", 0, 2), ("b", 3, 5), ("a", 6, 8)))
   assert plan.node_ids == ("c", "b", "a")
-  assert [plan.next_of(n).node_id if plan.next_of(n) else None for n in "cba"] == ["b", "a", None]
-  assert [plan.previous_of(n).node_id if plan.previous_of(n) else None for n in "cba"] == [None, "c", "b"]
-  assert plan.next_of("stranger") is None and plan.previous_of("stranger") is None
+  assert [plan.after(i).node_id if plan.after(i) else None for i in range(3)] == ["b", "a", None]
+  assert [plan.before(i).node_id if plan.before(i) else None for i in range(3)] == [None, "c", "b"]
+  assert plan.has("a") and not plan.has("stranger")
 
 
 def test_topology_views() -> None:

@@ -17,8 +17,9 @@ import pytest
 from rich.console import Console
 
 from exo.inference.shard import Shard
-from exo.orchestration.ring_view import Chain, LinkView, NodeView, RequestCounts, RingView
+from exo.orchestration.ring_view import Chain, LinkView, NodeView, RequestCounts, RingView, WorkerView
 from exo.topology.device_capabilities import DeviceCapabilities, DeviceFlops
+from exo.topology.ring_plan import Stage
 from exo.viz.screen import DownloadLine, PromptLine, screen
 from test.support.nodes import ROOT, NodeProcess, free_port, ring, wait_until
 
@@ -137,11 +138,15 @@ def test_the_terminal_view_is_off_where_it_is_not_wanted(tmp_path: Path, how: st
     assert "GPU poor" not in view.text
 
 
+def worker_view(*shards: Shard, name: str = "gpu0", problem: str = "") -> WorkerView:
+  return WorkerView(name, "GPU", ("mlx", ), 8192, 2048, 4096, shards, problem)
+
+
 def node_view(name: str, **fields: object) -> NodeView:
   values: dict[str, object] = {
       "node_id": name, "capabilities": DeviceCapabilities("Mac", "Apple M2", 16384, DeviceFlops(3, 7, 14)),
       "engine": "mlx", "device": "GPU", "version": "1", "address": "a:1", "used_mb": 4096, "free_mb": 8192, "load": 0.5,
-      "frames": 0, "shards": (), "ailments": (), "is_here": name == "n0"
+      "frames": 0, "ailments": (), "workers": (worker_view(), ), "is_here": name == "n0"
   }
   return NodeView(**(values | fields))  # type: ignore[arg-type]
 
@@ -153,12 +158,24 @@ def drawn(view: RingView, width: int, height: int, *prompts: PromptLine, lines: 
   return ["".join(s.text for s in line) for line in console.render_lines(picture, pad=True)]
 
 
+@pytest.mark.parametrize("width", [159, 400])
+def test_workers_are_named_where_a_node_has_several(width: int) -> None:
+  one, two = Shard("m", 0, 3, 8), Shard("m", 4, 7, 8)
+  several = (worker_view(one), worker_view(two, name="cpu", problem="the engine is broken"))
+  for workers in (several, (worker_view(one, two), )):
+    node = node_view("n0", workers=workers, capabilities=DeviceCapabilities("M", "C", 16384))
+    view = RingView((node, ), (), (), RequestCounts(0, 0, 0, 0), None)
+    text = " ".join("".join(drawn(view, width, 30)).split())
+    assert ("m 0-3 on gpu0, m 4-7 on cpu" in text) == ("cpu: the engine is broken" in text) == (workers is several)
+    assert workers is several or "m 0-3, m 4-7" in text
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 12])
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (200, 50), (60, 18), (159, 24), (160, 24), (300, 80)])
 def test_every_screen_is_exactly_as_large_as_the_terminal(count: int, width: int, height: int) -> None:
-  nodes = tuple(node_view(f"n{i}", shards=(Shard("m", i, i, count), )) for i in range(count))
+  nodes = tuple(node_view(f"n{i}", workers=(worker_view(Shard("m", i, i, count)), )) for i in range(count))
   links = tuple(LinkView((f"n{i}", f"n{j}"), 1.5, "eth0") for i in range(count) for j in range(i + 1, count))
-  chain = Chain("m", tuple((f"n{i}", Shard("m", i, i, count)) for i in range(count)))
+  chain = Chain("m", tuple(Stage(f"n{i}", Shard("m", i, i, count)) for i in range(count)))
   view = RingView(nodes, links, (chain, ), RequestCounts(1, 1, 0, 10.0), "n0")
   lines = drawn(view, width, height, PromptLine("a question " * 20, "an answer\n" * 50, "running", 3, 1.5))
   assert len(lines) == height and {len(line) for line in lines} == {width}

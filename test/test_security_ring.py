@@ -523,7 +523,8 @@ def test_04_and_05_what_a_peer_outside_of_the_plan_says_changes_nothing(tmp_path
       await until_running(nodes[0])
       failure = m.Failure("peer_lost", "made up", "{}")
       lies: list[m.Message] = [
-          frame(plan_id=plan.plan_id, epoch=plan.epoch), frame(plan_id="nowhere", epoch="x"),
+          *(frame(plan_id=plan.plan_id, epoch=plan.epoch, stage=stage) for stage in (0, 1, 2)),
+          frame(plan_id="nowhere", epoch="x"),
           m.StepResult(plan.plan_id, 3, (m.SequenceToken(1, 65, "stop"), )), m.StepFailed(plan.plan_id, 3, failure),
           m.TokenDelivery(plan.plan_id, wanted.request_id, 0, 1, (TokenLogprob(65, -1.0), ), "stop"),
           m.TokenDelivery(plan.plan_id, wanted.request_id, 7, 0, ()),

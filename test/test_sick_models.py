@@ -21,7 +21,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from exo.errors import EngineError, ModelFilesError, UnsupportedModelError
-from exo.inference.engine import Batch, InferenceEngine, StageModel
+from exo.inference.engine import Batch, InferenceEngine, LoadOptions, StageModel
 from exo.inference.engines import load_engine, probe_engine
 from exo.inference.weights.checkpoint import EMBEDDING, Checkpoint, open_checkpoint
 from exo.inference.weights.contradictions import check_consistent, check_tokenizer
@@ -52,12 +52,12 @@ def resident_mb() -> float:
 def test_line_3_an_engine_that_computes_is_proved_and_nothing_of_it_stays(engine: str) -> None:
   name, _, quantize = engine.partition(":")
   made = load_engine(name)
-  prove(made, 1, quantize or None)
+  prove(made, LoadOptions(0, 1, quantize=quantize or None))
   if not Path("/proc/self/statm").exists():
     pytest.skip("this system does not tell what a process holds")
   before = resident_mb()
   for _ in range(20):
-    prove(made, 1, quantize or None)
+    prove(made, LoadOptions(0, 1, quantize=quantize or None))
   assert resident_mb() - before < 8
 
 
@@ -102,7 +102,7 @@ def test_line_3_an_engine_that_computes_wrongly_is_found(kind: str, monkeypatch:
 
   onnx: InferenceEngine = load_engine("onnx")
   with pytest.raises(EngineError, match=said):
-    prove(replace(onnx, load=load), 1)
+    prove(replace(onnx, load=load), LoadOptions(0, 1))
   assert len(closed) == 1
 
 
@@ -119,7 +119,7 @@ def test_line_3_an_engine_that_raises_is_found(monkeypatch: pytest.MonkeyPatch) 
     return model
 
   with pytest.raises(OSError, match="no device"):
-    prove(replace(dummy, load=load), 1)
+    prove(replace(dummy, load=load), LoadOptions(0, 1))
 
 
 # files that contradict each other

@@ -129,13 +129,13 @@ def test_line_3_models_that_fail_in_a_row_make_the_worker_prove_itself(
     folder = golden_folder(goldens, tmp_path, "one")
     async with local_ring(tmp_path, ROOMY, model_dirs=(folder, )) as ((node, ), _):
       sick, proofs = Sickness(node), []
-      prove = node.worker.health._prove
+      prove = node.workers[0].health._prove
 
       async def counted() -> None:
         proofs.append(1)
         await prove()
 
-      node.worker.health._prove = counted  # type: ignore[method-assign]
+      node.workers[0].health._prove = counted  # type: ignore[method-assign]
       sick.load = raising(KeyError("contradiction"))
       for _ in range(3):
         with pytest.raises(ExoError):
@@ -150,15 +150,15 @@ def test_line_3_models_that_fail_in_a_row_make_the_worker_prove_itself(
       async def broken() -> None:
         raise EngineError("no device")
 
-      node.worker.health._prove = broken  # type: ignore[method-assign]
-      renew, node.worker.health._renew = node.worker.health._renew, broken  # type: ignore[method-assign]
+      node.workers[0].health._prove = broken  # type: ignore[method-assign]
+      renew, node.workers[0].health._renew = node.workers[0].health._renew, broken  # type: ignore[method-assign]
       with pytest.raises(ExoError):
         await text_of(node, spec("hello", 5), "one")
       with pytest.raises(ExoError):
         await text_of(node, spec("hello", 5), "dummy")
       await until(lambda: node.unhealthy is not None, "bad health")
       assert "no device" in str(node.unhealthy) and node.leaving
-      node.worker.health._renew, sick.load = renew, None  # type: ignore[method-assign]
+      node.workers[0].health._renew, sick.load = renew, None  # type: ignore[method-assign]
       await until(lambda: node.unhealthy is None, "recovery")
       assert len((await text_of(node, spec("hello", 5), "dummy"))[0]) == 5
 
@@ -223,15 +223,15 @@ def test_line_17_one_models_failed_preparation_puts_off_no_other(tmp_path: Path)
 def test_line_17_a_recovery_loads_with_the_options_of_every_load(tmp_path: Path) -> None:
   async def scenario() -> None:
     async with local_ring(tmp_path, ROOMY) as ((node, ), _):
-      node.worker.options = WorkerOptions(12345)
+      node.workers[0].options = WorkerOptions(12345)
       sick, options = Sickness(node), []
-      load = node.worker.loader.load
+      load = node.workers[0].loader.load
 
       async def noted(shard, checkpoint, given):  # type: ignore[no-untyped-def]
         options.append(given)
         return await load(shard, checkpoint, given)
 
-      node.worker.loader.load = noted  # type: ignore[method-assign]
+      node.workers[0].loader.load = noted  # type: ignore[method-assign]
       sick.load = raising(MemoryError())
       with pytest.raises(ExoError):
         await text_of(node, spec("hello", 5))
@@ -291,7 +291,7 @@ async def with_room_for(node: Node, name: str) -> None:
   """No other model fits beside that one."""
   model = await node.model(name)
   shard = Shard(name, 0, model.n_layers - 1, model.n_layers)
-  node.worker.offered_bytes = node.worker.loader.needed_bytes(shard, model.checkpoint)
+  node.workers[0].offered_bytes = node.workers[0].loader.needed_bytes(shard, model.checkpoint)
 
 
 def test_line_2_what_cannot_be_tried_for_want_of_room_is_trusted_again(tmp_path: Path, goldens: Path) -> None:
@@ -305,7 +305,7 @@ def test_line_2_what_cannot_be_tried_for_want_of_room_is_trusted_again(tmp_path:
       sick.load = None
       await with_room_for(node, "one")
       assert await tokens_of(node, "one") == 5
-      node.worker.offered_bytes = 10
+      node.workers[0].offered_bytes = 10
       await until(lambda: not node.planner.ailments(), "recovery")
 
   run(scenario)
@@ -343,7 +343,7 @@ def test_line_2_what_other_or_deleted_files_could_not_do_is_over(tmp_path: Path,
 def test_line_2_a_reason_is_one_line_whoever_gives_it(tmp_path: Path) -> None:
   """Else it could look like another line of a log or a screen."""
   def told(reason: str) -> Ailment:
-    sent = Heartbeat(0, False, 0, False, (), ailments=(Ailment("m\nn", "f", reason), ))
+    sent = Heartbeat(0, ailments=(Ailment("m\nn", "f", reason), ))
     return heartbeat_in(heartbeat_out(sent)["heartbeat"]).ailments[0]
 
   async def scenario() -> None:

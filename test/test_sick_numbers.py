@@ -21,7 +21,7 @@ from exo.orchestration import ailments
 from exo.orchestration.planner import ModelRing
 from exo.tasks import TaskOwner
 from exo.worker.step_guard import CHECK_SEQUENCE
-from test.support.local_rings import local_ring, run, settled, spec, text_of
+from test.support.local_rings import local_ring, run, runner_of, settled, spec, text_of
 from test.support.sickness import LONG, ROOMY, Sickness, Step, ill, raising, rows_of, until
 
 pytestmark = pytest.mark.usefixtures("soon")
@@ -96,7 +96,7 @@ def test_line_4_numbers_that_are_bad_when_they_arrive_are_the_senders(
       (plan, ) = nodes[0].plans.plans
       last = next(node for node in nodes if node.node_id == plan.last.node_id)
       (opened, ) = last.plans._open.values()
-      feed, spoilt = opened.runner.feed, []
+      feed, spoilt = runner_of(opened).feed, []
 
       def spoil(frame) -> None:  # type: ignore[no-untyped-def]
         if frame.hidden is not None and frame.entries and frame.entries[0].position > 7 and len(spoilt) < times:
@@ -107,7 +107,7 @@ def test_line_4_numbers_that_are_bad_when_they_arrive_are_the_senders(
           )
         feed(frame)
 
-      monkeypatch.setattr(opened.runner, "feed", spoil)
+      monkeypatch.setattr(runner_of(opened), "feed", spoil)
       async with nodes[1].generation(spec("hello", 40), model) as generation:
         out = [token.token_id async for delivery in generation for token in delivery.tokens]
       assert bytes(out).decode() == expected[0]
@@ -125,7 +125,7 @@ def test_line_4_a_request_with_bad_numbers_everywhere_fails_and_two_refuse_the_m
       # no node can compute a prompt with this token
       for node in nodes:
         for opened in node.plans._open.values():
-          model = opened.runner.model
+          model = runner_of(opened).model
           model.step = partial(poisoned, model.step)  # type: ignore[method-assign]
         Sickness(node).step = poisoned
       with pytest.raises(BadNumbersError, match="not finite, on n. and on n."):
@@ -161,7 +161,7 @@ def test_line_4_an_illness_that_was_absolved_and_comes_back_is_looked_after_by_o
 
   async def scenario() -> None:
     tasks = TaskOwner("test")
-    ill = ailments.Ailments("a", tasks, recover)
+    ill = ailments.Ailments("cpu", "a", tasks, recover)
     bad = BadNumbersError("not finite", node="a")
     for _ in range(3):
       ill.fall_ill(Shard("m", 0, 1, 2), "f", bad, frozenset({"entry"}))
@@ -204,7 +204,7 @@ def test_line_4_no_request_begins_with_a_cache_that_gives_bad_numbers_once_that_
     async with local_ring(tmp_path, ROOMY, ROOMY) as (nodes, _):
       await text_of(nodes[0], spec(LONG + " which is kept" * 5, 5))
       (opened, ) = nodes[1].plans._open.values()
-      model = opened.runner.model
+      model = runner_of(opened).model
       (poisoned, ), copies = model._cache, set[int]()  # type: ignore[attr-defined]
       copy, step = model.copy, model.step
 

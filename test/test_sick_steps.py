@@ -20,7 +20,7 @@ from exo.errors import (
 )
 from exo.inference.dummy.engine import BREAK_LAST, DummyStage
 from exo.inference.engine import Batch, StageModel
-from test.support.local_rings import local_ring, run, settled, spec, text_of
+from test.support.local_rings import local_ring, run, runner_of, settled, spec, text_of
 from test.support.sickness import LONG, ROOMY, Sickness, Step, ill, raising, until
 
 pytestmark = pytest.mark.usefixtures("soon")
@@ -193,7 +193,7 @@ def test_a_plan_that_is_over_leaves_nothing_to_the_garbage_collector(tmp_path: P
         held = []
         for node in nodes:
           for opened in node.plans._open.values():
-            held += [weakref.ref(opened.runner), weakref.ref(opened.runner.model)]
+            held += [weakref.ref(runner_of(opened)), weakref.ref(runner_of(opened).model)]
           for plan_id in list(node.plans._open):
             await node.plans._close_here(plan_id, PlanClosedError("over"))
         del opened

@@ -173,14 +173,14 @@ _MB = 2**20
 TOO_MUCH = {
     "items": ("data", [bytes((10, 0)) * _MB]),
     "entries of a delivery": ("data", [crowd(6, 5, 900_000)]),
-    "shards": ("heartbeat", [crowd(15, 5, 2**17 - 100)]),
+    "shards": ("heartbeat", [crowd(15, 8, 2**17 - 100)]),
     "a heartbeat": ("heartbeat", [bytes(2**18 + 1)]),
     "files": ("control", [crowd(42, 2, 500_000)]),
     "stages": ("control", [crowd(9, 1, 500_000)]),
     "a frame": ("data", [piece(bytes(PIECE_BYTES), False)] * (MAX_BYTES["data"] // PIECE_BYTES + 1)),
     "pieces of nothing": ("data", [piece(b"", False), envelope(b"")]),
     "no envelope": ("control", [os.urandom(1000)]),
-    "a shard of no model": ("heartbeat", [envelope_bytes([pb.Item(heartbeat=pb.Heartbeat(loaded=[shard(10**9)]))])]),
+    "a shard of no model": ("heartbeat", [envelope_bytes([pb.Item(heartbeat=pb.Heartbeat(workers=[pb.WorkerBeat(name="cpu", loaded=[shard(10**9)])]))])]),
 }  # yapf: disable
 
 
@@ -283,8 +283,6 @@ def test_line_11_heartbeats_are_brought_within_bounds() -> None:
   odd = float("nan"), float("inf"), -1.0
   beat = pb.Heartbeat(
       number=1,
-      free_memory_mb=-5,
-      used_memory_mb=2**62,
       load=odd[0],
       cpu_s=odd[1],
       links=[pb.PeerLink(node_id="a\x1b[2J", rtt_ms=1),
@@ -292,7 +290,10 @@ def test_line_11_heartbeats_are_brought_within_bounds() -> None:
       rumours=[pb.Rumour(node_id="x\ny", address="127.0.0.1:2000"),
                pb.Rumour(node_id="c" * 129)],
       paces=[pb.PlanPace(plan_id="p" * 1000, lap_ms=odd[0], compute_ms=[odd[1]] * 5000, wasted=odd[2])],
-      loaded=[shard()] * 1000
+      workers=[
+          pb.WorkerBeat(name="cpu", usable_mb=-5, used_mb=2**62, loaded=[shard()] * 1000, problem="a\nb"),
+          pb.WorkerBeat(name="x\ny")
+      ] * 100
   )
   read, _, _ = decode(pb.Item(heartbeat=beat))
   assert isinstance(read, m.Heartbeat)
@@ -313,7 +314,7 @@ def test_line_11_names_that_cannot_be_shown_are_no_names(name: str) -> None:
     hello_in(hello_out(says(name), "data"))
   with pytest.raises(ProtocolError):
     decode_beacon(json.dumps({"type": "discovery", "node_id": name, "grpc_port": 2000}).encode())
-  stages = [pb.Stage(node_id=name, shard=shard())]
+  stages = [pb.Stage(node_id=name, worker="cpu", shard=shard())]
   with pytest.raises(ProtocolError):
     decode(pb.Item(open_plan=pb.OpenPlan(plan=pb.Plan(model_id="dummy", stages=stages))))
   assert hello_in(hello_out(says("node-1_a.b"), "data"))[0].node_id == "node-1_a.b"
@@ -336,7 +337,7 @@ def test_line_11_many_things_that_are_one_reply_are_bounded_too() -> None:
   with pytest.raises(ProtocolError, match="endless list"):
     decode(pb.Item(model_found=pb.ModelFound(manifest_json=" " * (5 * _MB))))
   with pytest.raises(ProtocolError, match="too many stages"):
-    stages = [pb.Stage(node_id=f"n{i}", shard=shard()) for i in range(2000)]
+    stages = [pb.Stage(node_id=f"n{i}", worker="cpu", shard=shard()) for i in range(2000)]
     decode(pb.Item(open_plan=pb.OpenPlan(plan=pb.Plan(model_id="m", stages=stages))))
   with pytest.raises(ProtocolError):
     envelope_items(bytes((10, 0)) * 65)

@@ -38,6 +38,7 @@ from exo.errors import ConfigError, ModelNotFoundError
 from exo.networking.address_rule import parse_address
 from exo.networking.messages import PlanPace
 from exo.orchestration.node import Node
+from exo.orchestration.ring_view import worker_views
 from exo.topology.device_capabilities import DeviceCapabilities
 
 MAX_BODY_BYTES = 16 * 2**20
@@ -184,6 +185,7 @@ class ChatGPTAPI:
           "engine": hello.engine, "device": hello.device, "version": hello.version
       }
       beat = mine if node_id == node.node_id else peer.heartbeat if peer else None
+      nodes[node_id]["workers"] = [ring_stream.worker_json(worker) for worker in worker_views(hello, beat)]
       if beat is not None:
         nodes[node_id] |= {"cpu_s": round(beat.cpu_s, 2), "rss_mb": beat.rss_mb}
         paces |= {pace.plan_id: pace for pace in beat.paces}
@@ -200,15 +202,16 @@ class ChatGPTAPI:
         "model": plan.model_id,
         "sequences": node.plans.sequences(plan.plan_id),
         "stages": [{
-            "node_id": s.node_id, "start_layer": s.shard.start_layer, "end_layer": s.shard.end_layer,
-            "n_layers": s.shard.n_layers
+            "node_id": s.node_id, "worker": s.worker, "start_layer": s.shard.start_layer,
+            "end_layer": s.shard.end_layer, "n_layers": s.shard.n_layers
         } for s in plan.stages],
     } | _times(paces.get(plan.plan_id)) for plan in node.plans.plans]
     engine = {"name": node.engine.name, "device": node.engine.device, "reason": node.engine.reason}
     return json_response({
         "nodes": nodes, "peer_graph": graph, "active_node_id": view.active_node_id, "node_id": node.node_id,
-        "ailments": [{"node_id": node_id, "model": ailment.model_id, "reason": ailment.reason}
-                     for node_id, told in node.planner.ailments().items()
+        "ailments": [{
+            "node_id": node_id, "worker": ailment.worker, "model": ailment.model_id, "reason": ailment.reason
+        } for node_id, told in node.planner.ailments().items()
                      for ailment in told], "refused_models": node.planner.refused.told(), "loading": node.loading,
         "engine": engine, "plans": plans, "refused": node.refusals()[-_SHOWN_REFUSALS:],
         "problems": node.problems()[-_SHOWN_REFUSALS:], "time": time.time()
@@ -226,7 +229,7 @@ class ChatGPTAPI:
   async def _health(self, request: web.Request) -> web.Response:
     if (reason := self._node.unhealthy) is not None:
       return json_response({"status": "unavailable", "reason": reason}, 503)
-    ailments = {a.model_id: a.reason for a in self._node.plans.ailments.told()}
+    ailments = {a.model_id: a.reason for a in self._node.plans.ailments()}
     return json_response({"status": "ok"} | ({"ailments": ailments} if ailments else {}))
 
 

@@ -11,7 +11,7 @@ from aiohttp import web
 from exo.api.sse import event_stream
 from exo.inference.shard import Shard
 from exo.orchestration.node import Node
-from exo.orchestration.ring_view import NodeView, RingView, ring_view
+from exo.orchestration.ring_view import NodeView, RingView, WorkerView, ring_view
 
 _TICK_S = 0.2
 
@@ -41,8 +41,9 @@ def ring_json(node: Node) -> dict[str, Any]:
       "links": [{"nodes": list(link.node_ids), "rtt_ms": round(link.rtt_ms, 2), "interface": link.interface}
                 for link in view.links],
       "rings": [{
-          "model": chain.model_id,
-          "stages": [_shard_json(shard) | {"node_id": node_id} for node_id, shard in chain.stages]
+          "model": chain.model_id, "stages": [
+              _shard_json(stage.shard) | {"node_id": stage.node_id, "worker": stage.worker} for stage in chain.stages
+          ]
       } for chain in view.chains],
       "requests": _requests_json(view),
       "refused_models": dict(view.refused),
@@ -68,7 +69,22 @@ def _node_json(view: NodeView) -> dict[str, Any]:
       "load": round(view.load, 2),
       "frames": view.frames,
       "layers": [_shard_json(shard) | {"model": shard.model_id} for shard in view.shards],
-      "ailments": [{"model": ailment.model_id, "reason": ailment.reason} for ailment in view.ailments],
+      "ailments": [{"model": a.model_id, "reason": a.reason, "worker": a.worker} for a in view.ailments],
+      "workers": [worker_json(worker) for worker in view.workers],
+  }
+
+
+def worker_json(view: WorkerView) -> dict[str, Any]:
+  """One device of a node; `problem` is "" while it can compute."""
+  return {
+      "name": view.name,
+      "device": view.device,
+      "engines": list(view.engines),
+      "memory": view.memory_mb,
+      "used_memory": view.used_mb,
+      "free_memory": view.free_mb,
+      "layers": [_shard_json(shard) | {"model": shard.model_id} for shard in view.shards],
+      "problem": view.problem,
   }
 
 

@@ -73,6 +73,14 @@ def build_parser() -> argparse.ArgumentParser:
   )
   node.add_argument("--inference-engine", metavar="NAME", help="auto, onnx, mlx, tinygrad or dummy (default auto)")
   node.add_argument(
+      "--devices",
+      type=_names,
+      metavar="NAME,…",
+      help=
+      "devices that compute, each a worker of its own: cpu, gpu0, gpu1, … as far as the engine can use them, or with the "
+      "dummy engine any names (default: the engine's best one)"
+  )
+  node.add_argument(
       "--quantize",
       choices=[quantize.value for quantize in Quantize],
       help="bits in which to hold weights that are floats in their files (default: 8 with onnx, none elsewhere)"

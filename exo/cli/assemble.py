@@ -7,21 +7,21 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import exo
 from exo import descriptors
 from exo.api.chatgpt_api import ChatGPTAPI
 from exo.api.keys import check_given
+from exo.cli.workers import make_workers, offers_of
 from exo.config import Config
 from exo.download.file_system import lacks
 from exo.download.model_store import DownloadOptions, ModelStore
 from exo.errors import ConfigError
 from exo.inference.engines import offered_engines
-from exo.inference.offer import EngineOffer
 from exo.log import say
 from exo.machine import process_started
 from exo.networking.address_rule import AddressRule
@@ -36,8 +36,9 @@ from exo.orchestration.node import Node
 from exo.private_files import private_folder
 from exo.runtime_file import RuntimeInfo, write_runtime_file
 from exo.tasks import in_own_thread
-from exo.topology.device_capabilities import DeviceCapabilities, offer, probe_device
+from exo.topology.device_capabilities import DeviceCapabilities, probe_device
 from exo.topology.placements import Strategy, load_strategy
+from exo.worker.worker import Worker
 
 T = TypeVar("T")
 
@@ -80,20 +81,19 @@ def download_options(config: Config) -> DownloadOptions:
 
 
 def _make_node(
-    config: Config, node_id: str, engines: tuple[EngineOffer, ...], place: Strategy, device: DeviceCapabilities,
+    config: Config, node_id: str, workers: Sequence[Worker], place: Strategy, device: DeviceCapabilities,
     keyring: ClusterKeyring | None
 ) -> Node:
   store = ModelStore(config.exo_home, config.model_dirs, config.models, download_options(config), wary=keyring is None)
+  offers = offers_of(workers)
   hello = Hello(
       node_id=node_id,
       incarnation=time.time_ns() // 10**6,
       port=config.node_port or 0,
-      capabilities=offer(device, config.max_memory),
-      engine=engines[0].name,
-      device=engines[0].device,
+      capabilities=replace(device, memory=sum(offer.memory_mb for offer in offers)),
+      workers=offers,
       version=exo.__version__,
       local_models=tuple(store.local_models()),
-      weight_memory=engines[0].weights,
   )
   mesh = GrpcMesh(
       hello, config.node_host, config.discovery_timeout, keyring, config.node_id_filter, config.wire_dtype,
@@ -103,7 +103,7 @@ def _make_node(
   seeds = (*config.peers, *(read_seeds(config.state_dir) if keyring is not None else ()))
   if seeds:
     discovery = SeededDiscovery(discovery, seeds)
-  return Node(config, hello, mesh, discovery, ModelCatalog(store), engines, place)
+  return Node(config, hello, mesh, discovery, ModelCatalog(store), workers, place)
 
 
 def _make_state_dir(config: Config) -> None:
@@ -144,7 +144,8 @@ async def running_node(config: Config, stop: Callable[[], None]) -> AsyncIterato
     say(f"note: the file system of {config.exo_home} has {lack}")
   keyring = await asyncio.to_thread(open_keyring, config)
   identity = await _answered(config, lambda: claim_identity(config.state_dir, config.node_id))
-  node = _make_node(config, identity.node_id, engines, place, device, keyring)
+  workers = await asyncio.to_thread(make_workers, config, identity.node_id, engines)
+  node = _make_node(config, identity.node_id, workers, place, device, keyring)
   token = secrets.token_urlsafe(32)
   api = ChatGPTAPI(node, stop, token, None if keyring is None else keyring.current.label_salt)
   runtime_file = None

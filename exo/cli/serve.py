@@ -82,7 +82,11 @@ def _viewed(view: asyncio.Task[None]) -> None:
 def _introduce(config: Config, running: RunningNode) -> None:
   node, info = running.node, running.info
   say(f"exo {exo.__version__}, node {node.node_id}: {node.hello.capabilities}")
-  say(f"  engine  {node.engine.name} on {node.engine.device}, because {node.engine.reason}")
+  if len(node.workers) == 1:
+    say(f"  engine  {node.engine.name} on {node.engine.device}, because {node.engine.reason}")
+  else:
+    for offer in node.hello.workers:
+      say(f"  worker  {offer.name}: {', '.join(offer.engines)} on {offer.device}, {offer.memory_mb} MB")
   cluster = None if running.keyring is None else running.keyring.current.name
   at = Listeners(info.grpc_port, info.api_url, info.api_port, running.api.keyed, cluster)
   for line in listener_lines(config, at):

@@ -115,14 +115,15 @@ def _lines(info: RuntimeInfo, ring: dict[str, Any] | None) -> list[str]:
   count = f"{len(nodes)} node{'' if len(nodes) == 1 else 's'}"
   lines = [head, f"  ring      {count}, {_size(total['memory'])}{flops}"]
   for node_id, node in nodes.items():
-    layers = ", ".join(f"{s['model']} {s['start_layer']}-{s['end_layer']}" for s in node["layers"]) or "no layers"
+    layers = _layers(node)
     link = next((e for e in ring["links"] if set(e["nodes"]) == {node_id, ring["node_id"]}), None)
     where = "this node" if node_id == ring["node_id"] else "no link" if link is None else _link(link)
     lines += [
         f"  {node_id:<10}{node['model']}, {node['chip']}; {node['engine']} on {node['device']}; {where}",
         f"            {_size(node['used_memory'])} used, {_size(node['free_memory'])} free of {_size(node['memory'])}; "
         f"load {node['load']:.0%}; {layers}",
-        *(f"            takes no part in {a['model']}: {a['reason']}" for a in node["ailments"]),
+        *_workers(node),
+        *(f"            {_of(a, node)}takes no part in {a['model']}: {a['reason']}" for a in node["ailments"]),
     ]
   for model, givers in ring["unverified"].items():
     lines.append(f"  unverified {model}, from {', '.join(givers)}: not compared with the hub")
@@ -130,6 +131,28 @@ def _lines(info: RuntimeInfo, ring: dict[str, Any] | None) -> list[str]:
   lines += [f"  refused   {model}: {reason}" for model, reason in ring["refused_models"].items()]
   lines.append(f"  requests  {requests['own']} from here, {requests['waiting']} waiting{speed}")
   return lines
+
+
+def _workers(node: dict[str, Any]) -> list[str]:
+  """Its devices, where they are several."""
+  if not _several(node):
+    return []
+  return [
+      f"            {w['name']}: {', '.join(w['engines'])} on {w['device']}, {_size(w['used_memory'])} used of "
+      f"{_size(w['memory'])}; {_layers(w)}{'; ' if w['problem'] else ''}{w['problem']}" for w in node["workers"]
+  ]
+
+
+def _several(node: dict[str, Any]) -> bool:
+  return len(node.get("workers", ())) > 1  # a node of an older version tells none
+
+
+def _of(ailment: dict[str, Any], node: dict[str, Any]) -> str:
+  return f"{ailment['worker']} " if _several(node) else ""
+
+
+def _layers(holder: dict[str, Any]) -> str:
+  return ", ".join(f"{s['model']} {s['start_layer']}-{s['end_layer']}" for s in holder["layers"]) or "no layers"
 
 
 def _link(link: dict[str, Any]) -> str:

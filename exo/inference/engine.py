@@ -93,7 +93,8 @@ class LoadOptions:
   """`memory_bytes` bounds weights and KV together; `kv_memory_bytes`, where given, bounds the KV alone. `quantize` is what
   `--quantize` says, which each engine reads with `choose_quantize`.
 
-  `library_debug` is how much the engine's library prints of its own work (TINYGRAD_DEBUG); 0 is nothing.
+  `library_debug` is how much the engine's library prints of its own work (TINYGRAD_DEBUG); 0 is nothing. `device` is the short
+  name of the one to use, as the engine's probe names it; "" leaves it to the engine.
   """
   memory_bytes: int
   threads: int
@@ -102,6 +103,7 @@ class LoadOptions:
   max_context: int | None = None
   quantize: str | None = None
   library_debug: int = 0
+  device: str = ""
 
 
 class StageModel(ABC):

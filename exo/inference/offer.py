@@ -30,7 +30,8 @@ class EngineOffer:
 
   `rank` orders engines that have not been measured, the highest first; below 0 an engine is used only where it is asked for by
   name. `reason` completes "because …". `missing` is what must be installed before it can run anything here, or how its
-  library is broken; "" where neither is. `weights` is what a weight takes in its memory.
+  library is broken; "" where neither is. `weights` is what a weight takes in its memory. `devices` are the short names of those of this machine that
+  it can use, the best first; with `any_device` it takes every name.
   """
   name: str
   device: str
@@ -41,6 +42,8 @@ class EngineOffer:
   repertoire: Repertoire = field(default_factory=Repertoire)
   weights: WeightMemory = field(default_factory=WeightMemory)
   speed: EngineSpeed | None = None
+  devices: tuple[str, ...] = ("cpu", )
+  any_device: bool = False
 
   @property
   def available(self) -> bool:

@@ -19,24 +19,47 @@ from exo.topology.device_capabilities import DeviceCapabilities
 from exo.topology.model_size import WeightMemory
 from exo.topology.ring_plan import RingPlan
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 # of frames and results from other nodes: numbers that can be reckoned with, and no more of them than any step has
 StageMs = Annotated[tuple[Annotated[float, msgspec.Meta(ge=0, le=1e9)], ...], msgspec.Meta(max_length=2048)]
 MOST_OF_A_STEP = msgspec.Meta(max_length=2**16)
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerOffer:
+  """One device of a node: its short name there, what it is, which engines use it (the first one runs models), and the MB
+  that it offers to the ring. `weight_memory` is what weights take in that engine's memory.
+  """
+  name: str
+  device: str
+  engines: tuple[str, ...]
+  memory_mb: int
+  weight_memory: WeightMemory = field(default_factory=WeightMemory)
+
+
+@dataclass(frozen=True, slots=True)
 class Hello:
-  """Who a node is. `incarnation` grows with every start; `local_models` are names that only some nodes can provide."""
+  """Who a node is. `incarnation` grows with every start; `local_models` are names that only some nodes can provide.
+
+  `workers` are its devices, at least one; `capabilities.memory` is what they offer together.
+  """
   node_id: str
   incarnation: int
   port: int
   capabilities: DeviceCapabilities
-  engine: str
-  device: str
+  workers: tuple[WorkerOffer, ...]
   version: str
   local_models: tuple[str, ...] = ()
-  weight_memory: WeightMemory = field(default_factory=WeightMemory)
+
+  @property
+  def engine(self) -> str:
+    """The engine of its first worker."""
+    return self.workers[0].engines[0]
+
+  @property
+  def device(self) -> str:
+    """Its devices, for people."""
+    return ", ".join(dict.fromkeys(worker.device for worker in self.workers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +103,24 @@ class Rumour:
 
 @dataclass(frozen=True, slots=True)
 class Ailment:
-  """Why a node takes no part in a model's plans for now. `fingerprint` is of the model's files."""
+  """Why a node's worker takes no part in a model's plans for now. `fingerprint` is of the model's files."""
   model_id: str
   fingerprint: str
   reason: str
+  worker: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerBeat:
+  """What a worker has and does now, in MB: `usable_mb` it could use, `used_mb` of it are taken by weights.
+
+  `problem` is why it can compute nothing and takes part in no plan; "" while it can.
+  """
+  name: str
+  usable_mb: int
+  used_mb: int = 0
+  loaded: tuple[Shard, ...] = ()
+  problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +129,14 @@ class Heartbeat:
 
   `load` is the part of the last seconds, 0..1, in which the device computed; `frames` counts what it has computed in all.
   `cpu_s` is the processor time that the process has used so far, `rss_mb` the memory that it occupies.
-  `rumours` are what `membership.py` passes on. `leaving`: no new plans for this node, it shuts down or its engine is broken.
+  `rumours` are what `membership.py` passes on. `leaving`: no new plans for this node, it shuts down.
   `data_bytes` is what its sender has put on the data stream of this link so far, `data_read_bytes` what it has read;
   `link_keys` names all links that it has with the peer. `ailments` are the models that it cannot run.
   """
   number: int
   is_answer: bool = False
-  free_memory_mb: int = 0
   active: bool = False
-  loaded: tuple[Shard, ...] = ()
-  used_memory_mb: int = 0
+  workers: tuple[WorkerBeat, ...] = ()
   load: float = 0.0
   frames: int = 0
   links: tuple[PeerLink, ...] = ()
@@ -114,6 +149,19 @@ class Heartbeat:
   data_read_bytes: int = 0
   link_keys: tuple[str, ...] = ()
   ailments: tuple[Ailment, ...] = ()
+
+  @property
+  def free_memory_mb(self) -> int:
+    """What its workers could use, together."""
+    return sum(worker.usable_mb for worker in self.workers)
+
+  @property
+  def used_memory_mb(self) -> int:
+    return sum(worker.used_mb for worker in self.workers)
+
+  @property
+  def loaded(self) -> tuple[Shard, ...]:
+    return tuple(shard for worker in self.workers for shard in worker.loaded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +199,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class OpenPlan:
-  """Load your stage of this plan. `addresses` ("host:port") are where the stages' nodes were last reached.
+  """Load stage number `stage` of this plan, which is yours. `addresses` ("host:port") are where the stages' nodes were last
+  reached.
 
   `beside`: only if there is room for it beside what is open already.
   """
@@ -159,6 +208,7 @@ class OpenPlan:
   fingerprint: str
   addresses: tuple[tuple[str, str], ...] = ()
   beside: bool = False
+  stage: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +289,7 @@ class SequenceFailure(msgspec.Struct, frozen=True, array_like=True, forbid_unkno
 
 
 class Frame(msgspec.Struct, frozen=True):
-  """One step on its way around the ring: what begins, what ends, what is computed, and the hidden states so far.
+  """One step on its way around the ring, to the plan's stage number `stage`: what begins, what ends, what is computed, and the hidden states so far.
 
   Caches change in this order: `drops` are forgotten, `ends` are over but their caches stay, `truncates` are pairs of
   sequence and length, `opens` begin, then the entries are computed. `refused` are sequences that an earlier stage could
@@ -263,6 +313,7 @@ class Frame(msgspec.Struct, frozen=True):
   truncates: tuple[tuple[int, int], ...] = ()
   refused: tuple[int, ...] = ()
   failed: tuple[SequenceFailure, ...] = ()
+  stage: int = 0
 
 
 class SequenceToken(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

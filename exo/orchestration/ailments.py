@@ -1,4 +1,4 @@
-"""Models that this node cannot run for now, each tried again by itself until it can."""
+"""Models that a worker cannot run for now, each tried again by itself until it can."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MAX_REASON = 400
 
 @dataclass(frozen=True, slots=True)
 class Illness:
-  """What this node could not do: `shard` of a model's files. `entry_nodes` asked for it, where its numbers were bad.
+  """What a worker could not do: `shard` of a model's files. `entry_nodes` asked for it, where its numbers were bad.
 
   `no_files` says that it has not had those files, `no_memory` that they did not fit.
   """
@@ -51,9 +51,9 @@ class _History:
 
 
 class Ailments:
-  """`recover` tries what had failed, and raises as long as it does."""
-  def __init__(self, node_id: str, tasks: TaskOwner, recover: Callable[[Illness], Awaitable[None]]) -> None:
-    self._node_id, self._tasks, self._recover = node_id, tasks, recover
+  """Of the worker that people call `label`. `recover` tries what had failed, and raises as long as it does."""
+  def __init__(self, worker: str, label: str, tasks: TaskOwner, recover: Callable[[Illness], Awaitable[None]]) -> None:
+    self._worker, self._label, self._tasks, self._recover = worker, label, tasks, recover
     self._ill: dict[str, Illness] = {}
     self._history: dict[str, _History] = {}
     self._healers: dict[str, asyncio.Task[None]] = {}  # of those that are ill
@@ -63,18 +63,18 @@ class Ailments:
 
   def told(self) -> tuple[Ailment, ...]:
     """For the other nodes and every screen."""
-    return tuple(Ailment(i.shard.model_id, i.fingerprint, i.reason) for i in self._ill.values())
+    return tuple(Ailment(i.shard.model_id, i.fingerprint, i.reason, self._worker) for i in self._ill.values())
 
   def fall_ill(
       self, shard: Shard, fingerprint: str, error: BaseException, entry_nodes: frozenset[str] = frozenset()
   ) -> None:
-    """From now on this node takes no part in new plans of the model, until `recover` succeeds."""
+    """From now on the worker takes no part in new plans of the model, until `recover` succeeds."""
     reason = one_line(in_words(error))
     known = self._ill.get(fingerprint)
     if known is not None:
       entry_nodes |= known.entry_nodes
     elif len(self._ill) >= _MAX_AILMENTS:
-      log(0, "%s cannot run %s: %s", self._node_id, shard, reason)
+      log(0, "%s cannot run %s: %s", self._label, shard, reason)
       return
     self._ill[fingerprint] = Illness(
         shard,
@@ -86,7 +86,7 @@ class Ailments:
         no_memory=isinstance(error, ModelTooLargeError | OutOfMemoryError | MemoryError)
     )
     if known is None:
-      say(f"{self._node_id} takes no part in {shard.model_id} for now: {reason}")
+      say(f"{self._label} takes no part in {shard.model_id} for now: {reason}")
       self._healers[fingerprint] = self._tasks.spawn(self._heal(fingerprint), f"heal {shard.model_id}")
 
   def absolve(self, fingerprint: str, entry_node: str) -> None:
@@ -95,7 +95,7 @@ class Ailments:
     if illness is not None and illness.numbers and entry_node in illness.entry_nodes:
       del self._ill[fingerprint], self._healers[fingerprint]
       self._history.pop(fingerprint, None)
-      log(1, "%s takes part in %s again: its numbers were not this node's doing", self._node_id, illness.shard.model_id)
+      log(1, "%s takes part in %s again: its numbers were not its doing", self._label, illness.shard.model_id)
 
   def forget(self, model_id: str, but: str = "") -> None:
     """Files of that model are here no more, except for those with the fingerprint `but`."""
@@ -118,10 +118,10 @@ class Ailments:
       try:
         await self._recover(illness)
       except Exception as error:  # noqa: BLE001 - whatever is wrong still is
-        log(1, "%s still cannot run %s: %s", self._node_id, illness.shard, in_words(error))
+        log(1, "%s still cannot run %s: %s", self._label, illness.shard, in_words(error))
         continue
       if self._healers.get(fingerprint) is asyncio.current_task():
         history.healed_at = time.monotonic()
         del self._ill[fingerprint], self._healers[fingerprint]
-        say(f"{self._node_id} takes part in {illness.shard.model_id} again")
+        say(f"{self._label} takes part in {illness.shard.model_id} again")
       return

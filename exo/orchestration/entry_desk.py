@@ -30,11 +30,12 @@ from exo.log import log
 from exo.networking.messages import Cancel, Message, OpenPlan, RequestFailed, Submit, TokenDelivery
 from exo.orchestration.generation import Generation, GenerationSpec
 from exo.orchestration.planner import NO_RING, ModelRing
+from exo.topology.ring_plan import Whom, WorkerId, names_of, node_of
 
 _SUBMIT_TIMEOUT_S = 30.0
 _RECOVERY_S = 30.0  # after which a request that finds no ring fails
 _RETRY_S = 0.2
-# a node that another one lost is left out for a while, also where this node still hears it
+# a node that another one lost, or a worker that broke, is left out for a while, also where this node still hears it
 _SHUN_S = 10.0
 
 Send = Callable[[str, Message], None]
@@ -47,7 +48,7 @@ class EntryDesk:
   def __init__(self, node_id: str, send: Send, call: Call) -> None:
     self._node_id, self._send, self._call = node_id, send, call
     self._running: dict[str, Generation] = {}
-    self._shunned: dict[str, float] = {}
+    self._shunned: dict[Whom, float] = {}
 
   def __len__(self) -> int:
     return len(self._running)
@@ -93,9 +94,10 @@ class EntryDesk:
       await asyncio.sleep(_RETRY_S)
 
   def _open_plan(self, generation: Generation, ring: ModelRing) -> OpenPlan:
-    """Without nodes that another one lost lately, if there is a way; without those that have failed this request."""
-    now, failed = asyncio.get_running_loop().time(), generation.setbacks.failed
-    shunned = frozenset(n for n, until in self._shunned.items() if until > now)
+    """Without those that another node lost lately, if there is a way; without workers that have failed this request."""
+    now = asyncio.get_running_loop().time()
+    failed: frozenset[Whom] = frozenset(generation.setbacks.failed)
+    shunned = frozenset(whom for whom, until in self._shunned.items() if until > now)
     try:
       return ring.open_plan(shunned | failed)
     except NO_RING:
@@ -124,10 +126,11 @@ class EntryDesk:
         raise PeerLostError(error.message, node=first) from error
 
   def _shun(self, error: ExoError) -> None:
-    node, now = error.details.get("node"), asyncio.get_running_loop().time()
-    self._shunned = {n: until for n, until in self._shunned.items() if until > now}
+    node, worker = error.details.get("node"), error.details.get("worker")
+    now = asyncio.get_running_loop().time()
+    self._shunned = {whom: until for whom, until in self._shunned.items() if until > now}
     if isinstance(node, str) and node != self._node_id:
-      self._shunned[node] = now + _SHUN_S
+      self._shunned[WorkerId(node, worker) if isinstance(worker, str) else node] = now + _SHUN_S
 
   async def _keep(self, generation: Generation, ring: ModelRing) -> None:
     """Move the request whenever it loses its plan; runs until cancelled or until there is no ring for it."""
@@ -146,23 +149,25 @@ class EntryDesk:
 
   def _learn(self, generation: Generation, ring: ModelRing, error: ExoError) -> None:
     """What to leave out in the next attempt. Raises where there is none: what an engine says of this very request, say."""
-    setbacks, node = generation.setbacks, str(error.details.get("node"))
-    if isinstance(error, BadNumbersError | StageSickError) and node not in generation.plan.node_ids:
+    setbacks = generation.setbacks
+    worker = WorkerId(str(error.details.get("node")), str(error.details.get("worker")))
+    if isinstance(error, BadNumbersError | StageSickError) and worker not in generation.plan.workers:
       raise error  # nobody is left out on the word of a plan that it is not part of
     if isinstance(error, BadNumbersError):
-      if not error.details.get("recomputed") and setbacks.doubt(node):
+      if not error.details.get("recomputed") and setbacks.doubt(worker):
         return  # computed once more where it was; the node itself had seen nothing
-      setbacks.add(node, error)
+      setbacks.add(worker, error)
       guilty = setbacks.with_bad_numbers
-      if len(guilty) > 1:
+      if len({node_id for node_id, _ in guilty}) > 1:  # one node's word is not enough against a model
         ring.acquit(guilty, generation.spec.request_id)
         raise BadNumbersError(
-            f"this request makes numbers that are not finite, on {' and on '.join(sorted(guilty))}", nodes=len(guilty)
+            f"this request makes numbers that are not finite, on {' and on '.join(names_of(guilty))}",
+            nodes=len(names_of(guilty))
         )
-      ring.failed(node, error)
+      ring.failed(worker, error)
     elif isinstance(error, StageSickError):
-      setbacks.add(node, error)
-      ring.failed(node, error)
+      setbacks.add(worker, error)
+      ring.failed(worker, error)
     elif isinstance(error, CacheLostError):
       if not setbacks.again():
         raise error
@@ -218,11 +223,11 @@ class EntryDesk:
 
   def peer_joined(self, node_id: str) -> None:
     """It is back, and may take part again."""
-    self._shunned.pop(node_id, None)
+    self._shunned = {whom: until for whom, until in self._shunned.items() if node_of(whom) != node_id}
 
   def peer_left(self, node_id: str, reason: str) -> None:
     for generation in self._running.values():
-      if generation.plan.index_of(node_id) is not None:
+      if generation.plan.has(node_id):
         generation.lose(PeerLostError(f"{node_id} left the ring ({reason})", node=node_id))
 
 

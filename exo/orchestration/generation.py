@@ -123,7 +123,7 @@ class Generation:
       self._computing.discard(choice)
     self._heard_at = self._loop.time()
     if self._lost_at is not None and not self.trouble.done():  # else it is late, from the plan that was lost
-      resumption = Resumption(len(self.plan.stages), self._heard_at - self._lost_at)
+      resumption = Resumption(len(self.plan.node_ids), self._heard_at - self._lost_at)
       self._lost_at = None
       self._events.append(resumption)
       log(1, "request %s %s", self.spec.request_id, resumption)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from exo.config import Config
@@ -18,6 +18,8 @@ from exo.errors import (
     ProtocolError,
     StartingError,
     in_words,
+    one_line,
+    without_paths,
 )
 from exo.inference.offer import EngineOffer
 from exo.log import log
@@ -39,6 +41,7 @@ from exo.networking.messages import (
     StepResult,
     Submit,
     TokenDelivery,
+    WorkerBeat,
 )
 from exo.orchestration.activity import Activity
 from exo.orchestration.awake_cores import AwakeCores
@@ -55,20 +58,21 @@ from exo.system_figures import own_memory
 from exo.tasks import TaskOwner
 from exo.topology.placements import Strategy
 from exo.topology.topology import Topology
-from exo.worker.worker import Worker, WorkerOptions
+from exo.worker.worker import Worker
 
 _MB = 2**20
 _DRAIN_POLL_S = 0.05
 _DROP_EVERY_S = 1.0
+_LONGEST_PROBLEM = 400
 
 
 class Node:
   """Implements `MeshHandler`. `hello` describes this node; the mesh fills in the port that it got."""
   def __init__(
       self, config: Config, hello: Hello, mesh: Mesh, discovery: Discovery, catalog: ModelCatalog,
-      engines: tuple[EngineOffer, ...], place: Strategy
+      workers: Sequence[Worker], place: Strategy
   ) -> None:
-    self.config, self.hello, self.catalog = config, hello, catalog
+    self.config, self.hello, self.workers, self.catalog = config, hello, tuple(workers), catalog
     self._mesh, self._discovery = mesh, discovery
     self._tasks = TaskOwner("node")
     self._draining = False
@@ -77,12 +81,9 @@ class Node:
     self.meter = Meter()
     self.activity = Activity(self.meter)
     offered = hello.capabilities.memory * _MB
-    kv_bytes = None if config.kv_cache_memory is None else config.kv_cache_memory * _MB
-    options = WorkerOptions(kv_bytes, config.quantize, config.tinygrad_debug)
-    self.worker = Worker(hello.node_id, engines, offered, options)
     rehearse = mesh.rehearse if config.awake_cores == "auto" else None
     self.plans = PlanHost(
-        hello.node_id, self.worker, StageFiles(catalog), self.send, self.call, rehearse, self.meter,
+        hello.node_id, self.workers, StageFiles(catalog), self.send, self.call, rehearse, self.meter,
         config.speculation == "auto", AwakeCores(config.awake_cores == "auto"), config.queue_timeout
     )
     self.planner = Planner(hello.node_id, mesh, place, self.plans, self.send, self.call, self.problems)
@@ -98,24 +99,28 @@ class Node:
   @property
   def engine(self) -> EngineOffer:
     """The one that is chosen where a model leaves the choice."""
-    return self.worker.engines.first
+    return self.workers[0].engines.first
 
   @property
   def loading(self) -> dict[str, float]:
-    """Models of which this node's shard is being loaded: how far each is, from 0 to 1."""
-    return dict(self.worker.loader.loading)
+    """Models of which this node's shards are being loaded: how far each is, from 0 to 1; of several, the one that is behind."""
+    found: dict[str, float] = {}
+    for worker in self.workers:
+      for model_id, done in worker.loader.loading.items():
+        found[model_id] = min(done, found.get(model_id, 1.0))
+    return found
 
   @property
   def unhealthy(self) -> str | None:
     """Why this node cannot serve now; None while it can."""
     if self._awaited and not self._draining:
       return f"this node is starting: it waits for {self._awaited}"
-    return "this node is shutting down" if self._draining else self.worker.health.problem
+    return "this node is shutting down" if self._draining else self.planner.problem
 
   @property
   def leaving(self) -> bool:
     """Other nodes make no new plans with this one."""
-    return self._draining or self.worker.health.broken
+    return self._draining or self.planner.problem is not None
 
   # life
 
@@ -149,7 +154,7 @@ class Node:
     await self.catalog.store.close()
     await self._mesh.stop()
     await self._tasks.close()
-    await self.worker.close()
+    await asyncio.gather(*(worker.close() for worker in self.workers))
 
   def hold_back(self, awaited: str) -> None:
     """Serve nobody until what is named here has come; "" ends that."""
@@ -235,7 +240,7 @@ class Node:
     name = (await self.catalog.find(model_id)).id
     await self.plans.close_model(name)
     freed = await self.catalog.delete(name)
-    self.plans.ailments.forget(name)
+    self.plans.forget(name)
     self.sharing.forget(name)
     return freed
 
@@ -325,12 +330,14 @@ class Node:
     """Raises what keeps another node's plan from being tried here: no node that knows this one would have made it."""
     plan = message.plan
     self._bounds.note_plan(sender, plan.plan_id)
-    if (index := plan.index_of(self.node_id)) is None:
+    stage = plan.stages[message.stage]
+    worker = next((w for w in self.workers if stage.by == (self.node_id, w.name)), None)
+    if worker is None:  # opening it says so
       return
-    shard = plan.stages[index].shard
+    shard = stage.shard
     try:
       checkpoint = await self.catalog.checkpoint(shard.model_id)
-      needed = self.worker.loader.needed_bytes(shard, checkpoint)
+      needed = worker.loader.needed_bytes(shard, checkpoint)
     except Exception as error:  # noqa: BLE001 - whatever it is, opening the plan meets it too and tells everybody of it
       log(2, "%s cannot be looked at for %s: %s", shard, sender, in_words(error))
       self._bounds.note_failure(sender, error)
@@ -339,20 +346,23 @@ class Node:
       self._bounds.note_failure(
           sender, ModelFilesError(f"this node holds another model under the name {shard.model_id}")
       )
-    self._bounds.check_stage(shard, checkpoint.config.n_layers, needed, self.hello.capabilities.memory * _MB)
+    self._bounds.check_stage(shard, checkpoint.config.n_layers, needed, worker.offered_bytes)
     if not self.catalog.store.is_vouched(shard.model_id) and (await self.catalog.find(shard.model_id)).path is None:
       self._bounds.note_fetch(shard.model_id, needed)
 
   def heartbeat(self) -> Heartbeat:
-    shards = tuple(stage.shard for plan in self.plans.plans for stage in plan.stages if stage.node_id == self.node_id)
+    workers = tuple(
+        WorkerBeat(
+            w.name, self.planner.usable_mb(w.name), w.loaded_bytes // _MB, self.plans.shards(w),
+            without_paths(one_line(w.health.problem or ""))[:_LONGEST_PROBLEM]
+        ) for w in self.workers
+    )
     links = tuple(PeerLink(n, p.rtt_ms, p.interface) for n, p in self._mesh.peers().items())
     return Heartbeat(
         0,
         False,
-        self.planner.usable_mb(),
         self.plans.busy,
-        shards,
-        self.worker.loaded_bytes // _MB,
+        workers,
         self.meter.load,
         self.meter.frames,
         links,
@@ -360,7 +370,7 @@ class Node:
         own_memory() // _MB,
         self.plans.paces,
         self.leaving,
-        ailments=self.plans.ailments.told()
+        ailments=self.plans.ailments()
     )
 
 

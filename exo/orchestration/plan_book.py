@@ -65,7 +65,7 @@ class PlanBook:
   def peer_left(self, node_id: str) -> None:
     """Plans with that node serve nobody any more."""
     for plans in (self._in_use, self._preparing):
-      for model in [m for m, message in plans.items() if message.plan.index_of(node_id) is not None]:
+      for model in [m for m, message in plans.items() if message.plan.has(node_id)]:
         del plans[model]
 
   async def close(self) -> None:

@@ -1,21 +1,17 @@
-"""The plans that are open on this node: its stage of each, and for those that begin here their driver."""
+"""The plans that are open on this node: its stages of each, and for those that begin here their driver."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from exo.errors import (
     BadNumbersError,
-    DrainingError,
     ExoError,
     InvalidRequestError,
     ModelInUseError,
-    ModelTooLargeError,
-    OutOfMemoryError,
     PeerLostError,
     PlanClosedError,
     ProtocolError,
@@ -24,9 +20,11 @@ from exo.errors import (
     in_words,
     to_wire,
 )
+from exo.inference.shard import Shard
 from exo.log import log
 from exo.networking.messages import (
     Absolve,
+    Ailment,
     Cancel,
     ClosePlan,
     Failure,
@@ -39,71 +37,57 @@ from exo.networking.messages import (
     StepResult,
     Submit,
 )
-from exo.orchestration.ailments import Ailments, Illness
+from exo.orchestration.ailments import Illness
 from exo.orchestration.awake_cores import AwakeCores
-from exo.orchestration.frame_check import FrameBounds, check_frame
+from exo.orchestration.frame_check import check_frame
 from exo.orchestration.kv_room import Limits
 from exo.orchestration.meter import Meter
+from exo.orchestration.opened_plan import OpenedPlan, Opening, RunningStage
 from exo.orchestration.plan_driver import PlanDriver, failure_error
 from exo.orchestration.plan_start import Call, PlanStart
 from exo.orchestration.scheduler import Scheduler
 from exo.orchestration.stage_files import StageFiles
-from exo.orchestration.stage_opener import StageOpener
+from exo.orchestration.stage_opener import OpenedStage
 from exo.orchestration.stage_runner import StageRunner
+from exo.orchestration.worker_desk import WorkerDesk
 from exo.tasks import TaskOwner
 from exo.topology.ring_plan import RingPlan
-from exo.worker.step_guard import check_step
 from exo.worker.worker import Worker
 
 _RETIRE_S = 10.0
-# of a load that ended because nobody wants it any more, or that was never this node's
-_NO_AILMENT = (PeerLostError, PlanClosedError, DrainingError, ProtocolError)
 
 Send = Callable[[str, Message], None]
 
 
-@dataclass
-class _Open:
-  """A plan of which this node has a stage."""
-  plan: RingPlan
-  runner: StageRunner
-  fingerprint: str
-  bounds: FrameBounds
-  driver: PlanDriver | None = None
-  used_at: float = field(default_factory=time.monotonic)
-
-
-@dataclass(frozen=True)
-class _Opening:
-  """A plan whose stage here is being loaded."""
-  plan: RingPlan
-  task: asyncio.Task[PlanOpened]
-
-
 class PlanHost:
-  """Opens, serves and closes plans."""
+  """Opens, serves and closes plans on the workers of one node."""
   def __init__(
-      self, node_id: str, worker: Worker, files: StageFiles, send: Send, call: Call,
+      self, node_id: str, workers: Sequence[Worker], files: StageFiles, send: Send, call: Call,
       rehearse: Callable[[str], None] | None, meter: Meter, speculate: bool, awake: AwakeCores, most_wait_s: float
   ) -> None:
-    self._node_id, self.worker, self._files = node_id, worker, files
+    self._node_id, self.workers = node_id, tuple(workers)
     self._send, self._rehearse, self._meter, self._awake = send, rehearse, meter, awake
     self._most_wait_s = most_wait_s
-    self._open: dict[str, _Open] = {}
-    self._begun: dict[str, _Opening] = {}
+    self._open: dict[str, OpenedPlan] = {}
+    self._begun: dict[tuple[str, int], Opening] = {}  # by plan and stage
     self._tasks = TaskOwner("plans")
     self._start = PlanStart(send, call, self._driver_of, self._tasks, speculate)
-    self._opener = StageOpener(node_id, worker, files, self)
-    self.ailments = Ailments(node_id, self._tasks, self._recover)
-    worker.health.on_broken(self._leave)
+    self._desks = {worker.name: WorkerDesk(worker, files, self._tasks, self) for worker in workers}
+    for worker in workers:
+      worker.health.on_broken(partial(self._leave, worker))
 
   @property
   def plans(self) -> list[RingPlan]:
     return [o.plan for o in self._open.values()]
 
   def sequences(self, plan_id: str) -> int:
-    """How many sequences have something in this node's cache."""
-    return self._open[plan_id].runner.sequences if plan_id in self._open else 0
+    """How many sequences have something in this node's caches."""
+    stages = self._open[plan_id].stages.values() if plan_id in self._open else ()
+    return max((stage.runner.sequences for stage in stages), default=0)
+
+  def shards(self, worker: Worker) -> tuple[Shard, ...]:
+    """What is loaded on a worker of plans that are open."""
+    return tuple(stage.loaded.model.shard for o in self._open.values() if (stage := o.on(worker)) is not None)
 
   @property
   def paces(self) -> tuple[PlanPace, ...]:
@@ -122,10 +106,11 @@ class PlanHost:
   @property
   def idle(self) -> bool:
     """No request has anything here, wherever it began."""
-    return not self.busy and not self._opening and all(o.runner.idle for o in self._open.values())
+    return not self.busy and not self._opening and all(o.idle for o in self._open.values())
 
   async def close(self) -> None:
-    await self.worker.health.close()
+    for worker in self.workers:
+      await worker.health.close()
     await self._tasks.close()
     for plan_id in list(self._open):
       await self._close_here(plan_id, PlanClosedError("this node stops"))
@@ -134,53 +119,45 @@ class PlanHost:
   # opening
 
   async def open(self, message: OpenPlan) -> PlanOpened:
-    """Load this node's stage, once however often it is asked for."""
-    plan_id = message.plan.plan_id
-    if plan_id in self._open:
-      return self._opened(self._open[plan_id])
-    if plan_id not in self._opening:
-      self._begun[plan_id] = _Opening(message.plan, self._tasks.spawn(self._load(message), f"open {plan_id}"))
-    return await asyncio.shield(self._begun[plan_id].task)
+    """Load one of this node's stages, once however often it is asked for."""
+    plan, index = message.plan, message.stage
+    if not index < len(plan.stages) or plan.stages[index].node_id != self._node_id:
+      raise ProtocolError(f"{self._node_id} has no stage {index} in plan {plan.plan_id}")
+    desk = self._desks.get(plan.stages[index].worker)
+    if desk is None:
+      raise ProtocolError(f"{self._node_id} has no worker {plan.stages[index].worker}")
+    opened = self._open.get(plan.plan_id)
+    if opened is not None and index in opened.stages:
+      return opened.stages[index].limits
+    if (key := (plan.plan_id, index)) not in self._opening:
+      task = self._tasks.spawn(self._load(desk, message), f"open stage {index} of {plan.plan_id}")
+      self._begun[key] = Opening(plan, task)
+    return await asyncio.shield(self._begun[key].task)
 
   @property
-  def _opening(self) -> dict[str, _Opening]:
-    """Plans whose stage here is being loaded now."""
-    self._begun = {plan_id: opening for plan_id, opening in self._begun.items() if not opening.task.done()}
+  def _opening(self) -> dict[tuple[str, int], Opening]:
+    """Plans whose stages here are being loaded now."""
+    self._begun = {key: opening for key, opening in self._begun.items() if not opening.task.done()}
     return self._begun
 
-  async def _load(self, message: OpenPlan) -> PlanOpened:
-    plan = message.plan
-    try:
-      stage = await self._opener.open(message)
-    except Exception as error:
-      index = plan.index_of(self._node_id)
-      # a plan beside another one may find no room, and is made again when there is some
-      no_ailment = (*_NO_AILMENT, ModelTooLargeError) if message.beside else _NO_AILMENT
-      if index is not None and not isinstance(error, no_ailment):
-        self.ailments.fall_ill(plan.stages[index].shard, message.fingerprint, error)
-        self.worker.health.load_failed(message.fingerprint)
-      raise
-    self.worker.health.loaded()
-    self.ailments.forget(plan.model_id, but=message.fingerprint)
+  async def _load(self, desk: WorkerDesk, message: OpenPlan) -> PlanOpened:
+    plan, index = message.plan, message.stage
+    loaded = await desk.open(message)
     runner = StageRunner(
-        plan, self._node_id, stage.model, self.worker, self._send, self._meter, self, self._awake, stage.grammars
+        plan, index, loaded.model, desk.worker, self._send, self._meter, self, self._awake, loaded.grammars
     )
-    self._open[plan.plan_id] = _Open(plan, runner, message.fingerprint, stage.bounds)
-    log(1, "plan %s is open here: %s", plan.plan_id, plan)
-    if any(o.plan.model_id == plan.model_id for o in self._open.values() if o.plan.plan_id != plan.plan_id):
+    stage = RunningStage(runner, loaded)
+    opened = self._open.setdefault(plan.plan_id, OpenedPlan(plan, message.fingerprint))
+    opened.stages[index] = stage
+    log(1, "stage %d of plan %s is open here: %s", index, plan.plan_id, plan)
+    if any(o.plan.model_id == plan.model_id for o in self._open.values() if o is not opened):
       self._tasks.spawn(self._retire(plan.model_id), f"retire plans of {plan.model_id}")
-    return self._opened(self._open[plan.plan_id])
+    return stage.limits
 
-  def _opened(self, opened: _Open) -> PlanOpened:
-    memory = opened.runner.model.memory
-    return PlanOpened(
-        opened.plan.plan_id, memory.max_kv_tokens, memory.max_sequences, memory.max_context, memory.max_drafting
-    )
-
-  async def give_way(self, plan: RingPlan, but_model: str | None) -> bool | None:
+  async def give_way(self, worker: Worker, plan: RingPlan, but_model: str | None) -> bool | None:
     """See `Residents`."""
-    others = [o for o in self._open.values() if o.plan.model_id != but_model]
-    idle = min((o for o in others if o.runner.idle), key=lambda o: o.used_at, default=None)
+    others = [o for o in self._open.values() if o.on(worker) is not None and o.plan.model_id != but_model]
+    idle = min((o for o in others if o.idle), key=lambda o: o.used_at, default=None)
     if idle is not None:
       await self._close_everywhere(idle, PlanClosedError(f"its memory was needed for {plan}"))
       return True
@@ -192,7 +169,7 @@ class PlanHost:
       await asyncio.sleep(_RETIRE_S / 4)
       plans = sorted((o for o in self._open.values() if o.plan.model_id == model_id), key=lambda o: o.used_at)
       for opened in plans[:-1]:
-        if opened.runner.idle and time.monotonic() - opened.used_at > _RETIRE_S:
+        if opened.idle and time.monotonic() - opened.used_at > _RETIRE_S:
           await self._close_everywhere(opened, PlanClosedError("another plan has taken its place"))
       if len(plans) < 2:
         return
@@ -221,27 +198,50 @@ class PlanHost:
   def _driver_of(self, plan: RingPlan, limits: Limits) -> PlanDriver:
     """Begin to serve a plan whose stages are all open. Raises `PlanClosedError`."""
     here = self._open.get(plan.plan_id)
-    if here is None:
+    if here is None or 0 not in here.stages:
       raise PlanClosedError(f"plan {plan.plan_id} was closed while it opened")
-    here.driver = PlanDriver(plan, Scheduler(limits), here.runner.feed, self._send, self._meter, self._most_wait_s)
+    feed = here.stages[0].runner.feed
+    here.driver = PlanDriver(plan, Scheduler(limits), feed, self._send, self._meter, self._most_wait_s)
     return here.driver
 
   # sickness
 
+  def ailments(self) -> tuple[Ailment, ...]:
+    """What workers of this node cannot run for now."""
+    return tuple(ailment for desk in self._desks.values() for ailment in desk.ailments.told())
+
+  def forget(self, model_id: str) -> None:
+    """The model is not here any more: nothing of it can ail."""
+    for desk in self._desks.values():
+      desk.ailments.forget(model_id)
+
+  def find(self, worker: Worker, illness: Illness) -> OpenedStage | None:
+    """See `OpenStages`."""
+    for opened in self._open.values():
+      stage = opened.on(worker) if opened.fingerprint == illness.fingerprint else None
+      if stage is not None and stage.loaded.model.shard == illness.shard:
+        return stage.loaded
+    return None
+
   def bad_numbers(self, runner: StageRunner, entry_nodes: frozenset[str]) -> None:
     """See `StageHost`. What runs and is well stays where it is."""
-    opened = self._open.get(runner.plan.plan_id)
-    if opened is not None:
-      error = BadNumbersError("it computes numbers that are not finite", node=self._node_id)
-      self.ailments.fall_ill(runner.model.shard, opened.fingerprint, error, entry_nodes)
+    error = BadNumbersError("it computes numbers that are not finite", node=self._node_id, worker=runner.worker.name)
+    self._fall_ill(runner, error, entry_nodes)
 
   def broken(self, runner: StageRunner, error: StageSickError) -> None:
     """See `StageHost`. The plan is over, its requests may go on elsewhere; perhaps the whole worker is broken."""
+    if self._fall_ill(runner, error):
+      self.crashed(runner, error)
+      runner.worker.health.doubt()
+
+  def _fall_ill(self, runner: StageRunner, error: ExoError, entry_nodes: frozenset[str] = frozenset()) -> bool:
+    """False where the plan is over already."""
     opened = self._open.get(runner.plan.plan_id)
-    if opened is not None:
-      self.ailments.fall_ill(runner.model.shard, opened.fingerprint, error)
-      self._tasks.spawn(self._close_everywhere(opened, error), f"close {opened.plan.plan_id}")
-      self.worker.health.doubt()
+    if opened is None:
+      return False
+    ailments = self._desks[runner.worker.name].ailments
+    ailments.fall_ill(runner.model.shard, opened.fingerprint, error, entry_nodes)
+    return True
 
   def crashed(self, runner: StageRunner, error: ExoError) -> None:
     """See `StageHost`."""
@@ -249,23 +249,12 @@ class PlanHost:
     if opened is not None:
       self._tasks.spawn(self._close_everywhere(opened, error), f"close {opened.plan.plan_id}")
 
-  async def _recover(self, illness: Illness) -> None:
-    """Whether this node can run its part of a model again. Raises while it cannot."""
-    for opened in self._open.values():
-      if opened.fingerprint == illness.fingerprint and opened.runner.model.shard == illness.shard:
-        hidden_size = None if illness.shard.is_first else opened.bounds.hidden_size
-        with suppress(OutOfMemoryError):  # its room is taken by others, whom it computes for
-          await self.worker.thread.run(check_step, opened.runner.model, hidden_size)
-        return
-    if illness.no_files or not await self._files.is_gone(illness.shard, illness.fingerprint):
-      await self._opener.try_out(illness.shard, illness.fingerprint, illness.no_memory)
-
-  async def _leave(self) -> None:
-    """Close all plans: this node's worker is broken."""
+  async def _leave(self, worker: Worker) -> None:
+    """Close all plans that a worker takes part in: it is broken."""
+    error = PeerLostError(f"the engine of {worker.label} is broken", node=self._node_id, worker=worker.name)
     for opened in list(self._open.values()):
-      await self._close_everywhere(
-          opened, PeerLostError(f"the engine of {self._node_id} is broken", node=self._node_id)
-      )
+      if opened.on(worker) is not None:
+        await self._close_everywhere(opened, error)
 
   # messages
 
@@ -292,7 +281,7 @@ class PlanHost:
         opened.driver.on_result(message)
       case StepFailed():
         opened = self._open.get(message.plan_id)
-        if opened is None or opened.driver is None or opened.plan.index_of(sender) is None:
+        if opened is None or opened.driver is None or not opened.plan.has(sender):
           log(2, "ignored a failure of plan %s from %s", message.plan_id, sender)
           return
         opened.driver.on_failure(message)
@@ -301,42 +290,46 @@ class PlanHost:
       case ClosePlan():
         self._on_close(sender, message)
       case Absolve():
-        self.ailments.absolve(message.fingerprint, sender)
+        for desk in self._desks.values():
+          desk.ailments.absolve(message.fingerprint, sender)
       case _:
         log(2, "ignored a %s from %s", type(message).__name__, sender)
 
   def _on_frame(self, sender: str, frame: Frame) -> None:
     opened = self._open.get(frame.plan_id)
-    if opened is None or opened.plan.epoch != frame.epoch:
+    stage = None if opened is None else opened.stages.get(frame.stage)
+    if opened is None or stage is None or opened.plan.epoch != frame.epoch:
       log(2, "refused a frame of plan %s from %s: it is not open here", frame.plan_id, sender)
       self._tell_closed(sender, frame.plan_id, PlanClosedError(f"the plan is not open on {self._node_id}"))
       return
-    previous = opened.plan.previous_of(self._node_id)
+    previous = opened.plan.before(frame.stage)
     if previous is None or previous.node_id != sender:
       log(1, "ignored a frame of plan %s from %s, which is not its neighbour", frame.plan_id, sender)
       return
     try:
-      check_frame(frame, opened.bounds)
+      check_frame(frame, stage.loaded.bounds)
     except ProtocolError as error:
       log(1, "refused a frame of plan %s from %s: %s", frame.plan_id, sender, error)
       self._send(opened.plan.first.node_id, StepFailed(frame.plan_id, frame.step, Failure(*to_wire(error))))
       return
     opened.used_at = time.monotonic()
-    opened.runner.feed(frame)
+    stage.runner.feed(frame)
 
   def at_rest(self, frame: Frame) -> None:
     """See `StageHost`. What reading a frame takes is done with this one once more, since the engine's weights have pushed all
     of it out of the processor's caches: the next is read in less than half the time."""
     opened = self._open.get(frame.plan_id)
-    if opened is None:
+    stage = None if opened is None else opened.stages.get(frame.stage)
+    if opened is None or stage is None:
       return
-    if opened.driver is not None:
+    if opened.driver is not None and frame.stage == 0:
       opened.driver.catch_up()
-    if self._rehearse is not None and len(opened.plan.stages) > 1:
-      previous = opened.plan.previous_of(self._node_id)
-      self._rehearse((previous or opened.plan.last).node_id)
+    previous = opened.plan.before(frame.stage)
+    sender = (previous or opened.plan.last).node_id
+    if self._rehearse is not None and sender != self._node_id:
+      self._rehearse(sender)
       if previous is not None:
-        check_frame(frame, opened.bounds)
+        check_frame(frame, stage.loaded.bounds)
 
   def _cancel(self, sender: str, message: Cancel) -> None:
     """For the node that asked, and no other."""
@@ -352,37 +345,38 @@ class PlanHost:
       driver.cancel(message.request_id)
 
   def _on_close(self, sender: str, message: ClosePlan) -> None:
-    known = self._open.get(message.plan_id) or self._opening.get(message.plan_id)
-    if known is not None and known.plan.index_of(sender) is not None:
+    opening = (opening for (plan_id, _), opening in self._opening.items() if plan_id == message.plan_id)
+    known = self._open.get(message.plan_id) or next(opening, None)
+    if known is not None and known.plan.has(sender):
       # the reason names the node that was lost, if one was
       error = PlanClosedError(f"{sender} closed the plan") if message.reason is None else failure_error(message.reason)
-      self._opener.lose(message.plan_id, error)
+      self._lose(message.plan_id, error)
       self._tasks.spawn(self._close_here(message.plan_id, error), "close")
 
   def peer_left(self, node_id: str, reason: str) -> None:
     """Close the plans that the node was part of, and free what it had asked for as an entry node."""
     error = PeerLostError(f"{node_id} left the ring ({reason})", node=node_id)
     for opened in list(self._open.values()):
-      if opened.plan.index_of(node_id) is not None:
+      if opened.plan.has(node_id):
         # the others may hear that node still: who does not close would wait for it
         self._tasks.spawn(self._close_everywhere(opened, error), f"close {opened.plan.plan_id}")
       elif opened.driver is not None:
         opened.driver.cancel_entry(node_id)
-    for plan_id, opening in self._opening.items():
-      if opening.plan.index_of(node_id) is not None:
-        self._opener.lose(plan_id, error)
+    for (plan_id, _), opening in self._opening.items():
+      if opening.plan.has(node_id):
+        self._lose(plan_id, error)
     self._start.forget(lambda request: request.entry_node == node_id)
 
   async def close_model(self, model_id: str) -> None:
     """Give back what is loaded of a model. Raises `ModelInUseError` while requests run on it."""
     opened = [o for o in self._open.values() if o.plan.model_id == model_id]
     loading = any(opening.plan.model_id == model_id for opening in self._opening.values())
-    if loading or any(not o.runner.idle or (o.driver is not None and not o.driver.idle) for o in opened):
+    if loading or any(not o.idle or (o.driver is not None and not o.driver.idle) for o in opened):
       raise ModelInUseError(f"{model_id} is in use: wait for its requests to end, or cancel them", model=model_id)
     for one in opened:
       await self._close_everywhere(one, PlanClosedError(f"{model_id} was deleted on {self._node_id}"))
 
-  async def _close_everywhere(self, opened: _Open, error: ExoError) -> None:
+  async def _close_everywhere(self, opened: OpenedPlan, error: ExoError) -> None:
     for node_id in opened.plan.node_ids:
       if node_id != self._node_id:
         self._tell_closed(node_id, opened.plan.plan_id, error)
@@ -394,11 +388,17 @@ class PlanHost:
     except ExoError as unreachable:
       log(2, "%s need not be told: %s", node_id, unreachable)
 
+  def _lose(self, plan_id: str, error: ExoError) -> None:
+    """What is still being loaded for a plan is not wanted any more."""
+    for desk in self._desks.values():
+      desk.opener.lose(plan_id, error)
+
   async def _close_here(self, plan_id: str, error: ExoError) -> None:
     opened = self._open.pop(plan_id, None)
     if opened is None:
       return
+    self._lose(plan_id, error)  # where some of its stages are open and others not yet
     if opened.driver is not None:
       opened.driver.close(error)
-    await opened.runner.close()
+    await asyncio.gather(*(stage.runner.close() for stage in opened.stages.values()))
     log(1, "plan %s is closed here: %s", plan_id, error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from exo.errors import (
     DrainingError,
@@ -76,7 +77,7 @@ class PlanStart:
   async def _start(self, message: OpenPlan) -> None:
     plan = message.plan
     try:
-      opened = await asyncio.gather(*(self._open_stage(stage.node_id, message) for stage in plan.stages))
+      opened = await asyncio.gather(*(self._open_stage(index, message) for index in range(len(plan.stages))))
       driver = self._ready(plan, self._limits(opened))
       waiting = list(self._waiting[plan.plan_id])
     except BaseException as error:
@@ -115,16 +116,18 @@ class PlanStart:
         max_drafting=min(o.max_drafting for o in opened) if self._speculate else 0
     )
 
-  async def _open_stage(self, node_id: str, message: OpenPlan) -> PlanOpened:
-    """Raises `StageSickError` where that node is why the plan cannot begin."""
+  async def _open_stage(self, index: int, message: OpenPlan) -> PlanOpened:
+    """Raises `StageSickError` where that stage's worker is why the plan cannot begin."""
+    plan = message.plan
+    node_id, worker = plan.stages[index].by
     try:
-      reply = await self._call(node_id, message, _OPEN_TIMEOUT_S)
+      reply = await self._call(node_id, replace(message, stage=index), _OPEN_TIMEOUT_S)
     except (PeerLostError, PeerUnreachableError, PlanClosedError, DrainingError):
       raise
     except Exception as error:
       # several stages may fail, of which only the first is why the plan does not begin
-      log(1, "%s did not open its stage of plan %s: %s", node_id, message.plan.plan_id, in_words(error))
-      raise stage_sick(node_id, message.plan.model_id, error) from error
+      log(1, "%s did not open its stage of plan %s: %s", plan.name_of(index), plan.plan_id, in_words(error))
+      raise stage_sick(plan.name_of(index), node_id, worker, plan.model_id, error) from error
     if not isinstance(reply, PlanOpened):
       raise ProtocolError(f"{node_id} answered an OpenPlan with {type(reply).__name__}")
     return reply

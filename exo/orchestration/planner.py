@@ -1,11 +1,11 @@
-"""Which ring serves a model now: of the nodes that are there, those that can."""
+"""Which ring serves a model now: of the workers that are there, those that can."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from exo.errors import (
     EngineUnavailableError,
@@ -17,7 +17,7 @@ from exo.errors import (
 )
 from exo.log import log
 from exo.networking.mesh import Mesh
-from exo.networking.messages import Absolve, Ailment, Hello, OpenPlan
+from exo.networking.messages import Absolve, Ailment, Hello, OpenPlan, WorkerOffer
 from exo.oldest import forget_oldest
 from exo.orchestration.model_catalog import ModelInfo
 from exo.orchestration.plan_book import PlanBook
@@ -27,7 +27,7 @@ from exo.orchestration.refused_models import RefusedModels
 from exo.orchestration.stage_runner import Send
 from exo.system_figures import memory
 from exo.topology.placements import Strategy
-from exo.topology.ring_plan import RingPlan
+from exo.topology.ring_plan import RingPlan, Whom, WorkerId, names_of
 from exo.topology.ring_state import ModelNeeds, RingState, WorkerState
 from exo.topology.topology import PeerConnection, Topology
 
@@ -43,7 +43,7 @@ NO_RING = (ModelTooLargeError, PeerUnreachableError, EngineUnavailableError)
 
 @dataclass(frozen=True, slots=True)
 class _Mark:
-  """A node failed a model for a request of this node's clients."""
+  """A worker failed a model for a request of this node's clients."""
   ailment: Ailment
   until: float
 
@@ -57,7 +57,7 @@ class Planner:
     self._node_id, self._mesh, self._place, self._plans = node_id, mesh, place, plans
     self._send, self._call, self._problems = send, call, problems
     self._book = PlanBook(self._open_stages)
-    self._marks: dict[tuple[str, str], _Mark] = {}  # by fingerprint and node
+    self._marks: dict[tuple[str, WorkerId], _Mark] = {}  # by fingerprint
     self._free_bytes, self._free_asked_at = 0, float("-inf")
     self.refused = RefusedModels()
 
@@ -66,7 +66,7 @@ class Planner:
 
   def peer_left(self, node_id: str) -> None:
     self._book.peer_left(node_id)
-    for key in [key for key in self._marks if key[1] == node_id]:
+    for key in [key for key in self._marks if key[1].node_id == node_id]:
       del self._marks[key]
 
   def topology(self, here: Hello) -> Topology:
@@ -82,24 +82,25 @@ class Planner:
     active = next((plan.first.node_id for plan in self._plans.plans), None)
     return Topology(nodes, frozenset(edges), active)
 
-  def plan(self, here: Hello, model: ModelInfo, avoid: frozenset[str] = frozenset()) -> RingPlan:
-    """The ring for a model as it would be now, without some nodes; those that cannot run it only where there is no other way.
+  def plan(self, here: Hello, model: ModelInfo, avoid: frozenset[Whom] = frozenset()) -> RingPlan:
+    """The ring for a model as it would be now, without some nodes or workers; workers that cannot run it only where there is no
+    other way.
 
     Raises `ModelTooLargeError`, `PeerUnreachableError`, `EngineUnavailableError` where no ring is left, `ModelRefusedError`.
     """
     if (reason := self.refused.reason(model.fingerprint)) is not None:
       raise ModelRefusedError(reason, model=model.id)
-    if sick := {n: why for n, why in self._sick(model.fingerprint).items() if n not in avoid}:
+    if sick := {w: why for w, why in self._sick(model.fingerprint).items() if not _among(w, avoid)}:
       try:
         return self._plan(here, model, avoid, sick)
       except NO_RING as error:
-        log(1, "%s is tried on nodes that could not run it before: %s", model.id, error)
+        log(1, "%s is tried on workers that could not run it before: %s", model.id, error)
     return self._plan(here, model, avoid, {})
 
-  def _plan(self, here: Hello, model: ModelInfo, avoid: frozenset[str], sick: Mapping[str, str]) -> RingPlan:
-    ring = self._ring_state(here, avoid | self._leaving_nodes(), sick)
-    if not ring.workers and self._plans.worker.health.broken:
-      raise EngineUnavailableError(f"{self._plans.worker.health.problem}, and there is no other node")
+  def _plan(self, here: Hello, model: ModelInfo, avoid: frozenset[Whom], sick: Mapping[WorkerId, str]) -> RingPlan:
+    ring = self._ring_state(here, avoid, sick)
+    if not ring.workers and (problem := self.problem) is not None:
+      raise EngineUnavailableError(f"{problem}, and there is no other node")
     try:
       return self._place(ModelNeeds(model.id, model.size), ring)
     except ModelTooLargeError as error:
@@ -108,31 +109,56 @@ class Planner:
       text = f"{error}. Perhaps a node is missing that could help: {problems[-1]}"
       raise ModelTooLargeError(text, **error.details) from error
 
-  def _ring_state(self, here: Hello, without: Collection[str], cannot: Mapping[str, str]) -> RingState:
-    """The ring without some nodes; `cannot` says why others can run nothing of the model."""
-    usable_mb = {here.node_id: self.usable_mb()}
-    hellos = [here]
+  def _ring_state(self, here: Hello, without: Collection[Whom], cannot: Mapping[WorkerId, str]) -> RingState:
+    """The ring without some nodes and workers; `cannot` says why others can run nothing of the model."""
+    usable_mb = {WorkerId(self._node_id, worker.name): self.usable_mb(worker.name) for worker in self._plans.workers}
     for node_id, peer in self._mesh.peers().items():
-      hellos.append(peer.hello)
       if peer.heartbeat is not None:
-        usable_mb[node_id] = peer.heartbeat.free_memory_mb
+        usable_mb |= {WorkerId(node_id, state.name): state.usable_mb for state in peer.heartbeat.workers}
     return RingState(
         tuple(
             WorkerState(
-                h.node_id, "", h.incarnation, h.capabilities.memory * _MB,
-                usable_mb.get(h.node_id, h.capabilities.memory) * _MB, h.weight_memory, cannot.get(h.node_id)
-            ) for h in hellos if h.node_id not in without
+                *worker,
+                hello.incarnation,
+                offer.memory_mb * _MB,
+                usable_mb.get(worker, offer.memory_mb) * _MB,
+                offer.weight_memory,
+                cannot.get(worker),
+                alone=len(hello.workers) == 1
+            ) for worker, (hello, offer) in self._workers(here).items() if not _among(worker, without)
         )
     )
 
-  def usable_mb(self) -> int:
-    """Memory that the engine could use: what is free (asked of the system every few seconds) and what it holds already."""
+  def _workers(self, here: Hello) -> dict[WorkerId, tuple[Hello, WorkerOffer]]:
+    """Those that new plans can be made of, whatever the model: all but those of nodes that leave, and those that are broken."""
+    hellos, broken = [here], {WorkerId(here.node_id, w.name) for w in self._plans.workers if w.health.broken}
+    for node_id, peer in self._mesh.peers().items():
+      if peer.suspect or (peer.heartbeat is not None and peer.heartbeat.leaving):
+        continue
+      hellos.append(peer.hello)
+      if peer.heartbeat is not None:
+        broken |= {WorkerId(node_id, worker.name) for worker in peer.heartbeat.workers if worker.problem}
+    found = {WorkerId(hello.node_id, offer.name): (hello, offer) for hello in hellos for offer in hello.workers}
+    return {worker: told for worker, told in found.items() if worker not in broken}
+
+  @property
+  def problem(self) -> str | None:
+    """Why no worker of this node can compute; None while one can."""
+    problems = [worker.health.problem for worker in self._plans.workers]
+    return "; ".join(problem for problem in problems if problem) if all(problems) else None
+
+  def usable_mb(self, name: str) -> int:
+    """Memory that a worker of this node could use: its part of what is free (asked of the system every few seconds), and what
+    it holds already."""
     now = time.monotonic()
     if now - self._free_asked_at > _FREE_MEMORY_EVERY_S:
       self._free_bytes, self._free_asked_at = memory().available, now
-    return (self._free_bytes + self._plans.worker.loaded_bytes) // _MB
+    workers = {worker.name: worker for worker in self._plans.workers}
+    offered = sum(worker.offered_bytes for worker in workers.values())
+    part = workers[name].offered_bytes / offered if offered else 1 / len(workers)
+    return int(self._free_bytes * part + workers[name].loaded_bytes) // _MB
 
-  def open_plan(self, here: Hello, model: ModelInfo, avoid: frozenset[str]) -> OpenPlan:
+  def open_plan(self, here: Hello, model: ModelInfo, avoid: frozenset[Whom]) -> OpenPlan:
     """What new requests of the model are to open. Raises as `plan` does."""
     plan = self.plan(here, model, avoid)
     peers = self._mesh.peers()
@@ -141,60 +167,65 @@ class Planner:
     best = OpenPlan(plan, model.fingerprint, addresses)
 
     def usable(used: OpenPlan) -> bool:
-      out, there = avoid | self._leaving_nodes() | self.sick_nodes(model.fingerprint), {self._node_id, *peers}
-      return used.fingerprint == best.fingerprint and set(used.plan.node_ids) <= there - out
+      out, there = avoid | self.sick(model.fingerprint), self._workers(here)
+      return used.fingerprint == best.fingerprint and all(w in there and not _among(w, out) for w in used.plan.workers)
 
     return self._book.choose(best, usable)
 
   async def _open_stages(self, message: OpenPlan) -> None:
-    await asyncio.gather(*(self._call(n, message, _PREPARE_TIMEOUT_S) for n in message.plan.node_ids))
-
-  def _leaving_nodes(self) -> frozenset[str]:
-    """Those that new plans must do without."""
-    gone = {n for n, p in self._mesh.peers().items() if p.suspect or (p.heartbeat is not None and p.heartbeat.leaving)}
-    return frozenset(gone | {self._node_id} if self._plans.worker.health.broken else gone)
+    calls = [(stage.node_id, replace(message, stage=i)) for i, stage in enumerate(message.plan.stages)]
+    await asyncio.gather(*(self._call(node_id, call, _PREPARE_TIMEOUT_S) for node_id, call in calls))
 
   # sickness
 
   def ailments(self) -> dict[str, tuple[Ailment, ...]]:
-    """What each node cannot run, as it says itself or as requests of this node's clients have found."""
+    """What workers cannot run, by node, as it says itself or as requests of this node's clients have found."""
     found = {n: p.heartbeat.ailments for n, p in self._mesh.peers().items() if p.heartbeat is not None}
-    found[self._node_id] = self._plans.ailments.told()
+    found[self._node_id] = self._plans.ailments()
     now = time.monotonic()
     for key, mark in list(self._marks.items()):
       if mark.until <= now:
         del self._marks[key]
-      elif all(known.fingerprint != key[0] for known in found.get(key[1], ())):
-        found[key[1]] = (*found.get(key[1], ()), mark.ailment)
+      elif all((known.fingerprint, known.worker) != (key[0], key[1].worker) for known in found.get(key[1].node_id, ())):
+        found[key[1].node_id] = (*found.get(key[1].node_id, ()), mark.ailment)
     return {node_id: told for node_id, told in found.items() if told}
 
-  def sick_nodes(self, fingerprint: str) -> frozenset[str]:
-    """Those that cannot run a model."""
+  def sick(self, fingerprint: str) -> frozenset[WorkerId]:
+    """Workers that cannot run a model."""
     return frozenset(self._sick(fingerprint))
 
-  def _sick(self, fingerprint: str) -> dict[str, str]:
+  def _sick(self, fingerprint: str) -> dict[WorkerId, str]:
     """The same with their reasons."""
-    return {n: a.reason for n, told in self.ailments().items() for a in told if a.fingerprint == fingerprint}
+    return {
+        WorkerId(node_id, a.worker): a.reason
+        for node_id, told in self.ailments().items()
+        for a in told if a.fingerprint == fingerprint
+    }
 
-  def mark(self, node_id: str, model: ModelInfo, error: ExoError) -> None:
-    """A request met this error on that node."""
-    if node_id == self._node_id and isinstance(error, StageSickError):
+  def mark(self, worker: WorkerId, model: ModelInfo, error: ExoError) -> None:
+    """A request met this error on that worker."""
+    if worker.node_id == self._node_id and isinstance(error, StageSickError):
       return  # it knows by itself, and when it is over
     forget_oldest(self._marks, _MAX_MARKS - 1)
     lasts_s = _MARK_S if isinstance(error, StageSickError) or error.details.get("recomputed") else _LONG_MARK_S
-    ailment = Ailment(model.id, model.fingerprint, error.message)
-    self._marks[model.fingerprint, node_id] = _Mark(ailment, time.monotonic() + lasts_s)
-    log(1, "%s takes no part in %s for now: %s", node_id, model.id, error)
+    ailment = Ailment(model.id, model.fingerprint, error.message, worker.worker)
+    self._marks[model.fingerprint, worker] = _Mark(ailment, time.monotonic() + lasts_s)
+    log(1, "%s takes no part in %s for now: %s", worker, model.id, error)
 
-  def acquit(self, node_ids: Collection[str], model: ModelInfo, request_id: str) -> None:
-    """The same request made bad numbers on all of these nodes: it was not their doing."""
-    self.refused.strike(model.id, model.fingerprint, request_id, list(node_ids))
-    for node_id in node_ids:
-      self._marks.pop((model.fingerprint, node_id), None)
+  def acquit(self, workers: Collection[WorkerId], model: ModelInfo, request_id: str) -> None:
+    """The same request made bad numbers on all of these workers: it was not their doing."""
+    self.refused.strike(model.id, model.fingerprint, request_id, names_of(workers))
+    for worker in workers:
+      self._marks.pop((model.fingerprint, worker), None)
+    for node_id in {worker.node_id for worker in workers}:
       try:
         self._send(node_id, Absolve(model.id, model.fingerprint))
       except PeerUnreachableError:
         log(2, "%s is gone, and need not be told", node_id)
+
+
+def _among(worker: WorkerId, whom: Collection[Whom]) -> bool:
+  return worker in whom or worker.node_id in whom
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,18 +235,18 @@ class ModelRing:
   here: Hello
   model: ModelInfo
 
-  def open_plan(self, avoid: frozenset[str]) -> OpenPlan:
+  def open_plan(self, avoid: frozenset[Whom]) -> OpenPlan:
     """As `Planner.open_plan`."""
     return self.planner.open_plan(self.here, self.model, avoid)
 
-  def failed(self, node_id: str, error: ExoError) -> None:
+  def failed(self, worker: WorkerId, error: ExoError) -> None:
     """As `Planner.mark`."""
-    self.planner.mark(node_id, self.model, error)
+    self.planner.mark(worker, self.model, error)
 
-  def is_sick(self, node_id: str) -> bool:
-    """Whether that node cannot run the model now."""
-    return node_id in self.planner.sick_nodes(self.model.fingerprint)
+  def is_sick(self, worker: WorkerId) -> bool:
+    """Whether that worker cannot run the model now."""
+    return worker in self.planner.sick(self.model.fingerprint)
 
-  def acquit(self, node_ids: Collection[str], request_id: str) -> None:
+  def acquit(self, workers: Collection[WorkerId], request_id: str) -> None:
     """As `Planner.acquit`."""
-    self.planner.acquit(node_ids, self.model, request_id)
+    self.planner.acquit(workers, self.model, request_id)

@@ -5,11 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from exo.inference.shard import Shard
-from exo.networking.messages import Ailment
+from exo.networking.messages import Ailment, Heartbeat, Hello, WorkerBeat
 from exo.orchestration.node import Node
 from exo.topology.device_capabilities import DeviceCapabilities
+from exo.topology.ring_plan import Stage
 
 _MB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerView:
+  """One device of a node: `problem` is why it can compute nothing, "" while it can. Memory as in `NodeView`."""
+  name: str
+  device: str
+  engines: tuple[str, ...]
+  memory_mb: int
+  used_mb: int
+  free_mb: int
+  shards: tuple[Shard, ...]
+  problem: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +41,17 @@ class NodeView:
   free_mb: int
   load: float
   frames: int
-  shards: tuple[Shard, ...]
   ailments: tuple[Ailment, ...]
+  workers: tuple[WorkerView, ...]
   is_here: bool
 
   @property
   def memory_mb(self) -> int:
     return self.capabilities.memory
+
+  @property
+  def shards(self) -> tuple[Shard, ...]:
+    return tuple(shard for worker in self.workers for shard in worker.shards)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +64,9 @@ class LinkView:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-  """A model's stages in ring order, as the nodes hold them: (node id, shard)."""
+  """A model's stages in ring order, as the nodes hold them."""
   model_id: str
-  stages: tuple[tuple[str, Shard], ...]
+  stages: tuple[Stage, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +109,8 @@ def _here(node: Node) -> NodeView:
   used = beat.used_memory_mb
   return NodeView(
       node.node_id, hello.capabilities, hello.engine, hello.device, hello.version, f"port {hello.port}", used,
-      _free(hello.capabilities.memory, beat.free_memory_mb, used), beat.load, beat.frames, beat.loaded,
-      node.planner.ailments().get(node.node_id, ()), True
+      _free(hello.capabilities.memory, beat.free_memory_mb, used), beat.load, beat.frames,
+      node.planner.ailments().get(node.node_id, ()), worker_views(hello, beat), True
   )
 
 
@@ -106,10 +124,25 @@ def _peers(node: Node) -> list[NodeView]:
         NodeView(
             node_id, hello.capabilities, hello.engine, hello.device, hello.version, peer.address,
             beat.used_memory_mb if beat else 0, free, beat.load if beat else 0.0, beat.frames if beat else 0,
-            beat.loaded if beat else (), ailments.get(node_id, ()), False
+            ailments.get(node_id, ()), worker_views(hello, beat), False
         )
     )
   return views
+
+
+def worker_views(hello: Hello, beat: Heartbeat | None) -> tuple[WorkerView, ...]:
+  """What a node's greeting and its latest heartbeat tell of its devices."""
+  told = {worker.name: worker for worker in beat.workers} if beat else {}
+  views = []
+  for offer in hello.workers:
+    now = told.get(offer.name, WorkerBeat(offer.name, offer.memory_mb))
+    free = _free(offer.memory_mb, now.usable_mb, now.used_mb)
+    views.append(
+        WorkerView(
+            offer.name, offer.device, offer.engines, offer.memory_mb, now.used_mb, free, now.loaded, now.problem
+        )
+    )
+  return tuple(views)
 
 
 def _free(offered_mb: int, usable_mb: int, used_mb: int) -> int:
@@ -141,16 +174,18 @@ def _links(node: Node) -> tuple[LinkView, ...]:
 
 def _chains(nodes: tuple[NodeView, ...]) -> tuple[Chain, ...]:
   """The models that are whole: stages joined end to end, from what each node says that it holds."""
-  held: dict[tuple[str, int], dict[int, tuple[str, Shard]]] = {}
+  held: dict[tuple[str, int], dict[int, Stage]] = {}
   for view in nodes:
-    for shard in view.shards:
-      held.setdefault((shard.model_id, shard.n_layers), {})[shard.start_layer] = (view.node_id, shard)
+    for worker in view.workers:
+      for shard in worker.shards:
+        stage = Stage(view.node_id, shard, worker.name)
+        held.setdefault((shard.model_id, shard.n_layers), {})[shard.start_layer] = stage
   chains = []
   for (model_id, n_layers), by_start in sorted(held.items()):
     stages, start = [], 0
     while start in by_start:
       stages.append(by_start[start])
-      start = by_start[start][1].end_layer + 1
+      start = by_start[start].shard.end_layer + 1
     if start == n_layers:
       chains.append(Chain(model_id, tuple(stages)))
   return tuple(chains)

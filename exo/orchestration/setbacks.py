@@ -1,10 +1,11 @@
-"""What one request has met on its way: nodes that failed it, and how."""
+"""What one request has met on its way: workers that failed it, and how."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from exo.errors import BadNumbersError, ExoError, ModelTooLargeError, StageSickError, cause_of
+from exo.topology.ring_plan import WorkerId
 
 _MAX_AGAIN = 3
 
@@ -12,27 +13,27 @@ _MAX_AGAIN = 3
 class Setbacks:
   """Of one request, over all of its attempts."""
   def __init__(self) -> None:
-    self._errors: dict[str, ExoError] = {}  # by node
-    self._doubted: set[str] = set()
-    self._forgiven: set[str] = set()
+    self._errors: dict[WorkerId, ExoError] = {}
+    self._doubted: set[WorkerId] = set()
+    self._forgiven: set[WorkerId] = set()
     self._again = 0
 
   @property
-  def failed(self) -> frozenset[str]:
-    """Nodes that are not asked again."""
+  def failed(self) -> frozenset[WorkerId]:
+    """Workers that are not asked again."""
     return frozenset(self._errors)
 
   @property
-  def with_bad_numbers(self) -> list[str]:
-    return [node for node, error in self._errors.items() if isinstance(error, BadNumbersError)]
+  def with_bad_numbers(self) -> list[WorkerId]:
+    return [worker for worker, error in self._errors.items() if isinstance(error, BadNumbersError)]
 
-  def add(self, node: str, error: ExoError) -> None:
-    self._errors[node] = error
+  def add(self, worker: WorkerId, error: ExoError) -> None:
+    self._errors[worker] = error
 
-  def doubt(self, node: str) -> bool:
-    """Whether this is the first doubt about a node."""
-    new = node not in self._doubted
-    self._doubted.add(node)
+  def doubt(self, worker: WorkerId) -> bool:
+    """Whether this is the first doubt about a worker."""
+    new = worker not in self._doubted
+    self._doubted.add(worker)
     return new
 
   def again(self) -> bool:
@@ -42,17 +43,17 @@ class Setbacks:
 
   @property
   def hopeful(self) -> bool:
-    """A node that has failed may be asked again once it is well."""
-    return any(node not in self._forgiven for node in self._errors)
+    """A worker that has failed may be asked again once it is well."""
+    return any(worker not in self._forgiven for worker in self._errors)
 
-  def forgive(self, is_sick: Callable[[str], bool]) -> None:
-    """Nodes that are well again may be asked again: once, since it is perhaps this request that makes them sick."""
-    for node in [node for node in self._errors if node not in self._forgiven and not is_sick(node)]:
-      del self._errors[node]
-      self._forgiven.add(node)
+  def forgive(self, is_sick: Callable[[WorkerId], bool]) -> None:
+    """Workers that are well again may be asked again: once, since it is perhaps this request that makes them sick."""
+    for worker in [worker for worker in self._errors if worker not in self._forgiven and not is_sick(worker)]:
+      del self._errors[worker]
+      self._forgiven.add(worker)
 
   def verdict(self, no_ring: ExoError) -> ExoError:
-    """What to tell the client when no ring is left: what failed alike on every node is the model's error."""
+    """What to tell the client when no ring is left: what failed alike everywhere is the model's error."""
     errors = list(self._errors.values())
     if not errors:
       return no_ring

@@ -1,4 +1,4 @@
-"""Brings this node's stages of plans into its worker: fetched side by side, loaded one after the other, with room made for each.
+"""Brings stages of plans into a worker: fetched side by side, loaded one after the other, with room made for each.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
-from exo.errors import DeadlineError, ExoError, ModelTooLargeError, PeerLostError, PlanClosedError, ProtocolError
+from exo.errors import DeadlineError, ExoError, ModelTooLargeError, PeerLostError, PlanClosedError
 from exo.inference.engine import StageModel
 from exo.inference.grammar import GrammarCompiler
 from exo.inference.shard import Shard
@@ -26,9 +26,9 @@ _ROOM_TIMEOUT_S = 3600.0
 
 class Residents(Protocol):
   """What is loaded already."""
-  async def give_way(self, plan: RingPlan, but_model: str | None) -> bool | None:
-    """Close the stage that nobody has used for longest, of other models than `but_model`; False where all are in use, None
-    where there is none."""
+  async def give_way(self, worker: Worker, plan: RingPlan, but_model: str | None) -> bool | None:
+    """Close the plan on this worker that nobody has used for longest, of other models than `but_model`; False where all are in
+    use, None where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,8 @@ class OpenedStage:
 
 class StageOpener:
   """For one worker; `residents` are what it has loaded."""
-  def __init__(self, node_id: str, worker: Worker, files: StageFiles, residents: Residents) -> None:
-    self._node_id, self._worker, self._files, self._residents = node_id, worker, files, residents
+  def __init__(self, worker: Worker, files: StageFiles, residents: Residents) -> None:
+    self._worker, self._files, self._residents = worker, files, residents
     self._memory = asyncio.Lock()
     self._lost: dict[str, ExoError] = {}
     self._opening: set[str] = set()
@@ -53,16 +53,13 @@ class StageOpener:
       self._lost[plan_id] = error if isinstance(error, PeerLostError) else PlanClosedError(error.message)
 
   async def open(self, message: OpenPlan) -> OpenedStage:
-    """Fetch and load this node's stage, and see that it computes.
+    """Fetch and load this worker's stage, and see that it computes.
 
     Raises whatever is wrong with model, files, memory or engine; `ModelTooLargeError` where a plan that should stand beside
     another of its model cannot.
     """
     plan = message.plan
-    index = plan.index_of(self._node_id)
-    if index is None:
-      raise ProtocolError(f"{self._node_id} has no stage in plan {plan.plan_id}")
-    shard = plan.stages[index].shard
+    shard = plan.stages[message.stage].shard
     self._opening.add(plan.plan_id)
     try:
       await self._files.fetch(shard, message.fingerprint)  # what is on disk already does not wait for it
@@ -72,7 +69,7 @@ class StageOpener:
           if await self._has_room(message, shard):
             return await self._load(shard, message.fingerprint, plan.plan_id)
         await asyncio.sleep(_ROOM_POLL_S)
-      raise DeadlineError(f"{self._node_id} had no room for {shard} in {_ROOM_TIMEOUT_S:g} s")
+      raise DeadlineError(f"{self._worker.label} had no room for {shard} in {_ROOM_TIMEOUT_S:g} s")
     finally:
       self._opening.discard(plan.plan_id)
       self._lost.pop(plan.plan_id, None)
@@ -101,9 +98,9 @@ class StageOpener:
     if beside:  # with room to spare, since what is left after the weights is all that its cache will ever get
       needed = int(needed * _SPARE)
     while (lost := self._lost.get(plan.plan_id)) is None and self._worker.room < needed:
-      closed = await self._residents.give_way(plan, plan.model_id if beside else None)
+      closed = await self._residents.give_way(self._worker, plan, plan.model_id if beside else None)
       if not closed and beside:
-        raise ModelTooLargeError(f"{self._node_id} has no room for {plan} beside what it runs", missing_mb=1)
+        raise ModelTooLargeError(f"{self._worker.label} has no room for {plan} beside what it runs", missing_mb=1)
       if closed is None:
         return True  # the engine itself says what is missing
       if not closed:
@@ -116,7 +113,7 @@ class StageOpener:
     model = await self._worker.load(shard, await self._files.checkpoint(shard, fingerprint))
     try:
       if model.memory.max_kv_tokens < 2:
-        raise ModelTooLargeError(f"{shard} leaves no memory for its KV cache on {self._node_id}", missing_mb=1)
+        raise ModelTooLargeError(f"{shard} leaves no memory for its KV cache on {self._worker.label}", missing_mb=1)
       if (lost := self._lost.get(plan_id)) is not None:
         raise lost
       bounds = await self._files.frame_bounds(shard, model.memory)

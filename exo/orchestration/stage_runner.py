@@ -1,10 +1,10 @@
-"""One node's stage of one open plan: frames in, frames or tokens out, computed in order on the device thread."""
+"""One stage of one open plan: frames in, frames or tokens out, computed in order on its worker's thread."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -87,11 +87,11 @@ class _Trouble:
 
 
 class StageRunner:
-  """`feed` never waits; at most as many frames are on their way as the first stage lets out."""
+  """Stage number `index` of `plan`. `feed` never waits; at most as many frames are on their way as the first stage lets out."""
   def __init__(
       self,
       plan: RingPlan,
-      node_id: str,
+      index: int,
       model: StageModel,
       worker: Worker,
       send: Send,
@@ -100,15 +100,13 @@ class StageRunner:
       awake: AwakeCores,
       grammars: GrammarCompiler | None = None
   ) -> None:
-    self.plan, self.model = plan, model
-    self._node_id, self._host = node_id, host
-    self._worker, self._send, self._meter = worker, send, meter
-    self._awake = awake if len(plan.stages) > 1 else None
-    previous = plan.previous_of(node_id)
+    self.plan, self.index, self.model, self.worker = plan, index, model, worker
+    self._host, self._send, self._meter = host, send, meter
+    self._awake = awake if len(plan.node_ids) > 1 else None
     self._prompts: dict[int, int] = {}  # tokens of the prompts of all open sequences
     self._entry_nodes: dict[int, str] = {}
-    self._guard = StepGuard(model, node_id, None if previous is None else previous.node_id, self._prompts)
-    self._next = plan.next_of(node_id)
+    self._guard = StepGuard(model, plan, index, self._prompts)
+    self._next = plan.after(index)
     self._head = TokenHead(plan.plan_id, grammars)
     self._refused: set[int] = set()
     self._failed: set[int] = set()  # nothing more is computed of them; their first stage is told once
@@ -133,14 +131,14 @@ class StageRunner:
     if self._awake is not None:
       self._awake.hold()
     arrived = time.perf_counter()
-    self._worker.thread.submit(
+    self.worker.thread.submit(
         lambda: self._computed(frame), lambda outcome, error: self._done(frame, arrived, outcome, error)
     )
 
-  async def close(self) -> None:
-    """Let nothing more out and give the model's memory back, after the frames that wait."""
+  def close(self) -> Coroutine[Any, Any, None]:
+    """Let nothing more out, from now on, and give the model's memory back after the frames that wait."""
     self._closed = True
-    await self._worker.unload(self.model)
+    return self.worker.unload(self.model)
 
   def _done(self, frame: Frame, arrived: float, outcome: _Outcome, error: BaseException | None) -> None:
     self._waiting -= 1
@@ -228,7 +226,7 @@ class StageRunner:
       except Exception as error:  # noqa: BLE001 - whatever it is, it is the affair of this sequence
         log(1, "the cache of sequence %d is given up: %s", sequence, in_words(error))
         self._failed.add(sequence)
-        trouble.failures[sequence] = CacheLostError(f"{self._node_id} lost the cache of this request")
+        trouble.failures[sequence] = CacheLostError(f"{self.plan.name_of(self.index)} lost the cache of this request")
     for opened in frame.opens:
       self._prompts[opened.sequence] = opened.prompt_tokens
       self._entry_nodes[opened.sequence] = opened.request.entry_node
@@ -327,7 +325,8 @@ class StageRunner:
     frame = outcome.frame
     stage_ms = (*frame.stage_ms, outcome.compute_ms, spent_ms)
     if self._next is not None:
-      self._send(self._next.node_id, structs.replace(frame, hidden=outcome.hidden, stage_ms=stage_ms))
+      onward = structs.replace(frame, hidden=outcome.hidden, stage_ms=stage_ms, stage=self.index + 1)
+      self._send(self._next.node_id, onward)
       return
     if frame.entries or frame.refused or frame.failed:  # first, so that the ring goes on while clients are served
       result = StepResult(frame.plan_id, frame.step, tuple(outcome.tokens), stage_ms, frame.refused, frame.failed)
@@ -350,12 +349,13 @@ class StageRunner:
       log(0, "step %d of %s failed: %s", frame.step, self.plan.plan_id, in_words(error))
     if self._changed != frame.step and (frame.drops or frame.ends or frame.opens or frame.truncates):
       # what it says about sequences was done in part or not at all: its requests begin anew on another plan
-      text = f"the caches of {self._node_id} could not be changed: {in_words(error)}"
+      text = f"the caches of {self.plan.name_of(self.index)} could not be changed: {in_words(error)}"
       self._host.crashed(self, PlanClosedError(text))
       return
     try:
       if self._next is not None:  # what the frame ends or begins must still reach the stages behind
-        self._send(self._next.node_id, structs.replace(frame, entries=(), token_ids=EMPTY_TOKEN_IDS, hidden=None))
+        nothing = structs.replace(frame, entries=(), token_ids=EMPTY_TOKEN_IDS, hidden=None, stage=self.index + 1)
+        self._send(self._next.node_id, nothing)
       self._send(self.plan.first.node_id, StepFailed(frame.plan_id, frame.step, Failure(*to_wire(error))))
     except PeerUnreachableError:
       log(1, "step %d of %s failed and its first stage is gone: %s", frame.step, frame.plan_id, error)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import shutil
 import subprocess
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from exo.system_figures import host_name, memory
@@ -103,11 +103,20 @@ def _linux_chip() -> str:
   return platform.machine() or "Unknown chip"
 
 
-def _nvidia() -> tuple[str, int] | None:
-  """(name, memory in MB) of the first NVIDIA GPU, if its driver answers."""
-  line = _command("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits").partition("\n")[0]
-  name, _, memory = line.rpartition(",")
-  return (name.strip(), int(memory)) if name and memory.strip().isdigit() else None
+def _nvidia() -> list[tuple[str, int]]:
+  """(name, memory in MB) of each NVIDIA GPU, if its driver answers."""
+  found = []
+  for line in _command("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits").splitlines():
+    name, _, memory = line.rpartition(",")
+    if not name or not memory.strip().isdigit():
+      return []
+    found.append((name.strip(), int(memory)))
+  return found
+
+
+def gpu_memories_mb() -> list[int]:
+  """What each GPU with memory of its own has of it, where a driver tells. Blocks for up to a few seconds; never raises."""
+  return [memory for _, memory in _nvidia()] if platform.system() != "Darwin" else []
 
 
 def probe_device() -> DeviceCapabilities:
@@ -118,15 +127,8 @@ def probe_device() -> DeviceCapabilities:
     model = _command("sysctl", "-n", "hw.model") or "Mac"
     return DeviceCapabilities(model, chip, memory, flops_of(chip))
   model = _read("/sys/devices/virtual/dmi/id/product_name") or _read("/proc/device-tree/model") or host_name()
-  if (gpu := _nvidia()) is not None:
-    name, gpu_memory = gpu
+  if gpus := _nvidia():
+    name, gpu_memory = gpus[0]
     return DeviceCapabilities(model or "Linux machine", name, gpu_memory, flops_of(name))
   chip = _linux_chip()
   return DeviceCapabilities(model or "Linux machine", chip, memory, flops_of(chip))
-
-
-def offer(capabilities: DeviceCapabilities, max_memory_mb: int | None) -> DeviceCapabilities:
-  """The same device offering at most `max_memory_mb`."""
-  if max_memory_mb is None:
-    return capabilities
-  return replace(capabilities, memory=min(max_memory_mb, capabilities.memory or max_memory_mb))

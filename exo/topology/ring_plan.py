@@ -1,19 +1,50 @@
-"""Which node runs which layers: the one thing that the rest of the program indexes."""
+"""Which workers of which nodes run which layers: the one thing that the rest of the program indexes."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from exo.inference.shard import Shard
 
 
+class WorkerId(NamedTuple):
+  """One device of a node; `worker` is its short name there, as "cpu" or "gpu0"."""
+  node_id: str
+  worker: str
+
+  def __str__(self) -> str:
+    return f"{self.node_id}/{self.worker}" if self.worker else self.node_id
+
+
+Whom = str | WorkerId  # a node with all that it has, or one of its workers
+
+
+def node_of(whom: Whom) -> str:
+  return whom.node_id if isinstance(whom, WorkerId) else whom
+
+
+def names_of(workers: Iterable[WorkerId]) -> list[str]:
+  """What people call them, in order: a node's name is enough where only one of its workers is among them."""
+  found = sorted(set(workers))
+  nodes = [node_id for node_id, _ in found]
+  return [worker.node_id if nodes.count(worker.node_id) == 1 else str(worker) for worker in found]
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
-  """One node's place in a plan."""
+  """One worker's place in a plan."""
   node_id: str
   shard: Shard
+  worker: str = "cpu"
+
+  @property
+  def by(self) -> WorkerId:
+    """Who computes it."""
+    return WorkerId(self.node_id, self.worker)
 
 
 @dataclass(frozen=True)
@@ -31,13 +62,13 @@ class RingPlan:
       expected = stage.shard.end_layer + 1
     if not self.stages or expected != self.stages[0].shard.n_layers:
       raise ValueError(f"the stages of {self.model_id} do not cover its layers")
-    if len({stage.node_id for stage in self.stages}) != len(self.stages):
-      raise ValueError(f"a node has two stages of {self.model_id}")
+    if len({stage.by for stage in self.stages}) != len(self.stages):
+      raise ValueError(f"a worker has two stages of {self.model_id}")
 
   @cached_property
   def plan_id(self) -> str:
     """Equal plans have equal ids, whoever made them."""
-    text = "\n".join([self.model_id, self.epoch, *(f"{s.node_id} {s.shard}" for s in self.stages)])
+    text = "\n".join([self.model_id, self.epoch, *(f"{s.by} {s.shard}" for s in self.stages)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
   @property
@@ -48,24 +79,33 @@ class RingPlan:
   def last(self) -> Stage:
     return self.stages[-1]
 
-  @property
+  @cached_property
   def node_ids(self) -> tuple[str, ...]:
-    return tuple(stage.node_id for stage in self.stages)
+    """The nodes that have a stage, each once, in ring order."""
+    return tuple(dict.fromkeys(stage.node_id for stage in self.stages))
 
-  def index_of(self, node_id: str) -> int | None:
-    """The place of a node in the ring, None where it has no stage."""
-    return next((i for i, stage in enumerate(self.stages) if stage.node_id == node_id), None)
+  @property
+  def workers(self) -> tuple[WorkerId, ...]:
+    return tuple(stage.by for stage in self.stages)
 
-  def next_of(self, node_id: str) -> Stage | None:
-    """The stage that gets this node's hidden states; None after the last."""
-    index = self.index_of(node_id)
-    return self.stages[index + 1] if index is not None and index + 1 < len(self.stages) else None
+  def has(self, node_id: str) -> bool:
+    """Whether this node has a stage."""
+    return node_id in self.node_ids
 
-  def previous_of(self, node_id: str) -> Stage | None:
-    """The stage that this node gets hidden states from; None before the first."""
-    index = self.index_of(node_id)
+  def after(self, index: int) -> Stage | None:
+    """The stage that gets this one's hidden states; None after the last."""
+    return self.stages[index + 1] if index + 1 < len(self.stages) else None
+
+  def before(self, index: int) -> Stage | None:
+    """The stage that this one gets hidden states from; None before the first."""
     return self.stages[index - 1] if index else None
 
+  def name_of(self, index: int) -> str:
+    """Who computes a stage, for people: a node's name is enough where it has no other stage."""
+    stage = self.stages[index]
+    alone = sum(other.node_id == stage.node_id for other in self.stages) == 1
+    return stage.node_id if alone else str(stage.by)
+
   def __str__(self) -> str:
-    spans = ", ".join(f"{s.node_id} {s.shard.start_layer}-{s.shard.end_layer}" for s in self.stages)
-    return f"{self.model_id} over {spans}"
+    spans = (f"{self.name_of(i)} {s.shard.start_layer}-{s.shard.end_layer}" for i, s in enumerate(self.stages))
+    return f"{self.model_id} over {', '.join(spans)}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from exo.errors import EngineUnavailableError, PeerUnreachableError
 from exo.inference.shard import Shard
 from exo.topology.model_size import ModelSize, WeightMemory
-from exo.topology.ring_plan import RingPlan, Stage
+from exo.topology.ring_plan import RingPlan, Stage, WorkerId
 
 _MOST_NAMED = 8  # workers in one error
 
@@ -31,7 +31,7 @@ class WorkerState:
 
   `offered_bytes` is what layers are divided by, `usable_bytes` what of it the worker can really use now: free, or taken by
   what it has loaded. `cannot` is why the worker can run nothing of this model; None where it can. `whole_only`: it can run
-  the model, but no part of it.
+  the model, but no part of it. `alone`: it is the only one of its node, whose name is then enough for people.
   """
   node_id: str
   worker: str
@@ -41,6 +41,7 @@ class WorkerState:
   weights: WeightMemory = field(default_factory=WeightMemory)
   cannot: str | None = None
   whole_only: bool = False
+  alone: bool = False
 
   @property
   def room_bytes(self) -> int:
@@ -56,7 +57,11 @@ class WorkerState:
     return start == end or (self.cannot is None and (not self.whole_only or end - start == model.n_layers))
 
   def __str__(self) -> str:
-    return f"{self.node_id}/{self.worker}" if self.worker else self.node_id
+    return self.node_id if self.alone else str(self.by)
+
+  @property
+  def by(self) -> WorkerId:
+    return WorkerId(self.node_id, self.worker)
 
 
 @dataclass(frozen=True)
@@ -109,17 +114,19 @@ class RingState:
     stages, start = [], 0
     for worker, count in layers:
       if count:
-        stages.append(Stage(worker.node_id, Shard(model.model_id, start, start + count - 1, model.n_layers)))
+        stages.append(
+            Stage(worker.node_id, Shard(model.model_id, start, start + count - 1, model.n_layers), worker.worker)
+        )
         start += count
     return RingPlan(model.model_id, self.epoch, tuple(stages))
 
   def check(self, model: ModelNeeds, plan: RingPlan) -> None:
     """Raises `ValueError` for a plan that is not of this ring, or that gives a worker what it cannot hold or run."""
-    able = {w.node_id: w for w in self.able}
+    able = {w.by: w for w in self.able}
     for stage in plan.stages:
-      worker, start, end = able.get(stage.node_id), stage.shard.start_layer, stage.shard.end_layer + 1
+      worker, start, end = able.get(stage.by), stage.shard.start_layer, stage.shard.end_layer + 1
       if worker is None or not worker.runs(model, start, end):
-        raise ValueError(f"{plan}: {stage.node_id} cannot run its part of {model.model_id}")
+        raise ValueError(f"{plan}: {stage.by} cannot run its part of {model.model_id}")
       if worker.stage_bytes(model, start, end) > worker.room_bytes:
         raise ValueError(f"{plan}: {worker} has no room for its layers")
     if (plan.model_id, plan.epoch, plan.first.shard.n_layers) != (model.model_id, self.epoch, model.n_layers):

@@ -73,7 +73,7 @@ def _ring_height(view: RingView, per_node: int) -> int:
 
 
 def _in_ring_order(view: RingView) -> list[NodeView]:
-  staged = [node_id for chain in view.chains for node_id, _ in chain.stages]
+  staged = [stage.node_id for chain in view.chains for stage in chain.stages]
   by_id = {node.node_id: node for node in view.nodes}
   order = dict.fromkeys([*staged, *by_id])
   return [by_id[node_id] for node_id in order if node_id in by_id]
@@ -113,9 +113,18 @@ def _load(node: NodeView) -> Text:
 
 
 def _layers(node: NodeView) -> str:
-  held = ", ".join(f"{escape(s.model_id)} {s.start_layer}-{s.end_layer}" for s in node.shards)
-  sick = "; ".join(escape(f"cannot run {a.model_id}: {a.reason}") for a in node.ailments)
-  return "; ".join(part for part in (sick, held) if part) or "no layers"
+  several = len(node.workers) > 1
+  held = ", ".join(
+      f"{escape(s.model_id)} {s.start_layer}-{s.end_layer}" + (f" on {worker.name}" if several else "")
+      for worker in node.workers for s in worker.shards
+  )
+  sick = "; ".join(
+      escape((f"{a.worker} " if several else "") + f"cannot run {a.model_id}: {a.reason}") for a in node.ailments
+  )
+  broken = "; ".join(
+      escape(f"{worker.name}: {worker.problem}") for worker in node.workers if several and worker.problem
+  )
+  return "; ".join(part for part in (broken, sick, held) if part) or "no layers"
 
 
 def _device(node: NodeView) -> str:

@@ -1,4 +1,4 @@
-"""The one thread that owns the compute device. Everything an engine does happens here, one call after another."""
+"""The one thread that owns a compute device. Everything an engine does there happens on it, one call after another."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -107,14 +108,15 @@ def _rotated(x: Floats) -> Floats:
   return np.concatenate([a * np.cos(angles) - b * np.sin(angles), b * np.cos(angles) + a * np.sin(angles)], axis=-1)
 
 
-def prove(engine: InferenceEngine, threads: int, quantize: str | None = None, library_debug: int = 0) -> None:
+def prove(engine: InferenceEngine, how: LoadOptions) -> None:
   """Load the proof's model, compute a few tokens, and compare. On the device thread; a moment's work, and no model's
-  files are read. `threads`, `quantize` and `library_debug` as the node loads its models with.
+  files are read. `how` is what the worker loads its models with, sizes aside.
 
   Raises `EngineError` with what is wrong, or whatever the engine raises.
   """
   checkpoint = ProofCheckpoint()
-  options = LoadOptions(2**28, threads, max_sequences=2, max_context=64, quantize=quantize, library_debug=library_debug)
+  quantize = how.quantize
+  options = replace(how, memory_bytes=2**28, kv_memory_bytes=None, max_sequences=2, max_context=64)
   model = engine.load(Shard("proof", 0, 0, 1), checkpoint, options, lambda _: None)
   try:
     found, position = [], 0

@@ -26,6 +26,7 @@ from exo.errors import (
 )
 from exo.inference.engine import Activation, Batch, BatchEntry, LogitsOf, StageModel
 from exo.log import log
+from exo.topology.ring_plan import RingPlan
 
 CHECK_SEQUENCE = 0  # schedulers count from 1
 LARGEST = 1e18  # its square still is a float32, so a norm of anything up to it is finite
@@ -52,12 +53,13 @@ class Guarded:
 
 
 class StepGuard:
-  """For one stage of one plan. `previous` is the node that its hidden states come from, None on the first stage.
+  """For stage number `index` of a plan.
 
   `prompt_tokens` has the length of each open sequence's prompt; it is the caller's, who goes on changing it.
   """
-  def __init__(self, model: StageModel, node_id: str, previous: str | None, prompt_tokens: Mapping[int, int]) -> None:
-    self._model, self._node_id, self._previous, self._prompt_tokens = model, node_id, previous, prompt_tokens
+  def __init__(self, model: StageModel, plan: RingPlan, index: int, prompt_tokens: Mapping[int, int]) -> None:
+    self._model, self._plan, self._index, self._prompt_tokens = model, plan, index, prompt_tokens
+    self._name = plan.name_of(index)
 
   def run(self, batch: Batch, compute: Compute) -> Guarded:
     """Compute what can be. `compute` is the engine's `step` or `hidden_states`."""
@@ -78,12 +80,13 @@ class StepGuard:
     return out
 
   def _refuse_arrived(self, out: Guarded) -> None:
-    assert out.batch.hidden is not None and self._previous is not None
+    assert out.batch.hidden is not None and self._index > 0
     bad = _bad_entries(out.batch, out.batch.hidden)
+    sender, (node_id, worker) = self._plan.name_of(self._index - 1), self._plan.stages[self._index - 1].by
     for entry in bad:
       out.failures[
           entry.sequence
-      ] = BadNumbersError(f"the numbers that {self._previous} sent are not finite", node=self._previous, recomputed=0)
+      ] = BadNumbersError(f"the numbers that {sender} sent are not finite", node=node_id, worker=worker, recomputed=0)
     out.batch = out.batch.only(lambda entry: entry not in bad)
 
   def _again(self, out: Guarded, compute: Compute) -> None:
@@ -91,7 +94,7 @@ class StepGuard:
     assert out.rows is not None
     bad = _bad_entries(out.batch, out.rows)
     log(
-        0, "%s computed numbers that are not finite for %d of %d entries; trying again", self._node_id, len(bad),
+        0, "%s computed numbers that are not finite for %d of %d entries; trying again", self._name, len(bad),
         len(out.batch.entries)
     )
     parts = {e.sequence: rows for e, rows in _parts(out.batch, np.array(out.rows))}
@@ -133,8 +136,9 @@ class StepGuard:
     out.failures[entry.sequence] = self._bad_numbers(recomputed=1)
 
   def _bad_numbers(self, recomputed: int) -> BadNumbersError:
-    text = f"{self._node_id} computes numbers that are not finite"
-    return BadNumbersError(text, node=self._node_id, recomputed=recomputed)
+    node_id, worker = self._plan.stages[self._index].by
+    text = f"{self._name} computes numbers that are not finite"
+    return BadNumbersError(text, node=node_id, worker=worker, recomputed=recomputed)
 
   def _join(self, out: Guarded, parts: dict[int, Rows]) -> None:
     for sequence in out.failures:
@@ -152,7 +156,7 @@ class StepGuard:
           self._model.truncate(entry.sequence, entry.position)
       except Exception as error:  # noqa: BLE001 - of an engine in an unknown state
         log(1, "the cache of sequence %d is given up: %s", entry.sequence, in_words(error))
-        out.failures[entry.sequence] = CacheLostError(f"{self._node_id} lost the cache of this request")
+        out.failures[entry.sequence] = CacheLostError(f"{self._name} lost the cache of this request")
 
   def _forget(self, sequence: int) -> None:
     try:
@@ -169,7 +173,7 @@ class StepGuard:
     except OutOfMemoryError:  # all its room is taken by others, whom it computes for
       return None
     except BaseException as error:  # noqa: BLE001 - as in `run`
-      return stage_sick(self._node_id, self._model.shard.model_id, _engine_error(error))
+      return stage_sick(self._name, *self._plan.stages[self._index].by, self._plan.model_id, _engine_error(error))
     return None
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from exo.errors import in_words
 from exo.inference.engine import LoadOptions, StageModel
@@ -29,9 +30,14 @@ class WorkerOptions:
 
 
 class Worker:
-  """`offered_bytes` is the memory that it gives to weights and caches. `label` is what people call it."""
-  def __init__(self, label: str, offers: Sequence[EngineOffer], offered_bytes: int, options: WorkerOptions) -> None:
-    self.label, self.offered_bytes, self.options = label, offered_bytes, options
+  """`name` is short and the only such one on its node, `label` what people call it among all workers of a ring.
+
+  `offered_bytes` is the memory that it gives to weights and caches.
+  """
+  def __init__(
+      self, name: str, label: str, offers: Sequence[EngineOffer], offered_bytes: int, options: WorkerOptions
+  ) -> None:
+    self.name, self.label, self.offered_bytes, self.options = name, label, offered_bytes, options
     self.thread = DeviceThread()
     self.engines = WorkerEngines(offers)
     self.loader = ShardLoader(self.thread, self.engines)
@@ -51,24 +57,28 @@ class Worker:
 
   async def load(self, shard: Shard, checkpoint: Checkpoint) -> StageModel:
     """With all room that there is. Raises as `ShardLoader.load` does."""
-    options = self.options
-    model = await self.loader.load(
-        shard, checkpoint,
-        LoadOptions(
-            self.room,
-            self._threads,
-            options.kv_memory_bytes,
-            quantize=options.quantize,
-            library_debug=options.library_debug
-        )
-    )
+    model = await self.loader.load(shard, checkpoint, self._load_options())
     self._models.append(model)
     return model
 
-  async def unload(self, model: StageModel) -> None:
+  def _load_options(self) -> LoadOptions:
+    given = self.options
+    return LoadOptions(
+        self.room,
+        self._threads,
+        given.kv_memory_bytes,
+        quantize=given.quantize,
+        library_debug=given.library_debug,
+        device=self.name
+    )
+
+  def unload(self, model: StageModel) -> Coroutine[Any, Any, None]:
     """Give a model's memory back, after what was submitted before. An engine that cannot is not the affair of who needs the
-    room next: that counts as given back from now on, since nothing can be loaded before."""
+    room next: that counts as given back at once, since nothing can be loaded before."""
     self._models = [other for other in self._models if other is not model]
+    return self._close_model(model)
+
+  async def _close_model(self, model: StageModel) -> None:
     try:
       await self.thread.run(model.close)
     except Exception as error:  # noqa: BLE001 - of an engine in an unknown state
@@ -103,4 +113,4 @@ class Worker:
     await self.thread.run(work)
 
   def _prove_engine(self, name: str) -> None:
-    prove(self.engines.instance(name), self._threads, self.options.quantize, self.options.library_debug)
+    prove(self.engines.instance(name), self._load_options())

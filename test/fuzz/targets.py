@@ -41,10 +41,11 @@ from exo.networking.udp.guard import DatagramGuard
 from exo.networking.udp.seal import DatagramSeal
 from exo.topology.device_capabilities import DeviceCapabilities
 from exo.topology.ring_plan import RingPlan, Stage
+from test.support.workers import dummy_offers
 
 CORPUS = Path(__file__).resolve().parents[1] / "data" / "fuzz"
 KEY = "a key of the fuzzer, which is long enough"
-HELLO = m.Hello("node", 7, 50000, DeviceCapabilities("Model", "Chip", 1000), "dummy", "none", "1", ("mine", ))
+HELLO = m.Hello("node", 7, 50000, DeviceCapabilities("Model", "Chip", 1000), dummy_offers(1000), "1", ("mine", ))
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def _envelopes() -> tuple[bytes, ...]:
       "p", "e", 9, entries, np.array([5, 6, 7], np.int32), hidden, (m.SequenceOpen(2, request, 3), ), (8, 9), (1.5, )
   )
   said: list[m.Message] = [
-      frame, m.Heartbeat(3, True, 1000, True, (Shard("m", 0, 3, 8), )), m.Submit(m.OpenPlan(plan, "abc"), request),
+      frame, m.Heartbeat(3, True, True, (m.WorkerBeat("cpu", 1000, 3, (Shard("m", 0, 3, 8), )), )), m.Submit(m.OpenPlan(plan, "abc"), request),
       m.OpenPlan(plan, "abc", (("b", "10.0.0.2:50"), )), m.ClosePlan("p", m.Failure("peer_lost", "gone", "{}")),
       m.StepResult("p", 9, (m.SequenceToken(1, 7, "stop"), ), (1.0, 2.0)), m.Cancel("p", "r"), m.Done(),
       m.TokenDelivery("p", "r", 1, 4, (), "stop"), m.RequestFailed("p", "r", m.Failure("x", "y"))

@@ -14,6 +14,7 @@ from exo.networking.grpc.stream import METHOD
 from exo.networking.grpc.wire import envelope_bytes
 from exo.networking.messages import Hello
 from exo.topology.device_capabilities import DeviceCapabilities
+from test.support.workers import dummy_offers
 
 KEY, OTHER_KEY = new_key_text(), new_key_text()
 
@@ -24,7 +25,7 @@ def keyring(*texts: str) -> ClusterKeyring:
 
 def hello(node_id: str, port: int = 50000, incarnation: int = 7) -> Hello:
   return Hello(
-      node_id, incarnation, port, DeviceCapabilities("Secret model", "Secret chip", 1000), "dummy", "none", "1"
+      node_id, incarnation, port, DeviceCapabilities("Secret model", "Secret chip", 1000), dummy_offers(1000), "1"
   )
 
 

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from exo.config import Config
 from exo.download.model_store import ModelStore
@@ -17,30 +18,37 @@ from exo.networking.messages import Hello
 from exo.orchestration.generation import GenerationSpec
 from exo.orchestration.model_catalog import ModelCatalog
 from exo.orchestration.node import Node
+from exo.orchestration.stage_runner import StageRunner
 from exo.topology.device_capabilities import DeviceCapabilities
 from exo.topology.placements import load_strategy
-from test.support.engines import DUMMY
+from test.support.workers import dummy_offers, dummy_workers
 
 CONFIG = Config(default_model="dummy", chatgpt_api_response_timeout=20)
 
 
 def make_node(
-    tmp_path: Path, network: LocalNetwork, node_id: str, memory: int, model_dirs: Sequence[Path] = ()
+    tmp_path: Path,
+    network: LocalNetwork,
+    node_id: str,
+    memory: int,
+    model_dirs: Sequence[Path] = (),
+    devices: Sequence[str] = ("cpu", )
 ) -> Node:
-  hello = Hello(node_id, 1, 50000, DeviceCapabilities(memory=memory), "dummy", "none", "1")
+  hello = Hello(node_id, 1, 50000, DeviceCapabilities(memory=memory), dummy_offers(memory, devices), "1")
   return Node(
-      CONFIG, hello, LocalMesh(hello, network), NoDiscovery(), ModelCatalog(ModelStore(tmp_path, model_dirs)), DUMMY,
-      load_strategy("memory")
+      CONFIG, hello, LocalMesh(hello, network), NoDiscovery(), ModelCatalog(ModelStore(tmp_path, model_dirs)),
+      dummy_workers(node_id, memory, devices), load_strategy("memory")
   )
 
 
 @asynccontextmanager
-async def local_ring(tmp_path: Path, *memories: int,
-                     model_dirs: Sequence[Path] = ()) -> AsyncIterator[tuple[list[Node], LocalNetwork]]:
-  """Nodes n0, n1, … that offer these MB."""
+async def local_ring(
+    tmp_path: Path, *memories: int, model_dirs: Sequence[Path] = (), devices: Sequence[str] = ("cpu", )
+) -> AsyncIterator[tuple[list[Node], LocalNetwork]]:
+  """Nodes n0, n1, … that offer these MB, divided evenly among a worker for each of `devices`."""
   network, nodes = LocalNetwork(), []
   for i, memory in enumerate(memories):
-    node = make_node(tmp_path, network, f"n{i}", memory, model_dirs)
+    node = make_node(tmp_path, network, f"n{i}", memory, model_dirs, devices)
     await node.start()
     nodes.append(node)
   try:
@@ -73,7 +81,7 @@ async def settled(nodes: list[Node]) -> None:
   """Everything that ended requests held is free again, on every stage."""
   for _ in range(200):
     if all(
-        opened.runner.idle and (opened.driver is None or opened.driver.idle) for node in nodes
+        opened.idle and (opened.driver is None or opened.driver.idle) for node in nodes
         for opened in node.plans._open.values()
     ):
       break
@@ -81,8 +89,16 @@ async def settled(nodes: list[Node]) -> None:
   for node in nodes:
     assert len(node.desk) == 0
     for opened in node.plans._open.values():
-      assert opened.runner.idle
-      assert set(opened.runner.model._cache) == opened.runner.kept  # type: ignore[attr-defined]
+      assert opened.idle
+      for stage in opened.stages.values():
+        assert set(stage.runner.model._cache) == stage.runner.kept  # type: ignore[attr-defined]
       if opened.driver is not None:
         assert opened.driver.scheduler.counts.reserved_kv_tokens == 0
-        assert opened.driver.scheduler.counts.kept == len(opened.runner.kept)
+        assert opened.driver.scheduler.counts.kept == len(opened.stages[0].runner.kept)
+
+
+def runner_of(opened: Any) -> StageRunner:
+  """The one stage of a plan that a node has."""
+  (stage, ) = opened.stages.values()
+  runner: StageRunner = stage.runner
+  return runner

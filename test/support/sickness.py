@@ -18,18 +18,18 @@ ROOMY = 1000
 
 
 class Sickness:
-  """Faults of one node: `load` raises before each load, `step` is called in place of every model's own."""
-  def __init__(self, node: Node) -> None:
+  """Faults of one of a node's workers: `load` raises before each load, `step` is called in place of every model's own."""
+  def __init__(self, node: Node, worker: int = 0) -> None:
     self.load: Callable[[], None] | None = None
     self.step: Callable[[Step, Batch], np.ndarray] | None = None
     self.loads = 0
-    loader = node.worker.loader
+    loader = node.workers[worker].loader
     original = loader.load
 
     async def load(*arguments: object) -> StageModel:
       self.loads += 1
       if self.load is not None:
-        await node.worker.thread.run(self.load)
+        await node.workers[worker].thread.run(self.load)
       model = await original(*arguments)  # type: ignore[arg-type]
       model.step = partial(self._step, model.step)  # type: ignore[method-assign]
       return model

@@ -15,9 +15,10 @@ from exo.networking.grpc.grpc_mesh import GrpcMesh
 from exo.networking.grpc.link import Link
 from exo.networking.grpc.stream import EnvelopeStream
 from exo.networking.mesh import PeerCandidate
-from exo.networking.messages import Done, Heartbeat, Hello, Message
+from exo.networking.messages import Done, Heartbeat, Hello, Message, WorkerBeat
 from exo.topology.device_capabilities import DeviceCapabilities, DeviceFlops
 from test.support.nodes import NodeProcess
+from test.support.workers import dummy_offers
 
 
 class Mute:
@@ -38,7 +39,7 @@ class Mute:
     return Done()
 
   def heartbeat(self) -> Heartbeat:
-    return Heartbeat(0, False, 1)
+    return Heartbeat(0, workers=(WorkerBeat("cpu", 1), ))
 
 
 class Stranger:
@@ -110,7 +111,9 @@ def grpc_port(node: NodeProcess) -> int:
 
 
 def says(node_id: str, memory: int = 1000, **more: object) -> Hello:
-  return Hello(node_id, 1, 0, DeviceCapabilities("m", "c", memory, DeviceFlops(1, 1, 1)), "dummy", "none", "1", **more)
+  return Hello(
+      node_id, 1, 0, DeviceCapabilities("m", "c", memory, DeviceFlops(1, 1, 1)), dummy_offers(memory), "1", **more
+  )
 
 
 @asynccontextmanager

@@ -26,7 +26,7 @@ from exo.orchestration.model_catalog import ModelCatalog
 from exo.orchestration.node import Node
 from exo.topology.device_capabilities import DeviceCapabilities
 from exo.topology.placements import load_strategy
-from test.support.engines import DUMMY
+from test.support.workers import dummy_offers, dummy_workers
 
 ANSWER_S = 5.0  # for an answer; far more than one takes
 SETTLE_S = 4.0
@@ -120,11 +120,12 @@ class Cluster:
   async def start(self) -> None:
     for i in range(self.count):
       name = f"n{i}"
-      hello = Hello(name, time.time_ns() // 10**6, 0, DeviceCapabilities(memory=1000), "dummy", "none", "1")
+      hello = Hello(name, time.time_ns() // 10**6, 0, DeviceCapabilities(memory=1000), dummy_offers(1000), "1")
       config = Config(default_model="dummy", exo_home=self._home, chatgpt_api_port=0, chatgpt_api_response_timeout=60)
       mesh = GrpcMesh(hello, "127.0.0.1", 60)
       node = Node(
-          config, hello, mesh, NoDiscovery(), ModelCatalog(ModelStore(self._home)), DUMMY, load_strategy("memory")
+          config, hello, mesh, NoDiscovery(), ModelCatalog(ModelStore(self._home)), dummy_workers(name, 1000),
+          load_strategy("memory")
       )
       await node.start()
       self.nodes.append(node)
@@ -167,12 +168,12 @@ class Cluster:
       node.planner._book._preparing.clear()
       await node.plans.close_model("dummy")
       node.catalog._opened.clear()
-      node.worker.engines.renew()
+      node.workers[0].engines.renew()
 
   @property
   def unwell(self) -> bool:
     """A node takes no part in the model for a while, or is looking whether it still computes."""
-    return any(node.planner.ailments() or node.worker.health.doubted for node in self.nodes)
+    return any(node.planner.ailments() or node.workers[0].health.doubted for node in self.nodes)
 
   def left(self) -> list[str]:
     """What still is there of requests, in words."""
@@ -185,14 +186,15 @@ class Cluster:
       if node.activity.running:
         found.append(f"{node.node_id} shows a running request")
       for opened in node.plans._open.values():
-        if set(opened.runner.model._cache) != opened.runner.kept:
-          found.append(f"caches {sorted(opened.runner.model._cache)} but kept {sorted(opened.runner.kept)}")
+        runner = opened.stages[min(opened.stages)].runner
+        if set(runner.model._cache) != runner.kept:
+          found.append(f"caches {sorted(runner.model._cache)} but kept {sorted(runner.kept)}")
         if opened.driver is not None:
           counts = opened.driver.scheduler.counts
           if counts.reserved_kv_tokens:
             found.append(f"{counts.reserved_kv_tokens} tokens reserved")
-          if counts.kept != len(opened.runner.kept):
-            found.append(f"the scheduler keeps {counts.kept}, the stage {len(opened.runner.kept)}")
+          if counts.kept != len(runner.kept):
+            found.append(f"the scheduler keeps {counts.kept}, the stage {len(runner.kept)}")
     return found
 
 

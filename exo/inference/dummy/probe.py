@@ -8,8 +8,16 @@ from exo.topology.model_size import WeightMemory
 
 
 def probe(quantize: str | None = None) -> EngineOffer:
-  repertoire = Repertoire(any_model=True)
-  return EngineOffer("dummy", "none", "it computes nothing", -1, repertoire=repertoire, weights=weight_memory(quantize))
+  weights = weight_memory(quantize)
+  return EngineOffer(
+      "dummy",
+      "none",
+      "it computes nothing",
+      -1,
+      repertoire=Repertoire(any_model=True),
+      weights=weights,
+      any_device=True
+  )
 
 
 def weight_memory(quantize: str | None) -> WeightMemory:

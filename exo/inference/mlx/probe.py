@@ -74,7 +74,8 @@ def probe(quantize: str | None = None) -> EngineOffer:
   else:
     reason, rank = "MLX runs on this CPU, with an optimized BLAS", 15
   version = f"{library_version('mlx')}, mlx-lm {library_version('mlx-lm')}"
-  return EngineOffer("mlx", device, reason, rank, version, "", repertoire(), weight_memory(quantize))
+  devices = ("gpu0", ) if apple else ("cpu", )
+  return EngineOffer("mlx", device, reason, rank, version, "", repertoire(), weight_memory(quantize), devices=devices)
 
 
 def weight_memory(quantize: str | None) -> WeightMemory:

@@ -48,7 +48,7 @@ class TinygradStage(StageBase):
     budget = KvBudget.of(shard, config, options, np.dtype(np.float32).itemsize)
     context = budget.max_context
     bits = choose_quantize("tinygrad", QUANTIZE, options.quantize).bits
-    self._device = ComputeDevice(devices(), options.library_debug)
+    self._device = ComputeDevice(devices(options.device), options.library_debug)
     self._decoder = Decoder(self._device, shard, tensors, context, options.max_sequences, bits)
     self._decoder.load(lambda fraction: progress(fraction / 2))
     tokens = budget.tokens(self._device.weight_bytes)

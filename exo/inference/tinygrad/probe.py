@@ -46,10 +46,20 @@ def _read(file: Path) -> str:
     return ""
 
 
-def devices() -> tuple[str, ...]:
-  """tinygrad's names of the devices to try, best first."""
+def devices(wanted: str = "") -> tuple[str, ...]:
+  """tinygrad's names of the devices to try, best first; `wanted` is a short name of `EngineOffer.devices`, "" any."""
   gpu = find_gpu()
-  return (*gpu[1], "CPU") if gpu else ("CPU", )
+  if gpu is None:
+    return ("CPU", )
+  number = wanted.removeprefix("gpu")
+  if number.isdigit() and int(number) > 0:
+    return tuple(f"{name}:{int(number)}" for name in gpu[1])
+  return (*gpu[1], "CPU")
+
+
+def _gpus(root: Path = Path("/")) -> int:
+  """How many GPUs of the kind that `find_gpu` finds there are, where that can be seen."""
+  return max(1, len(list((root / "dev").glob("nvidia[0-9]*"))))
 
 
 def repertoire() -> Repertoire:
@@ -67,8 +77,10 @@ def probe(quantize: str | None = None) -> EngineOffer:
     reason, rank = "there is a GPU that tinygrad drives", 30
   elif shutil.which("clang") is None:
     missing = f"lacks its compiler ({CLANG_ADVICE})"
+  names = tuple(f"gpu{i}" for i in range(_gpus())) if gpu else ("cpu", )
   version = library_version("tinygrad")
-  return EngineOffer("tinygrad", device, reason, rank, version, missing, repertoire(), weight_memory(quantize))
+  weights = weight_memory(quantize)
+  return EngineOffer("tinygrad", device, reason, rank, version, missing, repertoire(), weights, devices=names)
 
 
 def weight_memory(quantize: str | None) -> WeightMemory:

@@ -13,7 +13,15 @@ import numpy as np
 from exo.errors import ProtocolError
 from exo.inference.sampling import TokenLogprob
 from exo.networking import messages as m
-from exo.networking.bounds import MAX_FINGERPRINT, MAX_MODEL_ID, MAX_PLAN_ID, MAX_REQUEST_ID, MAX_STAGES, is_node_id
+from exo.networking.bounds import (
+    MAX_FINGERPRINT,
+    MAX_MODEL_ID,
+    MAX_PLAN_ID,
+    MAX_REQUEST_ID,
+    MAX_STAGES,
+    is_node_id,
+    is_worker_name,
+)
 from exo.networking.grpc import model_codec
 from exo.networking.grpc import node_service_pb2 as pb
 from exo.networking.grpc.failure_codec import failure_in, failure_out
@@ -28,7 +36,8 @@ _MAX_TOKENS = 4096  # of one step and sequence
 
 def _plan_out(plan: RingPlan, addresses: dict[str, str]) -> pb.Plan:
   stages = [
-      pb.Stage(node_id=s.node_id, shard=shard_out(s.shard), address=addresses.get(s.node_id, "")) for s in plan.stages
+      pb.Stage(node_id=s.node_id, worker=s.worker, shard=shard_out(s.shard), address=addresses.get(s.node_id, ""))
+      for s in plan.stages
   ]
   return pb.Plan(model_id=plan.model_id, epoch=plan.epoch, stages=stages)
 
@@ -36,26 +45,31 @@ def _plan_out(plan: RingPlan, addresses: dict[str, str]) -> pb.Plan:
 def _plan_in(plan: pb.Plan) -> RingPlan:
   if len(plan.stages) > MAX_STAGES or len(plan.model_id) > MAX_MODEL_ID or len(plan.epoch) > MAX_PLAN_ID:
     raise ProtocolError("a plan is malformed: it has too many stages, or endless names")
-  if not all(is_node_id(s.node_id) for s in plan.stages):
-    raise ProtocolError("a plan is malformed: it names nodes that cannot be")
+  if not all(is_node_id(s.node_id) and is_worker_name(s.worker) for s in plan.stages):
+    raise ProtocolError("a plan is malformed: it names nodes or workers that cannot be")
   try:
-    return RingPlan(plan.model_id, plan.epoch, tuple(Stage(s.node_id, shard_in(s.shard)) for s in plan.stages))
+    return RingPlan(
+        plan.model_id, plan.epoch, tuple(Stage(s.node_id, shard_in(s.shard), s.worker) for s in plan.stages)
+    )
   except ValueError as error:
     raise ProtocolError(f"a plan is malformed: {error}") from error
 
 
 def _open_out(message: m.OpenPlan) -> pb.OpenPlan:
   return pb.OpenPlan(
-      plan=_plan_out(message.plan, dict(message.addresses)), fingerprint=message.fingerprint, beside=message.beside
+      plan=_plan_out(message.plan, dict(message.addresses)),
+      fingerprint=message.fingerprint,
+      beside=message.beside,
+      stage=message.stage
   )
 
 
 def _open_in(o: pb.OpenPlan) -> m.OpenPlan:
   plan = _plan_in(o.plan)
-  return m.OpenPlan(
-      plan, o.fingerprint[:MAX_FINGERPRINT], tuple((s.node_id, s.address[:80]) for s in o.plan.stages if s.address),
-      o.beside
-  )
+  if o.stage >= len(plan.stages):
+    raise ProtocolError(f"stage {o.stage} of a plan with {len(plan.stages)} is to be opened")
+  addresses = {s.node_id: s.address[:80] for s in o.plan.stages if s.address}
+  return m.OpenPlan(plan, o.fingerprint[:MAX_FINGERPRINT], tuple(addresses.items()), o.beside, o.stage)
 
 
 def _opened_in(o: pb.PlanOpened) -> m.PlanOpened:

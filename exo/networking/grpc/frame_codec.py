@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from exo.errors import ProtocolError
 from exo.inference.engine import BatchEntry, Count
 from exo.networking import messages as m
+from exo.networking.bounds import MAX_STAGES
 from exo.networking.grpc import node_service_pb2 as pb
 from exo.networking.grpc.failure_codec import failure_in, failure_out
 from exo.networking.grpc.request_codec import request_in, request_out
@@ -29,6 +30,7 @@ class FrameBody(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
   """`messages.Frame` on the wire. `changes` is a `pb.CacheChanges`, empty for most frames."""
   plan_id: str
   epoch: str
+  stage: Annotated[int, msgspec.Meta(ge=0, lt=MAX_STAGES)]
   step: Count
   run: Annotated[int, msgspec.Meta(ge=1, le=1024)]
   entries: Annotated[tuple[BatchEntry, ...], m.MOST_OF_A_STEP]
@@ -49,7 +51,9 @@ def frame_out(f: m.Frame, wire: WireDtype) -> bytes:
   changed = f.opens or f.drops or f.ends or f.truncates or f.refused or f.failed
   changes = _changes_out(f) if changed else b""
   return _ENCODER.encode(
-      FrameBody(f.plan_id, f.epoch, f.step, f.run, f.entries, bytes_of(f.token_ids), f.stage_ms, hidden, changes)
+      FrameBody(
+          f.plan_id, f.epoch, f.stage, f.step, f.run, f.entries, bytes_of(f.token_ids), f.stage_ms, hidden, changes
+      )
   )
 
 
@@ -69,7 +73,7 @@ def frame_in(data: bytes) -> m.Frame:
     raise ProtocolError(f"a frame of {tokens} tokens came with hidden states of shape {hidden.shape}")
   ids = np.frombuffer(f.token_ids, _ID)
   if not f.changes:
-    return m.Frame(f.plan_id, f.epoch, f.step, f.entries, ids, hidden, stage_ms=f.stage_ms, run=f.run)
+    return m.Frame(f.plan_id, f.epoch, f.step, f.entries, ids, hidden, stage_ms=f.stage_ms, run=f.run, stage=f.stage)
   c = _changes_in(f.changes)
   return m.Frame(
       f.plan_id,
@@ -86,6 +90,7 @@ def frame_in(data: bytes) -> m.Frame:
       tuple(zip(c.truncates[::2], c.truncates[1::2], strict=True)),
       tuple(c.refused),
       tuple(m.SequenceFailure(x.sequence, failure_in(x.failure)) for x in c.failed),
+      f.stage,
   )
 
 

@@ -81,43 +81,65 @@ class DeviceCapabilities(_message.Message):
     def __init__(self, model: _Optional[str] = ..., chip: _Optional[str] = ..., memory: _Optional[int] = ..., fp32: _Optional[float] = ..., fp16: _Optional[float] = ..., int8: _Optional[float] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("node_id", "incarnation", "stream", "port", "capabilities", "engine", "device", "version", "local_models", "protocol", "plain_weight_bytes", "packed_weight_bytes")
+    __slots__ = ("node_id", "incarnation", "stream", "port", "capabilities", "version", "local_models", "protocol", "workers")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     STREAM_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
-    ENGINE_FIELD_NUMBER: _ClassVar[int]
-    DEVICE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     LOCAL_MODELS_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
-    PLAIN_WEIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
-    PACKED_WEIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
     node_id: str
     incarnation: int
     stream: str
     port: int
     capabilities: DeviceCapabilities
-    engine: str
-    device: str
     version: str
     local_models: _containers.RepeatedScalarFieldContainer[str]
     protocol: int
+    workers: _containers.RepeatedCompositeFieldContainer[WorkerOffer]
+    def __init__(self, node_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., stream: _Optional[str] = ..., port: _Optional[int] = ..., capabilities: _Optional[_Union[DeviceCapabilities, _Mapping]] = ..., version: _Optional[str] = ..., local_models: _Optional[_Iterable[str]] = ..., protocol: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerOffer, _Mapping]]] = ...) -> None: ...
+
+class WorkerOffer(_message.Message):
+    __slots__ = ("name", "device", "engines", "memory_mb", "plain_weight_bytes", "packed_weight_bytes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    ENGINES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_MB_FIELD_NUMBER: _ClassVar[int]
+    PLAIN_WEIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PACKED_WEIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    device: str
+    engines: _containers.RepeatedScalarFieldContainer[str]
+    memory_mb: int
     plain_weight_bytes: float
     packed_weight_bytes: float
-    def __init__(self, node_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., stream: _Optional[str] = ..., port: _Optional[int] = ..., capabilities: _Optional[_Union[DeviceCapabilities, _Mapping]] = ..., engine: _Optional[str] = ..., device: _Optional[str] = ..., version: _Optional[str] = ..., local_models: _Optional[_Iterable[str]] = ..., protocol: _Optional[int] = ..., plain_weight_bytes: _Optional[float] = ..., packed_weight_bytes: _Optional[float] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., device: _Optional[str] = ..., engines: _Optional[_Iterable[str]] = ..., memory_mb: _Optional[int] = ..., plain_weight_bytes: _Optional[float] = ..., packed_weight_bytes: _Optional[float] = ...) -> None: ...
+
+class WorkerBeat(_message.Message):
+    __slots__ = ("name", "usable_mb", "used_mb", "loaded", "problem")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    USABLE_MB_FIELD_NUMBER: _ClassVar[int]
+    USED_MB_FIELD_NUMBER: _ClassVar[int]
+    LOADED_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    usable_mb: int
+    used_mb: int
+    loaded: _containers.RepeatedCompositeFieldContainer[Shard]
+    problem: str
+    def __init__(self, name: _Optional[str] = ..., usable_mb: _Optional[int] = ..., used_mb: _Optional[int] = ..., loaded: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ..., problem: _Optional[str] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("number", "is_answer", "free_memory_mb", "active", "loaded", "leaving", "rumours", "used_memory_mb", "load", "frames", "links", "cpu_s", "rss_mb", "paces", "data_bytes", "data_read_bytes", "link_keys", "ailments")
+    __slots__ = ("number", "is_answer", "active", "leaving", "rumours", "workers", "load", "frames", "links", "cpu_s", "rss_mb", "paces", "data_bytes", "data_read_bytes", "link_keys", "ailments")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     IS_ANSWER_FIELD_NUMBER: _ClassVar[int]
-    FREE_MEMORY_MB_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_FIELD_NUMBER: _ClassVar[int]
-    LOADED_FIELD_NUMBER: _ClassVar[int]
     LEAVING_FIELD_NUMBER: _ClassVar[int]
     RUMOURS_FIELD_NUMBER: _ClassVar[int]
-    USED_MEMORY_MB_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
     LINKS_FIELD_NUMBER: _ClassVar[int]
@@ -130,12 +152,10 @@ class Heartbeat(_message.Message):
     AILMENTS_FIELD_NUMBER: _ClassVar[int]
     number: int
     is_answer: bool
-    free_memory_mb: int
     active: bool
-    loaded: _containers.RepeatedCompositeFieldContainer[Shard]
     leaving: bool
     rumours: _containers.RepeatedCompositeFieldContainer[Rumour]
-    used_memory_mb: int
+    workers: _containers.RepeatedCompositeFieldContainer[WorkerBeat]
     load: float
     frames: int
     links: _containers.RepeatedCompositeFieldContainer[PeerLink]
@@ -146,17 +166,19 @@ class Heartbeat(_message.Message):
     data_read_bytes: int
     link_keys: _containers.RepeatedScalarFieldContainer[str]
     ailments: _containers.RepeatedCompositeFieldContainer[Ailment]
-    def __init__(self, number: _Optional[int] = ..., is_answer: _Optional[bool] = ..., free_memory_mb: _Optional[int] = ..., active: _Optional[bool] = ..., loaded: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ..., leaving: _Optional[bool] = ..., rumours: _Optional[_Iterable[_Union[Rumour, _Mapping]]] = ..., used_memory_mb: _Optional[int] = ..., load: _Optional[float] = ..., frames: _Optional[int] = ..., links: _Optional[_Iterable[_Union[PeerLink, _Mapping]]] = ..., cpu_s: _Optional[float] = ..., rss_mb: _Optional[int] = ..., paces: _Optional[_Iterable[_Union[PlanPace, _Mapping]]] = ..., data_bytes: _Optional[int] = ..., data_read_bytes: _Optional[int] = ..., link_keys: _Optional[_Iterable[str]] = ..., ailments: _Optional[_Iterable[_Union[Ailment, _Mapping]]] = ...) -> None: ...
+    def __init__(self, number: _Optional[int] = ..., is_answer: _Optional[bool] = ..., active: _Optional[bool] = ..., leaving: _Optional[bool] = ..., rumours: _Optional[_Iterable[_Union[Rumour, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[WorkerBeat, _Mapping]]] = ..., load: _Optional[float] = ..., frames: _Optional[int] = ..., links: _Optional[_Iterable[_Union[PeerLink, _Mapping]]] = ..., cpu_s: _Optional[float] = ..., rss_mb: _Optional[int] = ..., paces: _Optional[_Iterable[_Union[PlanPace, _Mapping]]] = ..., data_bytes: _Optional[int] = ..., data_read_bytes: _Optional[int] = ..., link_keys: _Optional[_Iterable[str]] = ..., ailments: _Optional[_Iterable[_Union[Ailment, _Mapping]]] = ...) -> None: ...
 
 class Ailment(_message.Message):
-    __slots__ = ("model_id", "fingerprint", "reason")
+    __slots__ = ("model_id", "fingerprint", "reason", "worker")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     fingerprint: str
     reason: str
-    def __init__(self, model_id: _Optional[str] = ..., fingerprint: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    worker: str
+    def __init__(self, model_id: _Optional[str] = ..., fingerprint: _Optional[str] = ..., reason: _Optional[str] = ..., worker: _Optional[str] = ...) -> None: ...
 
 class Absolve(_message.Message):
     __slots__ = ("model_id", "fingerprint")
@@ -241,14 +263,16 @@ class Shard(_message.Message):
     def __init__(self, model_id: _Optional[str] = ..., start_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., n_layers: _Optional[int] = ...) -> None: ...
 
 class Stage(_message.Message):
-    __slots__ = ("node_id", "shard", "address")
+    __slots__ = ("node_id", "shard", "address", "worker")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
     node_id: str
     shard: Shard
     address: str
-    def __init__(self, node_id: _Optional[str] = ..., shard: _Optional[_Union[Shard, _Mapping]] = ..., address: _Optional[str] = ...) -> None: ...
+    worker: str
+    def __init__(self, node_id: _Optional[str] = ..., shard: _Optional[_Union[Shard, _Mapping]] = ..., address: _Optional[str] = ..., worker: _Optional[str] = ...) -> None: ...
 
 class Plan(_message.Message):
     __slots__ = ("model_id", "epoch", "stages")
@@ -261,14 +285,16 @@ class Plan(_message.Message):
     def __init__(self, model_id: _Optional[str] = ..., epoch: _Optional[str] = ..., stages: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ...) -> None: ...
 
 class OpenPlan(_message.Message):
-    __slots__ = ("plan", "fingerprint", "beside")
+    __slots__ = ("plan", "fingerprint", "beside", "stage")
     PLAN_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     BESIDE_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
     plan: Plan
     fingerprint: str
     beside: bool
-    def __init__(self, plan: _Optional[_Union[Plan, _Mapping]] = ..., fingerprint: _Optional[str] = ..., beside: _Optional[bool] = ...) -> None: ...
+    stage: int
+    def __init__(self, plan: _Optional[_Union[Plan, _Mapping]] = ..., fingerprint: _Optional[str] = ..., beside: _Optional[bool] = ..., stage: _Optional[int] = ...) -> None: ...
 
 class PlanOpened(_message.Message):
     __slots__ = ("plan_id", "max_kv_tokens", "max_sequences", "max_context", "max_drafting")

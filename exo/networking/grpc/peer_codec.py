@@ -8,7 +8,17 @@ from exo import __version__
 from exo.errors import ProtocolError, one_line
 from exo.inference.shard import Shard
 from exo.networking import messages as m
-from exo.networking.bounds import MAX_FINGERPRINT, MAX_LAYERS, MAX_MODEL_ID, MAX_PLAN_ID, MAX_STAGES, is_node_id, real
+from exo.networking.bounds import (
+    MAX_FINGERPRINT,
+    MAX_LAYERS,
+    MAX_MODEL_ID,
+    MAX_PLAN_ID,
+    MAX_STAGES,
+    MAX_WORKERS,
+    is_node_id,
+    is_worker_name,
+    real,
+)
 from exo.networking.grpc import node_service_pb2 as pb
 from exo.topology.device_capabilities import DeviceCapabilities, DeviceFlops
 from exo.topology.model_size import WeightMemory
@@ -16,8 +26,9 @@ from exo.topology.model_size import WeightMemory
 STREAM_KINDS = ("data", "control", "heartbeat", "bulk")
 _MAX_LINKS = 256
 _MAX_PACES = 64
+_MAX_ENGINES = 16
 _MAX_KEYS = 8
-_MAX_AILMENTS, _MAX_REASON = 64, 400  # as many as a node remembers of itself
+_MAX_AILMENTS, _MAX_REASON = 64, 400  # as many as a worker remembers of itself
 _MAX_SHARDS = 256
 _MAX_LOCAL_MODELS = 256
 _MOST_MB, _MOST_MS, _MOST_S, _MOST_TFLOPS = 2**40, 1e9, 1e12, 1e9
@@ -64,13 +75,10 @@ def hello_out(hello: m.Hello, stream: str) -> pb.Item:
       stream=stream,
       port=hello.port,
       capabilities=_capabilities_out(hello.capabilities),
-      engine=hello.engine,
-      device=hello.device,
+      workers=[_offer_out(worker) for worker in hello.workers],
       version=hello.version,
       local_models=hello.local_models,
-      protocol=m.PROTOCOL_VERSION,
-      plain_weight_bytes=hello.weight_memory.plain,
-      packed_weight_bytes=hello.weight_memory.packed
+      protocol=m.PROTOCOL_VERSION
   )
   return pb.Item(hello=body)
 
@@ -87,12 +95,59 @@ def hello_in(item: pb.Item) -> tuple[m.Hello, str]:
     )
   if not is_node_id(h.node_id) or h.port > 65535 or h.stream not in STREAM_KINDS:
     raise ProtocolError("a stream began with a malformed greeting")
+  capabilities, workers = _capabilities_in(h.capabilities), tuple(map(_offer_in, h.workers[:MAX_WORKERS + 1]))
+  _check_workers(workers, capabilities.memory)
   hello = m.Hello(
-      h.node_id, h.incarnation, h.port, _capabilities_in(h.capabilities), h.engine[:40], h.device[:200], h.version[:40],
-      tuple(name[:MAX_MODEL_ID] for name in h.local_models[:_MAX_LOCAL_MODELS]),
-      WeightMemory(_bounded(h.plain_weight_bytes), _bounded(h.packed_weight_bytes))
+      h.node_id, h.incarnation, h.port, capabilities, workers, h.version[:40],
+      tuple(name[:MAX_MODEL_ID] for name in h.local_models[:_MAX_LOCAL_MODELS])
   )
   return hello, h.stream
+
+
+def _offer_out(worker: m.WorkerOffer) -> pb.WorkerOffer:
+  return pb.WorkerOffer(
+      name=worker.name,
+      device=worker.device,
+      engines=worker.engines,
+      memory_mb=worker.memory_mb,
+      plain_weight_bytes=worker.weight_memory.plain,
+      packed_weight_bytes=worker.weight_memory.packed
+  )
+
+
+def _offer_in(w: pb.WorkerOffer) -> m.WorkerOffer:
+  return m.WorkerOffer(
+      w.name, w.device[:200], tuple(engine[:40] for engine in w.engines[:_MAX_ENGINES]), max(0, w.memory_mb),
+      WeightMemory(_bounded(w.plain_weight_bytes), _bounded(w.packed_weight_bytes))
+  )
+
+
+def _check_workers(workers: tuple[m.WorkerOffer, ...], memory_mb: int) -> None:
+  """Raises `ProtocolError` for workers that cannot be those of one node."""
+  names = {worker.name for worker in workers}
+  if not 0 < len(workers) <= MAX_WORKERS or len(names) < len(workers) or not all(map(is_worker_name, names)):
+    raise ProtocolError("a greeting names no workers, too many, or some that cannot be")
+  if not all(worker.engines for worker in workers):
+    raise ProtocolError("a greeting names a worker without an engine")
+  if sum(worker.memory_mb for worker in workers) > memory_mb:
+    raise ProtocolError("the workers of a greeting offer more memory than their node")
+
+
+def _state_out(worker: m.WorkerBeat) -> pb.WorkerBeat:
+  return pb.WorkerBeat(
+      name=worker.name,
+      usable_mb=worker.usable_mb,
+      used_mb=worker.used_mb,
+      loaded=[shard_out(s) for s in worker.loaded],
+      problem=worker.problem
+  )
+
+
+def _state_in(w: pb.WorkerBeat) -> m.WorkerBeat:
+  return m.WorkerBeat(
+      w.name, int(real(w.usable_mb, _MOST_MB)), int(real(w.used_mb, _MOST_MB)),
+      tuple(shard_in(s) for s in w.loaded[:_MAX_SHARDS]), one_line(w.problem[:_MAX_REASON])
+  )
 
 
 def heartbeat_out(message: m.Heartbeat) -> dict[str, Any]:
@@ -101,9 +156,7 @@ def heartbeat_out(message: m.Heartbeat) -> dict[str, Any]:
           number=message.number,
           is_answer=message.is_answer,
           active=message.active,
-          free_memory_mb=message.free_memory_mb,
-          loaded=[shard_out(s) for s in message.loaded],
-          used_memory_mb=message.used_memory_mb,
+          workers=[_state_out(worker) for worker in message.workers],
           load=message.load,
           frames=message.frames,
           links=[pb.PeerLink(node_id=p.node_id, rtt_ms=p.rtt_ms, interface=p.interface) for p in message.links],
@@ -115,7 +168,8 @@ def heartbeat_out(message: m.Heartbeat) -> dict[str, Any]:
           data_read_bytes=message.data_read_bytes,
           link_keys=message.link_keys,
           ailments=[
-              pb.Ailment(model_id=a.model_id, fingerprint=a.fingerprint, reason=a.reason) for a in message.ailments
+              pb.Ailment(model_id=a.model_id, fingerprint=a.fingerprint, reason=a.reason, worker=a.worker)
+              for a in message.ailments
           ],
           rumours=[
               pb.Rumour(node_id=r.node_id, incarnation=r.incarnation, beat=r.beat, address=r.address)
@@ -127,9 +181,9 @@ def heartbeat_out(message: m.Heartbeat) -> dict[str, Any]:
 
 def heartbeat_in(h: pb.Heartbeat) -> m.Heartbeat:
   return m.Heartbeat(
-      h.number, h.is_answer, int(real(h.free_memory_mb, _MOST_MB)), h.active,
-      tuple(shard_in(s) for s in h.loaded[:_MAX_SHARDS]), int(real(h.used_memory_mb, _MOST_MB)), real(h.load, 1.0),
-      h.frames,
+      h.number, h.is_answer, h.active,
+      tuple({w.name: _state_in(w)
+             for w in h.workers[:MAX_WORKERS] if is_worker_name(w.name)}.values()), real(h.load, 1.0), h.frames,
       tuple(
           m.PeerLink(p.node_id, real(p.rtt_ms, _MOST_MS), p.interface[:40]) for p in h.links[:_MAX_LINKS]
           if is_node_id(p.node_id)
@@ -140,8 +194,9 @@ def heartbeat_in(h: pb.Heartbeat) -> m.Heartbeat:
       ), h.data_bytes, h.data_read_bytes, tuple(key[:64] for key in h.link_keys[:_MAX_KEYS]),
       tuple(
           m.Ailment(
-              one_line(a.model_id[:MAX_MODEL_ID]), a.fingerprint[:MAX_FINGERPRINT], one_line(a.reason[:_MAX_REASON])
-          ) for a in h.ailments[:_MAX_AILMENTS]
+              one_line(a.model_id[:MAX_MODEL_ID]), a.fingerprint[:MAX_FINGERPRINT], one_line(a.reason[:_MAX_REASON]),
+              a.worker
+          ) for a in h.ailments[:_MAX_AILMENTS] if is_worker_name(a.worker)
       )
   )
 

@@ -49,9 +49,15 @@ export class Ring {
     for (const listener of this.listeners) listener(state);
   }
 
-  /** Layers of a node in words: "smollm2-135m 0–14". */
+  /** Layers of a node, or of one device of it, in words: "smollm2-135m 0–14". */
   held(node) {
     return node.layers.map((s) => `${s.model} ${s.start_layer}–${s.end_layer} of ${s.n_layers}`);
+  }
+
+  /** One device of a node in words. */
+  worker(w) {
+    const parts = [`${w.engines.join(", ")} on ${w.device}`, `${gigabytes(w.used_memory)} used of ${gigabytes(w.memory)}`, this.held(w).join(", ") || "no layers"];
+    return [...parts, ...(w.problem ? [w.problem] : [])].join("; ");
   }
 
   // the picture
@@ -163,7 +169,8 @@ export class Ring {
         ["Device", `${node.model}, ${node.chip}`], ["Memory", `${gigabytes(node.used_memory)} used, ${gigabytes(node.free_memory)} free of ${gigabytes(node.memory)}`],
         ["Engine", `${node.engine} on ${node.device}`], ["Load", `${Math.round(node.load * 100)} %`],
         ["Layers", this.held(node).join(", ") || "–"], ["Links", links.join("; ") || "–"],
-        ...node.ailments.map((a) => ["Cannot run", `${a.model}: ${a.reason}`]),
+        ...(node.workers.length > 1 ? node.workers.map((w) => [w.name, this.worker(w)]) : []),
+        ...node.ailments.map((a) => ["Cannot run", `${node.workers.length > 1 ? `${a.worker}: ` : ""}${a.model}: ${a.reason}`]),
         ...(here ? Object.entries(state.refused_models).map(([model, reason]) => ["Refused", `${model}: ${reason}`]) : []),
       ];
       return { id, title: `${id}${here ? " (this node)" : ""}`, rows };

@@ -1,0 +1,36 @@
+"""Makes a node's workers from its configuration, and what others are told of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from exo.config import Config
+from exo.inference.offer import EngineOffer
+from exo.networking.messages import WorkerOffer
+from exo.worker.devices import engines_by_device, offers_mb
+from exo.worker.worker import Worker, WorkerOptions
+
+_MB = 2**20
+
+
+def make_workers(config: Config, node_id: str, offers: Sequence[EngineOffer]) -> tuple[Worker, ...]:
+  """One for each device. Blocks for up to a few seconds. Raises `ConfigError` for devices that no engine can use."""
+  engines = engines_by_device(offers, config.devices)
+  kv_bytes = None if config.kv_cache_memory is None else config.kv_cache_memory * _MB
+  options = WorkerOptions(kv_bytes, config.quantize, config.tinygrad_debug)
+  memory_mb = offers_mb(list(engines), config.max_memory)
+  return tuple(
+      Worker(name, node_id if len(engines) == 1 else f"{node_id}/{name}", engines[name], mb * _MB, options)
+      for name, mb in zip(engines, memory_mb, strict=True)
+  )
+
+
+def offers_of(workers: Sequence[Worker]) -> tuple[WorkerOffer, ...]:
+  """What a node's greeting says of them."""
+  return tuple(
+      WorkerOffer(
+          worker.name, worker.engines.first.device, tuple(o.name for o in worker.engines.offers
+                                                          if o.available), worker.offered_bytes //
+          _MB, worker.engines.first.weights
+      ) for worker in workers
+  )

@@ -1,0 +1,66 @@
+"""What a node keeps of one of its workers: stages are opened there, and what it cannot run is remembered and tried again."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Protocol
+
+from exo.errors import (
+    DrainingError,
+    ModelTooLargeError,
+    OutOfMemoryError,
+    PeerLostError,
+    PlanClosedError,
+    ProtocolError,
+)
+from exo.networking.messages import OpenPlan
+from exo.orchestration.ailments import Ailments, Illness
+from exo.orchestration.stage_files import StageFiles
+from exo.orchestration.stage_opener import OpenedStage, Residents, StageOpener
+from exo.tasks import TaskOwner
+from exo.worker.step_guard import check_step
+from exo.worker.worker import Worker
+
+# of a load that ended because nobody wants it any more, or that was never this node's
+_NO_AILMENT = (PeerLostError, PlanClosedError, DrainingError, ProtocolError)
+
+
+class OpenStages(Residents, Protocol):
+  """The stages that are open on the workers of a node."""
+  def find(self, worker: Worker, illness: Illness) -> OpenedStage | None:
+    """The stage on that worker that runs these very layers of these files, if there is one."""
+
+
+class WorkerDesk:
+  """For one worker. `stages` has what is open on it."""
+  def __init__(self, worker: Worker, files: StageFiles, tasks: TaskOwner, stages: OpenStages) -> None:
+    self.worker, self._files, self._stages = worker, files, stages
+    self.opener = StageOpener(worker, files, stages)
+    self.ailments = Ailments(worker.name, worker.label, tasks, self._recover)
+
+  async def open(self, message: OpenPlan) -> OpenedStage:
+    """As `StageOpener.open`. What fails is an ailment from then on, and may make the worker prove itself."""
+    shard = message.plan.stages[message.stage].shard
+    try:
+      stage = await self.opener.open(message)
+    except Exception as error:
+      # a plan beside another one may find no room, and is made again when there is some
+      no_ailment = (*_NO_AILMENT, ModelTooLargeError) if message.beside else _NO_AILMENT
+      if not isinstance(error, no_ailment):
+        self.ailments.fall_ill(shard, message.fingerprint, error)
+        self.worker.health.load_failed(message.fingerprint)
+      raise
+    self.worker.health.loaded()
+    self.ailments.forget(shard.model_id, but=message.fingerprint)
+    return stage
+
+  async def _recover(self, illness: Illness) -> None:
+    """Whether this worker can run its part of a model again. Raises while it cannot."""
+    stage = self._stages.find(self.worker, illness)
+    if stage is not None:
+      hidden_size = None if illness.shard.is_first else stage.bounds.hidden_size
+      with suppress(OutOfMemoryError):  # its room is taken by others, whom it computes for
+        await self.worker.thread.run(check_step, stage.model, hidden_size)
+      return
+    if illness.no_files or not await self._files.is_gone(illness.shard, illness.fingerprint):
+      await self.opener.try_out(illness.shard, illness.fingerprint, illness.no_memory)

@@ -1,0 +1,47 @@
+"""Which devices of this machine become workers of a node, what each of them offers, and which engines it has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from exo.errors import ConfigError
+from exo.inference.offer import EngineOffer
+from exo.system_figures import memory
+from exo.topology.device_capabilities import gpu_memories_mb
+
+_MB = 2**20
+
+
+def engines_by_device(offers: Sequence[EngineOffer], wanted: Sequence[str]) -> dict[str, tuple[EngineOffer, ...]]:
+  """For each device that was asked for by name the engines that can use it, in the order of choice.
+
+  Where none was asked for, the machine is one worker, named by the best device of the first engine, with all engines: a model
+  whose layers are divided by memory alone would run as slowly as the slowest device.
+
+  Raises `ConfigError` for a device that no engine can use.
+  """
+  if not wanted:
+    return {offers[0].devices[0]: tuple(offers)}
+  found = {name: tuple(offer for offer in offers if name in offer.devices or offer.any_device) for name in wanted}
+  for name, engines in found.items():
+    if not any(engine.available for engine in engines):
+      usable = sorted({device for offer in offers if offer.available for device in offer.devices})
+      raise ConfigError(f"--devices {name}: no engine can use it here (there is {', '.join(usable)})")
+  return found
+
+
+def offers_mb(devices: Sequence[str], max_memory_mb: int | None) -> list[int]:
+  """What each device offers to the ring: all that it has, or its part of what the user allows all of them together.
+
+  Devices without memory of their own, or whose driver does not tell, share the system's evenly. Blocks for up to a few seconds.
+  """
+  own = gpu_memories_mb()
+  gpus = {name: own[number] for number, name in enumerate(f"gpu{i}" for i in range(len(own))) if name in devices}
+  sharing = max(1, len(devices) - len(gpus))
+  has = [gpus.get(name, memory().total // _MB // sharing) for name in devices]
+  total = sum(has)
+  if max_memory_mb is None or (0 < total <= max_memory_mb):
+    return has
+  if not total:
+    return [max_memory_mb // len(devices)] * len(devices)
+  return [max_memory_mb * part // total for part in has]
