@@ -13,6 +13,8 @@ from msgspec import structs
 
 from exo.errors import ModelTooLargeError, ProtocolError, QueueFullError, from_wire, to_wire
 from exo.inference.engine import BatchEntry, LogitsOf
+from exo.inference.offer import EngineOffer, EngineSpeed
+from exo.inference.repertoire import Repertoire
 from exo.inference.sampling import SamplingParams, TokenLogprob
 from exo.inference.shard import Shard
 from exo.networking import messages as m
@@ -185,16 +187,27 @@ def test_bad_plans_are_refused() -> None:
       decode(pb.Item(open_plan=pb.OpenPlan(plan=plan)))
 
 
+ENGINE = EngineOffer(
+    "mlx", "GPU", "it is", 3, "1", "", Repertoire(("llama", ), unread=(("gpt", "x"), )), WeightMemory(4.0, 0.625),
+    EngineSpeed(900.5, 80.25)
+)
+
+
 def test_greetings() -> None:
   hello = m.Hello(
       "a", 5, 1234, DeviceCapabilities("Mac", "M3", 8192, DeviceFlops(1, 2, 3)), (
-          m.WorkerOffer("gpu0", "GPU", ("mlx", "tinygrad"), 8000,
-                        WeightMemory(4.0, 0.625)), m.WorkerOffer("cpu", "CPU", ("onnx", ), 192)
+          m.WorkerOffer("gpu0", (ENGINE, EngineOffer("onnx", "CPU", "", 0, missing="is not installed")),
+                        8000), m.WorkerOffer("cpu", (ENGINE, ), 192)
       ), "1.0", ("x", )
   )
   assert hello_in(hello_out(hello, "data")) == (hello, "data")
   with pytest.raises(ProtocolError, match="malformed greeting"):
     hello_in(hello_out(hello, "other"))
+  for engines in (b"", b"\x93", b"\x00" * 2**17, msgspec.msgpack.encode([{"name": 1}])):
+    other = hello_out(hello, "data")
+    other.hello.workers[0].engines = engines
+    with pytest.raises(ProtocolError, match="greeting tells"):
+      hello_in(other)
   newer = hello_out(hello, "data")
   newer.hello.protocol = 99
   with pytest.raises(ProtocolError, match="speaks protocol 99"):

@@ -14,7 +14,7 @@ import pytest
 from exo.errors import CacheReuseError, EngineError, OutOfMemoryError
 from exo.inference.dummy.checkpoint import DummyCheckpoint
 from exo.inference.engine import Batch, BatchEntry, LoadOptions, LogitsOf
-from exo.inference.engines import load_engine, probe_engine, weight_memory
+from exo.inference.engines import load_engine, probe_engine
 from exo.inference.shard import Shard
 from exo.inference.weights.checkpoint import EMBEDDING, Checkpoint, open_checkpoint
 from exo.inference.weights.model_size import model_size
@@ -194,11 +194,11 @@ def test_planning_knows_what_weights_take(engine: str, goldens: Path) -> None:
   """The engine's word beforehand is near what a loaded stage occupies (matrices this narrow fill their blocks badly)."""
   name, _, held = engine.partition(":")
   if name == "dummy":
-    assert weight_memory(name, None) == WeightMemory()
+    assert probe_engine(name).weights == WeightMemory()
     return
   opened = open_checkpoint(goldens / "llama")
   stages, size = Stages(engine, opened), model_size(opened)
-  expected = weight_memory(name, held or None).scale(size) * size.stage_bytes(0, size.n_layers)
+  expected = probe_engine(name, held or None).weights.scale(size) * size.stage_bytes(0, size.n_layers)
   assert 0.7 < stages.models[0].memory.weight_bytes / expected < 1.5
 
 

@@ -14,7 +14,7 @@ import pytest
 from exo.errors import CacheReuseError, ConfigError, EngineError, OutOfMemoryError
 from exo.inference.dummy.checkpoint import DummyCheckpoint
 from exo.inference.engine import Batch, BatchEntry, LoadOptions, LogitsOf, StageMemory
-from exo.inference.engines import engine_names, probe_engine, weight_memory
+from exo.inference.engines import engine_names, probe_engine
 from exo.inference.kv_budget import KvBudget
 from exo.inference.quantize import Quantize, choose_quantize
 from exo.inference.shard import Shard
@@ -197,8 +197,8 @@ def test_line_6_what_quantize_means_is_said_by_each_engine() -> None:
 
 @pytest.mark.parametrize("engine", ["mlx", "onnx", "tinygrad"])
 def test_line_6_an_engine_plans_with_the_bits_that_it_has(engine: str) -> None:
-  taken = [weight_memory(engine, wanted).plain for wanted in ("none", "8", "4")]
-  assert weight_memory(engine, None).plain == taken[1 if engine == "onnx" else 0]
+  taken = [probe_engine(engine, wanted).weights.plain for wanted in ("none", "8", "4")]
+  assert probe_engine(engine).weights.plain == taken[1 if engine == "onnx" else 0]
   assert engine == "mlx" or taken[0] > taken[1] > taken[2]
   assert f"the {engine} engine has no --quantize 3" in probe_engine(engine, "3").missing
 

@@ -14,10 +14,11 @@ from exo import log
 from exo.config import Config, config_from
 from exo.errors import ConfigError
 from exo.networking.mesh import PeerCandidate
-from exo.networking.messages import Hello, WorkerOffer
+from exo.networking.messages import Hello
 from exo.networking.tailscale import tailscale_discovery
 from exo.networking.tailscale.tailscale_discovery import TailscaleDiscovery
 from exo.topology.device_capabilities import DeviceCapabilities
+from test.support.workers import dummy_offers
 
 KEY = "tskey-api-secret"
 
@@ -79,8 +80,8 @@ async def tailnet() -> AsyncIterator[tuple[Tailnet, str]]:
 
 def hello(node_id: str, port: int) -> Hello:
   return Hello(
-      node_id, 1, port, DeviceCapabilities("Mac mini (2024)", "Apple M4 Pro", 65536),
-      (WorkerOffer("gpu0", "gpu", ("mlx", ), 65536), ), "1"
+      node_id, 1, port, DeviceCapabilities("Mac mini (2024)", "Apple M4 Pro", 65536), dummy_offers(65536, ("gpu0", )),
+      "1"
   )
 
 

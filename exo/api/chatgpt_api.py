@@ -211,7 +211,7 @@ class ChatGPTAPI:
         "nodes": nodes, "peer_graph": graph, "active_node_id": view.active_node_id, "node_id": node.node_id,
         "ailments": [{
             "node_id": node_id, "worker": ailment.worker, "model": ailment.model_id, "reason": ailment.reason
-        } for node_id, told in node.planner.ailments().items()
+        } for node_id, told in node.planner.left_out().items()
                      for ailment in told], "refused_models": node.planner.refused.told(), "loading": node.loading,
         "engine": engine, "plans": plans, "refused": node.refusals()[-_SHOWN_REFUSALS:],
         "problems": node.problems()[-_SHOWN_REFUSALS:], "time": time.time()

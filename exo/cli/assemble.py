@@ -35,9 +35,11 @@ from exo.orchestration.model_catalog import ModelCatalog
 from exo.orchestration.node import Node
 from exo.private_files import private_folder
 from exo.runtime_file import RuntimeInfo, write_runtime_file
-from exo.tasks import in_own_thread
+from exo.system_figures import processors
+from exo.tasks import TaskOwner, in_own_thread
 from exo.topology.device_capabilities import DeviceCapabilities, probe_device
 from exo.topology.placements import Strategy, load_strategy
+from exo.worker.engine_speeds import MEASURING_MB, EngineSpeeds
 from exo.worker.worker import Worker
 
 T = TypeVar("T")
@@ -143,12 +145,13 @@ async def running_node(config: Config, stop: Callable[[], None]) -> AsyncIterato
   for lack in await _answered(config, lambda: lacks(config.state_dir)):
     say(f"note: the file system of {config.exo_home} has {lack}")
   keyring = await asyncio.to_thread(open_keyring, config)
+  speeds = EngineSpeeds(config.state_dir, device.chip, processors(), config.quantize)
   identity = await _answered(config, lambda: claim_identity(config.state_dir, config.node_id))
-  workers = await asyncio.to_thread(make_workers, config, identity.node_id, engines)
+  workers = await _answered(config, lambda: make_workers(config, identity.node_id, engines, speeds))
   node = _make_node(config, identity.node_id, workers, place, device, keyring)
   token = secrets.token_urlsafe(32)
   api = ChatGPTAPI(node, stop, token, None if keyring is None else keyring.current.label_salt)
-  runtime_file = None
+  runtime_file, background = None, TaskOwner("background")
   try:
     await api.start()
     await node.start()
@@ -166,8 +169,16 @@ async def running_node(config: Config, stop: Callable[[], None]) -> AsyncIterato
       runtime_file = write_runtime_file(config.state_dir, info)
     except OSError as error:
       raise ConfigError(f"{config.state_dir} cannot be written ({error.strerror}): point EXO_HOME elsewhere") from error
+    if node.hello.capabilities.memory >= MEASURING_MB:
+      # no figure is worth memory that a model has
+      background.spawn(
+          speeds.learn({w.name: w.engines.offers
+                        for w in workers}, lambda: not node.plans.idle or any(w.loaded_bytes for w in workers)),
+          "engine speeds"
+      )
     yield RunningNode(node, api, info, keyring)
   finally:
+    await background.close()
     if runtime_file is not None:
       runtime_file.unlink(missing_ok=True)
     await api.stop()

@@ -83,10 +83,14 @@ def _introduce(config: Config, running: RunningNode) -> None:
   node, info = running.node, running.info
   say(f"exo {exo.__version__}, node {node.node_id}: {node.hello.capabilities}")
   if len(node.workers) == 1:
-    say(f"  engine  {node.engine.name} on {node.engine.device}, because {node.engine.reason}")
+    others = ", ".join(node.hello.workers[0].usable[1:])
+    say(
+        f"  engine  {node.engine.name} on {node.engine.device}, because {node.engine.reason}" +
+        (f"; for what it cannot run: {others}" if others else "")
+    )
   else:
     for offer in node.hello.workers:
-      say(f"  worker  {offer.name}: {', '.join(offer.engines)} on {offer.device}, {offer.memory_mb} MB")
+      say(f"  worker  {offer.name}: {', '.join(offer.usable)} on {offer.device}, {offer.memory_mb} MB")
   cluster = None if running.keyring is None else running.keyring.current.name
   at = Listeners(info.grpc_port, info.api_url, info.api_port, running.api.keyed, cluster)
   for line in listener_lines(config, at):

@@ -8,14 +8,16 @@ from exo.config import Config
 from exo.inference.offer import EngineOffer
 from exo.networking.messages import WorkerOffer
 from exo.worker.devices import engines_by_device, offers_mb
+from exo.worker.engine_speeds import EngineSpeeds
 from exo.worker.worker import Worker, WorkerOptions
 
 _MB = 2**20
 
 
-def make_workers(config: Config, node_id: str, offers: Sequence[EngineOffer]) -> tuple[Worker, ...]:
-  """One for each device. Blocks for up to a few seconds. Raises `ConfigError` for devices that no engine can use."""
-  engines = engines_by_device(offers, config.devices)
+def make_workers(config: Config, node_id: str, offers: Sequence[EngineOffer],
+                 speeds: EngineSpeeds) -> tuple[Worker, ...]:
+  """One for each device, its engines in the order of what they were measured to do there. Blocks for up to a few seconds. Raises `ConfigError` for devices that no engine can use."""
+  engines = {name: speeds.ordered(name, on) for name, on in engines_by_device(offers, config.devices).items()}
   kv_bytes = None if config.kv_cache_memory is None else config.kv_cache_memory * _MB
   options = WorkerOptions(kv_bytes, config.quantize, config.tinygrad_debug)
   memory_mb = offers_mb(list(engines), config.max_memory)
@@ -27,10 +29,4 @@ def make_workers(config: Config, node_id: str, offers: Sequence[EngineOffer]) ->
 
 def offers_of(workers: Sequence[Worker]) -> tuple[WorkerOffer, ...]:
   """What a node's greeting says of them."""
-  return tuple(
-      WorkerOffer(
-          worker.name, worker.engines.first.device, tuple(o.name for o in worker.engines.offers
-                                                          if o.available), worker.offered_bytes //
-          _MB, worker.engines.first.weights
-      ) for worker in workers
-  )
+  return tuple(WorkerOffer(worker.name, worker.engines.offers, worker.offered_bytes // _MB) for worker in workers)

@@ -14,7 +14,6 @@ import exo.inference
 from exo.errors import ConfigError, EngineUnavailableError, in_words
 from exo.inference.engine import InferenceEngine
 from exo.inference.offer import EngineOffer, in_order
-from exo.topology.model_size import WeightMemory
 
 
 def engine_names() -> list[str]:
@@ -37,11 +36,6 @@ def probe_engine(name: str, quantize: str | None = None) -> EngineOffer:
   except Exception as error:  # noqa: BLE001 - whatever one engine's packages do, the others are there
     return EngineOffer(name, "", "", 0, missing=f"cannot be looked at: {in_words(error)}")
   return offer
-
-
-def weight_memory(name: str, quantize: str | None) -> WeightMemory:
-  """What a weight takes in this engine's memory, for planning; its probe says so."""
-  return probe_engine(name, quantize).weights
 
 
 def offered_engines(wanted: str, quantize: str | None = None) -> tuple[EngineOffer, ...]:

@@ -56,6 +56,8 @@ def _byte_level_bpe(meta: Mapping[str, Any], tokens: list[str], file_name: str) 
   if pre not in _PRE:
     raise ModelFilesError(f"{file_name}: its tokenizer cuts text in a way named {pre!r}, which exo does not know yet")
   vocabulary = {token: i for i, token in enumerate(tokens)}
+  # what would make no word is never merged; llama.cpp takes such a join apart again
+  merges = [pair for pair in merges if "".join(pair) in vocabulary]
   backend = tokenizers.Tokenizer(models.BPE(vocabulary, merges, fuse_unk=False, ignore_merges="llama" in pre))
   cuts: list[Any] = [pre_tokenizers.Split(Regex(expression), behavior="isolated") for expression in _PRE[pre]]
   backend.pre_tokenizer = pre_tokenizers.Sequence([*cuts, pre_tokenizers.ByteLevel(False, False, use_regex=False)])

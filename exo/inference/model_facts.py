@@ -12,6 +12,7 @@ if TYPE_CHECKING:
   from exo.inference.weights.checkpoint import Checkpoint
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+_FLOATS, _SMALL = frozenset({"F64", "F32", "F16", "BF16"}), 1 << 24
 _COMPUTED = re.compile(r"rotary_emb\.inv_freq$")  # some files store what follows from their configuration
 
 
@@ -21,7 +22,7 @@ class ModelFacts:
 
   `container` is the kind of file, "safetensors" or "gguf". `tensors` are the names of those that the language model has, in
   Hugging Face's words, with # for every number, and `encodings` how they are packed; `packing` is how the configuration
-  calls that, where it does. `ropes` are the kinds of rotary embedding of its layers, which turn `rotary_dim` numbers of a head. `activation` is the configuration's word.
+  calls that, where it does. `ropes` are the kinds of rotary embedding of its layers, which turn `rotary_dim` numbers of a head; `n_weights` counts all weights. `activation` is the configuration's word.
   """
   model_type: str
   repository_type: str
@@ -32,6 +33,12 @@ class ModelFacts:
   rotary_dim: int
   activation: str = ""
   packing: str = ""
+  n_weights: int = 0
+
+  @property
+  def is_small_float(self) -> bool:
+    """Whether rounding its weights would save nothing that anybody could notice, and cost exactness."""
+    return self.encodings <= _FLOATS and self.n_weights < _SMALL
 
 
 def facts_of(checkpoint: Checkpoint) -> ModelFacts:
@@ -50,5 +57,6 @@ def facts_of(checkpoint: Checkpoint) -> ModelFacts:
       ropes=frozenset(rope.kind for rope in config.rope),
       rotary_dim=config.rotary_dim,
       activation=str(text.get("hidden_act") or text.get("hidden_activation") or ""),
+      n_weights=sum(map(checkpoint.tensor_weights, names)),
       packing=str(quantization.get("quant_method") or "") if isinstance(quantization, dict) else ""
   )

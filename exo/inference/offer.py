@@ -30,7 +30,8 @@ class EngineOffer:
 
   `rank` orders engines that have not been measured, the highest first; below 0 an engine is used only where it is asked for by
   name. `reason` completes "because …". `missing` is what must be installed before it can run anything here, or how its
-  library is broken; "" where neither is. `weights` is what a weight takes in its memory. `devices` are the short names of those of this machine that
+  library is broken; "" where neither is. `weights` is what a weight takes in its memory. `rounds`: it does so with floats where
+  nobody has asked for it. `devices` are the short names of those of this machine that
   it can use, the best first; with `any_device` it takes every name.
   """
   name: str
@@ -42,6 +43,7 @@ class EngineOffer:
   repertoire: Repertoire = field(default_factory=Repertoire)
   weights: WeightMemory = field(default_factory=WeightMemory)
   speed: EngineSpeed | None = None
+  rounds: bool = False
   devices: tuple[str, ...] = ("cpu", )
   any_device: bool = False
 
@@ -73,9 +75,38 @@ def in_order(offers: Iterable[EngineOffer]) -> tuple[EngineOffer, ...]:
   return tuple(sorted(offers, key=key))
 
 
+def able(offers: Sequence[EngineOffer], facts: ModelFacts) -> list[EngineOffer]:
+  """Those of a worker's engines, which stand in its order, that can run a model, the one to be used first.
+
+  Exactness decides, where speed and memory are nobody's concern: small models of floats go to an engine that does not round.
+  """
+  found = [offer for offer in offers if offer.cannot(facts) is None]
+  return sorted(found, key=lambda offer: offer.rounds) if facts.is_small_float else found
+
+
 def choose(offers: Sequence[EngineOffer], facts: ModelFacts) -> EngineOffer | None:
-  """The first of a worker's engines, which stand in its order, that can run a model; None where none can."""
-  return next((offer for offer in offers if offer.cannot(facts) is None), None)
+  """The first of those that are able; None where there is none."""
+  return next(iter(able(offers, facts)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Suitability:
+  """What a worker can do for a model: `offer` is the engine that would run it, with which memory is reckoned.
+
+  `cannot` says why there is none. `whole_only`: no engine there runs a part of it.
+  """
+  offer: EngineOffer | None = None
+  cannot: str | None = None
+  whole_only: bool = False
+
+
+def suitability(offers: Sequence[EngineOffer], facts: ModelFacts) -> Suitability:
+  """Of a worker's engines, which stand in its order, for a model."""
+  first = choose(offers, facts)
+  if first is None:
+    return Suitability(cannot=why_none(offers, facts))
+  cutting = choose([offer for offer in offers if offer.repertoire.can_cut(facts)], facts)
+  return Suitability(cutting or first, whole_only=cutting is None)
 
 
 def why_none(offers: Sequence[EngineOffer], facts: ModelFacts) -> str:

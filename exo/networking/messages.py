@@ -5,7 +5,7 @@ What is made for every token is a `msgspec.Struct` instead, which is the same to
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import msgspec
@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from exo.inference.engine import BatchEntry, Count, TokenIds
+from exo.inference.offer import EngineOffer
 from exo.inference.sampling import SamplingParams, TokenLogprob
 from exo.inference.shard import Shard
 from exo.topology.device_capabilities import DeviceCapabilities
-from exo.topology.model_size import WeightMemory
 from exo.topology.ring_plan import RingPlan
 
 PROTOCOL_VERSION = 4
@@ -27,14 +27,23 @@ MOST_OF_A_STEP = msgspec.Meta(max_length=2**16)
 
 @dataclass(frozen=True, slots=True)
 class WorkerOffer:
-  """One device of a node: its short name there, what it is, which engines use it (the first one runs models), and the MB
-  that it offers to the ring. `weight_memory` is what weights take in that engine's memory.
+  """One device of a node: its short name there, its engines, at least one, and the MB that it offers to the ring.
+
+  The engines stand in the order in which one is chosen for a model, which holds for the node's incarnation.
   """
   name: str
-  device: str
-  engines: tuple[str, ...]
+  engines: tuple[EngineOffer, ...]
   memory_mb: int
-  weight_memory: WeightMemory = field(default_factory=WeightMemory)
+
+  @property
+  def device(self) -> str:
+    """What it is, for people."""
+    return self.engines[0].device
+
+  @property
+  def usable(self) -> tuple[str, ...]:
+    """The names of the engines that can run something."""
+    return tuple(engine.name for engine in self.engines if engine.available)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +63,7 @@ class Hello:
   @property
   def engine(self) -> str:
     """The engine of its first worker."""
-    return self.workers[0].engines[0]
+    return self.workers[0].engines[0].name
 
   @property
   def device(self) -> str:

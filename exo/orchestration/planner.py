@@ -14,11 +14,14 @@ from exo.errors import (
     ModelTooLargeError,
     PeerUnreachableError,
     StageSickError,
+    UnsupportedModelError,
 )
+from exo.inference.offer import suitability
 from exo.log import log
 from exo.networking.mesh import Mesh
 from exo.networking.messages import Absolve, Ailment, Hello, OpenPlan, WorkerOffer
 from exo.oldest import forget_oldest
+from exo.orchestration.left_out import LeftOut
 from exo.orchestration.model_catalog import ModelInfo
 from exo.orchestration.plan_book import PlanBook
 from exo.orchestration.plan_host import PlanHost
@@ -26,6 +29,7 @@ from exo.orchestration.plan_start import Call
 from exo.orchestration.refused_models import RefusedModels
 from exo.orchestration.stage_runner import Send
 from exo.system_figures import memory
+from exo.topology.model_size import WeightMemory
 from exo.topology.placements import Strategy
 from exo.topology.ring_plan import RingPlan, Whom, WorkerId, names_of
 from exo.topology.ring_state import ModelNeeds, RingState, WorkerState
@@ -60,6 +64,7 @@ class Planner:
     self._marks: dict[tuple[str, WorkerId], _Mark] = {}  # by fingerprint
     self._free_bytes, self._free_asked_at = 0, float("-inf")
     self.refused = RefusedModels()
+    self._left_out = LeftOut()
 
   async def close(self) -> None:
     await self._book.close()
@@ -86,7 +91,8 @@ class Planner:
     """The ring for a model as it would be now, without some nodes or workers; workers that cannot run it only where there is no
     other way.
 
-    Raises `ModelTooLargeError`, `PeerUnreachableError`, `EngineUnavailableError` where no ring is left, `ModelRefusedError`.
+    Raises `ModelTooLargeError`, `PeerUnreachableError`, `EngineUnavailableError` where no ring is left, `UnsupportedModelError`
+    where no engine of the ring can run it, `ModelRefusedError`.
     """
     if (reason := self.refused.reason(model.fingerprint)) is not None:
       raise ModelRefusedError(reason, model=model.id)
@@ -98,7 +104,9 @@ class Planner:
     return self._plan(here, model, avoid, {})
 
   def _plan(self, here: Hello, model: ModelInfo, avoid: frozenset[Whom], sick: Mapping[WorkerId, str]) -> RingPlan:
-    ring = self._ring_state(here, avoid, sick)
+    ring = self._ring_state(here, model, avoid, sick)
+    if ring.workers and self._left_out.note(model, ring, sick):
+      raise UnsupportedModelError(f"no engine of this ring can run {model.id}: {ring.why_not()}")
     if not ring.workers and (problem := self.problem) is not None:
       raise EngineUnavailableError(f"{problem}, and there is no other node")
     try:
@@ -109,25 +117,31 @@ class Planner:
       text = f"{error}. Perhaps a node is missing that could help: {problems[-1]}"
       raise ModelTooLargeError(text, **error.details) from error
 
-  def _ring_state(self, here: Hello, without: Collection[Whom], cannot: Mapping[WorkerId, str]) -> RingState:
-    """The ring without some nodes and workers; `cannot` says why others can run nothing of the model."""
+  def _ring_state(
+      self, here: Hello, model: ModelInfo, without: Collection[Whom], sick: Mapping[WorkerId, str]
+  ) -> RingState:
+    """The ring for a model without some nodes and workers; `sick` says why others can run nothing of it."""
     usable_mb = {WorkerId(self._node_id, worker.name): self.usable_mb(worker.name) for worker in self._plans.workers}
     for node_id, peer in self._mesh.peers().items():
       if peer.heartbeat is not None:
         usable_mb |= {WorkerId(node_id, state.name): state.usable_mb for state in peer.heartbeat.workers}
-    return RingState(
-        tuple(
+    found = []
+    for worker, (hello, offer) in self._workers(here).items():
+      if not _among(worker, without):
+        suits = suitability(offer.engines, model.facts)
+        found.append(
             WorkerState(
                 *worker,
                 hello.incarnation,
                 offer.memory_mb * _MB,
                 usable_mb.get(worker, offer.memory_mb) * _MB,
-                offer.weight_memory,
-                cannot.get(worker),
-                alone=len(hello.workers) == 1
-            ) for worker, (hello, offer) in self._workers(here).items() if not _among(worker, without)
+                WeightMemory() if suits.offer is None else suits.offer.weights,
+                suits.cannot or sick.get(worker),
+                alone=len(hello.workers) == 1,
+                whole_only=suits.whole_only
+            )
         )
-    )
+    return RingState(tuple(found))
 
   def _workers(self, here: Hello) -> dict[WorkerId, tuple[Hello, WorkerOffer]]:
     """Those that new plans can be made of, whatever the model: all but those of nodes that leave, and those that are broken."""
@@ -188,6 +202,13 @@ class Planner:
         del self._marks[key]
       elif all((known.fingerprint, known.worker) != (key[0], key[1].worker) for known in found.get(key[1].node_id, ())):
         found[key[1].node_id] = (*found.get(key[1].node_id, ()), mark.ailment)
+    return {node_id: told for node_id, told in found.items() if told}
+
+  def left_out(self) -> dict[str, tuple[Ailment, ...]]:
+    """By node, why its workers take no part in plans of models: ailments, and what none of their engines can run."""
+    ailments = self.ailments()
+    nodes = (self._node_id, *self._mesh.peers())
+    found = {node_id: (*ailments.get(node_id, ()), *self._left_out.told(node_id)) for node_id in nodes}
     return {node_id: told for node_id, told in found.items() if told}
 
   def sick(self, fingerprint: str) -> frozenset[WorkerId]:

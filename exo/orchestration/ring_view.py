@@ -110,12 +110,12 @@ def _here(node: Node) -> NodeView:
   return NodeView(
       node.node_id, hello.capabilities, hello.engine, hello.device, hello.version, f"port {hello.port}", used,
       _free(hello.capabilities.memory, beat.free_memory_mb, used), beat.load, beat.frames,
-      node.planner.ailments().get(node.node_id, ()), worker_views(hello, beat), True
+      node.planner.left_out().get(node.node_id, ()), worker_views(hello, beat), True
   )
 
 
 def _peers(node: Node) -> list[NodeView]:
-  views, ailments = [], node.planner.ailments()
+  views, ailments = [], node.planner.left_out()
   for node_id, peer in sorted(node.mesh.peers().items()):
     hello, beat = peer.hello, peer.heartbeat
     memory = hello.capabilities.memory
@@ -138,9 +138,7 @@ def worker_views(hello: Hello, beat: Heartbeat | None) -> tuple[WorkerView, ...]
     now = told.get(offer.name, WorkerBeat(offer.name, offer.memory_mb))
     free = _free(offer.memory_mb, now.usable_mb, now.used_mb)
     views.append(
-        WorkerView(
-            offer.name, offer.device, offer.engines, offer.memory_mb, now.used_mb, free, now.loaded, now.problem
-        )
+        WorkerView(offer.name, offer.device, offer.usable, offer.memory_mb, now.used_mb, free, now.loaded, now.problem)
     )
   return tuple(views)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from exo.inference.offer import EngineOffer, EngineSpeed, in_order
 from exo.log import log
 from exo.private_files import write_private
 
+MEASURING_MB = 1500  # what a node must offer, for an engine to be measured beside it
 _FILE = "engine_speeds.json"
 _QUIET_S, _POLL_S = 45.0, 1.0
 _MEASURE_S = 180.0  # compilers included
@@ -30,9 +31,9 @@ class EngineSpeeds:
   def __init__(self, state_dir: Path, chip: str, threads: int, quantize: str | None) -> None:
     self._file, self._chip, self._threads, self._quantize = state_dir / _FILE, chip, threads, quantize
 
-  def _key(self, offer: EngineOffer) -> str:
+  def _key(self, device: str, offer: EngineOffer) -> str:
     held = f", weights in {self._quantize} bits" if self._quantize else ""
-    return f"{offer.name} {offer.version} on {offer.device}, {self._chip}, {self._threads} threads{held}"
+    return f"{offer.name} {offer.version} on {device} ({offer.device}), {self._chip}, {self._threads} threads{held}"
 
   def _read(self) -> dict[str, EngineSpeed]:
     """Nothing where there is no file, and of what somebody else may have written there only what is plausible."""
@@ -45,65 +46,61 @@ class EngineSpeeds:
       return {}
     return {key: s for key, s in known.items() if all(math.isfinite(n) and 0 < n < 1e9 for n in (s.prompt, s.decode))}
 
-  def ordered(self, offers: Sequence[EngineOffer]) -> tuple[EngineOffer, ...]:
-    """The engines of a worker with what is known of them, in the order of choice."""
+  def ordered(self, device: str, offers: Sequence[EngineOffer]) -> tuple[EngineOffer, ...]:
+    """The engines of a worker with what is known of them on its device, in the order of choice."""
     known = self._read()
-    return in_order(replace(offer, speed=known.get(self._key(offer))) for offer in offers)
+    return in_order(replace(offer, speed=known.get(self._key(device, offer))) for offer in offers)
 
-  def unknown(self, offers: Sequence[EngineOffer]) -> list[EngineOffer]:
+  def unknown(self, device: str, offers: Sequence[EngineOffer]) -> list[EngineOffer]:
     """Those that are to be measured: where there is a choice at all, all that can run and have no figure."""
     candidates = [offer for offer in offers if not offer.missing and offer.rank >= 0]
     known = self._read()
-    return [offer for offer in candidates if self._key(offer) not in known] if len(candidates) > 1 else []
+    return [offer for offer in candidates if self._key(device, offer) not in known] if len(candidates) > 1 else []
 
-  def keep(self, measured: dict[EngineOffer, EngineSpeed]) -> None:
+  def keep(self, device: str, measured: Mapping[EngineOffer, EngineSpeed]) -> None:
     """Beside what other nodes of this machine have kept. Raises `OSError`."""
     known = {key: [speed.prompt, speed.decode] for key, speed in self._read().items()}
-    known |= {self._key(offer): [speed.prompt, speed.decode] for offer, speed in measured.items()}
+    known |= {self._key(device, offer): [speed.prompt, speed.decode] for offer, speed in measured.items()}
     write_private(self._file, json.dumps(known, indent=1))
 
-  async def learn(self, offers: Sequence[EngineOffer], busy: Callable[[], bool]) -> None:
-    """Measure what is unknown, one engine after the other, while nobody wants the device; a task of its own.
+  async def learn(self, workers: Mapping[str, Sequence[EngineOffer]], busy: Callable[[], bool]) -> None:
+    """Measure what is unknown of each device's engines, one after the other, while nobody wants a device; a task of its own.
 
     As soon as somebody does, the measurement ends, and is made again when the node has been quiet for a while.
     """
-    measured: dict[EngineOffer, EngineSpeed] = {}
-    wanted = await asyncio.to_thread(self.unknown, offers)
-    while wanted:
-      await _quiet(busy)
-      try:
-        speed = await self._measured(wanted[0], busy)
-      except Exception as error:  # noqa: BLE001 - whatever it is, this engine has no figure
-        log(1, "the speed of %s could not be measured: %s", wanted[0].name, in_words(error))
-        wanted.pop(0)
-        continue
-      if speed is not None:
+    for device, offers in workers.items():
+      measured: dict[EngineOffer, EngineSpeed] = {}
+      for offer in await asyncio.to_thread(self.unknown, device, offers):
+        try:
+          speed = await self._measured(device, offer, busy)
+        except Exception as error:  # noqa: BLE001 - whatever it is, this engine has no figure
+          log(1, "the speed of %s could not be measured: %s", offer.name, in_words(error))
+          continue
         log(
-            1, "%s: %.0f tokens/s of a prompt, %.1f decoded, with a small model", wanted[0].name, speed.prompt,
-            speed.decode
+            1, "%s: %.0f tokens/s of a prompt, %.1f decoded, with a small model", offer.name, speed.prompt, speed.decode
         )
-        measured[wanted.pop(0)] = speed
-    if measured:
-      try:
-        await asyncio.to_thread(self.keep, measured)
-      except OSError as error:
-        log(0, "what engines were measured to do cannot be kept: %s", in_words(error))
+        measured[offer] = speed
+      if measured:
+        try:
+          await asyncio.to_thread(self.keep, device, measured)
+        except OSError as error:
+          log(0, "what engines were measured to do cannot be kept: %s", in_words(error))
 
-  async def _measured(self, offer: EngineOffer, busy: Callable[[], bool]) -> EngineSpeed | None:
-    """None where it was broken off. Raises what the engine raises, and `TimeoutError`."""
-    child = ChildProcess("exo.worker.speed_probe", f"measuring {offer.name}")
-    try:
-      answer = asyncio.wrap_future(child.call("measure", offer.name, self._threads, self._quantize))
-      async with asyncio.timeout(_MEASURE_S):
-        while not answer.done():
-          if busy():
-            answer.cancel()
-            return None
-          await asyncio.wait([answer], timeout=_POLL_S)
-      prompt, decode = answer.result()
-      return EngineSpeed(prompt, decode)
-    finally:
-      child.kill()
+  async def _measured(self, device: str, offer: EngineOffer, busy: Callable[[], bool]) -> EngineSpeed:
+    """Raises what the engine raises, and `TimeoutError`."""
+    while True:
+      await _quiet(busy)
+      child = ChildProcess("exo.worker.speed_probe", f"measuring {offer.name}")
+      try:
+        answer = asyncio.wrap_future(child.call("measure", offer.name, self._threads, self._quantize, device))
+        async with asyncio.timeout(_MEASURE_S):
+          while not answer.done() and not busy():
+            await asyncio.wait([answer], timeout=_POLL_S)
+        if answer.done():
+          return EngineSpeed(*answer.result())
+        answer.cancel()
+      finally:
+        child.kill()
 
 
 async def _quiet(busy: Callable[[], bool]) -> None:

@@ -8,7 +8,7 @@ from exo.errors import EngineUnavailableError, UnsupportedModelError, in_words
 from exo.inference.engine import InferenceEngine
 from exo.inference.engines import load_engine
 from exo.inference.model_facts import ModelFacts
-from exo.inference.offer import EngineOffer, why_none
+from exo.inference.offer import EngineOffer, able, why_none
 from exo.inference.shard import Shard
 from exo.log import log
 
@@ -27,15 +27,12 @@ class WorkerEngines:
 
   def able(self, facts: ModelFacts, shard: Shard) -> list[EngineOffer]:
     """Those that can run a part of a model, the one to be used first. Raises `UnsupportedModelError` where none can."""
-    whole = shard.is_first and shard.is_last
-    found = [
-        offer for offer in self.offers if offer.cannot(facts) is None and offer.name not in self._broken and
-        (whole or offer.repertoire.can_cut(facts))
-    ]
+    whole, can = shard.is_first and shard.is_last, able(self.offers, facts)
+    found = [o for o in can if o.name not in self._broken and (whole or o.repertoire.can_cut(facts))]
     if found:
       return found
     reasons = [why_none(self.offers, facts), *(f"{name} is broken: {why}" for name, why in self._broken.items())]
-    if not whole and any(offer.cannot(facts) is None for offer in self.offers):
+    if can and not whole:
       reasons.append("it can only be run whole, on one worker")
     raise UnsupportedModelError(f"no engine here can run {shard}: {'; '.join(filter(None, reasons))}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 
-from exo.errors import EngineUnavailableError, ExoError, OutOfMemoryError
+from exo.errors import EngineUnavailableError, ModelTooLargeError, OutOfMemoryError, in_words
 from exo.inference.engine import LoadOptions, StageModel
 from exo.inference.shard import Shard
 from exo.inference.weights.checkpoint import Checkpoint
@@ -32,17 +32,17 @@ class ShardLoader:
     Raises `ModelFilesError`, `UnsupportedModelError`, `EngineError`: what the first of them raised.
     """
     def work() -> StageModel:
-      failures: list[ExoError] = []
+      failures: list[Exception] = []
       for offer in self._engines.able(checkpoint.facts, shard):
         try:
           return self._engines.instance(offer.name).load(shard, checkpoint, options, progress)
-        except OutOfMemoryError:
+        except (OutOfMemoryError, ModelTooLargeError, MemoryError):
           raise
         except EngineUnavailableError as error:
           self._engines.give_up(offer.name, error.message)
           failures.append(error)
-        except ExoError as error:
-          log(1, "%s could not be loaded with %s: %s", shard, offer.name, error)
+        except Exception as error:  # noqa: BLE001 - whatever one library does at this model, another may not
+          log(1, "%s could not be loaded with %s: %s", shard, offer.name, in_words(error))
           failures.append(error)
       raise failures[0]
 

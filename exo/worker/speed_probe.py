@@ -85,9 +85,9 @@ class SpeedCheckpoint(Checkpoint):
     pass
 
 
-def measure(engine: InferenceEngine, threads: int, quantize: str | None) -> EngineSpeed:
-  """A prompt and some tokens after it, as one stream. Blocks for seconds. Raises whatever the engine raises."""
-  options = LoadOptions(2**31, threads, max_sequences=2, max_context=1024, quantize=quantize)
+def measure(engine: InferenceEngine, threads: int, quantize: str | None, device: str = "") -> EngineSpeed:
+  """With `LoadOptions` of these: a prompt and some tokens after it, as one stream. Blocks for seconds. Raises whatever the engine raises."""
+  options = LoadOptions(2**31, threads, max_sequences=2, max_context=1024, quantize=quantize, device=device)
   model = engine.load(Shard("speed probe", 0, _LAYERS - 1, _LAYERS), SpeedCheckpoint(), options, lambda _: None)
 
   def seconds(sequence: int, position: int, steps: int, tokens: int) -> float:
@@ -108,8 +108,8 @@ def measure(engine: InferenceEngine, threads: int, quantize: str | None) -> Engi
   return EngineSpeed(PROMPT_TOKENS / max(prompt_s, 1e-9), _DECODED / max(decode_s, 1e-9))
 
 
-def _measure(name: str, threads: int, quantize: str | None) -> tuple[float, float]:
-  speed = measure(load_engine(name), threads, quantize)
+def _measure(name: str, threads: int, quantize: str | None, device: str) -> tuple[float, float]:
+  speed = measure(load_engine(name), threads, quantize, device)
   return speed.prompt, speed.decode
 
 

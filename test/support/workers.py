@@ -14,7 +14,7 @@ DUMMY = (probe_engine("dummy"), )
 
 def dummy_offers(memory_mb: int, devices: Sequence[str] = ("cpu", )) -> tuple[WorkerOffer, ...]:
   """So much memory, divided evenly."""
-  return tuple(WorkerOffer(name, "none", ("dummy", ), memory_mb // len(devices)) for name in devices)
+  return tuple(WorkerOffer(name, DUMMY, memory_mb // len(devices)) for name in devices)
 
 
 def dummy_workers(node_id: str, memory_mb: int, devices: Sequence[str] = ("cpu", )) -> list[Worker]:

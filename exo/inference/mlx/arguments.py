@@ -76,9 +76,9 @@ def _with_older_keys(keys: dict[str, Any], checkpoint: Checkpoint) -> dict[str, 
     keys.setdefault("rope_theta", newer["rope_theta"])
     if newer.get("rope_type", "default") != "default":
       keys.setdefault("rope_scaling", {key: value for key, value in newer.items() if key != "rope_theta"})
+    keys.setdefault("rope_scaling", None)
     if "partial_rotary_factor" in newer:
       keys.setdefault("partial_rotary_factor", newer["partial_rotary_factor"])
-  keys.setdefault("rope_scaling", None)
   if isinstance(by_layer := keys.get("per_layer_config"), dict):  # Gemma 4's layers of full attention
     full = next((found for found in by_layer.values() if isinstance(found, dict)), {})
     for key, older in (("head_dim", "global_head_dim"), ("num_key_value_heads", "num_global_key_value_heads")):

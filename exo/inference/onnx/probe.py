@@ -29,7 +29,9 @@ def probe(quantize: str | None = None) -> EngineOffer:
     return EngineOffer("onnx", "CPU", "", 0, missing=wanted, repertoire=repertoire())
   reason = "no accelerator was found, and onnxruntime is the fastest on a CPU"
   version = library_version("onnxruntime")
-  return EngineOffer("onnx", "CPU", reason, 20, version, "", repertoire(), weight_memory(quantize))
+  return EngineOffer(
+      "onnx", "CPU", reason, 20, version, "", repertoire(), weight_memory(quantize), rounds=quantize is None
+  )
 
 
 def weight_memory(quantize: str | None) -> WeightMemory:

@@ -107,7 +107,8 @@ class GgufCheckpoint(Checkpoint):
     self._architecture = str(self._header.metadata.get("general.architecture", ""))
     if self._architecture not in _MODEL_TYPES:
       raise UnsupportedModelError(
-          f"{path.name} is of architecture {self._architecture!r}; from GGUF exo reads {', '.join(_MODEL_TYPES)}"
+          f"{path.name} is of architecture {self._architecture!r}; from GGUF exo reads {', '.join(_MODEL_TYPES)}. Take it as safetensors, "
+          "of which the engine mlx reads many more families"
       )
     self._tensors: dict[str, GgufTensor] = {}
     for tensor in self._header.tensors.values():

@@ -140,7 +140,7 @@ def _tensor_info(cursor: _Cursor) -> tuple[str, tuple[int, ...], str, int]:
   encoding = _ENCODINGS.get(kind := cursor.take(_U32))
   if encoding is None:
     raise ModelFilesError(
-        f"GGUF tensor {name!r} has encoding number {kind}, which exo cannot read (it reads {', '.join(sorted(BLOCKS))})"
+        f"GGUF tensor {name!r} has encoding number {kind}, which exo cannot read: take it in one of {', '.join(sorted(BLOCKS))}"
     )
   return name, shape, encoding, cursor.take(_U64)
 

@@ -103,20 +103,14 @@ class Hello(_message.Message):
     def __init__(self, node_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., stream: _Optional[str] = ..., port: _Optional[int] = ..., capabilities: _Optional[_Union[DeviceCapabilities, _Mapping]] = ..., version: _Optional[str] = ..., local_models: _Optional[_Iterable[str]] = ..., protocol: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerOffer, _Mapping]]] = ...) -> None: ...
 
 class WorkerOffer(_message.Message):
-    __slots__ = ("name", "device", "engines", "memory_mb", "plain_weight_bytes", "packed_weight_bytes")
+    __slots__ = ("name", "engines", "memory_mb")
     NAME_FIELD_NUMBER: _ClassVar[int]
-    DEVICE_FIELD_NUMBER: _ClassVar[int]
     ENGINES_FIELD_NUMBER: _ClassVar[int]
     MEMORY_MB_FIELD_NUMBER: _ClassVar[int]
-    PLAIN_WEIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
-    PACKED_WEIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
     name: str
-    device: str
-    engines: _containers.RepeatedScalarFieldContainer[str]
+    engines: bytes
     memory_mb: int
-    plain_weight_bytes: float
-    packed_weight_bytes: float
-    def __init__(self, name: _Optional[str] = ..., device: _Optional[str] = ..., engines: _Optional[_Iterable[str]] = ..., memory_mb: _Optional[int] = ..., plain_weight_bytes: _Optional[float] = ..., packed_weight_bytes: _Optional[float] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., engines: _Optional[bytes] = ..., memory_mb: _Optional[int] = ...) -> None: ...
 
 class WorkerBeat(_message.Message):
     __slots__ = ("name", "usable_mb", "used_mb", "loaded", "problem")

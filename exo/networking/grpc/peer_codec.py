@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
+
+import msgspec
 
 from exo import __version__
 from exo.errors import ProtocolError, one_line
+from exo.inference.offer import EngineOffer
 from exo.inference.shard import Shard
 from exo.networking import messages as m
 from exo.networking.bounds import (
@@ -26,7 +30,9 @@ from exo.topology.model_size import WeightMemory
 STREAM_KINDS = ("data", "control", "heartbeat", "bulk")
 _MAX_LINKS = 256
 _MAX_PACES = 64
-_MAX_ENGINES = 16
+_MAX_NAME = 200
+_MOST_OFFERED = 2**16  # bytes of a worker's engines: a few hundred types of models for each
+_OFFERS = msgspec.msgpack.Decoder(tuple[EngineOffer, ...])
 _MAX_KEYS = 8
 _MAX_AILMENTS, _MAX_REASON = 64, 400  # as many as a worker remembers of itself
 _MAX_SHARDS = 256
@@ -105,20 +111,30 @@ def hello_in(item: pb.Item) -> tuple[m.Hello, str]:
 
 
 def _offer_out(worker: m.WorkerOffer) -> pb.WorkerOffer:
-  return pb.WorkerOffer(
-      name=worker.name,
-      device=worker.device,
-      engines=worker.engines,
-      memory_mb=worker.memory_mb,
-      plain_weight_bytes=worker.weight_memory.plain,
-      packed_weight_bytes=worker.weight_memory.packed
-  )
+  return pb.WorkerOffer(name=worker.name, engines=msgspec.msgpack.encode(worker.engines), memory_mb=worker.memory_mb)
 
 
 def _offer_in(w: pb.WorkerOffer) -> m.WorkerOffer:
-  return m.WorkerOffer(
-      w.name, w.device[:200], tuple(engine[:40] for engine in w.engines[:_MAX_ENGINES]), max(0, w.memory_mb),
-      WeightMemory(_bounded(w.plain_weight_bytes), _bounded(w.packed_weight_bytes))
+  return m.WorkerOffer(w.name, _engines_in(w.engines), max(0, w.memory_mb))
+
+
+def _engines_in(data: bytes) -> tuple[EngineOffer, ...]:
+  if len(data) > _MOST_OFFERED:
+    raise ProtocolError("a greeting tells endlessly of engines")
+  try:
+    offers = _OFFERS.decode(data)
+  except msgspec.MsgspecError as error:
+    raise ProtocolError("a greeting tells of engines in no known form") from error
+  return tuple(
+      replace(
+          offer,
+          name=one_line(offer.name)[:_MAX_NAME],
+          device=one_line(offer.device)[:_MAX_NAME],
+          reason=one_line(offer.reason)[:_MAX_REASON],
+          version=one_line(offer.version)[:_MAX_NAME],
+          missing=one_line(offer.missing)[:_MAX_REASON],
+          weights=WeightMemory(_bounded(offer.weights.plain), _bounded(offer.weights.packed))
+      ) for offer in offers
   )
 
 
