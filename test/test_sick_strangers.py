@@ -290,10 +290,7 @@ def test_line_11_heartbeats_are_brought_within_bounds() -> None:
       rumours=[pb.Rumour(node_id="x\ny", address="127.0.0.1:2000"),
                pb.Rumour(node_id="c" * 129)],
       paces=[pb.PlanPace(plan_id="p" * 1000, lap_ms=odd[0], compute_ms=[odd[1]] * 5000, wasted=odd[2])],
-      workers=[
-          pb.WorkerBeat(name="cpu", usable_mb=-5, used_mb=2**62, loaded=[shard()] * 1000, problem="a\nb"),
-          pb.WorkerBeat(name="x\ny")
-      ] * 100
+      workers=[pb.WorkerBeat(name="cpu", usable_mb=-5, used_mb=2**62, loaded=[shard()] * 1000, problem="a\nb")]
   )
   read, _, _ = decode(pb.Item(heartbeat=beat))
   assert isinstance(read, m.Heartbeat)
@@ -303,6 +300,11 @@ def test_line_11_heartbeats_are_brought_within_bounds() -> None:
   assert len(pace.plan_id) == 64 and pace.lap_ms == pace.wasted == 0 and len(pace.compute_ms) == 1024
   assert len(read.loaded) <= 256
   json.dumps([pace.lap_ms, pace.compute_ms, read.load], allow_nan=False)
+  (worker, ) = read.workers
+  assert worker.problem == "a b"
+  for names in (["x\ny"], [""], ["cpu", "cpu"], [f"w{i}" for i in range(65)]):
+    with pytest.raises(ProtocolError, match="heartbeat names"):
+      decode(pb.Item(heartbeat=pb.Heartbeat(workers=[pb.WorkerBeat(name=name) for name in names])))
 
 
 NO_NAMES = ["", "a" * 129, "a\nb", "a\x1b[31m", "a b", "<script>", "a\u202eb", "a/b"]

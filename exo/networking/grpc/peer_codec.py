@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -123,7 +124,7 @@ def _engines_in(data: bytes) -> tuple[EngineOffer, ...]:
     raise ProtocolError("a greeting tells endlessly of engines")
   try:
     offers = _OFFERS.decode(data)
-  except msgspec.MsgspecError as error:
+  except (msgspec.MsgspecError, ValueError, RecursionError) as error:  # a string that is no UTF-8 is a ValueError
     raise ProtocolError("a greeting tells of engines in no known form") from error
   return tuple(
       replace(
@@ -157,6 +158,14 @@ def _state_out(worker: m.WorkerBeat) -> pb.WorkerBeat:
       loaded=[shard_out(s) for s in worker.loaded],
       problem=worker.problem
   )
+
+
+def _states_in(told: Sequence[pb.WorkerBeat]) -> tuple[m.WorkerBeat, ...]:
+  """Raises `ProtocolError` for workers that cannot be those of one node."""
+  names = {worker.name for worker in told[:MAX_WORKERS + 1]}
+  if len(told) > MAX_WORKERS or len(names) < len(told) or not all(map(is_worker_name, names)):
+    raise ProtocolError("a heartbeat names too many workers, or some that cannot be")
+  return tuple(map(_state_in, told))
 
 
 def _state_in(w: pb.WorkerBeat) -> m.WorkerBeat:
@@ -197,9 +206,7 @@ def heartbeat_out(message: m.Heartbeat) -> dict[str, Any]:
 
 def heartbeat_in(h: pb.Heartbeat) -> m.Heartbeat:
   return m.Heartbeat(
-      h.number, h.is_answer, h.active,
-      tuple({w.name: _state_in(w)
-             for w in h.workers[:MAX_WORKERS] if is_worker_name(w.name)}.values()), real(h.load, 1.0), h.frames,
+      h.number, h.is_answer, h.active, _states_in(h.workers), real(h.load, 1.0), h.frames,
       tuple(
           m.PeerLink(p.node_id, real(p.rtt_ms, _MOST_MS), p.interface[:40]) for p in h.links[:_MAX_LINKS]
           if is_node_id(p.node_id)
