@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -553,18 +552,18 @@ def test_line_10_what_turns_out_false_is_let_go_of(tmp_path: Path, monkeypatch: 
     shard = Shard(REPO, 0, 0, before.config.n_layers)
     await catalog.fetch_shard(shard)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    compare, may_compare = transfer.false_givers, asyncio.Event()
+    check, may_check = transfer.Transfer.check, asyncio.Event()
 
-    async def later(*what: Any) -> set[str]:
-      await may_compare.wait()
-      return await compare(*what)
+    async def later(checked: transfer.Transfer) -> bool:
+      await may_check.wait()  # what is false is fetched anew from then on, and a load would wait for that
+      return await check(checked)
 
-    monkeypatch.setattr(transfer, "false_givers", later)
+    monkeypatch.setattr(transfer.Transfer, "check", later)
     await catalog.fetch_shard(shard)
     async with asyncio.timeout(10):
       await catalog.fetch_shard(shard)
     assert one._checks and not catalog.replaced
-    may_compare.set()
+    may_check.set()
     await asyncio.gather(*one._checks.values())
     assert catalog.replaced == {REPO}
     await catalog.fetch_shard(shard)
