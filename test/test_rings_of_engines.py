@@ -15,7 +15,7 @@ from exo.inference.engines import offered_engines, probe_engine
 from exo.inference.offer import choose
 from exo.inference.weights.checkpoint import open_checkpoint
 from test.support.engine_rings import engine_ring, scores
-from test.support.families import TOLERANCE, Form, forms
+from test.support.families import TOLERANCE, Form, forms, of_tokens
 from test.support.nodes import NodeProcess, free_port, wait_until
 from test.test_families import WRONG, opens
 
@@ -65,6 +65,22 @@ def test_line_2_every_family_is_right_or_refused_with_its_reason(count: int, she
   assert set(refused) == {str(form) for form in forms() if not opens(form) or not some_engine_can(form, shelf)}
   for form, why in refused.items():
     assert len(why) > 30, f"{form}: {why}"
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("count", [1, 2])
+def test_line_2_the_golden_checkpoints_are_right(count: int, goldens: Path, tmp_path: Path) -> None:
+  folders = sorted(path for path in goldens.iterdir() if path.is_dir())
+
+  async def scenario() -> None:
+    async with engine_ring(tmp_path, goldens, *[offered_engines("auto")] * count) as nodes:
+      for folder in folders:
+        for ids, logits in zip(np.load(folder / "tokens.npy"), np.load(folder / "logits.npy"), strict=True):
+          expected = of_tokens(logits, ids.tolist())
+          found = await scores(nodes[-1], folder.name, ids.tolist())
+          assert np.abs(found - expected).max() < TOLERANCE, folder.name
+
+  asyncio.run(scenario())
 
 
 # a ring in which each node has another engine

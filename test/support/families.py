@@ -67,10 +67,15 @@ def log_probabilities(stages: Stages, ids: Sequence[int], chunk: int | None = No
   chunk = chunk or len(ids)
   rows = [stages.step([(1, start, ids[start:start + chunk])]) for start in range(0, len(ids), chunk)]
   stages.each("drop", 1)
-  logits = np.concatenate(rows).astype(np.float64)[:-1]
+  return of_tokens(np.concatenate(rows), ids)
+
+
+def of_tokens(logits: np.ndarray, ids: Sequence[int]) -> np.ndarray:
+  """From the logits of all tokens to the log probabilities of all but the first."""
+  logits = logits.astype(np.float64)[:-1]
   logits -= logits.max(axis=-1, keepdims=True)
   logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
-  return logits[np.arange(len(ids) - 1), list(ids[1:])]
+  return np.asarray(logits[np.arange(len(ids) - 1), list(ids[1:])])
 
 
 def error(stages: Stages, form: Form) -> float:
