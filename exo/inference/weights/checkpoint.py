@@ -65,6 +65,11 @@ class Checkpoint(ABC):
     """The bytes [start, end) of files that `tensor(name)` reads. Raises `ModelFilesError` when there is no such tensor."""
     raise ModelFilesError(f"{self.path.name} has no tensor {name}")
 
+  @property
+  def chat_template(self) -> str | None:
+    """The model's own, without the rest of its tokenizer being read. Raises `ModelFilesError`."""
+    return None
+
   @abstractmethod
   def tokenizer(self) -> Tokenizer:
     """The model's tokenizer with its chat template."""

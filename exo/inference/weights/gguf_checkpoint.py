@@ -32,6 +32,10 @@ _MODEL_TYPES = {
     "gemma3": "gemma3_text",
     "phi3": "phi3",
 }
+_READS = (
+    f"from GGUF exo reads {', '.join(_MODEL_TYPES)}. Take it as safetensors, of which the engine mlx reads many more families"
+)
+_AS_LLAMA = ("mistral", "mixtral")  # which the converter calls so, too
 _TOP = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -64,6 +68,19 @@ _MIXTRAL = {
     "mlp.experts.down_proj": "block_sparse_moe.experts.w2",
     "mlp.experts.up_proj": "block_sparse_moe.experts.w3",
 }
+
+
+def gguf_type(model_type: str) -> str:
+  """The model type under which a GGUF file of this type is read."""
+  return "llama" if model_type in _AS_LLAMA else model_type
+
+
+def unread_architecture(model_type: str) -> str | None:
+  """Why exo reads no GGUF files of models of this type; None where it does."""
+  return None if gguf_type(model_type
+                           ) in _MODEL_TYPES.values() else f"its GGUF file is of type {model_type!r}; {_READS}"
+
+
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)")
 
 
@@ -106,15 +123,17 @@ class GgufCheckpoint(Checkpoint):
     self._header: GgufHeader = parse_gguf_header(self._bytes.head(), self._bytes.size)
     self._architecture = str(self._header.metadata.get("general.architecture", ""))
     if self._architecture not in _MODEL_TYPES:
-      raise UnsupportedModelError(
-          f"{path.name} is of architecture {self._architecture!r}; from GGUF exo reads {', '.join(_MODEL_TYPES)}. Take it as safetensors, "
-          "of which the engine mlx reads many more families"
-      )
+      raise UnsupportedModelError(f"{path.name} is of architecture {self._architecture!r}; {_READS}")
     self._tensors: dict[str, GgufTensor] = {}
     for tensor in self._header.tensors.values():
       name = _hf_name(tensor.name, self._architecture)
       if name is not None:
         self._tensors |= _experts(name, tensor) if ".experts." in name else {name: tensor}
+
+  @property
+  def chat_template(self) -> str | None:
+    template = self._header.metadata.get("tokenizer.chat_template")
+    return template if isinstance(template, str) else None
 
   @property
   def header(self) -> GgufHeader:

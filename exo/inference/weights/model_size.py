@@ -12,6 +12,11 @@ from exo.topology.model_size import ModelSize
 _KV_ELEMENT_BYTES = 4  # the engines on a CPU keep float32; others need less
 
 
+def kv_bytes(elements: int) -> int:
+  """Of so many numbers in a cache."""
+  return elements * _KV_ELEMENT_BYTES
+
+
 def model_size(checkpoint: Checkpoint) -> ModelSize:
   """Bytes by part and the number of weights, as they are in the files: a stage's are those of its `shard_tensors`. (Where a
   tied model's files have a head as well, the last stage counts one of the two: engines hold no more.)
@@ -26,6 +31,6 @@ def model_size(checkpoint: Checkpoint) -> ModelSize:
   layers[-1] += n_bytes[Part.NORM]  # whichever stage has the last layer has the norm after it
   embedding, head = n_bytes[Part.EMBEDDING], n_bytes[Part.HEAD]
   return ModelSize(
-      tuple(layers), embedding, head or embedding, config.kv_elements_per_token * _KV_ELEMENT_BYTES, not head, weights,
+      tuple(layers), embedding, head or embedding, kv_bytes(config.kv_elements_per_token), not head, weights,
       n_bytes[Part.SHARED]
   )

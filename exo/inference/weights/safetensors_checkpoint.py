@@ -267,6 +267,11 @@ class SafetensorsCheckpoint(Checkpoint):
       )
     return bits, size
 
+  @property
+  def chat_template(self) -> str | None:
+    from exo.inference.hf_tokenizer import chat_template_of
+    return chat_template_of(self.path)
+
   def tokenizer(self) -> Tokenizer:
     from exo.inference.hf_tokenizer import hf_tokenizer
     return hf_tokenizer(self.path)

@@ -1,0 +1,90 @@
+"""What is known of a model before anybody loads it: from its files' headers, or from exo's registry alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from exo.inference.model_facts import ModelFacts
+from exo.inference.weights.checkpoint import Checkpoint
+from exo.inference.weights.gguf_checkpoint import gguf_type, unread_architecture
+from exo.inference.weights.model_size import kv_bytes, model_size
+from exo.model_card import ModelCard
+from exo.topology.model_size import ModelSize
+
+# how the weights of a format are packed, in the words of `ModelFacts`
+_ENCODINGS = {"safetensors": ("BF16", ), "mlx": ("MLX", "BF16"), "gguf": ("Q4_K", "Q6_K", "F32")}
+_PACKED = {"MXFP4": ("U8", "BF16")}
+
+
+@dataclass(frozen=True)
+class ModelProfile:
+  """`facts` and `size` are None where nobody has looked at the model yet. `flaw` is why no engine can have it, "" where its
+  files can be read. `packing` is how most of its weights are packed, `context` how many tokens it was made for, both "" and
+  None where that is not known. `capabilities` are those that can be told, in Ollama's words. `fingerprint` is there for models
+  that were opened.
+  """
+  facts: ModelFacts | None = None
+  size: ModelSize | None = None
+  flaw: str = ""
+  format: str = ""
+  packing: str = ""
+  context: int | None = None
+  capabilities: tuple[str, ...] = ("completion", )
+  fingerprint: str = ""
+
+
+def profile_of_checkpoint(checkpoint: Checkpoint) -> ModelProfile:
+  """Reads headers and small files. Raises `ModelFilesError`, `UnsupportedModelError`."""
+  return ModelProfile(
+      checkpoint.facts, model_size(checkpoint), "", checkpoint.container, _packing(checkpoint),
+      checkpoint.config.max_context, capabilities_of(checkpoint.chat_template), checkpoint.fingerprint
+  )
+
+
+def capabilities_of(template: str | None) -> tuple[str, ...]:
+  """What a chat template can do; without one it is only known that a model goes on with texts."""
+  marks = {"tools": "tools", "thinking": "</think>"}
+  return ("completion", *(name for name, mark in marks.items() if template and mark in template))
+
+
+def _packing(checkpoint: Checkpoint) -> str:
+  n_bytes: Counter[str] = Counter()
+  for name in checkpoint.names():
+    n_bytes[checkpoint.encoding(name)] += checkpoint.tensor_bytes(name)
+  most = max(n_bytes, key=lambda encoding: n_bytes[encoding], default="")
+  if most == "MLX":
+    settings = checkpoint.hf_config.get("quantization")
+    return f"{settings['bits']}bit" if isinstance(settings, dict) and isinstance(settings.get("bits"), int) else most
+  return most if most in ("", "F32", "BF16",
+                          "F16") or not checkpoint.facts.packing else checkpoint.facts.packing.upper()
+
+
+def profile_of_card(card: ModelCard) -> ModelProfile:
+  """As exo's registry describes what is published under this name; nothing is read."""
+  kind = card.kind
+  if kind is None or card.layers is None or card.parameters is None:
+    return ModelProfile()
+  container = "gguf" if card.format == "gguf" else "safetensors"
+  text_type = kind.text_type or kind.model_type
+  flaw, repository_type = kind.flaw, kind.model_type
+  if container == "gguf":
+    flaw, text_type = unread_architecture(text_type) or "", gguf_type(text_type)
+    repository_type = text_type
+  encodings = _PACKED.get(card.packing) or _ENCODINGS[card.format]
+  packing = card.packing.lower() if card.packing in _PACKED else ""
+  facts = ModelFacts(
+      text_type, repository_type, container, frozenset(encodings), frozenset(), frozenset(), 0, packing=packing
+  )
+  return ModelProfile(facts, _size_of(card), flaw, container, card.packing, kind.context)
+
+
+def _size_of(card: ModelCard) -> ModelSize:
+  """Layers alike, embedding and head as wide as their share of the weights."""
+  assert card.layers and card.parameters and card.total_bytes is not None
+  width = card.total_bytes / card.parameters
+  embedding = round(card.embedding_weights * width)
+  layers = card.total_bytes - embedding * (1 if card.tied else 2)
+  each, odd = divmod(layers, card.layers)
+  return ModelSize((*(each for _ in range(card.layers - 1)), each + odd), embedding, embedding,
+                   kv_bytes(card.kv_elements), card.tied, card.parameters)
