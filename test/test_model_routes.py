@@ -60,7 +60,7 @@ def progress(node: NodeProcess, model: str = REPO) -> dict[str, Any]:
 
 
 def test_34_the_lists_name_every_model(node: NodeProcess) -> None:
-  names = {entry["id"] for entry in node.get("/v1/models")[1]["data"]}
+  names = {entry["id"] for entry in node.get("/v1/models?all=true")[1]["data"]}
   assert set(CARDS) <= names
   first = node.get("/initial_models")[1]
   assert set(CARDS) <= set(first) and first["llama-3.2-1b"] == {
@@ -163,7 +163,7 @@ def test_exo_models_lists_everything_and_asks_no_network(tmp_path: Path) -> None
   assert listed["tiny"]["here"] and listed["tiny"]["path"] == str(tiny)
   assert listed["llama-3.1-405b"]["fits"] is False and listed["llama-3.2-1b"]["layers"] == 16
   text = exo(tmp_path, "models", "--model-dir", str(tiny.parent)).stdout.splitlines()
-  assert text[0].split() == ["MODEL", "LAYERS", "SIZE", "HERE", "FITS", "WHERE"] and text[1].startswith("tiny")
+  assert text[0].split() == ["MODEL", "LAYERS", "SIZE", "HERE", "WHERE", "FITS"] and text[1].startswith("tiny")
   assert len(text) == len(CARDS) + 2
 
 

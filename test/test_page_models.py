@@ -72,10 +72,10 @@ def text_of(page: Chrome, model: str) -> str:
 
 def test_the_picker_knows_sizes_and_what_the_ring_can_hold(page: Chrome) -> None:
   search(page, "405")
-  until(page, lambda: "too large for this ring" in text_of(page, "llama-3.1-405b"))
+  until(page, lambda: "cannot run: it needs about" in text_of(page, "llama-3.1-405b"))
   assert " GB" in text_of(page, "llama-3.1-405b")
   search(page, "smollm2-135m")
-  until(page, lambda: "fits this ring" in text_of(page, "smollm2-135m"))
+  until(page, lambda: "fits here" in text_of(page, "smollm2-135m"))
   search(page, "no such thing")
   until(page, lambda: "No known model" in by_id(page, "models").text)
 

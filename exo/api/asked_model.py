@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from exo.api.caller import caller
+from exo.download.model_store import ModelEntry
 from exo.errors import ModelNotFoundError, NotAllowedError
 from exo.orchestration.model_catalog import ModelInfo
 from exo.orchestration.node import Node
@@ -11,13 +14,24 @@ from exo.orchestration.node import Node
 async def asked_model(node: Node, name: str | None) -> ModelInfo:
   """As `Node.model`. Raises `NotAllowedError` where this node would have to fetch it for a key that may not ask that."""
   if name and name != node.config.default_model and not caller().may_fetch:
-    store = node.catalog.store
-    try:
-      entry = await store.find_anywhere(name)
-    except ModelNotFoundError:
-      return await node.model(name)  # which says so, or knows the name as another's
-    if not await store.is_within_reach(entry):
-      raise NotAllowedError(
-          f"{entry.id} is not here yet, and fetching it is for admins (`exo pull`): this API key has the role user"
-      )
+    with contextlib.suppress(ModelNotFoundError):  # `Node.model` says so, or knows the name as another's
+      await _check_reach(node, await node.catalog.store.find_anywhere(name))
   return await node.model(name)
+
+
+async def asked_entry(node: Node, name: str) -> ModelEntry:
+  """The same model before anything of it is opened or fetched. Raises as `asked_model` does, of what needs no fetching."""
+  meant = await node.meant(name)
+  entry = await node.catalog.store.find_anywhere(meant)
+  if meant != node.config.default_model and entry.card is not None and entry.card.kind is None and not caller(
+  ).may_fetch:
+    await _check_reach(node, entry)
+  node.catalog.store.vouch(meant)
+  return entry
+
+
+async def _check_reach(node: Node, entry: ModelEntry) -> None:
+  if not await node.catalog.store.is_within_reach(entry):
+    raise NotAllowedError(
+        f"{entry.id} is not here yet, and fetching it is for admins (`exo pull`): this API key has the role user"
+    )

@@ -20,6 +20,7 @@ from exo.api import (
     embeddings,
     messages,
     metrics,
+    models,
     ollama,
     openapi,
     page,
@@ -34,7 +35,7 @@ from exo.api.keys import ApiKeys, ApiKeyStore
 from exo.api.protocol import ApiProtocol
 from exo.api.request_id import add_request_id, count_requests, request_id_middleware
 from exo.config import DEFAULT_API_PORT
-from exo.errors import ConfigError, ModelNotFoundError
+from exo.errors import ConfigError
 from exo.networking.address_rule import parse_address
 from exo.networking.messages import PlanPace
 from exo.orchestration.node import Node
@@ -81,8 +82,8 @@ class ChatGPTAPI:
       router.add_post(f"{prefix}/chat/completions", self._with_node(chat.chat_completions))
       router.add_post(f"{prefix}/completions", self._with_node(completions.completions))
       router.add_post(f"{prefix}/chat/token/encode", self._with_node(chat.token_encode))
-      router.add_get(f"{prefix}/models", self._models)
-      router.add_get(f"{prefix}/models/{{model:.+}}", self._model)
+      router.add_get(f"{prefix}/models", self._with_node(models.models))
+      router.add_get(f"{prefix}/models/{{model:.+}}", self._with_node(models.model))
       router.add_get(f"{prefix}/topology", self._topology)
       router.add_post(f"{prefix}/embeddings", self._with_node(embeddings.embeddings))
     router.add_post("/v1/responses", self._with_node(responses.responses))
@@ -152,22 +153,6 @@ class ChatGPTAPI:
     if self._runner is not None:
       await self._runner.cleanup()
       self._runner = None
-
-  # models
-
-  def _describe_model(self, model_id: str) -> dict[str, Any]:
-    return {"id": model_id, "object": "model", "created": 0, "owned_by": "exo"}
-
-  async def _models(self, request: web.Request) -> web.Response:
-    entries = await self._node.catalog.listed()
-    return json_response({"object": "list", "data": [self._describe_model(entry.id) for entry in entries]})
-
-  async def _model(self, request: web.Request) -> web.Response:
-    name = request.match_info["model"]
-    entry = await self._node.catalog.find(name)
-    if "/" in name and not entry.stamp:  # a repository that could be fetched, or none
-      raise ModelNotFoundError(f"there is no model {name!r} here", model=name)
-    return json_response(self._describe_model(entry.id))
 
   # the ring
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from aiohttp import web
 from msgspec import Struct
 
 from exo.api.errors import json_response
+from exo.api.models import describe_fit
 from exo.api.schema import read_body
 from exo.api.sse import event_stream
-from exo.download.model_state import ModelState, model_states
 from exo.download.progress import DownloadProgress
 from exo.errors import ModelNotFoundError
+from exo.orchestration.listed_model import ListedModel
+from exo.orchestration.model_list import list_models
 from exo.orchestration.node import Node
+from exo.topology.fit import Where
 
 
 class DownloadRequest(Struct):
@@ -53,11 +55,10 @@ def describe(node_id: str, item: DownloadProgress) -> dict[str, Any]:
 
 async def modelpool(request: web.Request, node: Node) -> web.StreamResponse:
   """One event a model, `[DONE]` at the end."""
-  states = await asyncio.to_thread(model_states, node.catalog.store)
-  memory = ring_memory_bytes(node)
+  listed = await list_models(node, everything=True)
   async with event_stream(request) as (stream, response):
-    for i, state in enumerate(states):
-      await stream.send({state.id: _pool_entry(node, state, memory)}, more=i + 1 < len(states))
+    for i, model in enumerate(listed):
+      await stream.send({model.id: _pool_entry(node, model)}, more=i + 1 < len(listed))
   return response
 
 
@@ -70,18 +71,16 @@ async def initial_models(request: web.Request, node: Node) -> web.Response:
   return json_response({entry.id: {"name": entry.pretty_name, **unknown} for entry in entries})
 
 
-def ring_memory_bytes(node: Node) -> int:
-  """What all nodes of the ring offer together."""
-  return sum(capabilities.memory for _, capabilities in node.topology().all_nodes()) * 2**20
-
-
-def _pool_entry(node: Node, state: ModelState, memory: int) -> dict[str, Any]:
+def _pool_entry(node: Node, model: ListedModel) -> dict[str, Any]:
+  """`fits` is null where nobody has looked at the model yet; `fit` is as in `/v1/models`."""
+  state, fit = model.state, model.fit
   latest = node.sharing.downloads.get(state.id)
   loading = latest is not None and not latest.ended
   return {
       "name": state.pretty_name, "downloaded": state.is_whole, "download_percentage": round(100 * state.fraction, 1),
-      "total_size": state.total_bytes, "total_downloaded": state.held_bytes, "loading": loading, "layers": state.layers,
-      "source": state.source, "fits": state.fits(memory), "deletable": state.is_ours, "verified": state.verified,
+      "total_size": state.total_bytes, "total_downloaded": state.held_bytes, "loading": loading, "layers": model.layers,
+      "source": state.source, "fits": None if fit.where is Where.UNKNOWN else fit.runs, "fit": describe_fit(fit),
+      "ready": model.is_ready, "deletable": state.is_ours, "verified": state.verified,
       "speed": round(latest.bytes_per_s) if latest is not None and loading else None,
       "error": latest.error if latest is not None and latest.error else None
   }

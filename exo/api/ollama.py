@@ -8,7 +8,6 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -23,8 +22,9 @@ from exo.api.errors import describe, json_response, streamed
 from exo.api.ollama_request import OllamaChatRequest, OllamaGenerateRequest, OllamaRequest, OllamaShowRequest
 from exo.api.schema import CompletionRequest, read_body
 from exo.api.text_run import TextRun, new_id, text_run
-from exo.api.tool_formats import tool_format
-from exo.download.model_store import ModelEntry
+from exo.orchestration.listed_model import ListedModel
+from exo.orchestration.model_list import list_models
+from exo.orchestration.model_profile import ModelProfile
 from exo.orchestration.node import Node
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -180,28 +180,34 @@ async def _raw_pieces(run: TextRun) -> Pieces:
 
 
 async def tags(request: web.Request, node: Node) -> web.Response:
-  """The models that are here."""
-  entries = await node.catalog.listed()
-  return json_response({"models": await asyncio.to_thread(lambda: [_tag(e) for e in entries if e.path])})
+  """The models that can be answered now."""
+  listed = await list_models(node, everything=False)
+  return json_response({"models": [_tag(model) for model in listed]})
 
 
-def _tag(entry: ModelEntry) -> dict[str, Any]:
-  path = entry.path
-  assert path is not None
-  files = [path] if path.is_file() else [p for p in path.glob("*") if p.is_file()]
-  modified = max((p.stat().st_mtime for p in files), default=0.0)
+def _tag(model: ListedModel) -> dict[str, Any]:
+  digest = hashlib.sha256(f"{model.id} {model.profile.fingerprint}".encode()).hexdigest()
   return {
-      "name": entry.id, "model": entry.id, "modified_at": datetime.fromtimestamp(modified, UTC).isoformat(),
-      "size": sum(p.stat().st_size for p in files), "digest": hashlib.sha256(entry.id.encode()).hexdigest(),
-      "details": _details(path, "")
+      "name": model.id, "model": model.id, "modified_at": datetime.fromtimestamp(model.state.changed_at,
+                                                                                 UTC).isoformat(),
+      "size": model.state.total_bytes or 0, "digest": digest, "details": _details(model.profile)
   }
 
 
-def _details(path: Path, family: str) -> dict[str, Any]:
+def _details(profile: ModelProfile) -> dict[str, Any]:
+  family = "" if profile.facts is None else profile.facts.model_type
+  weights = 0 if profile.size is None else profile.size.n_weights
   return {
-      "parent_model": "", "format": "gguf" if path.suffix == ".gguf" else "safetensors", "family": family,
-      "families": [family] if family else [], "parameter_size": "", "quantization_level": ""
+      "parent_model": "", "format": profile.format, "family": family, "families": [family] if family else [],
+      "parameter_size": _count(weights), "quantization_level": profile.packing
   }
+
+
+def _count(weights: int) -> str:
+  """"8.0B", "135M", "" for few."""
+  if weights >= 10**9:
+    return f"{weights / 10**9:.1f}B"
+  return f"{weights / 10**6:.0f}M" if weights >= 10**6 else ""
 
 
 async def show(request: web.Request, node: Node) -> web.Response:
@@ -210,12 +216,11 @@ async def show(request: web.Request, node: Node) -> web.Response:
   model = await asked_model(node, name)
   config = model.checkpoint.config
   template = model.tokenizer.chat_template or ""
-  capabilities = ["completion"
-                  ] + (["tools"] if tool_format(template) else []) + (["thinking"] if "</think>" in template else [])
+  profile = await asyncio.to_thread(node.profiles.look, await node.catalog.find(model.id))
   family = config.model_type
   return json_response({
-      "modelfile": f"FROM {model.id}\n", "parameters": "", "template": template,
-      "details": _details(model.checkpoint.path, family), "capabilities": capabilities, "model_info": {
+      "modelfile": f"FROM {model.id}\n", "parameters": "", "template": template, "details": _details(profile),
+      "capabilities": profile.capabilities, "model_info": {
           "general.architecture": family, f"{family}.context_length": config.max_context,
           f"{family}.embedding_length": config.hidden_size, f"{family}.block_count": config.n_layers
       }

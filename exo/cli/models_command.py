@@ -11,67 +11,101 @@ from typing import Any
 from urllib.parse import quote
 
 from exo.config import Config
-from exo.download.model_state import ModelState, model_states
 from exo.download.model_store import ModelStore
-from exo.errors import ConfigError, ExoError
+from exo.errors import ConfigError, EngineUnavailableError, ExoError
+from exo.log import escape
+from exo.orchestration.listed_model import ListedModel, ModelJudge
+from exo.orchestration.model_fit import RingWorker
+from exo.orchestration.model_profiles import ModelProfiles
 from exo.runtime_file import running_nodes
 from exo.system_figures import memory
+from exo.topology.fit import Fit, Where
+from exo.topology.placements import load_strategy
+from exo.topology.ring_state import WorkerState
+from exo.worker.devices import engines_by_device, offers_mb
 
 _MB, _GB = 2**20, 1e9
-_ASK_S = 0.5
+_ASK_S = 2.0
 
 
 def models_command(config: Config, arguments: argparse.Namespace) -> int:
   """List every model; those on this machine first. Asks no network but a node of this machine."""
-  store = ModelStore(config.exo_home, config.model_dirs, config.models)
-  states = sorted(model_states(store), key=lambda state: not state.where)
-  offered, nodes = asyncio.run(_ring_memory(config))
+  judge = _alone(config)
+  models = sorted(map(judge.listed, judge.profiles.store.listed()), key=lambda model: not model.state.where)
+  by_ring = asyncio.run(_fits_of_ring(config))
+  models = [replace(model, fit=(by_ring or {}).get(model.id, model.fit)) for model in models]
   if arguments.json:
-    print(json.dumps([_as_json(state, offered) for state in states], indent=2))
+    print(json.dumps([_as_json(model) for model in models], indent=2))
     return 0
-  rows: list[tuple[str, ...]] = [("MODEL", "LAYERS", "SIZE", "HERE", "FITS", "WHERE")]
-  rows += [_row(state, offered) for state in states]
+  rows: list[tuple[str, ...]] = [("MODEL", "LAYERS", "SIZE", "HERE", "WHERE", "FITS"), *map(_row, models)]
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
   for row in rows:
     print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=False)), row[-1], sep="  ")
-  whose = f"the {nodes} node(s) of the ring" if nodes else "this machine (no node runs here)"
-  print(f"\nFITS: into the {offered / _GB:.1f} GB that {whose} can offer. Any Hugging Face id works too: "
-        "exo pull org/name, exo run org/name:Q4_K_M", file=sys.stderr)  # yapf: disable
-  if any(state.verified is False for state in states):
+  whose = "by the ring as it is now" if by_ring is not None else "by this machine (no node runs here)"
+  print(f"\nFITS: with its KV cache, {whose}. Any Hugging Face id works too: exo pull org/name, exo run org/name:Q4_K_M",
+        file=sys.stderr)  # yapf: disable
+  if any(model.state.verified is False for model in models):
     print("unverified: came from other nodes, or was put there by hand, and nothing to compare it with could be reached",
           file=sys.stderr)  # yapf: disable
   return 0
 
 
-def _row(state: ModelState, memory: int) -> tuple[str, ...]:
-  fits = {True: "yes", False: "no", None: "?"}[state.fits(memory)]
+def _row(model: ListedModel) -> tuple[str, ...]:
+  state = model.state
   size = "?" if state.total_bytes is None else f"{state.total_bytes / _GB:.2f} GB"
   here = "yes" if state.is_whole else f"{100 * state.fraction:.0f} %" if state.where else "-"
   if state.verified is False:
     here += ", unverified"
-  return state.id, str(state.layers or "?"), size, here, fits, state.where or state.source
+  return model.id, str(model.layers or "?"), size, here, state.where or state.source, escape(str(model.fit))
 
 
-def _as_json(state: ModelState, memory: int) -> dict[str, Any]:
+def _as_json(model: ListedModel) -> dict[str, Any]:
+  state, profile, fit = model.state, model.profile, model.fit
   return {
-      "id": state.id, "name": state.pretty_name, "layers": state.layers, "total_bytes": state.total_bytes,
+      "id": model.id, "name": state.pretty_name, "layers": model.layers, "total_bytes": state.total_bytes,
       "held_bytes": state.held_bytes, "here": state.is_whole, "path": state.where or None, "source": state.source,
-      "fits": state.fits(memory), "verified": state.verified
-  }
+      "context_length": profile.context, "quantization": profile.packing or None,
+      "fits": None if fit.where is Where.UNKNOWN else fit.runs,
+      "fit": {"where": fit.where, "missing_mb": fit.missing_mb, "reason": fit.reason or None}, "verified": state.verified
+  }  # yapf: disable
 
 
-async def _ring_memory(config: Config) -> tuple[int, int]:
-  """(bytes that the ring offers, nodes in it); this machine's own memory and 0 where no node runs here."""
+def _alone(config: Config) -> ModelJudge:
+  """What a node of this machine would say, were it alone."""
+  store = ModelStore(config.exo_home, config.model_dirs, config.models)
+  try:
+    workers = _workers(config)
+  except EngineUnavailableError as error:
+    workers = (RingWorker(WorkerState("", "", 0, 0, 0, cannot=error.message)), )
+  return ModelJudge(ModelProfiles(store), "", workers, load_strategy(config.placement), {}, {})
+
+
+def _workers(config: Config) -> tuple[RingWorker, ...]:
+  from exo.inference.engines import offered_engines
+  engines = engines_by_device(offered_engines(config.inference_engine, config.quantize), config.devices)
+  offered, free = offers_mb(list(engines), config.max_memory), memory().available
+  parts = [mb / max(1, sum(offered)) for mb in offered]
+  return tuple(
+      RingWorker(WorkerState("", name, 0, mb * _MB, int(free * part)), engines[name])
+      for name, mb, part in zip(engines, offered, parts, strict=True)
+  )
+
+
+async def _fits_of_ring(config: Config) -> dict[str, Fit] | None:
+  """What a node of this machine says of each model; None where none runs here."""
   from exo.cli.client import ApiClient
   for info in running_nodes(config.state_dir):
     try:
       async with asyncio.timeout(_ASK_S), ApiClient(info) as api:
-        nodes = (await api.get("/v1/topology"))["nodes"]
-        return sum(node["memory"] for node in nodes.values()) * _MB, len(nodes)
+        data = (await api.get("/v1/models?all=true"))["data"]
+        return {model["id"]: _fit_of(model["fit"]) for model in data}
     except (ExoError, OSError, TimeoutError, KeyError):
       continue
-  own = memory().total
-  return min(own, config.max_memory * _MB) if config.max_memory else own, 0
+  return None
+
+
+def _fit_of(told: dict[str, Any]) -> Fit:
+  return Fit(Where(told["where"]), told["missing_mb"], told["reason"] or "")
 
 
 def pull_command(config: Config, arguments: argparse.Namespace) -> int:

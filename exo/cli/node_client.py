@@ -18,7 +18,7 @@ async def node_client(config: Config, model: str | None) -> AsyncIterator[ApiCli
   for info in running_nodes(config.state_dir):
     if await answers(info):
       async with ApiClient(info) as api:
-        if not config.models or model in {entry["id"] for entry in (await api.get("/v1/models"))["data"]}:
+        if not config.models or model in {entry["id"] for entry in (await api.get("/v1/models?all=true"))["data"]}:
           yield api
           return
   from exo.cli.assemble import running_node

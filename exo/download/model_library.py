@@ -188,7 +188,10 @@ class ModelLibrary:
 
   def holding(self, name: str) -> Holding | None:
     """What of a model is on this machine, its head at least. Raises `ModelNotFoundError`, `ModelFilesError`."""
-    entry = self.find(name)
+    return self.holding_of_entry(self.find(name))
+
+  def holding_of_entry(self, entry: ModelEntry) -> Holding | None:
+    """As `holding`. Raises `ModelFilesError`."""
     if entry.card is not None:
       return self.holding_of(entry.card)
     if entry.path is None or entry.id == DUMMY_MODEL:

@@ -12,11 +12,13 @@ from pathlib import Path
 from exo.download.doubts import Doubts
 from exo.download.file_lock import locked
 from exo.download.local_folders import model_name
+from exo.download.manifest import Manifest
 from exo.download.model_fetcher import DownloadOptions, ModelFetcher
 from exo.download.model_index import ModelIndex
 from exo.download.model_library import DUMMY_MODEL, MANIFEST, Holding, ModelEntry, ModelLibrary, neighbour_card
 from exo.download.neighbours import Neighbours
 from exo.download.progress import DownloadProgress, ProgressCallback, ProgressMeter
+from exo.download.publications import Publications
 from exo.download.sparse_file import matches
 from exo.download.transfer import Wants
 from exo.download.wary import WaryNeighbours
@@ -60,6 +62,7 @@ class ModelStore(ModelLibrary):
     self._checked_at: dict[str, float] = {}
     self._on_false: list[Callable[[str], None]] = []
     self._index = ModelIndex(self.find)
+    self._publications = Publications()
     self._in_doubt: dict[str, tuple[str, tuple[str,
                                                ...]]] = {}  # folder: model, and the nodes that gave what is in doubt
 
@@ -119,6 +122,15 @@ class ModelStore(ModelLibrary):
     if entry.card is None or await asyncio.to_thread(self.holding_of, entry.card) is not None:
       return True
     return bool(await self._fetcher.neighbours.manifests(entry.id))
+
+  async def published(self, entry: ModelEntry) -> Manifest:
+    """What there is to fetch of a model by the ring or the hub, asked now and then only.
+
+    Raises `ModelNotFoundError` where the hub has no such model for this user, `DownloadError` where it cannot be asked.
+    """
+    if entry.card is None:
+      raise ModelNotFoundError(f"{entry.id} is a model of this machine alone", model=entry.id)
+    return await self._publications.find(self._as_vouched(entry.card), self._fetcher.neighbours)
 
   # fetching
 

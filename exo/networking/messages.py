@@ -396,6 +396,17 @@ class ModelFound:
 
 
 @dataclass(frozen=True, slots=True)
+class ListModels:
+  """Which models do you hold something of?"""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelsListed:
+  """`models_json` is a list of `HeldModel`."""
+  models_json: str = "[]"
+
+
+@dataclass(frozen=True, slots=True)
 class FindBlocks:
   """Which bytes of these files (name, identity) do you have?"""
   model_id: str
@@ -442,7 +453,6 @@ class DownloadNews:
 Message = (
     Hello | Heartbeat | OpenPlan | PlanOpened | ClosePlan | Submit | Cancel | Failure | Done | RequestFailed | Frame
     | Absolve | StepResult | StepFailed | TokenDelivery | FindModel | ModelFound | FindBlocks | BlocksFound | ReadRange
-    | RangeData
-    | DownloadNews
+    | RangeData | DownloadNews | ListModels | ModelsListed
 )
 EMPTY_TOKEN_IDS: TokenIds = np.zeros(0, np.int32)

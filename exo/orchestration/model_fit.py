@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from exo.inference.model_facts import ModelFacts
-from exo.inference.offer import EngineOffer, choose, why_none
+from exo.inference.offer import EngineOffer, suitability
 from exo.orchestration.model_profile import ModelProfile
 from exo.topology.fit import Fit, Where, fit
 from exo.topology.placements import Strategy
+from exo.topology.ring_plan import WorkerId
 from exo.topology.ring_state import ModelNeeds, RingState, WorkerState
 
 _UNSEEN = "nobody here has looked at it yet: it is judged when it is first asked for, or fetched (exo pull)"
@@ -17,21 +18,22 @@ _UNSEEN = "nobody here has looked at it yet: it is judged when it is first asked
 
 @dataclass(frozen=True, slots=True)
 class RingWorker:
-  """A device of a node, whichever model it is for. `offers` are its engines in the order of choice; where they are not known
-  it counts as able, with the `weights` of its state.
+  """A device of a node, whichever model it is for. `engines` stand in the order of choice; where there are none, `state` says
+  why.
   """
   state: WorkerState
-  offers: tuple[EngineOffer, ...] = ()
+  engines: tuple[EngineOffer, ...] = ()
+
+  @property
+  def id(self) -> WorkerId:
+    return WorkerId(self.state.node_id, self.state.worker)
 
   def for_model(self, facts: ModelFacts) -> WorkerState:
-    """With the engine that it would run this model with, or the reason why it has none."""
-    if not self.offers:
-      return self.state
-    engine = choose(self.offers, facts)
-    if engine is None:
-      return replace(self.state, cannot=why_none(self.offers, facts))
-    cuts = any(offer.cannot(facts) is None and offer.repertoire.can_cut(facts) for offer in self.offers)
-    return replace(self.state, weights=engine.weights, whole_only=not cuts)
+    """With the engine that would run this model, or the reason why there is none."""
+    suits = suitability(self.engines, facts)
+    if suits.offer is None:
+      return replace(self.state, cannot=self.state.cannot or suits.cannot)
+    return replace(self.state, weights=suits.offer.weights, whole_only=suits.whole_only)
 
 
 def fit_model(model_id: str, profile: ModelProfile, workers: Sequence[RingWorker], here: str, place: Strategy) -> Fit:

@@ -74,7 +74,8 @@ def profile_of_card(card: ModelCard) -> ModelProfile:
   encodings = _PACKED.get(card.packing) or _ENCODINGS[card.format]
   packing = card.packing.lower() if card.packing in _PACKED else ""
   facts = ModelFacts(
-      text_type, repository_type, container, frozenset(encodings), frozenset(), frozenset(), 0, packing=packing
+      text_type, repository_type, container, frozenset(encodings), frozenset(), frozenset(), 0, "", packing,
+      card.parameters
   )
   return ModelProfile(facts, _size_of(card), flaw, container, card.packing, kind.context)
 

@@ -33,6 +33,7 @@ from exo.networking.messages import (
     Frame,
     Heartbeat,
     Hello,
+    ListModels,
     Message,
     OpenPlan,
     PeerLink,
@@ -49,10 +50,12 @@ from exo.orchestration.entry_desk import EntryDesk
 from exo.orchestration.generation import Generation, GenerationSpec
 from exo.orchestration.meter import Meter
 from exo.orchestration.model_catalog import ModelCatalog, ModelInfo
+from exo.orchestration.model_profiles import ModelProfiles
 from exo.orchestration.model_sharing import ModelSharing
 from exo.orchestration.peer_bounds import PeerBounds
 from exo.orchestration.plan_host import PlanHost
 from exo.orchestration.planner import ModelRing, Planner
+from exo.orchestration.ring_models import RingModels
 from exo.orchestration.stage_files import StageFiles
 from exo.system_figures import own_memory
 from exo.tasks import TaskOwner
@@ -73,6 +76,7 @@ class Node:
       workers: Sequence[Worker], place: Strategy
   ) -> None:
     self.config, self.hello, self.workers, self.catalog = config, hello, tuple(workers), catalog
+    self.profiles = ModelProfiles(catalog.store)
     self._mesh, self._discovery = mesh, discovery
     self._tasks = TaskOwner("node")
     self._draining = False
@@ -90,6 +94,7 @@ class Node:
     self.desk = EntryDesk(hello.node_id, self.send, self.call)
     catalog.store.on_false(self._on_false)
     self._bounds = PeerBounds(offered)
+    self.ring_models = RingModels(catalog.store, self.profiles, mesh.peers, self.call, self._tasks)
     self.sharing = ModelSharing(catalog.store, mesh.peers, self.send, self.call, lambda: self.plans.busy)
 
   @property
@@ -191,14 +196,19 @@ class Node:
 
   # requests of this node's clients
 
-  async def model(self, name: str | None) -> ModelInfo:
-    """The model a client means: none, or a `gpt-*` that nobody has, is the default one. Raises `ModelNotFoundError`."""
+  async def meant(self, name: str | None) -> str:
+    """The name of the model that a client means: none, or a `gpt-*` that nobody has, is the default one."""
     wanted = name or self.config.default_model
     if wanted.startswith("gpt-"):
       try:
         await self.catalog.find(wanted)
       except ModelNotFoundError:
-        wanted = self.config.default_model
+        return self.config.default_model
+    return wanted
+
+  async def model(self, name: str | None) -> ModelInfo:
+    """The model that a client means, its head fetched where it is missing. Raises `ModelNotFoundError`, `DownloadError`."""
+    wanted = await self.meant(name)
     self.catalog.store.vouch(wanted)
     info = await self.catalog.info(wanted)
     if info.id in self.catalog.replaced:
@@ -301,6 +311,7 @@ class Node:
     _tell(self.plans.peer_left, node_id, reason)
     _tell(self.desk.peer_left, node_id, reason)
     _tell(self.sharing.peer_left, node_id)
+    _tell(self.ring_models.peer_left, node_id)
 
   def awaits(self, request_id: str) -> bool:
     return self.desk.has(request_id)
@@ -311,6 +322,8 @@ class Node:
         if sender != self.node_id:
           await self._check_plan(sender, message)
         return await self.plans.open(message)
+      case ListModels():
+        return await self.ring_models.answer()
       case FindModel() | FindBlocks() | ReadRange():
         return await self.sharing.answer(message)
       case Submit():

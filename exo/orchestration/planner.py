@@ -16,20 +16,19 @@ from exo.errors import (
     StageSickError,
     UnsupportedModelError,
 )
-from exo.inference.offer import suitability
 from exo.log import log
 from exo.networking.mesh import Mesh
 from exo.networking.messages import Absolve, Ailment, Hello, OpenPlan, WorkerOffer
 from exo.oldest import forget_oldest
 from exo.orchestration.left_out import LeftOut
 from exo.orchestration.model_catalog import ModelInfo
+from exo.orchestration.model_fit import RingWorker
 from exo.orchestration.plan_book import PlanBook
 from exo.orchestration.plan_host import PlanHost
 from exo.orchestration.plan_start import Call
 from exo.orchestration.refused_models import RefusedModels
 from exo.orchestration.stage_runner import Send
 from exo.system_figures import memory
-from exo.topology.model_size import WeightMemory
 from exo.topology.placements import Strategy
 from exo.topology.ring_plan import RingPlan, Whom, WorkerId, names_of
 from exo.topology.ring_state import ModelNeeds, RingState, WorkerState
@@ -58,7 +57,7 @@ class Planner:
       self, node_id: str, mesh: Mesh, place: Strategy, plans: PlanHost, send: Send, call: Call,
       problems: Callable[[], Sequence[str]]
   ) -> None:
-    self._node_id, self._mesh, self._place, self._plans = node_id, mesh, place, plans
+    self._node_id, self._mesh, self.place, self._plans = node_id, mesh, place, plans
     self._send, self._call, self._problems = send, call, problems
     self._book = PlanBook(self._open_stages)
     self._marks: dict[tuple[str, WorkerId], _Mark] = {}  # by fingerprint
@@ -110,7 +109,7 @@ class Planner:
     if not ring.workers and (problem := self.problem) is not None:
       raise EngineUnavailableError(f"{problem}, and there is no other node")
     try:
-      return self._place(ModelNeeds(model.id, model.size), ring)
+      return self.place(ModelNeeds(model.id, model.size), ring)
     except ModelTooLargeError as error:
       if not (problems := self._problems()):
         raise
@@ -121,27 +120,25 @@ class Planner:
       self, here: Hello, model: ModelInfo, without: Collection[Whom], sick: Mapping[WorkerId, str]
   ) -> RingState:
     """The ring for a model without some nodes and workers; `sick` says why others can run nothing of it."""
+    found = []
+    for worker in self.workers(here):
+      if not _among(worker.id, without):
+        state = worker.for_model(model.facts)
+        found.append(replace(state, cannot=state.cannot or sick.get(worker.id)))
+    return RingState(tuple(found))
+
+  def workers(self, here: Hello) -> tuple[RingWorker, ...]:
+    """Those that new plans can be made of, whatever the model."""
     usable_mb = {WorkerId(self._node_id, worker.name): self.usable_mb(worker.name) for worker in self._plans.workers}
     for node_id, peer in self._mesh.peers().items():
       if peer.heartbeat is not None:
         usable_mb |= {WorkerId(node_id, state.name): state.usable_mb for state in peer.heartbeat.workers}
     found = []
     for worker, (hello, offer) in self._workers(here).items():
-      if not _among(worker, without):
-        suits = suitability(offer.engines, model.facts)
-        found.append(
-            WorkerState(
-                *worker,
-                hello.incarnation,
-                offer.memory_mb * _MB,
-                usable_mb.get(worker, offer.memory_mb) * _MB,
-                WeightMemory() if suits.offer is None else suits.offer.weights,
-                suits.cannot or sick.get(worker),
-                alone=len(hello.workers) == 1,
-                whole_only=suits.whole_only
-            )
-        )
-    return RingState(tuple(found))
+      usable = usable_mb.get(worker, offer.memory_mb) * _MB
+      state = WorkerState(*worker, hello.incarnation, offer.memory_mb * _MB, usable, alone=len(hello.workers) == 1)
+      found.append(RingWorker(state, offer.engines))
+    return tuple(found)
 
   def _workers(self, here: Hello) -> dict[WorkerId, tuple[Hello, WorkerOffer]]:
     """Those that new plans can be made of, whatever the model: all but those of nodes that leave, and those that are broken."""

@@ -89,9 +89,17 @@ def _found_in(x: pb.ModelFound) -> m.ModelFound:
   return m.ModelFound(x.manifest_json)
 
 
+def _listed_in(x: pb.ModelsListed) -> m.ModelsListed:
+  if len(x.models_json) > _MAX_MANIFEST:
+    raise ProtocolError("somebody tells of endless models")
+  return m.ModelsListed(x.models_json)
+
+
 OUT: dict[type, Callable[[Any], dict[str, Any]]] = {
     m.FindModel: lambda x: {"find_model": pb.FindModel(model_id=x.model_id)},
     m.ModelFound: lambda x: {"model_found": pb.ModelFound(manifest_json=x.manifest_json)},
+    m.ListModels: lambda _: {"list_models": pb.ListModels()},
+    m.ModelsListed: lambda x: {"models_listed": pb.ModelsListed(models_json=x.models_json)},
     m.FindBlocks: _find_blocks_out,
     m.BlocksFound: _blocks_found_out,
     m.ReadRange: _read_out,
@@ -101,6 +109,8 @@ OUT: dict[type, Callable[[Any], dict[str, Any]]] = {
 IN: dict[str, Callable[[Any], m.Message]] = {
     "find_model": lambda x: m.FindModel(_model_id(x.model_id)),
     "model_found": _found_in,
+    "list_models": lambda _: m.ListModels(),
+    "models_listed": _listed_in,
     "find_blocks": _find_blocks_in,
     "blocks_found": _blocks_found_in,
     "read_range": lambda x: m.ReadRange(_model_id(x.model_id), x.name, x.identity, x.start, x.end),

@@ -13,7 +13,7 @@ class Envelope(_message.Message):
     def __init__(self, items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ...) -> None: ...
 
 class Item(_message.Message):
-    __slots__ = ("call_id", "is_reply", "hello", "frame", "step_result", "token_delivery", "submit", "cancel", "open_plan", "plan_opened", "close_plan", "request_failed", "failure", "done", "heartbeat", "step_failed", "absolve", "find_model", "model_found", "find_blocks", "blocks_found", "read_range", "range_data", "download_news")
+    __slots__ = ("call_id", "is_reply", "hello", "frame", "step_result", "token_delivery", "submit", "cancel", "open_plan", "plan_opened", "close_plan", "request_failed", "failure", "done", "heartbeat", "step_failed", "absolve", "find_model", "model_found", "find_blocks", "blocks_found", "read_range", "range_data", "download_news", "list_models", "models_listed")
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     IS_REPLY_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +38,8 @@ class Item(_message.Message):
     READ_RANGE_FIELD_NUMBER: _ClassVar[int]
     RANGE_DATA_FIELD_NUMBER: _ClassVar[int]
     DOWNLOAD_NEWS_FIELD_NUMBER: _ClassVar[int]
+    LIST_MODELS_FIELD_NUMBER: _ClassVar[int]
+    MODELS_LISTED_FIELD_NUMBER: _ClassVar[int]
     call_id: int
     is_reply: bool
     hello: Hello
@@ -62,7 +64,9 @@ class Item(_message.Message):
     read_range: ReadRange
     range_data: RangeData
     download_news: DownloadNews
-    def __init__(self, call_id: _Optional[int] = ..., is_reply: _Optional[bool] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., frame: _Optional[bytes] = ..., step_result: _Optional[bytes] = ..., token_delivery: _Optional[_Union[TokenDelivery, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., open_plan: _Optional[_Union[OpenPlan, _Mapping]] = ..., plan_opened: _Optional[_Union[PlanOpened, _Mapping]] = ..., close_plan: _Optional[_Union[ClosePlan, _Mapping]] = ..., request_failed: _Optional[_Union[RequestFailed, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., step_failed: _Optional[_Union[StepFailed, _Mapping]] = ..., absolve: _Optional[_Union[Absolve, _Mapping]] = ..., find_model: _Optional[_Union[FindModel, _Mapping]] = ..., model_found: _Optional[_Union[ModelFound, _Mapping]] = ..., find_blocks: _Optional[_Union[FindBlocks, _Mapping]] = ..., blocks_found: _Optional[_Union[BlocksFound, _Mapping]] = ..., read_range: _Optional[_Union[ReadRange, _Mapping]] = ..., range_data: _Optional[_Union[RangeData, _Mapping]] = ..., download_news: _Optional[_Union[DownloadNews, _Mapping]] = ...) -> None: ...
+    list_models: ListModels
+    models_listed: ModelsListed
+    def __init__(self, call_id: _Optional[int] = ..., is_reply: _Optional[bool] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., frame: _Optional[bytes] = ..., step_result: _Optional[bytes] = ..., token_delivery: _Optional[_Union[TokenDelivery, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., open_plan: _Optional[_Union[OpenPlan, _Mapping]] = ..., plan_opened: _Optional[_Union[PlanOpened, _Mapping]] = ..., close_plan: _Optional[_Union[ClosePlan, _Mapping]] = ..., request_failed: _Optional[_Union[RequestFailed, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., step_failed: _Optional[_Union[StepFailed, _Mapping]] = ..., absolve: _Optional[_Union[Absolve, _Mapping]] = ..., find_model: _Optional[_Union[FindModel, _Mapping]] = ..., model_found: _Optional[_Union[ModelFound, _Mapping]] = ..., find_blocks: _Optional[_Union[FindBlocks, _Mapping]] = ..., blocks_found: _Optional[_Union[BlocksFound, _Mapping]] = ..., read_range: _Optional[_Union[ReadRange, _Mapping]] = ..., range_data: _Optional[_Union[RangeData, _Mapping]] = ..., download_news: _Optional[_Union[DownloadNews, _Mapping]] = ..., list_models: _Optional[_Union[ListModels, _Mapping]] = ..., models_listed: _Optional[_Union[ModelsListed, _Mapping]] = ...) -> None: ...
 
 class DeviceCapabilities(_message.Message):
     __slots__ = ("model", "chip", "memory", "fp32", "fp16", "int8")
@@ -496,6 +500,16 @@ class ModelFound(_message.Message):
     MANIFEST_JSON_FIELD_NUMBER: _ClassVar[int]
     manifest_json: str
     def __init__(self, manifest_json: _Optional[str] = ...) -> None: ...
+
+class ListModels(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ModelsListed(_message.Message):
+    __slots__ = ("models_json",)
+    MODELS_JSON_FIELD_NUMBER: _ClassVar[int]
+    models_json: str
+    def __init__(self, models_json: _Optional[str] = ...) -> None: ...
 
 class FindBlocks(_message.Message):
     __slots__ = ("model_id", "files")

@@ -46,7 +46,7 @@ export class Models {
   }
 
   options() {
-    const here = this.list.filter((m) => m.here || m.id === this.chosen);
+    const here = this.list.filter((m) => usable(m) || m.id === this.chosen);
     const key = here.map((m) => m.id).join("\n") + this.chosen;
     if (key === this.optionsKey) return;
     this.optionsKey = key;
@@ -73,12 +73,12 @@ export class Models {
   row(m) {
     const buttons = [];
     const button = (label, act, extra = {}) => buttons.push(h("button", { type: "button", "data-action": `${label} ${m.id}`, "aria-label": `${label} ${m.name}`, onclick: act, ...extra }, label));
-    if (m.here && m.id !== this.chosen) button("Use", () => this.choose(m.id));
+    if (usable(m) && m.id !== this.chosen) button("Use", () => this.choose(m.id));
     if (m.fetching) button("Cancel", () => this.cancel(m));
     else if (!m.here) button("Download", () => this.download(m));
     if ((m.here || m.have) && m.deletable && !m.fetching) button("Delete", () => this.remove(m), { class: "danger" });
-    const facts = [m.size ? bytes(m.size) : "", m.fits === false ? "too large for this ring" : m.fits ? "fits this ring" : "",
-      m.fetching ? "" : m.here ? "here" : m.have ? `${Math.round(100 * m.have / m.size)} % here` : "", m.verified === false ? "unverified: from another node, not compared with the hub yet" : "", m.note].filter(Boolean);
+    const facts = [m.size ? bytes(m.size) : "", fitting(m.fit),
+      m.fetching ? "" : m.here ? "here" : m.ready ? "on other nodes" : m.have ? `${Math.round(100 * m.have / m.size)} % here` : "", m.verified === false ? "unverified: from another node, not compared with the hub yet" : "", m.note].filter(Boolean);
     const bar = m.fetching ? h("progress", { max: "100", value: m.percent, "aria-label": `Download of ${m.name}` }) : null;
     const progress = m.fetching ? h("span", { class: "note" }, `${bytes(m.have)}${m.size ? ` of ${bytes(m.size)}` : ""}, ${Math.round(m.percent)} %${m.speed ? `, ${bytes(m.speed)}/s` : ""}`) : null;
     return h("li", { class: m.id === this.chosen ? "chosen" : null, "data-model": m.id },
@@ -114,7 +114,7 @@ export class Models {
 /** Every model: the known names, what `/modelpool` says of them, and downloads that have failed or only begin. */
 async function pool(here) {
   const found = new Map();
-  for (const { id } of (await json("/v1/models")).data) found.set(id, { id, name: id, here: true });
+  for (const { id, name, fit } of (await json("/v1/models")).data) found.set(id, { id, name: name ?? id, here: true, ready: true, fit });
   try {
     for await (const event of events("/modelpool")) {
       for (const [id, m] of Object.entries(event)) found.set(id, described(id, m));
@@ -130,10 +130,20 @@ async function pool(here) {
   return [...found.values()].sort((a, b) => Number(b.here) - Number(a.here) || a.name.localeCompare(b.name));
 }
 
+/** Whether there is a point in asking for it: it is here, or other nodes have it. */
+const usable = (m) => m.here || m.ready;
+
+/** What the node says of where a model could run, in a few words. */
+function fitting(fit) {
+  if (fit?.where === "here") return "fits here";
+  if (fit?.where === "ring") return `fits with other nodes: ${fit.missing_mb ? `${fit.missing_mb} MB are missing here` : fit.reason}`;
+  return fit?.where === "nowhere" ? `cannot run: ${fit.reason}` : "";
+}
+
 function described(id, m) {
   return {
     id, name: m.name ?? id, here: Boolean(m.downloaded), percent: m.download_percentage ?? 0, size: m.total_size ?? 0,
-    have: m.total_downloaded ?? 0, fetching: Boolean(m.downloading ?? m.loading), deletable: m.deletable ?? true, fits: m.fits,
+    have: m.total_downloaded ?? 0, fetching: Boolean(m.downloading ?? m.loading), deletable: m.deletable ?? true, fits: m.fits, fit: m.fit, ready: m.ready,
     speed: m.speed, error: m.error, verified: m.verified,
   };
 }
