@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -79,7 +80,10 @@ def page(browser: Chrome, node: NodeProcess) -> Iterator[Chrome]:
 
 
 def until(driver: Chrome, condition: Any, timeout_s: float = 15) -> Any:
-  return WebDriverWait(driver, timeout_s, poll_frequency=0.05).until(lambda _: condition())
+  """What is looked at may be drawn anew meanwhile."""
+  drawn_anew = (StaleElementReferenceException, )
+  return WebDriverWait(driver, timeout_s, poll_frequency=0.05,
+                       ignored_exceptions=drawn_anew).until(lambda _: condition())
 
 
 def by_id(driver: Chrome, name: str) -> WebElement:
@@ -367,7 +371,7 @@ def test_workers_are_under_their_node(browser: Chrome, tmp_path: Path) -> None:
     until(browser, lambda: "1 node," in by_id(browser, "summary").text)
     ask(browser, "count")
     until(browser, lambda: all_of(browser, "#picture .hop"))
-    terms = [row.text for row in all_of(browser, "#nodes dt")]
+    terms = until(browser, lambda: [row.text for row in all_of(browser, "#nodes dt")])
     assert terms.count("one") == terms.count("two") == 1
     held = by_id(browser, "nodes").text
     assert "dummy on none; 0 MB used of" in held and "; dummy 0–3 of 8" in held and "; dummy 4–7 of 8" in held
