@@ -380,7 +380,11 @@ class PlanHost:
     for node_id in opened.plan.node_ids:
       if node_id != self._node_id:
         self._tell_closed(node_id, opened.plan.plan_id, error)
-    await self._close_here(opened.plan.plan_id, error)
+    try:
+      await self._close_here(opened.plan.plan_id, error)
+    except Exception as failure:  # noqa: BLE001 - nobody else would close it, and its requests would keep their caches
+      log(0, "plan %s did not close at once: %s", opened.plan.plan_id, in_words(failure))
+      await self._close_here(opened.plan.plan_id, error)
 
   def _tell_closed(self, node_id: str, plan_id: str, error: ExoError) -> None:
     try:
