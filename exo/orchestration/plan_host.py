@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 
 from exo.errors import (
@@ -377,14 +378,11 @@ class PlanHost:
       await self._close_everywhere(one, PlanClosedError(f"{model_id} was deleted on {self._node_id}"))
 
   async def _close_everywhere(self, opened: OpenedPlan, error: ExoError) -> None:
-    for node_id in opened.plan.node_ids:
-      if node_id != self._node_id:
-        self._tell_closed(node_id, opened.plan.plan_id, error)
-    try:
-      await self._close_here(opened.plan.plan_id, error)
-    except Exception as failure:  # noqa: BLE001 - nobody else would close it, and its requests would keep their caches
-      log(0, "plan %s did not close at once: %s", opened.plan.plan_id, in_words(failure))
-      await self._close_here(opened.plan.plan_id, error)
+    async with AsyncExitStack() as at_end:  # here in any case, or its requests would keep their caches
+      at_end.push_async_callback(self._close_here, opened.plan.plan_id, error)
+      for node_id in opened.plan.node_ids:
+        if node_id != self._node_id:
+          self._tell_closed(node_id, opened.plan.plan_id, error)
 
   def _tell_closed(self, node_id: str, plan_id: str, error: ExoError) -> None:
     try:
@@ -401,8 +399,10 @@ class PlanHost:
     opened = self._open.pop(plan_id, None)
     if opened is None:
       return
-    self._lose(plan_id, error)  # where some of its stages are open and others not yet
-    if opened.driver is not None:
-      opened.driver.close(error)
-    await asyncio.gather(*(stage.runner.close() for stage in opened.stages.values()))
+    async with AsyncExitStack() as at_end:  # each of them, also when another fails
+      for stage in opened.stages.values():
+        at_end.push_async_callback(stage.runner.close)
+      if opened.driver is not None:
+        at_end.callback(opened.driver.close, error)
+      self._lose(plan_id, error)  # where some of its stages are open and others not yet
     log(1, "plan %s is closed here: %s", plan_id, error)
