@@ -520,8 +520,19 @@ def test_line_11_one_datagram_is_worth_one_connection(monkeypatch: pytest.Monkey
 
 
 def test_line_11_a_claim_that_no_machine_can_make_gets_no_layers(victim: NodeProcess) -> None:
+  asked = []
+
+  class Giant(Mute):
+    """All of what it claims is free, too."""
+    async def answer(self, sender: str, message: m.Message) -> m.Message:
+      asked.append(type(message))
+      return m.Done()
+
+    def heartbeat(self) -> m.Heartbeat:
+      return m.Heartbeat(0, workers=(m.WorkerBeat("cpu", 100 * 2**20), ))
+
   async def scenario() -> None:
-    async with stranger(victim, says("giant", 100 * 2**20)):
+    async with stranger(victim, says("giant", 100 * 2**20), Giant()):
       topology = (await asyncio.to_thread(victim.get, "/v1/topology"))[1]
       assert topology["nodes"]["giant"]["memory"] == 0
       assert "giant says that it offers 104857600 MB" in "\n".join(topology["refused"])
@@ -529,6 +540,7 @@ def test_line_11_a_claim_that_no_machine_can_make_gets_no_layers(victim: NodePro
       assert status == 200 and answer["usage"]["completion_tokens"] == 4
       topology = (await asyncio.to_thread(victim.get, "/v1/topology"))[1]
       assert all(s["node_id"] == "victim" for plan in topology["plans"] for s in plan["stages"])
+      assert not {m.OpenPlan, m.Submit} & set(asked), "nor is it tried first"
 
   run(scenario)
 
@@ -541,7 +553,8 @@ def test_line_11_a_claim_that_no_machine_can_make_gets_no_layers(victim: NodePro
 def test_line_11_what_is_believed_of_memory(keyed: bool, most: int | None, claim: int, believed: bool) -> None:
   from test.support.clusters import keyring
   mesh = GrpcMesh(says("a"), "127.0.0.1", 30, keyring() if keyed else None, most_memory_mb=most)
-  assert mesh._claims.believed(says("b", claim)).capabilities.memory == (claim if believed else 0)
+  peer = mesh._claims.believed(says("b", claim))
+  assert peer.capabilities.memory == sum(worker.memory_mb for worker in peer.workers) == (claim if believed else 0)
 
 
 # what it fetches

@@ -28,4 +28,5 @@ class MemoryClaims:
         wrong=True,
         loud=True
     )
-    return replace(peer, capabilities=replace(peer.capabilities, memory=0))
+    workers = tuple(replace(worker, memory_mb=0) for worker in peer.workers)
+    return replace(peer, capabilities=replace(peer.capabilities, memory=0), workers=workers)
