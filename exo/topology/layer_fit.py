@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from exo.errors import ModelTooLargeError
+from exo.topology.model_size import WeightMemory
 from exo.topology.ring_state import ModelNeeds, RingState, WorkerState, named
 
 _MB = 2**20
-# how far the layers so far are from fitting (bytes), how far from what was wanted (layers), and how many each worker has
-_Division = tuple[int, int, tuple[int, ...]]
+_Table = npt.NDArray[np.float64]
 
 
 def fit_layers(model: ModelNeeds, ring: RingState, workers: Sequence[WorkerState],
@@ -28,52 +31,64 @@ def fit_layers(model: ModelNeeds, ring: RingState, workers: Sequence[WorkerState
     start = end
   if as_wanted:
     return tuple(wanted)
-  division = _nearest(model, workers, wanted, within=True)
-  if division is None:
-    division = _nearest(model, workers, wanted, within=False)
-    assert division is not None
-    raise _too_large(model, ring, workers, division)
-  return division[2]
+  missing, counts = _nearest(model, workers, wanted)
+  if missing:
+    raise _too_large(model, ring, workers, missing, counts)
+  return counts
 
 
 def _missing(model: ModelNeeds, worker: WorkerState, start: int, end: int) -> int:
   return max(0, worker.stage_bytes(model, start, end) - worker.room_bytes)
 
 
-def _nearest(
-    model: ModelNeeds, workers: Sequence[WorkerState], wanted: Sequence[int], within: bool
-) -> _Division | None:
-  """The division that misses the fewest bytes, then the fewest wanted layers; with `within` one that misses no byte."""
-  best: dict[int, _Division] = {0: (0, 0, ())}  # by how many layers the workers so far hold
-  for worker, want in zip(workers, wanted, strict=True):
-    step: dict[int, _Division] = {}
-    for done, (missing, deviation, counts) in best.items():
-      for end in range(done, model.n_layers + 1):
-        over = _missing(model, worker, done, end)
-        if over and within:
-          break
-        if not worker.runs(model, done, end):
-          continue
-        candidate = (missing + over, deviation + abs(end - done - want), (*counts, end - done))
-        if end not in step or candidate < step[end]:
-          step[end] = candidate
-    best = step
-  return best.get(model.n_layers)
+def _nearest(model: ModelNeeds, workers: Sequence[WorkerState], wanted: Sequence[int]) -> tuple[int, tuple[int, ...]]:
+  """The division that misses the fewest bytes, then the fewest wanted layers, then that with fewer layers for the first."""
+  n = model.n_layers
+  starts, ends = np.arange(n + 1)[:, None], np.arange(n + 1)
+  needs: dict[tuple[WeightMemory, bool], _Table] = {}  # workers of one kind need the same
+  # by start: what is missing, and how far from what is wanted, where the workers that come later hold all layers from there
+  missing, deviation = np.where(ends == n, 0.0, np.inf), np.zeros(n + 1)
+  choices = []
+  for worker, want in reversed(list(zip(workers, wanted, strict=True))):
+    kind = worker.weights, worker.whole_only
+    if kind not in needs:
+      needs[kind] = _needs(model, worker)
+    # by start and end of this worker's stage
+    all_missing = np.maximum(needs[kind] - worker.room_bytes, 0) + missing
+    missing = all_missing.min(axis=1)
+    deviations = np.where(all_missing == missing[:, None], deviation + abs(ends - starts - want), np.inf)
+    choices.append(deviations.argmin(axis=1))  # the first of several
+    deviation = deviations.min(axis=1)
+  counts, start = [], 0
+  for choice in reversed(choices):
+    counts.append(int(choice[start]) - start)
+    start = int(choice[start])
+  return int(missing[0]), tuple(counts)
+
+
+def _needs(model: ModelNeeds, worker: WorkerState) -> _Table:
+  """The bytes that a stage takes on such a worker, by its start and end; infinite where it cannot run it."""
+  found = np.full((model.n_layers + 1, model.n_layers + 1), np.inf)
+  for start in range(model.n_layers + 1):
+    for end in range(start, model.n_layers + 1):
+      if worker.runs(model, start, end):
+        found[start, end] = worker.stage_bytes(model, start, end)
+  return found
 
 
 def _too_large(
-    model: ModelNeeds, ring: RingState, workers: Sequence[WorkerState], division: _Division
+    model: ModelNeeds, ring: RingState, workers: Sequence[WorkerState], missing: int, counts: Sequence[int]
 ) -> ModelTooLargeError:
   needed, start = 0, 0
   each: list[tuple[int, int, str]] = []  # those that lack most come first
-  for worker, count in zip(workers, division[2], strict=True):
+  for worker, count in zip(workers, counts, strict=True):
     end = start + count
     needed += worker.stage_bytes(model, start, end)
     of = f", layers {start} to {end - 1} need {math.ceil(worker.stage_bytes(model, start, end) / _MB)} MB" if count else ""
     text = f"{worker} can use {worker.room_bytes // _MB} MB{of}"
     each.append((-_missing(model, worker, start, end), len(each), text))
     start = end
-  missing_mb = math.ceil(division[0] / _MB)
+  missing_mb = math.ceil(missing / _MB)
   usable = sum(worker.room_bytes for worker in workers)
   others = f" No part is taken by {why_not}." if (why_not := ring.why_not()) else ""
   return ModelTooLargeError(
