@@ -9,6 +9,7 @@ import pytest
 from exo.errors import ConfigError, DeadlineError, ModelTooLargeError, PeerLostError, PeerUnreachableError
 from exo.networking.arrival import ArrivalWatch
 from exo.networking.grpc.grpc_mesh import GrpcMesh
+from exo.networking.grpc.link import Link
 from exo.networking.mesh import PeerCandidate
 from exo.networking.messages import Cancel, ClosePlan, Done, Heartbeat, Hello, Message, WorkerBeat
 from exo.topology.device_capabilities import DeviceCapabilities
@@ -337,3 +338,30 @@ def test_what_does_not_arrive_is_missed_in_time_and_what_is_slow_is_not() -> Non
   assert not watch.overdue(10_600, 10_600, 204.2) and not watch.overdue(10_700, 10_600, 209.0)
   large = ArrivalWatch()  # a long prompt's hidden states on 1 Mbit/s that a download shares
   assert not any(large.overdue(2**19, 0, now) for now in range(30))
+
+
+def test_line_1_a_link_that_fails_to_close_is_not_sent_over_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+  """It is taken out all the same, its peer counts as gone, and the next link is the one that messages take."""
+  close, failures = Link.close, [MemoryError()]
+
+  async def failing(link: Link, reason: str) -> None:
+    if failures:
+      raise failures.pop()
+    await close(link, reason)
+
+  async def scenario() -> None:
+    async with mesh("a") as (a, a_heard), mesh("b") as (b, b_heard):
+      a.offer(candidate(b))
+      await a_heard.until(lambda: "b" in a.peers())
+      await b_heard.until(lambda: "a" in b.peers())
+      (link, ) = a._links["b"]
+      monkeypatch.setattr(Link, "close", failing)
+      link.end("ended by the test")
+      with pytest.raises(PeerUnreachableError):
+        a.send("b", ClosePlan("lost"))
+      await a_heard.until(lambda: a_heard.events == ["+b", "-b", "+b"])
+      assert not failures and link not in a._links["b"]
+      a.send("b", ClosePlan("heard"))
+      await b_heard.until(lambda: ("a", ClosePlan("heard")) in b_heard.messages)
+
+  run(scenario)

@@ -241,10 +241,10 @@ class GrpcMesh(Mesh):
     return await self._link(node_id).call(message, timeout_s)
 
   def _link(self, node_id: str) -> Link:
-    links = self._links.get(node_id)
-    if not links:
-      raise PeerUnreachableError(f"there is no link to {node_id}", node=node_id)
-    return links[0]
+    for link in self._links.get(node_id, ()):
+      if not link.closed.done():  # else it is about to be taken out, and nobody reads what is posted to it
+        return link
+    raise PeerUnreachableError(f"there is no link to {node_id}", node=node_id)
 
   # dialing
 
@@ -344,19 +344,21 @@ class GrpcMesh(Mesh):
       self._remove(other, "the node was restarted")
     first, reason = node_id not in self._links, "this node stops, or failed"
 
-    async def close() -> None:
-      self._check.punish(link)
-      await link.close(reason)
-
-    async with contextlib.AsyncExitStack() as at_end:  # each of them, also when another fails
-      at_end.push_async_callback(self._channels.close, channels)
-      at_end.callback(lambda: self._remove(link, reason))
-      at_end.push_async_callback(close)
+    try:  # each of them, also when another fails: what is sent over a link that has ended, and is still here, is lost
       self._links.setdefault(node_id, []).append(link)
       link.start()
       if first:
         self._handler.peer_joined(link.peer)
       reason = await link.closed
+    finally:
+      try:
+        self._check.punish(link)
+        await link.close(reason)
+      finally:
+        try:
+          self._remove(link, reason)
+        finally:
+          await self._channels.close(channels)
 
   def _remove(self, link: Link, reason: str) -> None:
     node_id = link.peer.node_id
