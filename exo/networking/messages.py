@@ -138,7 +138,7 @@ class Heartbeat:
 
   `load` is the part of the last seconds, 0..1, in which the device computed; `frames` counts what it has computed in all.
   `cpu_s` is the processor time that the process has used so far, `rss_mb` the memory that it occupies.
-  `rumours` are what `membership.py` passes on. `leaving`: no new plans for this node, it shuts down.
+  `rumours` are what `membership.py` passes on. `leaving`: no new plans for this node, it shuts down or all its workers are broken.
   `data_bytes` is what its sender has put on the data stream of this link so far, `data_read_bytes` what it has read;
   `link_keys` names all links that it has with the peer. `ailments` are the models that it cannot run.
   """
@@ -167,10 +167,6 @@ class Heartbeat:
   @property
   def used_memory_mb(self) -> int:
     return sum(worker.used_mb for worker in self.workers)
-
-  @property
-  def loaded(self) -> tuple[Shard, ...]:
-    return tuple(shard for worker in self.workers for shard in worker.loaded)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ from exo.inference.offer import EngineOffer, suitability
 from exo.orchestration.model_profile import ModelProfile
 from exo.topology.fit import Fit, Where, fit
 from exo.topology.placements import Strategy
-from exo.topology.ring_plan import WorkerId
 from exo.topology.ring_state import ModelNeeds, RingState, WorkerState
 
 _UNSEEN = "nobody here has looked at it yet: it is judged when it is first asked for, or fetched (exo pull)"
@@ -23,10 +22,6 @@ class RingWorker:
   """
   state: WorkerState
   engines: tuple[EngineOffer, ...] = ()
-
-  @property
-  def id(self) -> WorkerId:
-    return WorkerId(self.state.node_id, self.state.worker)
 
   def for_model(self, facts: ModelFacts) -> WorkerState:
     """With the engine that would run this model, or the reason why there is none."""

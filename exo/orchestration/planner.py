@@ -122,9 +122,9 @@ class Planner:
     """The ring for a model without some nodes and workers; `sick` says why others can run nothing of it."""
     found = []
     for worker in self.workers(here):
-      if not _among(worker.id, without):
+      if not _among(worker.state.by, without):
         state = worker.for_model(model.facts)
-        found.append(replace(state, cannot=state.cannot or sick.get(worker.id)))
+        found.append(replace(state, cannot=state.cannot or sick.get(state.by)))
     return RingState(tuple(found))
 
   def workers(self, here: Hello) -> tuple[RingWorker, ...]:

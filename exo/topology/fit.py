@@ -105,10 +105,10 @@ def _plainly_lacks(model: ModelNeeds, able: Iterable[WorkerState]) -> _Lack | No
 
 def _room_tokens(model: ModelNeeds, workers: Iterable[WorkerState], plan: RingPlan) -> int:
   """Tokens of KV for which every stage has room."""
-  by_id = {(worker.node_id, worker.worker): worker for worker in workers}
+  by_id = {worker.by: worker for worker in workers}
   tokens = []
   for stage in plan.stages:
-    worker, start, end = by_id[stage.node_id, stage.worker], stage.shard.start_layer, stage.shard.end_layer + 1
+    worker, start, end = by_id[stage.by], stage.shard.start_layer, stage.shard.end_layer + 1
     spare = worker.room_bytes - worker.stage_bytes(model, start, end)
     a_token = (end - start) * model.size.kv_bytes_per_token
     if a_token:

@@ -33,9 +33,9 @@ class ModelSize:
     """Bytes of the first 0, 1, 2, … layers: placement asks for many stages of one model."""
     return (0, *accumulate(self.layer_bytes))
 
-  def stage_bytes(self, start: int, end: int, kv_tokens: int = 0) -> int:
-    """Memory for layers [start, end) with `kv_tokens` tokens of cache; embedding and head counted where they live."""
-    total = self._sums[end] - self._sums[start] + (end - start) * self.kv_bytes_per_token * kv_tokens
+  def stage_bytes(self, start: int, end: int) -> int:
+    """Of layers [start, end), embedding and head counted where they live."""
+    total = self._sums[end] - self._sums[start]
     if start < end:
       total += self.shared_bytes
     first, last = start == 0, end == self.n_layers

@@ -74,8 +74,8 @@ class RingState:
 
   def __post_init__(self) -> None:
     # sorted here, so that no strategy can give another answer on a node that has met the others in another order
-    object.__setattr__(self, "workers", tuple(sorted(self.workers, key=lambda w: (w.node_id, w.worker))))
-    if len({(w.node_id, w.worker) for w in self.workers}) != len(self.workers):
+    object.__setattr__(self, "workers", tuple(sorted(self.workers, key=lambda w: w.by)))
+    if len({w.by for w in self.workers}) != len(self.workers):
       raise ValueError(f"a worker is twice in a ring: {named(self.workers)}")
 
   @property
