@@ -13,6 +13,7 @@ from urllib.parse import quote
 from exo.config import Config
 from exo.download.model_store import ModelStore
 from exo.errors import ConfigError, EngineUnavailableError, ExoError
+from exo.inference.engines import offered_engines
 from exo.log import escape
 from exo.orchestration.listed_model import ListedModel, ModelJudge
 from exo.orchestration.model_fit import RingWorker
@@ -41,7 +42,7 @@ def models_command(config: Config, arguments: argparse.Namespace) -> int:
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
   for row in rows:
     print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=False)), row[-1], sep="  ")
-  whose = "by the ring as it is now" if by_ring is not None else "by this machine (no node runs here)"
+  whose = "by the ring as it is now" if by_ring is not None else "by this machine alone (no node of it answers)"
   print(f"\nFITS: with its KV cache, {whose}. Any Hugging Face id works too: exo pull org/name, exo run org/name:Q4_K_M",
         file=sys.stderr)  # yapf: disable
   if any(model.state.verified is False for model in models):
@@ -81,7 +82,6 @@ def _alone(config: Config) -> ModelJudge:
 
 
 def _workers(config: Config) -> tuple[RingWorker, ...]:
-  from exo.inference.engines import offered_engines
   engines = engines_by_device(offered_engines(config.inference_engine, config.quantize), config.devices)
   offered, free = offers_mb(list(engines), config.max_memory), memory().available
   parts = [mb / max(1, sum(offered)) for mb in offered]
@@ -99,7 +99,7 @@ async def _fits_of_ring(config: Config) -> dict[str, Fit] | None:
       async with asyncio.timeout(_ASK_S), ApiClient(info) as api:
         data = (await api.get("/v1/models?all=true"))["data"]
         return {model["id"]: _fit_of(model["fit"]) for model in data}
-    except (ExoError, OSError, TimeoutError, KeyError):
+    except (ExoError, OSError, TimeoutError, KeyError, ValueError):  # the last two: a node of another version
       continue
   return None
 

@@ -150,7 +150,7 @@ class ModelLibrary:
     if card is not None:
       return self.entry(card)
     close = nearest(name, [*local, *CARDS])
-    hint = f" Did you mean {', '.join(close)}?" if close else " `GET /v1/models` lists the known ones."
+    hint = f" Did you mean {', '.join(close)}?" if close else " `GET /v1/models?all=true` lists the known ones."
     raise ModelNotFoundError(f"there is no model {name!r}.{hint}", model=name)
 
   def entry(self, card: ModelCard) -> ModelEntry:
