@@ -83,7 +83,7 @@ export class Models {
     const progress = m.fetching ? h("span", { class: "note" }, `${bytes(m.have)}${m.size ? ` of ${bytes(m.size)}` : ""}, ${Math.round(m.percent)} %${m.speed ? `, ${bytes(m.speed)}/s` : ""}`) : null;
     return h("li", { class: m.id === this.chosen ? "chosen" : null, "data-model": m.id },
       h("div", { class: "model-name" }, h("strong", {}, m.name), m.id === this.chosen ? " in use" : null),
-      h("p", { class: `note${m.fits === false ? " bad" : ""}` }, facts.join(" · ")), bar, progress,
+      h("p", { class: `note${m.fit?.where === "nowhere" ? " bad" : ""}` }, facts.join(" · ")), bar, progress,
       m.error ? h("p", { class: "error" }, m.error) : null, h("div", { class: "row" }, ...buttons));
   }
 
@@ -111,16 +111,11 @@ export class Models {
   }
 }
 
-/** Every model: the known names, what `/modelpool` says of them, and downloads that have failed or only begin. */
+/** Every model: what `/modelpool` says of it, and downloads that have failed or only begin. */
 async function pool(here) {
   const found = new Map();
-  for (const { id, name, fit } of (await json("/v1/models")).data) found.set(id, { id, name: name ?? id, here: true, ready: true, fit });
-  try {
-    for await (const event of events("/modelpool")) {
-      for (const [id, m] of Object.entries(event)) found.set(id, described(id, m));
-    }
-  } catch (error) {
-    if (!(error instanceof ApiError) || error.status !== 404) throw error;
+  for await (const event of events("/modelpool")) {
+    for (const [id, m] of Object.entries(event)) found.set(id, described(id, m));
   }
   for (const d of (await json("/v1/download/progress")).data) {
     if (d.node_id !== here || d.done) continue;
@@ -143,7 +138,7 @@ function fitting(fit) {
 function described(id, m) {
   return {
     id, name: m.name ?? id, here: Boolean(m.downloaded), percent: m.download_percentage ?? 0, size: m.total_size ?? 0,
-    have: m.total_downloaded ?? 0, fetching: Boolean(m.downloading ?? m.loading), deletable: m.deletable ?? true, fits: m.fits, fit: m.fit, ready: m.ready,
+    have: m.total_downloaded ?? 0, fetching: Boolean(m.downloading ?? m.loading), deletable: m.deletable ?? true, fit: m.fit, ready: m.ready,
     speed: m.speed, error: m.error, verified: m.verified,
   };
 }
