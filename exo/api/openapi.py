@@ -58,12 +58,14 @@ _OPERATIONS: dict[str, _Operation] = {
     "POST /messages": _Operation("Chat, Anthropic's way", MessagesRequest, ("id", "content", "stop_reason"), _STREAM),
     "POST /messages/count_tokens": _Operation("Count a chat's tokens", CountTokensRequest, ("input_tokens", )),
     "POST /cancel/{id}": _Operation("End a running request", keys=("id", "cancelled")),
-    "GET /models": _Operation("The models", keys=("object", "data")),
-    "GET /models/{model}": _Operation("One model", keys=("id", "object")),
+    "GET /models": _Operation(
+        "The models that can be answered now, with `?all=true` all that can be asked for", keys=("object", "data")
+    ),
+    "GET /models/{model}": _Operation("One model, by every name that a request may have", keys=("id", "object")),
     "GET /topology": _Operation("The ring", keys=("nodes", "peer_graph")),
     "POST /api/chat": _Operation("Chat, Ollama's way", OllamaChatRequest, ("model", "done"), _NDJSON),
     "POST /api/generate": _Operation("Answer, Ollama's way", OllamaGenerateRequest, ("model", "done"), _NDJSON),
-    "GET /api/tags": _Operation("The models that are here, Ollama's way", keys=("models", )),
+    "GET /api/tags": _Operation("The models that can be answered now, Ollama's way", keys=("models", )),
     "POST /api/show": _Operation("One model, Ollama's way", OllamaShowRequest, ("details", "capabilities")),
     "GET /api/version": _Operation("The version", keys=("version", )),
 }
