@@ -23,8 +23,8 @@ async def asked_entry(node: Node, name: str) -> ModelEntry:
   """The same model before anything of it is opened or fetched. Raises as `asked_model` does, of what needs no fetching."""
   meant = await node.meant(name)
   entry = await node.catalog.store.find_anywhere(meant)
-  if meant != node.config.default_model and entry.card is not None and entry.card.kind is None and not caller(
-  ).may_fetch:
+  is_known = entry.card is None or entry.card.kind is not None  # what there is to say of it needs no hub
+  if not is_known and meant != node.config.default_model and not caller().may_fetch:
     await _check_reach(node, entry)
   node.catalog.store.vouch(meant)
   return entry
