@@ -12,7 +12,8 @@ import pytest
 
 from exo.errors import EngineError, UnsupportedModelError
 from exo.inference.dummy.checkpoint import DummyCheckpoint
-from exo.inference.engines import engine_names, offered_engines, probe_engine
+from exo.inference.engine_names import engine_names
+from exo.inference.engines import offered_engines, probe_engine
 from exo.inference.model_facts import ModelFacts
 from exo.inference.offer import EngineOffer, EngineSpeed, Suitability, choose, in_order, suitability, why_none
 from exo.inference.repertoire import Repertoire

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from exo.errors import ModelFilesError, UnsupportedModelError
-from exo.inference.engines import engine_names, probe_engine
+from exo.inference.engine_names import engine_names
+from exo.inference.engines import probe_engine
 from exo.inference.weights.checkpoint import Checkpoint, open_checkpoint
 from exo.inference.weights.contradictions import check_consistent
 from test.support.families import TOLERANCE, Form, error, forms

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from exo.inference.engines import engine_names, probe_engine
+from exo.inference.engine_names import engine_names
+from exo.inference.engines import probe_engine
 from exo.inference.weights.checkpoint import Checkpoint, open_checkpoint
 from test.conftest import DATA
 from test.support.models import convert_to_f16, convert_to_mlx, fetch_gemma

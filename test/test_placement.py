@@ -280,7 +280,7 @@ def test_line_7_a_strategy_and_an_engine_are_added_as_the_docs_say_and_a_ring_se
   for file in (parrot / "probe.py", parrot / "engine.py"):
     file.write_text(file.read_text().replace('"dummy"', '"parrot"'))
   helped = exo_command(tmp_path, "--help", root=tmp_path)
-  assert f"{name}, memory" in helped.stdout
+  assert f"{name}, memory" in helped.stdout and "parrot" in helped.stdout
   stages = {}
   for placement, engine in (("memory", "dummy"), (name, "parrot")):
     flags = ("--inference-engine", engine, "--placement", placement, "--default-model", "dummy", "--max-memory", "1000")

@@ -14,7 +14,8 @@ import pytest
 from exo.errors import CacheReuseError, ConfigError, EngineError, OutOfMemoryError
 from exo.inference.dummy.checkpoint import DummyCheckpoint
 from exo.inference.engine import Batch, BatchEntry, LoadOptions, LogitsOf, StageMemory
-from exo.inference.engines import engine_names, probe_engine
+from exo.inference.engine_names import engine_names
+from exo.inference.engines import probe_engine
 from exo.inference.kv_budget import KvBudget
 from exo.inference.quantize import Quantize, choose_quantize
 from exo.inference.shard import Shard

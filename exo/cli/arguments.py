@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from exo import __version__
+from exo.inference.engine_names import engine_names
 from exo.inference.quantize import Quantize
 from exo.topology.placements import strategy_names
 
@@ -71,7 +72,9 @@ def build_parser() -> argparse.ArgumentParser:
   node.add_argument(
       "--node-port", type=int, metavar="PORT", help="port on which other nodes reach it (default: a free one)"
   )
-  node.add_argument("--inference-engine", metavar="NAME", help="auto, onnx, mlx, tinygrad or dummy (default auto)")
+  node.add_argument(
+      "--inference-engine", metavar="NAME", help=f"auto, or one of them: {', '.join(engine_names())} (default auto)"
+  )
   node.add_argument(
       "--devices",
       type=_names,

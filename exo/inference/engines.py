@@ -7,21 +7,12 @@ and what weights take in memory) and `engine.py` (heavy: imported only when a mo
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from dataclasses import replace
 
-import exo.inference
 from exo.errors import ConfigError, EngineUnavailableError, in_words
 from exo.inference.engine import InferenceEngine
+from exo.inference.engine_names import engine_names
 from exo.inference.offer import EngineOffer, in_order
-
-
-def engine_names() -> list[str]:
-  """Every engine, by its folder."""
-  return sorted(
-      module.name for module in pkgutil.iter_modules(exo.inference.__path__)
-      if module.ispkg and importlib.util.find_spec(f"exo.inference.{module.name}.probe") is not None
-  )
 
 
 def probe_engine(name: str, quantize: str | None = None) -> EngineOffer:
