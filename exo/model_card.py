@@ -73,7 +73,7 @@ Source = WheelSource | HubSource | NeighbourSource
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-  """A decoder-only transformer's sizes, as its published configuration has them; counts of elements.
+  """A decoder-only transformer's sizes, as a configuration has them; counts of elements.
 
   `experts` of width `expert_intermediate` in the layers from `dense_layers` on, with `shared` experts' width beside them.
   """
@@ -116,9 +116,9 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-  """What the configurations of a model's repositories say it is: `model_type`, that of the language model in it where it is
-  another (`text_type`), and how many tokens it was made for. `packed` names the encoding where it is not the usual one of
-  the format (`ModelCard.packing`). `flaw` is why exo cannot read the repositories' safetensors as they are published.
+  """What the configurations of a model's repositories are remembered to say it is: `model_type`, that of the language model
+  in it where it is another (`text_type`), and how many tokens it was made for. `packed` names the encoding where it is not
+  the usual one of the format (`ModelCard.packing`). `flaw` is why exo is expected not to read the repositories' safetensors.
   """
   model_type: str
   context: int

@@ -1,7 +1,10 @@
 """The models that exo knows by name, and how a name becomes a card.
 
-Shapes are those of the published configurations; the number of weights, hence sizes, is computed from them
-(`model_card.Shape`). Repositories are those that anyone may read where such exist.
+Shapes, types, contexts, counts and repositories are as they are remembered from what is published: no file here shows that they
+are right, and nothing compares them with the hub. (The default model's file is known by its hash.) They serve lists and first
+guesses, what fits and how large a download would be, until a model's own files are read, which count from then on. The number of
+weights, hence sizes, is computed from shapes (`model_card.Shape`). Repositories are meant to be those that anyone may read where
+such exist.
 """
 
 from __future__ import annotations
@@ -73,7 +76,7 @@ _GEMMA_3_SEEING = Kind(
     131072,
     "gemma3_text",
     flaw=
-    "its config.json, as published, leaves out most of the language model's values, and exo does not know them: take :gguf"
+    "as far as exo's list knows, its config.json leaves out most of the language model's values, which exo does not know: take :gguf"
 )
 
 
@@ -89,7 +92,7 @@ def _card(
     default: str = "safetensors",
     file_bytes: int | None = None,
 ) -> ModelCard:
-  """`shape` may be (layers, weights as published, numbers of KV of a layer and token) where our sum does not cover the
+  """`shape` may be (layers, weights, numbers of KV of a layer and token) where our sum does not cover the
   architecture.
   """
   named = {"safetensors": safetensors, "mlx": mlx and f"mlx-community/{mlx}", "gguf": gguf}
@@ -316,7 +319,7 @@ _ALL: tuple[ModelCard, ...] = (
         "phi-4-mini", "Phi 4 Mini", Kind("phi3", 131072), Shape(32, 3072, 8192, 24, 8, 200064, 128, tied=True),
         "unsloth/Phi-4-mini-instruct", "Phi-4-mini-instruct-4bit", "unsloth/Phi-4-mini-instruct-GGUF"
     ),
-    # weights as Meta's model card counts them; the mlx engine runs it
+    # weights as they are remembered from Meta's model card; the mlx engine runs it
     _card(
         "llama-4-scout",
         "Llama 4 Scout",
@@ -325,7 +328,7 @@ _ALL: tuple[ModelCard, ...] = (
         "Llama-4-Scout-17B-16E-Instruct-4bit",
         default="mlx"
     ),
-    # checkpoint sizes as OpenAI's model card gives them
+    # checkpoint sizes as they are remembered from OpenAI's model card
     _card(
         "gpt-oss-20b",
         "gpt-oss 20B",
