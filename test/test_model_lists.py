@@ -8,6 +8,7 @@ import socket
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from typing import Any
 import pytest
 
 from exo.api.tool_formats import tool_format
+from exo.download.manifest import Manifest, RepoFile
+from exo.download.model_library import MANIFEST
+from exo.download.model_state import model_state
+from exo.download.model_store import DUMMY_MODEL, ModelStore
 from exo.errors import ExoError, ProtocolError
 from exo.inference.engines import offered_engines
 from exo.inference.offer import EngineOffer
@@ -153,6 +158,21 @@ def test_line_3_the_registry_knows_every_model_as_far_as_its_memory() -> None:
     assert all(n > 0 for n in known.size.layer_bytes)
 
 
+def test_line_3_files_that_are_missing_are_missing_and_no_more(tmp_path: Path) -> None:
+  store, repo = ModelStore(tmp_path), "org/some"
+  card = card_of(repo)
+  assert card is not None
+  folder = tmp_path / card.source.folder
+  manifest = Manifest(repo, repo, "0" * 40, (RepoFile("config.json", 60), RepoFile("model.safetensors", 40)))
+  (folder / MANIFEST).parent.mkdir(parents=True)
+  (folder / MANIFEST).write_text(manifest.to_json())
+  (folder / "config.json").write_bytes(b" " * 60)
+  state = model_state(store, store.find(repo))
+  assert state.where and state.fraction == 0.6 and not state.is_whole and time.time() - state.changed_at < 60
+  dummy = model_state(store, store.find(DUMMY_MODEL))
+  assert dummy.is_whole and dummy.fraction == 1 and not dummy.is_ours
+
+
 # the ring
 
 
@@ -223,7 +243,7 @@ def test_line_3_a_model_of_another_node_can_be_answered_by_this_one(tmp_path: Pa
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
   tiny = ROOT / "test" / "data" / "goldens" / "llama"
-  with hub({"org/tiny": tiny, "org/other": tiny}) as playing:
+  with hub({"org/tiny": tiny, "org/other": tiny, "org/asked": tiny}) as playing:
     yield playing
 
 
@@ -257,7 +277,7 @@ def test_line_3_three_models_are_told_as_what_they_are(node: NodeProcess) -> Non
     else:
       assert entry["fit"]["where"] in ("here", "nowhere")
       assert (entry["fit"]["where"] == "here") == (entry["fit"]["missing_mb"] == 0)
-  assert told["gemma3-4b"]["fit"]["reason"].startswith("its config.json, as published, leaves out")
+  assert told["gemma3-4b"]["fit"]["reason"].startswith("as far as exo's list knows, its config.json leaves")
   assert told["gpt-oss-20b"]["quantization"] == "MXFP4" and "mlx cannot read" in told["gpt-oss-20b"]["fit"]["reason"]
   said = {line.split()[0]: line for line in exo(node.home, "models").stdout.splitlines() if line}
   for name in ("gpt-oss-20b", "smollm3-3b", "gemma3-4b"):
@@ -304,6 +324,9 @@ def test_line_3_a_repository_is_looked_up_once_and_no_list_asks_the_hub(node: No
   assert node.get("/v1/models/org/other")[1] == entry
   listed(node, "?all=true")
   assert len(server.requests) == asked
+  with ThreadPoolExecutor(8) as threads:
+    assert len({json.dumps(found) for found in threads.map(node.get, ["/v1/models/org/asked"] * 8)}) == 1
+  assert sum("org/asked" in path for path in server.requests) == sum("org/other" in path for path in server.requests)
   status, answer = node.get("/v1/models/org/none")
   assert (status,
           answer["error"]["code"]) == (404,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from exo.download.model_store import ModelEntry, ModelStore
+from exo.download.model_store import DUMMY_MODEL, ModelEntry, ModelStore
 from exo.errors import ExoError
 from exo.log import log
 
@@ -33,11 +33,13 @@ class ModelState:
 
   @property
   def fraction(self) -> float:
-    return min(1.0, self.held_bytes / self.total_bytes) if self.total_bytes else 0.0
+    return min(1.0, self.held_bytes / self.total_bytes) if self.total_bytes else float(self.is_whole)
 
 
 def model_state(store: ModelStore, entry: ModelEntry) -> ModelState:
   """Blocks on the disk; asks no network."""
+  if entry.id == DUMMY_MODEL:  # it has no files, hence all of them
+    return ModelState(entry.id, entry.pretty_name, 0, 0, None, "exo", "", False)
   card = entry.card
   verified: bool | None = None
   changed_at = 0.0
@@ -48,7 +50,7 @@ def model_state(store: ModelStore, entry: ModelEntry) -> ModelState:
     if holding is not None:
       held, total, is_ours = holding.held_bytes(), holding.manifest.total_bytes, holding.is_ours
       verified = holding.is_verified()
-      changed_at = max((holding.path(file.name).stat().st_mtime for file in holding.manifest.files), default=0.0)
+      changed_at = max((found[-1] / 1e9 for found in holding.stamp_of_content() if found), default=0.0)
       where = str(entry.path if card is None and entry.path is not None else holding.base)
   except (ExoError, OSError) as error:
     log(1, "%s: %s", entry.id, error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from exo.download.hub import HubUnreachableError, hub_manifest
 from exo.download.manifest import Manifest
@@ -29,17 +30,20 @@ class Publications:
   """One question at a time for each model, however many ask."""
   def __init__(self) -> None:
     self._known: dict[str, _Known] = {}
+    self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
   async def find(self, card: ModelCard, neighbours: Neighbours) -> Manifest:
     """Raises `ModelNotFoundError`, which is not remembered, and `DownloadError`."""
-    known = self._known.get(card.id)
-    if known is not None and time.monotonic() - known.at < _REMEMBER_S:
+    lock = self._locks.get(card.id)
+    if lock is None:
+      lock = self._locks[card.id] = asyncio.Lock()
+    async with lock:
+      known = self._known.pop(card.id, None)
+      if known is None or time.monotonic() - known.at >= _REMEMBER_S:
+        known = _Known(await self._ask(card, neighbours), time.monotonic())
+      self._known[card.id] = known
+      forget_oldest(self._known, _MOST_REMEMBERED)
       return known.manifest
-    manifest = await self._ask(card, neighbours)
-    self._known.pop(card.id, None)
-    self._known[card.id] = _Known(manifest, time.monotonic())
-    forget_oldest(self._known, _MOST_REMEMBERED)
-    return manifest
 
   async def _ask(self, card: ModelCard, neighbours: Neighbours) -> Manifest:
     if found := await neighbours.manifests(card.id):
