@@ -7,7 +7,6 @@ windows and unusual rotary embeddings come from there, so that all engines compu
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import mlx.core as mx
@@ -18,9 +17,9 @@ from exo.inference.mlx.probe import DESCRIBED, repertoire
 from exo.inference.model_config import ModelConfig
 from exo.inference.rope import RopeScaling, attention_factor, inverse_frequencies
 from exo.inference.weights.checkpoint import HEAD, Checkpoint
+from exo.inference.weights.parts import Part, part_of
 
 # the windows and rotary embeddings of DESCRIBED are ours; gemma3_text has windows of its own
-_ANY_HEAD = re.compile(r"(?:^|\.)(?:lm_head|output|embed_out)\.")
 _OWN_WINDOWS = frozenset({"gemma3_text"})
 
 
@@ -29,8 +28,9 @@ def architecture(checkpoint: Checkpoint) -> str:
 
   Raises `UnsupportedModelError` where the engine cannot run the model.
   """
-  repertoire().check("mlx", checkpoint.facts)
-  kind = repertoire().type_of(checkpoint.facts)
+  known = repertoire()
+  known.check("mlx", checkpoint.facts)
+  kind = known.type_of(checkpoint.facts)
   assert kind is not None
   return kind
 
@@ -87,12 +87,9 @@ def _with_older_keys(keys: dict[str, Any], checkpoint: Checkpoint) -> dict[str, 
   if "num_local_experts" in keys:
     keys.setdefault("num_experts", keys["num_local_experts"])
   if isinstance(text := keys.get("text_config"), dict):
-    text = dict(text)
-    if any(name.endswith(HEAD) for name in checkpoint.names()):  # the two levels often contradict each other in this
-      text["tie_word_embeddings"] = False
-    elif not any(_ANY_HEAD.search(name) for name in checkpoint.names()):
-      text["tie_word_embeddings"] = True
-    keys["text_config"] = _with_older_keys(text, checkpoint)
+    # the two levels often contradict each other in this
+    tied = not any(part_of(name) is Part.HEAD for name in checkpoint.names())
+    keys["text_config"] = _with_older_keys(text | {"tie_word_embeddings": tied}, checkpoint)
     keys.setdefault("vocab_size", checkpoint.config.vocab_size)
   return keys
 
