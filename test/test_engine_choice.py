@@ -20,6 +20,7 @@ from exo.inference.repertoire import Repertoire
 from exo.inference.shard import Shard
 from exo.worker import engine_speeds
 from exo.worker.engine_speeds import EngineSpeeds
+from exo.worker.engines import WorkerEngines
 from exo.worker.worker import Worker, WorkerOptions
 from test.support.engine_folders import add_engine
 
@@ -103,6 +104,20 @@ def test_line_2_a_worker_shares_a_model_with_an_engine_that_can_cut_it() -> None
   both = [cutting(False), cutting(True, "b", 5)]
   assert suitability(both, LLAMA) == Suitability(both[1])
   assert suitability([offer("a", models=("mamba", ))], LLAMA).cannot == "a has no model of type 'llama'"
+
+
+def test_line_2_a_worker_says_of_each_engine_why_it_cannot_run_a_part() -> None:
+  engines = WorkerEngines([offer("a", models=("mamba", )), cutting(False, "b"), cutting(True, "c")])
+  part, whole = Shard("m", 0, 1, 4), Shard("m", 0, 3, 4)
+  assert names(engines.able(LLAMA, part)) == ["c"] and names(engines.able(LLAMA, whole)) == ["b", "c"]
+  engines.give_up("c", "libc is gone")
+  with pytest.raises(UnsupportedModelError) as refusal:
+    engines.able(LLAMA, part)
+  assert str(
+      refusal.value
+  ).endswith(": a has no model of type 'llama'; b can only run it whole, on one worker; c is broken: libc is gone")
+  with pytest.raises(UnsupportedModelError, match="run m.*: b can only run it whole, on one worker$"):
+    WorkerEngines([cutting(False, "b")]).able(LLAMA, part)
 
 
 # what is broken

@@ -8,7 +8,7 @@ from exo.errors import EngineUnavailableError, UnsupportedModelError, in_words
 from exo.inference.engine import InferenceEngine
 from exo.inference.engines import load_engine
 from exo.inference.model_facts import ModelFacts
-from exo.inference.offer import EngineOffer, able, why_none
+from exo.inference.offer import EngineOffer, able
 from exo.inference.shard import Shard
 from exo.log import log
 
@@ -27,14 +27,20 @@ class WorkerEngines:
 
   def able(self, facts: ModelFacts, shard: Shard) -> list[EngineOffer]:
     """Those that can run a part of a model, the one to be used first. Raises `UnsupportedModelError` where none can."""
-    whole, can = shard.is_first and shard.is_last, able(self.offers, facts)
-    found = [o for o in can if o.name not in self._broken and (whole or o.repertoire.can_cut(facts))]
+    found = [offer for offer in able(self.offers, facts) if self._cannot(offer, facts, shard) is None]
     if found:
       return found
-    reasons = [why_none(self.offers, facts), *(f"{name} is broken: {why}" for name, why in self._broken.items())]
-    if can and not whole:
-      reasons.append("it can only be run whole, on one worker")
-    raise UnsupportedModelError(f"no engine here can run {shard}: {'; '.join(filter(None, reasons))}")
+    reasons = "; ".join(why for offer in self.offers if (why := self._cannot(offer, facts, shard)) is not None)
+    raise UnsupportedModelError(f"no engine here can run {shard}: {reasons}")
+
+  def _cannot(self, offer: EngineOffer, facts: ModelFacts, shard: Shard) -> str | None:
+    if (why := offer.cannot(facts)) is not None:
+      return why
+    if (why := self._broken.get(offer.name)) is not None:
+      return f"{offer.name} is broken: {why}"
+    if not (shard.is_first and shard.is_last) and not offer.repertoire.can_cut(facts):
+      return f"{offer.name} can only run it whole, on one worker"
+    return None
 
   def instance(self, name: str) -> InferenceEngine:
     """On the device thread. Raises `EngineUnavailableError` where the engine's library does not work."""
