@@ -17,7 +17,6 @@ from exo.inference.engine import Batch, BatchEntry, LoadOptions, LogitsOf
 from exo.inference.engines import load_engine, probe_engine
 from exo.inference.shard import Shard
 from exo.inference.weights.checkpoint import EMBEDDING, Checkpoint, open_checkpoint
-from exo.inference.weights.model_size import model_size
 from exo.topology.model_size import WeightMemory
 from test.support.interruptions import InterruptedCallError, Interruptions
 from test.support.stages import Stages
@@ -197,7 +196,7 @@ def test_planning_knows_what_weights_take(engine: str, goldens: Path) -> None:
     assert probe_engine(name).weights == WeightMemory()
     return
   opened = open_checkpoint(goldens / "llama")
-  stages, size = Stages(engine, opened), model_size(opened)
+  stages, size = Stages(engine, opened), opened.size
   expected = probe_engine(name, held or None).weights.scale(size) * size.stage_bytes(0, size.n_layers)
   assert 0.7 < stages.models[0].memory.weight_bytes / expected < 1.5
 

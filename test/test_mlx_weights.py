@@ -13,7 +13,6 @@ from gguf import GGUFWriter
 from exo.errors import ModelFilesError
 from exo.inference.onnx.linear import read_quantized
 from exo.inference.weights.checkpoint import open_checkpoint
-from exo.inference.weights.model_size import model_size
 from test.support.models import convert_to_mlx
 from test.support.stages import Stages
 
@@ -104,7 +103,7 @@ def test_experts_of_gguf_are_found_under_hugging_faces_names(tmp_path: Path) -> 
     np.testing.assert_array_equal(
         opened.tensor(f"model.layers.0.mlp.experts.{i}.up_proj.weight").to_float32(), values[i]
     )
-  assert model_size(opened).layer_bytes == (values.nbytes, )
+  assert opened.size.layer_bytes == (values.nbytes, )
   assert (opened.config.n_experts, opened.config.n_experts_per_token, opened.config.sparse_layers) == (4, 2, (True, ))
 
 

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from exo.download.model_store import ModelStore
 from exo.errors import ModelFilesError
 from exo.inference.engine import Batch, BatchEntry, LogitsOf
 from exo.inference.engines import probe_engine
 from exo.inference.shard import Shard
 from exo.inference.weights.checkpoint import EMBEDDING, HEAD, Checkpoint, open_checkpoint
-from exo.inference.weights.model_size import model_size
 from exo.inference.weights.parts import Part, file_spans, needed_names, part_of, shard_tensors
 from exo.inference.weights.stage_tensors import StageTensors
+from exo.orchestration.model_catalog import ModelCatalog
 from exo.topology.model_size import ModelSize
 from test.support.stages import Stages
 from test.support.stores import hub_here, store
@@ -162,7 +163,7 @@ def test_line_6_what_is_fetched_is_no_more_than_is_needed(stages: list[tuple[Sha
 
 def test_line_6_plans_count_what_is_fetched(repository: Path) -> None:
   checkpoint = open_checkpoint(repository)
-  size, n = model_size(checkpoint), checkpoint.config.n_layers
+  size, n = checkpoint.size, checkpoint.config.n_layers
   both = Part.HEAD in map(part_of, checkpoint.names()) and checkpoint.config.tied
   for first in range(n):
     for last in range(first, n):
@@ -173,6 +174,13 @@ def test_line_6_plans_count_what_is_fetched(repository: Path) -> None:
       assert size.stage_bytes(first, last + 1) == held
   assert size.n_weights == sum(map(checkpoint.tensor_weights, shard_tensors(checkpoint, Shard("m", 0, n - 1, n))))
   checkpoint.close()
+
+
+def test_plans_are_made_without_looking_at_every_tensor_on_the_event_loop(goldens: Path, tmp_path: Path) -> None:
+  async def opened() -> Checkpoint:
+    return await ModelCatalog(ModelStore(tmp_path, [goldens])).checkpoint("llama")
+
+  assert {"facts", "size", "fingerprint"} <= vars(asyncio.run(opened())).keys()
 
 
 def test_line_6_what_every_stage_holds_is_in_every_stages_plan() -> None:

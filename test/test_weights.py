@@ -17,7 +17,6 @@ from exo.inference.model_config import ModelConfig
 from exo.inference.onnx.linear import read_quantized
 from exo.inference.weights.checkpoint import Checkpoint, open_checkpoint
 from exo.inference.weights.gguf_header import parse_gguf_header
-from exo.inference.weights.model_size import model_size
 from exo.inference.weights.safetensors_checkpoint import parse_safetensors_header
 from exo.inference.weights.tensor import BLOCKS, StoredTensor
 
@@ -70,7 +69,7 @@ def test_smollm2_is_what_it_says(smollm2: Checkpoint) -> None:
   assert (config.n_layers, config.hidden_size, config.n_heads, config.n_kv_heads,
           config.head_dim) == (30, 576, 9, 3, 64)
   assert config.tied and config.max_context == 8192 and config.rope[0].theta == 100000
-  size = model_size(smollm2)
+  size = smollm2.size
   assert size.n_layers == 30 and sum(size.layer_bytes) + size.embedding_bytes < smollm2.path.stat().st_size
   assert size.kv_bytes_per_token == 2 * 3 * 64 * 4
 

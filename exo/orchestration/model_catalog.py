@@ -18,7 +18,6 @@ from exo.inference.shard import Shard
 from exo.inference.tokenizer import Tokenizer, TooManyTokensError
 from exo.inference.weights.checkpoint import Checkpoint, open_checkpoint
 from exo.inference.weights.contradictions import check_consistent, check_tokenizer
-from exo.inference.weights.model_size import model_size
 from exo.inference.weights.parts import file_spans, shard_tensors
 from exo.log import log
 from exo.topology.model_size import ModelSize
@@ -30,13 +29,16 @@ class ModelInfo:
   id: str
   checkpoint: Checkpoint
   tokenizer: Tokenizer
-  size: ModelSize
   fingerprint: str
   grammars: GrammarCompiler
 
   @property
   def n_layers(self) -> int:
     return self.size.n_layers
+
+  @property
+  def size(self) -> ModelSize:
+    return self.checkpoint.size
 
   @property
   def facts(self) -> ModelFacts:
@@ -192,6 +194,8 @@ def open_model(entry: ModelEntry, path: Path) -> Checkpoint:
     return DummyCheckpoint()
   checkpoint = open_checkpoint(path)
   check_consistent(checkpoint)
+  # these look at every tensor, of which large models have tens of thousands: here, and not on the event loop
+  _ = checkpoint.facts, checkpoint.size, checkpoint.fingerprint
   return checkpoint
 
 
@@ -199,7 +203,4 @@ def _describe(model_id: str, checkpoint: Checkpoint) -> ModelInfo:
   tokenizer = checkpoint.tokenizer()
   if (odd := check_tokenizer(checkpoint, tokenizer)) is not None:
     log(0, "%s: %s", model_id, odd)
-  return ModelInfo(
-      model_id, checkpoint, tokenizer, model_size(checkpoint), checkpoint.fingerprint,
-      GrammarCompiler(tokenizer, checkpoint.path)
-  )
+  return ModelInfo(model_id, checkpoint, tokenizer, checkpoint.fingerprint, GrammarCompiler(tokenizer, checkpoint.path))

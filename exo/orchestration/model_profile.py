@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from exo.inference.model_facts import ModelFacts
 from exo.inference.weights.checkpoint import Checkpoint
 from exo.inference.weights.gguf_checkpoint import gguf_type, unread_architecture
-from exo.inference.weights.model_size import kv_bytes, model_size
+from exo.inference.weights.model_size import kv_bytes
 from exo.model_card import ModelCard
 from exo.topology.model_size import ModelSize
 
@@ -37,8 +37,8 @@ class ModelProfile:
 def profile_of_checkpoint(checkpoint: Checkpoint) -> ModelProfile:
   """Reads headers and small files. Raises `ModelFilesError`, `UnsupportedModelError`."""
   return ModelProfile(
-      checkpoint.facts, model_size(checkpoint), "", checkpoint.container, _packing(checkpoint),
-      checkpoint.config.max_context, capabilities_of(checkpoint.chat_template), checkpoint.fingerprint
+      checkpoint.facts, checkpoint.size, "", checkpoint.container, _packing(checkpoint), checkpoint.config.max_context,
+      capabilities_of(checkpoint.chat_template), checkpoint.fingerprint
   )
 
 

@@ -9,7 +9,6 @@ from exo.errors import EngineUnavailableError, ModelTooLargeError, OutOfMemoryEr
 from exo.inference.engine import LoadOptions, StageModel
 from exo.inference.shard import Shard
 from exo.inference.weights.checkpoint import Checkpoint
-from exo.inference.weights.model_size import model_size
 from exo.log import log
 from exo.worker.device_thread import DeviceThread
 from exo.worker.engines import WorkerEngines
@@ -24,7 +23,7 @@ class ShardLoader:
   def needed_bytes(self, shard: Shard, checkpoint: Checkpoint) -> int:
     """An estimate of the shard's weights in memory, with room for a small KV cache."""
     held = self._engines.able(checkpoint.facts, shard)[0].weights
-    return held.stage_bytes(model_size(checkpoint), shard.start_layer, shard.end_layer + 1)
+    return held.stage_bytes(checkpoint.size, shard.start_layer, shard.end_layer + 1)
 
   async def load(self, shard: Shard, checkpoint: Checkpoint, options: LoadOptions) -> StageModel:
     """With the first of the worker's engines that can run it; where that fails for reasons of its own, with the next.

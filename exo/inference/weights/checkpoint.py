@@ -15,7 +15,9 @@ from exo.errors import ModelFilesError
 from exo.inference.model_config import ModelConfig
 from exo.inference.model_facts import ModelFacts, facts_of
 from exo.inference.weights.block_map import BlockMap
+from exo.inference.weights.model_size import model_size
 from exo.inference.weights.tensor import StoredTensor
+from exo.topology.model_size import ModelSize
 
 if TYPE_CHECKING:
   from exo.inference.tokenizer import Tokenizer
@@ -85,6 +87,10 @@ class Checkpoint(ABC):
   @cached_property
   def facts(self) -> ModelFacts:
     return facts_of(self)
+
+  @cached_property
+  def size(self) -> ModelSize:
+    return model_size(self)
 
   def has(self, name: str) -> bool:
     return name in self._name_set

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import TYPE_CHECKING
 
 from exo.inference.shard import Shard
-from exo.inference.weights.checkpoint import Checkpoint
 from exo.inference.weights.parts import Part, part_of, shard_tensors
 from exo.topology.model_size import ModelSize
+
+if TYPE_CHECKING:
+  from exo.inference.weights.checkpoint import Checkpoint
 
 _KV_ELEMENT_BYTES = 4  # the engines on a CPU keep float32; others need less
 
