@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -251,6 +252,22 @@ def learn(folder: Path, offers: Sequence[EngineOffer], busy: Callable[[], bool],
   asyncio.run(scenario())
   file = folder / "engine_speeds.json"
   return json.loads(file.read_text()) if file.exists() else {}
+
+
+def test_a_measurement_that_takes_too_long_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  for name, value in (("_QUIET_S", 0.1), ("_POLL_S", 0.05), ("_MEASURE_S", 0.2)):
+    monkeypatch.setattr(engine_speeds, name, value)
+  told: list[str] = []
+
+  async def scenario() -> None:
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["message"]))
+    await speeds(tmp_path).learn({"cpu": [offer("a"), offer("b")]}, lambda: False)
+    for _ in range(40):  # until both processes are seen to be gone
+      await asyncio.sleep(0.05)
+    gc.collect()
+
+  asyncio.run(scenario())
+  assert told == [] and not (tmp_path / "engine_speeds.json").exists()
 
 
 @pytest.mark.timeout(300)

@@ -91,15 +91,15 @@ class EngineSpeeds:
     while True:
       await _quiet(busy)
       child = ChildProcess("exo.worker.speed_probe", f"measuring {offer.name}")
+      answer = asyncio.wrap_future(child.call("measure", offer.name, self._threads, self._quantize, device))
       try:
-        answer = asyncio.wrap_future(child.call("measure", offer.name, self._threads, self._quantize, device))
         async with asyncio.timeout(_MEASURE_S):
           while not answer.done() and not busy():
             await asyncio.wait([answer], timeout=_POLL_S)
         if answer.done():
           return EngineSpeed(*answer.result())
-        answer.cancel()
       finally:
+        answer.cancel()  # nobody waits for it any more, nor for the news that its process is gone
         child.kill()
 
 
