@@ -175,17 +175,36 @@ def test_line_2_a_model_that_one_engine_fails_at_goes_to_the_next(
 ) -> None:
   add_engine(
       tmp_path, monkeypatch, "fails_at_it", 99, """
+import weakref
 from exo.errors import EngineError
 from exo.inference.engine import InferenceEngine
 
+class Weights:
+  held = []
+
 def load(*what):
+  weights = Weights()
+  Weights.held.append(weakref.ref(weights))
   raise EngineError("this one is too hard")
 
 def create():
   return InferenceEngine("fails_at_it", load)
 """
   )
-  add_engine(tmp_path, monkeypatch, "succeeds", 98, DUMMY_ENGINE)
+  add_engine(
+      tmp_path, monkeypatch, "succeeds", 98, """
+from exo.inference.dummy import engine as dummy
+from exo.inference.engine import InferenceEngine
+from exo.inference.fails_at_it.engine import Weights
+
+def load(*what):
+  assert [ref() for ref in Weights.held] == [None], "there would be two at once"
+  return dummy.create().load(*what)
+
+def create():
+  return InferenceEngine("succeeds", load)
+"""
+  )
   offers = offered_engines("auto")[:2]
 
   async def scenario() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+import traceback
 
 from exo.errors import EngineUnavailableError, ModelTooLargeError, OutOfMemoryError, in_words
 from exo.inference.engine import LoadOptions, StageModel
@@ -43,6 +44,7 @@ class ShardLoader:
         except Exception as error:  # noqa: BLE001 - whatever one library does at this model, another may not
           log(1, "%s could not be loaded with %s: %s", shard, offer.name, in_words(error))
           failures.append(error)
+          _let_go(error)
       raise failures[0]
 
     def progress(fraction: float) -> None:
@@ -64,3 +66,10 @@ class ShardLoader:
         time.monotonic() - started, model.memory.weight_bytes // 2**20, model.memory.max_kv_tokens
     )
     return model
+
+
+def _let_go(error: BaseException | None) -> None:
+  """Free what a load that failed has in its hands, half a model maybe, before another engine loads the same."""
+  while error is not None:
+    traceback.clear_frames(error.__traceback__)
+    error = error.__cause__ or error.__context__
