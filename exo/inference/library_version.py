@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from importlib import metadata
 
 
+@functools.cache
 def library_version(package: str) -> str:
   """"" where nothing says it."""
   try:

@@ -75,10 +75,10 @@ def probe(quantize: str | None = None) -> EngineOffer:
     reason, rank = "MLX runs on this CPU, with an optimized BLAS", 15
   version = f"{library_version('mlx')}, mlx-lm {library_version('mlx-lm')}"
   devices = ("gpu0", ) if apple else ("cpu", )
-  return EngineOffer("mlx", device, reason, rank, version, "", repertoire(), weight_memory(quantize), devices=devices)
+  return EngineOffer("mlx", device, reason, rank, version, "", repertoire(), _weight_memory(quantize), devices=devices)
 
 
-def weight_memory(quantize: str | None) -> WeightMemory:
+def _weight_memory(quantize: str | None) -> WeightMemory:
   """On a CPU everything is float32; on Metal as in the file, Q6_K and what `--quantize` rounds a little wider."""
   chosen = choose_quantize("mlx", QUANTIZE, quantize)
   if not on_apple_silicon():

@@ -30,10 +30,10 @@ def probe(quantize: str | None = None) -> EngineOffer:
   reason = "no accelerator was found, and onnxruntime is the fastest on a CPU"
   version = library_version("onnxruntime")
   return EngineOffer(
-      "onnx", "CPU", reason, 20, version, "", repertoire(), weight_memory(quantize), rounds=quantize is None
+      "onnx", "CPU", reason, 20, version, "", repertoire(), _weight_memory(quantize), rounds=quantize is None
   )
 
 
-def weight_memory(quantize: str | None) -> WeightMemory:
+def _weight_memory(quantize: str | None) -> WeightMemory:
   """Floats become blocks of 8 bits unless told otherwise; what is quantized stays about as it is."""
   return WeightMemory(plain=_WITH_SCALES[choose_quantize("onnx", QUANTIZE, quantize)])

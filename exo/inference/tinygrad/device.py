@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
-import importlib.metadata
 import mmap
 import platform
 import subprocess
@@ -30,6 +29,7 @@ from tinygrad.engine.realize import get_runtime
 from tinygrad.helpers import BEAM, DEBUG, DEV, PARALLEL, Context, diskcache_get, diskcache_put
 
 from exo.errors import EngineError
+from exo.inference.library_version import library_version
 from exo.inference.reservation import reserve
 from exo.inference.tinygrad.kernels import Dialect
 from exo.inference.tinygrad.probe import CLANG_ADVICE
@@ -59,7 +59,10 @@ def compile_kernel(device: str, kernel: UOp) -> Program:
   tinygrad itself keeps there what the compiler made of a source; most of the time goes into making the source.
   """
   opened = Device[device]
-  key = {"kernel": kernel.key.hex(), "target": repr(opened.renderer.target), "cpu": _cpu(), "tinygrad": _version()}
+  key = {
+      "kernel": kernel.key.hex(), "target": repr(opened.renderer.target), "cpu": _cpu(),
+      "tinygrad": library_version("tinygrad")
+  }
   shown = DEBUG.value >= 3  # kernels and their sources, which only making them prints
   if device == "CPU" and not shown and (found := diskcache_get(_CACHE_TABLE, key)) is not None:
     name, library, slots, variables = found
@@ -88,11 +91,6 @@ def _cpu() -> str:
   except OSError:
     return platform.processor()
   return hashlib.sha256("".join(sorted({x for x in lines if x.startswith(("flags", "Features"))})).encode()).hexdigest()
-
-
-@functools.cache
-def _version() -> str:
-  return importlib.metadata.version("tinygrad")
 
 
 class Array:

@@ -79,11 +79,11 @@ def probe(quantize: str | None = None) -> EngineOffer:
     missing = f"lacks its compiler ({CLANG_ADVICE})"
   names = tuple(f"gpu{i}" for i in range(_gpus())) if gpu else ("cpu", )
   version = library_version("tinygrad")
-  weights = weight_memory(quantize)
+  weights = _weight_memory(quantize)
   return EngineOffer("tinygrad", device, reason, rank, version, missing, repertoire(), weights, devices=names)
 
 
-def weight_memory(quantize: str | None) -> WeightMemory:
+def _weight_memory(quantize: str | None) -> WeightMemory:
   """Everything is float32 on a CPU and float16 on a GPU, or codes with a float32 scale for each block of 32."""
   floats = 2.0 if find_gpu() else 4.0
   by_bits = {Quantize.EIGHT: 1.125, Quantize.FOUR: 0.625, Quantize.NONE: floats}
