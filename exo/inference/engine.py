@@ -1,7 +1,7 @@
 """What every inference engine does: load a shard and run batches of entries through it.
 
-All methods block and run on the one thread that owns the device (`worker/device_thread.py`); nothing here is called from the
-event loop, and no two calls into one engine overlap.
+All methods block and run on the one thread that owns the device (`worker/device_thread.py`); nothing here is called from
+the event loop, and no two calls into one engine overlap.
 """
 
 from __future__ import annotations

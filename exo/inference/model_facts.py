@@ -22,7 +22,8 @@ class ModelFacts:
 
   `container` is the kind of file, "safetensors" or "gguf". `tensors` are the names of those that the language model has, in
   Hugging Face's words, with # for every number, and `encodings` how they are packed; `packing` is how the configuration
-  calls that, where it does. `ropes` are the kinds of rotary embedding of its layers, which turn `rotary_dim` numbers of a head; `n_weights` counts all weights. `activation` is the configuration's word.
+  calls that, where it does. `ropes` are the kinds of rotary embedding of its layers, which turn `rotary_dim` numbers of a head;
+  `activation` is the configuration's word. `n_weights` counts all weights.
   """
   model_type: str
   repository_type: str

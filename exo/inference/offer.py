@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -30,9 +31,9 @@ class EngineOffer:
 
   `rank` orders engines that have not been measured, the highest first; below 0 an engine is used only where it is asked for by
   name. `reason` completes "because …". `missing` is what must be installed before it can run anything here, or how its
-  library is broken; "" where neither is. `weights` is what a weight takes in its memory. `rounds`: it does so with floats where
-  nobody has asked for it. `devices` are the short names of those of this machine that
-  it can use, the best first; with `any_device` it takes every name.
+  library is broken; "" where neither is. `weights` is what a weight takes in its memory, `rounds` whether floats are rounded
+  for that although nobody has asked for it. `devices` are the short names of those of this machine that it can use, the best
+  first; with `any_device` it takes every name.
   """
   name: str
   device: str
@@ -54,10 +55,11 @@ class EngineOffer:
 
   def cannot(self, facts: ModelFacts) -> str | None:
     """Why this engine cannot run a model here, its name first; None where it can."""
-    why = self.repertoire.cannot(facts) if self.repertoire.text_models or not self.missing else None
-    if self.missing:  # to install it does not help where it could not run the model either
-      why = why or self.missing
-    return None if why is None else f"{self.name} {why}"
+    # of some it can only be told where they are installed what they would run
+    known = not self.missing or bool(self.repertoire.text_models)
+    why = self.repertoire.cannot(facts) if known else None
+    why = why or self.missing  # to install it does not help where it could not run the model either
+    return f"{self.name} {why}" if why else None
 
 
 def in_order(offers: Iterable[EngineOffer]) -> tuple[EngineOffer, ...]:
@@ -65,12 +67,9 @@ def in_order(offers: Iterable[EngineOffer]) -> tuple[EngineOffer, ...]:
 
   Measured ones by their time, before those that have not been; what is no choice by itself and what cannot run comes last.
   """
-  def key(offer: EngineOffer) -> tuple[bool, bool, bool, float, int, str]:
-    speed = offer.speed
-    return (
-        bool(offer.missing), offer.rank < 0, speed
-        is None, 0.0 if speed is None else speed.seconds, -offer.rank, offer.name
-    )
+  def key(offer: EngineOffer) -> tuple[bool, bool, float, int, str]:
+    seconds = math.inf if offer.speed is None else offer.speed.seconds
+    return bool(offer.missing), offer.rank < 0, seconds, -offer.rank, offer.name
 
   return tuple(sorted(offers, key=key))
 

@@ -19,8 +19,9 @@ class Repertoire:
   it finds the language model itself. `any_model`: it does not look. Of a model in `text_models` an engine that has a tuple of
   `tensors`, `ropes` or `activations` knows these and no others; what it would not read would be missing in its numbers.
   `rotary_step`: it turns only multiples of so many numbers of a head.
-  `containers` are the kinds of files that it reads, any where there are none. `uncut` are types of either kind that it runs as a whole only. `unread` are pairs of a type and of the end of
-  a tensor's name: files of this type that hold such a tensor are packed as the engine's library does not know. `encodings` are those of weights that it reads.
+  `containers` are the kinds of files that it reads, any where there are none, `encodings` those of weights. `uncut` are types
+  of either kind that it runs as a whole only. `unread` are pairs of a type and of the end of a tensor's name: files of this
+  type that hold such a tensor are packed as the engine's library does not know.
   """
   text_models: tuple[str, ...] = ()
   models: tuple[str, ...] = ()

@@ -36,7 +36,7 @@ def offers_mb(devices: Sequence[str], max_memory_mb: int | None) -> list[int]:
   Devices without memory of their own, or whose driver does not tell, share the system's evenly. Blocks for up to a few seconds.
   """
   own = gpu_memories_mb()
-  gpus = {name: own[number] for number, name in enumerate(f"gpu{i}" for i in range(len(own))) if name in devices}
+  gpus = {name: mb for i, mb in enumerate(own) if (name := f"gpu{i}") in devices}
   sharing = max(1, len(devices) - len(gpus))
   has = [gpus.get(name, memory().total // _MB // sharing) for name in devices]
   total = sum(has)

@@ -86,7 +86,10 @@ class SpeedCheckpoint(Checkpoint):
 
 
 def measure(engine: InferenceEngine, threads: int, quantize: str | None, device: str = "") -> EngineSpeed:
-  """With `LoadOptions` of these: a prompt and some tokens after it, as one stream. Blocks for seconds. Raises whatever the engine raises."""
+  """With `LoadOptions` of these: a prompt and some tokens after it, as one stream. Blocks for seconds.
+
+  Raises whatever the engine raises.
+  """
   options = LoadOptions(2**31, threads, max_sequences=2, max_context=1024, quantize=quantize, device=device)
   model = engine.load(Shard("speed probe", 0, _LAYERS - 1, _LAYERS), SpeedCheckpoint(), options, lambda _: None)
 

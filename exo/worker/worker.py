@@ -106,7 +106,7 @@ class Worker:
         try:
           self._prove_engine(name)
           proved += 1
-        except BaseException as error:
+        except BaseException as error:  # as of `prove`, it is raised again where there is no other engine
           if not self.engines.give_up(name, in_words(error)):
             raise
 

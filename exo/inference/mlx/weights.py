@@ -110,8 +110,8 @@ def _set(model: Any, weights: Arrays, shard: Shard, checkpoint: Checkpoint) -> N
   if missing:
     raise ModelFilesError(f"{checkpoint.path.name} lacks {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}")
   for name in needed:
-    if wanted[name] == (
-    ) and weights[name].shape == (1, ):  # a number alone has a row of its own in this project's tensors
+    # a number alone has a row of its own in this project's tensors
+    if not wanted[name] and weights[name].shape == (1, ):
       weights[name] = weights[name].reshape(())
     if weights[name].shape != wanted[name]:
       raise ModelFilesError(

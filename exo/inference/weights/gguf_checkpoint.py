@@ -77,8 +77,9 @@ def gguf_type(model_type: str) -> str:
 
 def unread_architecture(model_type: str) -> str | None:
   """Why exo reads no GGUF files of models of this type; None where it does."""
-  return None if gguf_type(model_type
-                           ) in _MODEL_TYPES.values() else f"its GGUF file is of type {model_type!r}; {_READS}"
+  if gguf_type(model_type) in _MODEL_TYPES.values():
+    return None
+  return f"its GGUF file is of type {model_type!r}; {_READS}"
 
 
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)")

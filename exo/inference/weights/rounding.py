@@ -1,7 +1,7 @@
 """Floats rounded to whole numbers, block by block. Engines differ in what their kernels multiply, not in how it is found.
 
-`values` hold blocks along `axis`; scales and minimums have its shape without that axis. All work on numpy's arrays and on any
-other library's that calls these functions alike (`xp`), in float32.
+`values` hold blocks along `axis`, scales have its shape without that axis; all in float32. With `xp`, the arrays are those of
+another library that calls these functions as numpy does.
 """
 
 from __future__ import annotations
