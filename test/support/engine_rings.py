@@ -10,18 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from exo.config import Config
-from exo.download.model_store import ModelStore
 from exo.inference.offer import EngineOffer
 from exo.inference.sampling import SamplingParams
-from exo.networking.discovery import NoDiscovery
-from exo.networking.local.local_mesh import LocalMesh, LocalNetwork
-from exo.networking.messages import Hello, WorkerOffer
+from exo.networking.local.local_mesh import LocalNetwork
+from exo.networking.messages import WorkerOffer
 from exo.orchestration.generation import GenerationSpec
-from exo.orchestration.model_catalog import ModelCatalog
 from exo.orchestration.node import Node
-from exo.topology.device_capabilities import DeviceCapabilities
-from exo.topology.placements import load_strategy
-from exo.worker.worker import Worker, WorkerOptions
+from test.support.local_rings import make_node
 
 MEMORY_MB = 2000
 
@@ -29,17 +24,10 @@ MEMORY_MB = 2000
 @asynccontextmanager
 async def engine_ring(home: Path, shelf: Path, *engines: Sequence[EngineOffer]) -> AsyncIterator[list[Node]]:
   """Nodes n0, n1, … with these engines each, and the models that lie in `shelf`."""
-  network, nodes = LocalNetwork(), []
-  for i, offers in enumerate(engines):
-    capabilities = DeviceCapabilities(memory=MEMORY_MB)
-    hello = Hello(f"n{i}", 1, 50000, capabilities, (WorkerOffer("cpu", tuple(offers), MEMORY_MB), ), "1")
-    worker = Worker("cpu", f"n{i}", offers, MEMORY_MB * 2**20, WorkerOptions())
-    nodes.append(
-        Node(
-            Config(chatgpt_api_response_timeout=60), hello, LocalMesh(hello, network), NoDiscovery(),
-            ModelCatalog(ModelStore(home, [shelf])), [worker], load_strategy("memory")
-        )
-    )
+  network, nodes, config = LocalNetwork(), list[Node](), Config(chatgpt_api_response_timeout=60)
+  for i, each in enumerate(engines):
+    offers = (WorkerOffer("cpu", tuple(each), MEMORY_MB), )
+    nodes.append(make_node(home, network, f"n{i}", MEMORY_MB, [shelf], offers, config))
     await nodes[-1].start()
   try:
     yield nodes

@@ -1,4 +1,4 @@
-"""Whole rings inside one process, without sockets, on the dummy engine."""
+"""Whole rings inside one process, without sockets, on the dummy engine where nothing else is said."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from exo.download.model_store import ModelStore
 from exo.inference.sampling import SamplingParams
 from exo.networking.discovery import NoDiscovery
 from exo.networking.local.local_mesh import LocalMesh, LocalNetwork
-from exo.networking.messages import Hello
+from exo.networking.messages import Hello, WorkerOffer
 from exo.orchestration.generation import GenerationSpec
 from exo.orchestration.model_catalog import ModelCatalog
 from exo.orchestration.node import Node
 from exo.orchestration.stage_runner import StageRunner
 from exo.topology.device_capabilities import DeviceCapabilities
 from exo.topology.placements import load_strategy
-from test.support.workers import dummy_offers, dummy_workers
+from test.support.workers import dummy_offers, make_workers
 
 CONFIG = Config(default_model="dummy", chatgpt_api_response_timeout=20)
 
@@ -32,12 +32,15 @@ def make_node(
     node_id: str,
     memory: int,
     model_dirs: Sequence[Path] = (),
-    devices: Sequence[str] = ("cpu", )
+    offers: Sequence[WorkerOffer] = (),
+    config: Config = CONFIG
 ) -> Node:
-  hello = Hello(node_id, 1, 50000, DeviceCapabilities(memory=memory), dummy_offers(memory, devices), "1")
+  """With a worker for each of `offers`, one of the dummy engine without them."""
+  offers = tuple(offers) or dummy_offers(memory)
+  hello = Hello(node_id, 1, 50000, DeviceCapabilities(memory=memory), offers, "1")
   return Node(
-      CONFIG, hello, LocalMesh(hello, network), NoDiscovery(), ModelCatalog(ModelStore(tmp_path, model_dirs)),
-      dummy_workers(node_id, memory, devices), load_strategy("memory")
+      config, hello, LocalMesh(hello, network), NoDiscovery(), ModelCatalog(ModelStore(tmp_path, model_dirs)),
+      make_workers(node_id, offers), load_strategy("memory")
   )
 
 
@@ -48,7 +51,7 @@ async def local_ring(
   """Nodes n0, n1, … that offer these MB, divided evenly among a worker for each of `devices`."""
   network, nodes = LocalNetwork(), []
   for i, memory in enumerate(memories):
-    node = make_node(tmp_path, network, f"n{i}", memory, model_dirs, devices)
+    node = make_node(tmp_path, network, f"n{i}", memory, model_dirs, dummy_offers(memory, devices))
     await node.start()
     nodes.append(node)
   try:

@@ -26,7 +26,7 @@ from exo.orchestration.model_catalog import ModelCatalog
 from exo.orchestration.node import Node
 from exo.topology.device_capabilities import DeviceCapabilities
 from exo.topology.placements import load_strategy
-from test.support.workers import dummy_offers, dummy_workers
+from test.support.workers import dummy_offers, make_workers
 
 ANSWER_S = 5.0  # for an answer; far more than one takes
 SETTLE_S = 4.0
@@ -124,7 +124,7 @@ class Cluster:
       config = Config(default_model="dummy", exo_home=self._home, chatgpt_api_port=0, chatgpt_api_response_timeout=60)
       mesh = GrpcMesh(hello, "127.0.0.1", 60)
       node = Node(
-          config, hello, mesh, NoDiscovery(), ModelCatalog(ModelStore(self._home)), dummy_workers(name, 1000),
+          config, hello, mesh, NoDiscovery(), ModelCatalog(ModelStore(self._home)), make_workers(name, hello.workers),
           load_strategy("memory")
       )
       await node.start()

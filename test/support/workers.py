@@ -1,4 +1,4 @@
-"""Workers of the dummy engine, and what a node says of them."""
+"""Workers, and what a node with the dummy engine says of them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ def dummy_offers(memory_mb: int, devices: Sequence[str] = ("cpu", )) -> tuple[Wo
   return tuple(WorkerOffer(name, DUMMY, memory_mb // len(devices)) for name in devices)
 
 
-def dummy_workers(node_id: str, memory_mb: int, devices: Sequence[str] = ("cpu", )) -> list[Worker]:
+def make_workers(node_id: str, offers: Sequence[WorkerOffer]) -> list[Worker]:
+  """Those that a node says it has."""
   return [
       Worker(
-          offer.name, node_id if len(devices) == 1 else f"{node_id}/{offer.name}", DUMMY, offer.memory_mb * _MB,
+          offer.name, node_id if len(offers) == 1 else f"{node_id}/{offer.name}", offer.engines, offer.memory_mb * _MB,
           WorkerOptions()
-      ) for offer in dummy_offers(memory_mb, devices)
+      ) for offer in offers
   ]
