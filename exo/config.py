@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from exo.errors import ConfigError
+from exo.networking.bounds import MAX_WORKERS, is_worker_name
 
 DEFAULT_API_PORT = 52415
 DEFAULT_DISCOVERY_PORT = 5678
 DEFAULT_MODEL = "smollm2-135m"
-_MOST_DEVICES = 64
 
 
 @dataclass(frozen=True)
@@ -167,10 +167,10 @@ def _check(config: Config) -> None:
     if not re.fullmatch(r"https?://[^\s/?#@]+", origin):
       raise ConfigError(f"--cors-origin {origin!r} must be like https://example.org, with scheme, without a path")
   for device in config.devices:
-    if not re.fullmatch(r"[a-z0-9_-]{1,32}", device):
+    if not is_worker_name(device):
       raise ConfigError(f"--devices {device!r} must be a short name of small letters and digits, as cpu or gpu0")
-  if len(set(config.devices)) < len(config.devices) or len(config.devices) > _MOST_DEVICES:
-    raise ConfigError(f"--devices must name each device once, and at most {_MOST_DEVICES}")
+  if len(set(config.devices)) < len(config.devices) or len(config.devices) > MAX_WORKERS:
+    raise ConfigError(f"--devices must name each device once, and at most {MAX_WORKERS}")
   for proxy in config.trusted_proxies:
     try:
       ipaddress.ip_network(proxy, strict=False)

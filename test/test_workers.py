@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from exo.errors import ConfigError, EngineError, ProtocolError
-from exo.inference.engines import probe_engine
+from exo.inference.engines import engine_names, probe_engine
 from exo.inference.shard import Shard
 from exo.networking import messages as m
+from exo.networking.bounds import MAX_WORKERS
 from exo.networking.grpc import node_service_pb2 as pb
 from exo.networking.grpc.codec import decode, encode
 from exo.networking.grpc.peer_codec import hello_in, hello_out
+from exo.networking.grpc.wire import MAX_BYTES, envelope_bytes
 from exo.orchestration.node import Node
 from exo.topology.device_capabilities import DeviceCapabilities
 from exo.topology.ring_plan import RingPlan, Stage, WorkerId, names_of
@@ -175,13 +177,22 @@ HELLO = m.Hello("a", 5, 1234, DeviceCapabilities(memory=1000), dummy_offers(1000
         (replace(HELLO.workers[0], engines=()), ),
         (replace(HELLO.workers[0], memory_mb=1001), ),
         (replace(HELLO.workers[0], memory_mb=600), HELLO.workers[1]),
-        tuple(replace(HELLO.workers[0], name=f"w{i}", memory_mb=1) for i in range(65)),
+        (replace(HELLO.workers[0], engines=HELLO.workers[0].engines * 33), ),
+        tuple(replace(HELLO.workers[0], name=f"w{i}", memory_mb=1) for i in range(MAX_WORKERS + 1)),
     ]
 )
 def test_line_1_greetings_name_workers_that_can_be(workers: tuple[m.WorkerOffer, ...]) -> None:
   assert hello_in(hello_out(HELLO, "data")) == (HELLO, "data")
   with pytest.raises(ProtocolError):
     hello_in(hello_out(replace(HELLO, workers=workers), "data"))
+
+
+def test_line_1_as_many_workers_as_a_node_may_have_fit_into_its_greeting() -> None:
+  engines = tuple(replace(probe_engine(name), missing="m" * 200) for name in engine_names())
+  workers = tuple(m.WorkerOffer(f"gpu{i}", engines, 1) for i in range(MAX_WORKERS))
+  hello = replace(HELLO, workers=workers, local_models=tuple(f"model-{i:050}" for i in range(256)))
+  assert hello_in(hello_out(hello, "data"))[0] == hello
+  assert len(envelope_bytes([hello_out(hello, "data")])) < MAX_BYTES[""]
 
 
 def test_line_1_plans_and_frames_name_workers_and_stages_that_can_be() -> None:

@@ -7,7 +7,7 @@ import math
 # characters
 MAX_NODE_ID, MAX_MODEL_ID, MAX_PLAN_ID, MAX_FINGERPRINT, MAX_REQUEST_ID = 128, 300, 64, 200, 128
 MAX_STAGES = 1024
-MAX_WORKERS, MAX_WORKER_NAME = 64, 32
+MAX_WORKERS, MAX_WORKER_NAME = 32, 32
 _WORKER_NAME = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_")
 MAX_LAYERS = 4096
 MAX_PROMPT_TOKENS = 2**20  # of a model whose context is not known

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -33,7 +33,8 @@ _MAX_LINKS = 256
 _MAX_PACES = 64
 _MAX_NAME = 200
 _MOST_OFFERED = 2**16  # bytes of a worker's engines: a few hundred types of models for each
-_OFFERS = msgspec.msgpack.Decoder(tuple[EngineOffer, ...])
+_MOST_ENGINES = 32  # of a worker; each of them is asked when a plan is made
+_OFFERS = msgspec.msgpack.Decoder(Annotated[tuple[EngineOffer, ...], msgspec.Meta(max_length=_MOST_ENGINES)])
 _MAX_KEYS = 8
 _MAX_AILMENTS, _MAX_REASON = 64, 400  # as many as a worker remembers of itself
 _MAX_SHARDS = 256

@@ -17,8 +17,8 @@ MAX_ITEMS = 64  # in one envelope
 PIECE_BYTES = 2 * 2**20  # of what is cut
 MAX_MESSAGE_BYTES = PIECE_BYTES + 2**10  # what gRPC lets in
 # of one envelope by the kind of its stream: a frame of a long prompt, a request with its prompt, a block of a file; "" is
-# for the greeting
-MAX_BYTES = {"": 2**16, "data": 64 * 2**20, "control": 8 * 2**20, "heartbeat": 2**18, "bulk": 16 * 2**20}
+# for the greeting, in which each of many workers tells of its engines
+MAX_BYTES = {"": 2**18, "data": 64 * 2**20, "control": 8 * 2**20, "heartbeat": 2**18, "bulk": 16 * 2**20}
 _ITEMS_TAG, _PIECE_TAG, _LAST_PIECE_TAG = b"\x0a", b"\x12", b"\x1a"  # fields 1, 2 and 3, with a length
 # an item that is larger is looked through for how many things it holds; deliveries bring logprobs of long prompts
 _CROWDED_BYTES, _MOST_THINGS, _MOST_LOGPROBS = 2**20, 2**17, 2**20
