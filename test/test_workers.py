@@ -152,12 +152,17 @@ def test_line_1_a_worker_that_breaks_leaves_the_plans_of_others_alone(tmp_path: 
 def test_line_1_a_frame_is_for_the_stage_that_it_names_and_from_the_one_before(tmp_path: Path) -> None:
   async def scenario() -> None:
     async with local_ring(tmp_path, ROOMY, devices=TWO) as ((node, ), _):
-      expected = await text_of(node, spec("hello", 50))
-      (plan, ) = node.plans.plans
-      for stage in (0, 1, 2):
-        frame = m.Frame(plan.plan_id, plan.epoch, 1, (), m.EMPTY_TOKEN_IDS, drops=(1, 2, 3), stage=stage)
-        node.message("stranger", frame)
-      assert await text_of(node, spec("hello", 50)) == expected and plan in node.plans.plans
+      expected, model, text = await text_of(node, spec("hello", 200)), await node.model("dummy"), b""
+      async with node.generation(spec("hello", 200), model) as generation:
+        async for delivery in generation:
+          if not text:
+            plan = generation.plan
+            for stage in (0, 1, 2):
+              drops = tuple(range(100))  # this request's among them
+              frame = m.Frame(plan.plan_id, plan.epoch, 1, (), m.EMPTY_TOKEN_IDS, drops=drops, stage=stage)
+              node.message("stranger", frame)
+          text += bytes(token.token_id for token in delivery.tokens)
+        assert [text.decode()] == expected and not generation.resumptions and plan in node.plans.plans
 
   run(scenario)
 
