@@ -54,7 +54,7 @@ class Fit:
 def fit(model: ModelNeeds, ring: RingState, here: str, place: Strategy) -> Fit:
   """What `place` would make of this model for the node `here` of this ring, and what it would lack."""
   own = RingState(tuple(worker for worker in ring.workers if worker.node_id == here))
-  alone = _lacks(model, own, place)
+  alone = _lacks(model, own, place) if own.workers else _Lack(0, f"no device of {here} can compute now")
   if isinstance(alone, RingPlan):
     return Fit(Where.HERE, max_context=_room_tokens(model, own.able, alone))
   if len(own.workers) == len(ring.workers):
