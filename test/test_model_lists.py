@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import socket
@@ -27,15 +28,18 @@ from exo.inference.repertoire import Repertoire
 from exo.inference.weights.checkpoint import open_checkpoint
 from exo.inference.weights.contradictions import check_consistent
 from exo.models import CARDS, card_of
+from exo.networking.messages import ListModels, ModelsListed
 from exo.orchestration.held_model import HeldFile, HeldModel, are_whole, from_json, to_json
 from exo.orchestration.model_fit import RingWorker, fit_model
 from exo.orchestration.model_profile import ModelProfile, capabilities_of, profile_of_card, profile_of_checkpoint
+from exo.orchestration.ring_models import RingModels
 from exo.topology.fit import Fit, Where, fit
 from exo.topology.model_size import MIN_KV_TOKENS, ModelSize
 from exo.topology.placements import load_strategy
 from exo.topology.ring_state import ModelNeeds, RingState, WorkerState
 from test.support.families import Form, families_folder
 from test.support.hub import Hub, hub
+from test.support.local_rings import local_ring, run
 from test.support.nodes import ROOT, NodeProcess, exo, free_port, ring, wait_until
 
 MB = 2**20
@@ -114,6 +118,9 @@ def test_line_3_engines_decide_before_memory_and_their_own_weights_count() -> No
   assert nowhere == Fit(Where.NOWHERE, 0, "none has no model of type 'llama'; away is not installed (pip install away)")
   other = fit_model("m", llama, [worker("a", 9000, none), worker("b", 9000, able)], "a", PLACE)
   assert (other.where, other.missing_mb, other.reason) == (Where.RING, 0, "none has no model of type 'llama'")
+  gone = fit_model("m", llama, [worker("b", 9000, able)], "a", PLACE)
+  assert str(gone) == "with other nodes: no device of a can compute now"
+  assert str(fit_model("m", llama, [], "a", PLACE)) == "no: no device of a can compute now"
   uncut = replace(able, repertoire=replace(able.repertoire, uncut=("llama", )))
   halves = [worker("a", 2000, uncut), worker("b", 2000, uncut)]
   assert fit_model("m", llama, halves, "a", PLACE).where is Where.NOWHERE
@@ -204,6 +211,20 @@ def test_line_3_what_nodes_tell_of_their_models_arrives_or_is_refused() -> None:
   ):
     with pytest.raises(ProtocolError):
       from_json(bad)
+
+
+def test_line_3_a_node_looks_once_for_all_who_ask_at_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  looks: list[str] = []
+  monkeypatch.setattr(RingModels, "_here", lambda _: looks.append("one") or "[]")
+
+  async def scenario() -> None:
+    async with local_ring(tmp_path, 1000) as ((node, ), _):
+      answers = await asyncio.gather(*(node.answer("other", ListModels()) for _ in range(20)))
+      assert answers == [ModelsListed()] * 20 and looks == ["one"]
+
+  run(scenario)
 
 
 def test_line_3_a_model_of_another_node_can_be_answered_by_this_one(tmp_path: Path) -> None:

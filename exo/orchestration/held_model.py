@@ -83,8 +83,9 @@ def to_json(models: Iterable[HeldModel]) -> str:
   for model in models:
     text = msgspec.json.encode(model)
     room -= len(text) + 1
-    if room >= 0 and len(told) < _MOST_MODELS:
-      told.append(text)
+    if room < 0 or len(told) == _MOST_MODELS:
+      break
+    told.append(text)
   return (b"[" + b",".join(told) + b"]").decode()
 
 

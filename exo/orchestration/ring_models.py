@@ -28,6 +28,7 @@ class RingModels:
     self._store, self._profiles, self._peers, self._call, self._tasks = store, profiles, peers, call, tasks
     self._told: dict[str, tuple[float, tuple[HeldModel, ...]]] = {}  # by node, when it said so
     self._asking: dict[str, asyncio.Task[None]] = {}
+    self._looking = asyncio.Lock()
     self._answered: tuple[float, ModelsListed] = (float("-inf"), ModelsListed())
 
   def peer_left(self, node_id: str) -> None:
@@ -64,10 +65,12 @@ class RingModels:
       self._asking.pop(node_id, None)
 
   async def answer(self) -> Message:
-    """What this node holds."""
-    if time.monotonic() - self._answered[0] > _BELIEVED_S:
-      self._answered = time.monotonic(), ModelsListed(await asyncio.to_thread(self._here))
-    return self._answered[1]
+    """What this node holds; who asks while it looks hears the same."""
+    async with self._looking:
+      if time.monotonic() - self._answered[0] > _BELIEVED_S:
+        listed = ModelsListed(await asyncio.to_thread(self._here))
+        self._answered = time.monotonic(), listed
+      return self._answered[1]
 
   def _here(self) -> str:
     models = []
