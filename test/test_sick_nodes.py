@@ -14,16 +14,18 @@ from exo.errors import (
     EngineError,
     ExoError,
     ModelFilesError,
+    PlanClosedError,
     UnsupportedModelError,
 )
 from exo.inference.dummy.engine import DummyStage
+from exo.inference.engine import Batch
 from exo.inference.shard import Shard
 from exo.networking.grpc.peer_codec import heartbeat_in, heartbeat_out
-from exo.networking.messages import Ailment, Heartbeat
+from exo.networking.messages import Ailment, ClosePlan, Heartbeat
 from exo.orchestration.node import Node
 from exo.worker.worker import WorkerOptions
 from test.support.local_rings import local_ring, run, settled, spec, text_of
-from test.support.sickness import ROOMY, Sickness, golden_folder, ill, raising, until
+from test.support.sickness import ROOMY, Sickness, Step, golden_folder, ill, raising, until
 
 pytestmark = pytest.mark.usefixtures("soon")
 
@@ -355,4 +357,22 @@ def test_line_2_a_reason_is_one_line_whoever_gives_it(tmp_path: Path) -> None:
       assert ailment.reason == "ValueError: one node9 joined"
 
   assert told("one\r\nnode9 joined") == Ailment("m n", "f", "one node9 joined")
+  run(scenario)
+
+
+def test_a_plan_that_is_closed_in_the_last_moment_of_its_opening_is_not_open(tmp_path: Path) -> None:
+  async def scenario() -> None:
+    async with local_ring(tmp_path, ROOMY) as ((node, ), _):
+      loop, model = asyncio.get_running_loop(), await node.model("dummy")
+      opening = node.planner.open_plan(node.hello, model, frozenset())
+
+      def closed_meanwhile(own: Step, batch: Batch) -> np.ndarray:
+        loop.call_soon_threadsafe(node.plans.on_message, "n0", ClosePlan(opening.plan.plan_id))
+        return own(batch)
+
+      Sickness(node).step = closed_meanwhile
+      with pytest.raises(PlanClosedError):
+        await node.plans.open(opening)
+      assert not node.plans.plans and not node.workers[0].loaded_bytes
+
   run(scenario)

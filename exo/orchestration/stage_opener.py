@@ -1,5 +1,4 @@
-"""Brings stages of plans into a worker: fetched side by side, loaded one after the other, with room made for each.
-"""
+"""Brings stages of plans into a worker: fetched side by side, loaded one after the other, with room made for each."""
 
 from __future__ import annotations
 
@@ -114,11 +113,11 @@ class StageOpener:
     try:
       if model.memory.max_kv_tokens < 2:
         raise ModelTooLargeError(f"{shard} leaves no memory for its KV cache on {self._worker.label}", missing_mb=1)
-      if (lost := self._lost.get(plan_id)) is not None:
-        raise lost
       bounds = await self._files.frame_bounds(shard, model.memory)
       grammars = await self._files.grammars(shard) if shard.is_last else None
       await self._worker.thread.run(check_step, model, None if shard.is_first else bounds.hidden_size)
+      if (lost := self._lost.get(plan_id)) is not None:  # last, since it may be lost during all of that
+        raise lost
     except BaseException:
       await self._worker.unload(model)
       raise
