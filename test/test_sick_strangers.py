@@ -31,6 +31,7 @@ from exo.inference.weights.block_map import block_bytes, digests_of
 from exo.networking import messages as m
 from exo.networking.address_book import AddressBook
 from exo.networking.address_rule import AddressRule
+from exo.networking.bounds import MAX_WORKERS
 from exo.networking.grpc import node_service_pb2 as pb
 from exo.networking.grpc import open_connections
 from exo.networking.grpc.codec import decode, encode
@@ -298,11 +299,10 @@ def test_line_11_heartbeats_are_brought_within_bounds() -> None:
   assert [(link.node_id, link.rtt_ms) for link in read.links] == [("b", 0)] and not read.rumours
   (pace, ) = read.paces
   assert len(pace.plan_id) == 64 and pace.lap_ms == pace.wasted == 0 and len(pace.compute_ms) == 1024
-  assert len(read.loaded) <= 256
   json.dumps([pace.lap_ms, pace.compute_ms, read.load], allow_nan=False)
   (worker, ) = read.workers
-  assert worker.problem == "a b"
-  for names in (["x\ny"], [""], ["cpu", "cpu"], [f"w{i}" for i in range(65)]):
+  assert worker.problem == "a b" and len(worker.loaded) == 256
+  for names in (["x\ny"], [""], ["cpu", "cpu"], [f"w{i}" for i in range(MAX_WORKERS + 1)]):
     with pytest.raises(ProtocolError, match="heartbeat names"):
       decode(pb.Item(heartbeat=pb.Heartbeat(workers=[pb.WorkerBeat(name=name) for name in names])))
 
