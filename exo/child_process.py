@@ -68,8 +68,11 @@ class ChildProcess:
         raise EngineUnavailableError(f"the process for {self._what} cannot be started: {error.strerror}") from error
       self._waiting[number] = future
       assert process.stdin is not None
-      with contextlib.suppress(OSError):  # its reader thread tells everybody
+      try:
         _write(process.stdin, data)
+      except Exception as error:  # noqa: BLE001 - half of a message may be there: its end tells whoever waits
+        log(1, "the process for %s cannot be asked: %s", self._what, in_words(error))
+        process.kill()
     return future
 
   def _running(self) -> subprocess.Popen[bytes]:
