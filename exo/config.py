@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from exo.bounds import MAX_WORKERS, is_worker_name
 from exo.errors import ConfigError
-from exo.networking.bounds import MAX_WORKERS, is_worker_name
 
 DEFAULT_API_PORT = 52415
 DEFAULT_DISCOVERY_PORT = 5678

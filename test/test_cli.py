@@ -108,7 +108,7 @@ def test_run_uses_the_node_that_is_there(own_home: Path, quiet: tuple[str, ...])
   try:
     done = exo(own_home, "run", "--prompt", "Hello", "--max-tokens", "4", *quiet)
     assert done.returncode == 0 and done.stdout.strip()
-    assert "request chatcmpl-" in node.log
+    node.wait_said("request chatcmpl-")
   finally:
     assert node.stop() == 0
   assert not list((own_home / ".exo" / "nodes").glob("*.json"))

@@ -47,7 +47,7 @@ def test_fault_2_a_stage_killed_in_decode(
     assert streamed.error is None and streamed.done and streamed.finish in ("stop", "length")
     assert streamed.text == unbroken[how]
     assert len(streamed.resumptions) == 1 and streamed.resumptions[0].startswith("resumed on 2 nodes after "), streamed
-    assert "resumed on 2 nodes" in entry.log
+    entry.wait_said("resumed on 2 nodes")
     assert 'exo_failovers_total{outcome="resumed"} 1.0' in entry.metrics()
 
 
@@ -65,6 +65,7 @@ def test_fault_2_with_drafts(model_home: Path) -> None:
         entry, verse * 16, lambda count: victim.kill() if count == 28 else None, chat=False, max_tokens=90
     )
     assert streamed.text == expected and streamed.resumptions and streamed.done
+    entry.wait_said("of their steps with drafts")
     replayed = re.search(r"computing (\d+) tokens again, (\d+) of their steps with drafts", entry.log)
     assert replayed is not None and int(replayed[1]) >= 28 and int(replayed[2]) >= 1, entry.log
 

@@ -254,7 +254,7 @@ def test_fault_15_a_broken_engine_leaves_the_ring_and_comes_back(tmp_path: Path,
     for node in nodes:
       wait_until(lambda node=node: node.get("/healthcheck")[0] == 200, 20, "the return")
       assert complete(node)[0] == 200
-    assert any("its engine works again" in node.log for node in nodes)
+    wait_until(lambda: any("its engine works again" in node.log for node in nodes), 15, "a line of the log")
 
 
 @pytest.mark.parametrize("count", [1, 5])

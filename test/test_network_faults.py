@@ -130,7 +130,7 @@ def test_fault_9_only_the_data_connection_is_half_open(tmp_path: Path, long_text
   with two_over_a_proxy(tmp_path) as (nodes, proxy):
     streamed = stream(nodes[0], HELLO, lambda count: proxy.half_open(0) if count == 50 else None, **LONG)
     assert streamed.text == long_text and len(streamed.resumptions) == 1
-    assert any("does not arrive" in node.log for node in nodes)
+    wait_until(lambda: any("does not arrive" in node.log for node in nodes), 15, "a line of the log")
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ LAYERS = [
         "exo.config", "exo.errors", "exo.log", "exo.tasks", "exo.runtime_file", "exo.machine", "exo.control_groups",
         "exo.proxies", "exo.certificates", "exo.network_causes", "exo.private_files", "exo.library_files",
         "exo.standard_streams", "exo.system_figures", "exo.descriptors", "exo.text_writer", "exo.file_calls",
-        "exo.oldest", "exo"
+        "exo.oldest", "exo.bounds", "exo"
     },
 ]
 

@@ -457,7 +457,9 @@ def test_12_no_prompt_is_logged_and_nothing_raw(node: NodeProcess) -> None:
   ask(node, "POST", "/v1/chat/token/encode", JSON, json.dumps({"messages": [{"role": "user", "content": secret}]}))
   ask(node, "POST", "/v1/chat/completions", JSON, f'{{"messages": "{secret}')
   ask(node, "GET", "/v1/models/%1b%5b2Jforged%0d%c2%9b")
-  assert "request chatcmpl-" in node.log and secret not in node.log
+  node.wait_said("request chatcmpl-")
+  node.wait_said("forged")
+  assert secret not in node.log
   raw = node.log_path.read_bytes()
   assert b"\x1b" not in raw and b"forged" in raw and b"\xc2\x9b" not in raw
 
@@ -493,12 +495,13 @@ def test_13_every_listener_is_printed_with_who_may_use_it(
     node: NodeProcess, keyed: NodeProcess, tmp_path: Path
 ) -> None:
   grpc, api = info_of(node)["grpc_port"], info_of(node)["api_port"]
-  assert f"0.0.0.0:{grpc} (gRPC) for anyone on this network" in node.log
-  assert f"(0.0.0.0:{api}) for whoever can reach it" in node.log
+  node.wait_said(f"0.0.0.0:{grpc} (gRPC) for anyone on this network")
+  node.wait_said(f"(0.0.0.0:{api}) for whoever can reach it")
   assert node.log.count("WARNING: no cluster key: anyone on this network can join") == 1
-  assert "WARNING: the API listens beyond this machine without a key" in node.log
-  assert "for this machine only and has an API key" in keyed.log and "WARNING: the API" not in keyed.log
-  assert "also for pages of https://chat.example" in keyed.log and KEY not in keyed.log
+  node.wait_said("WARNING: the API listens beyond this machine without a key")
+  keyed.wait_said("for this machine only and has an API key")
+  keyed.wait_said("also for pages of https://chat.example")
+  assert "WARNING: the API" not in keyed.log and KEY not in keyed.log
   text = "cluster " * 5
   base = [flag for flag in BASE if flag not in ("--discovery-module", "none")]
   port = str(free_udp())

@@ -210,6 +210,9 @@ def test_01_a_stranger_can_neither_join_nor_read_nor_send(tmp_path: Path) -> Non
   """Real nodes: two with a key, one without and one with another on the same ports, and raw attempts on their ports."""
   base = ("--inference-engine", "dummy", "--default-model", "dummy")
   with ring(tmp_path / "ours", 2, *base, "--cluster-key", KEY) as nodes:
+    for node in nodes:
+      node.wait_said("beacons on port ")
+      node.wait_said("ring    0.0.0.0:")
     port = nodes[0].log.split("beacons on port ")[1].split()[0]
     udp = ("--listen-port", port, "--broadcast-port", port)
     grpc_ports = [int(n.log.split("ring    0.0.0.0:")[1].split()[0]) for n in nodes]
@@ -245,7 +248,8 @@ def test_01_a_stranger_can_neither_join_nor_read_nor_send(tmp_path: Path) -> Non
       for stranger in strangers:
         stranger.stop()
     assert KEY not in "".join(node.log for node in nodes)
-    assert "its beacon" not in nodes[0].log and "not authenticated by a cluster key" in nodes[0].log
+    nodes[0].wait_said("not authenticated by a cluster key")
+    assert "its beacon" not in nodes[0].log
     assert "WARNING: no cluster key" in strangers[0].log and "WARNING: no cluster key" not in nodes[0].log
 
 

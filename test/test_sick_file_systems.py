@@ -118,7 +118,7 @@ def test_line_15_a_file_system_that_lacks_everything(tmp_path: Path, tiny_hub: H
         "locks (No locks", "sparse files (", "flushing to disk (", "shared maps of files (No such device",
         "renaming over a file (", "permissions (", "exclusive creation ("
     ):
-      assert f"has no {lack}" in node.log, lack
+      node.wait_said(f"has no {lack}")
     doctor = subprocess.run([sys.executable, "-m", "exo", "doctor"], cwd=ROOT, capture_output=True, text=True, check=False,
                             env=os.environ | {"EXO_HOME": str(tmp_path / "home")} | env)  # yapf: disable
     assert "no locks (No locks available)" in doctor.stdout and "Traceback" not in doctor.stderr, doctor.stderr

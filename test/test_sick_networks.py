@@ -292,7 +292,7 @@ def test_line_16_doctor_log_and_answer_name_the_certificate_and_the_proxy(
   with ring(tmp_path / "b", 1, *DUMMY, "--discovery-module", "none", env=env) as (node, ):
     status, answer = node.post("/v1/completions", {"model": REPO, "prompt": "a"})
     assert status >= 400 and "signed by nobody whom this machine trusts" in answer["error"]["message"], answer
-    assert "signed by nobody whom this machine trusts" in node.log
+    node.wait_said("signed by nobody whom this machine trusts")
 
 
 def test_line_16_a_proxy_never_catches_what_goes_to_this_node_or_its_peers(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from exo.bounds import MAX_WORKERS
 from exo.download import model_head
 from exo.download.manifest import Manifest, RepoFile
 from exo.errors import (
@@ -31,7 +32,6 @@ from exo.inference.weights.block_map import block_bytes, digests_of
 from exo.networking import messages as m
 from exo.networking.address_book import AddressBook
 from exo.networking.address_rule import AddressRule
-from exo.networking.bounds import MAX_WORKERS
 from exo.networking.grpc import node_service_pb2 as pb
 from exo.networking.grpc import open_connections
 from exo.networking.grpc.codec import decode, encode

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from exo.bounds import MAX_WORKERS
 from exo.errors import ConfigError, EngineError, ProtocolError
 from exo.inference.engines import engine_names, probe_engine
 from exo.inference.shard import Shard
 from exo.networking import messages as m
-from exo.networking.bounds import MAX_WORKERS
 from exo.networking.grpc import node_service_pb2 as pb
 from exo.networking.grpc.codec import decode, encode
 from exo.networking.grpc.peer_codec import hello_in, hello_out

@@ -272,14 +272,24 @@ class ModelStore(ModelLibrary):
       job.cancel()
     return bool(jobs)
 
-  async def delete(self, name: str) -> int:
-    """Remove a model that was fetched and return the bytes that it took. Files of the user's own stay.
+  async def removable(self, name: str) -> ModelEntry:
+    """The model of that name, if it was fetched or is being fetched here, so that `delete` may remove it.
 
-    Raises `ModelNotFoundError`, `InvalidRequestError`.
+    Raises `ModelNotFoundError`, and `InvalidRequestError` for files of the user's own, which stay.
     """
     entry = await asyncio.to_thread(self.find, name)
     if entry.card is None:
       raise InvalidRequestError(f"{name} lies in a folder of your own, which exo does not touch: delete it there")
+    if not self._jobs.get(entry.id) and not await asyncio.to_thread((self._home / entry.card.source.folder).is_dir):
+      if await asyncio.to_thread(self.holding_of, entry.card) is not None:
+        raise InvalidRequestError(f"{name} lies in the cache of huggingface_hub: delete it with `hf cache rm`")
+      raise ModelNotFoundError(f"{name} is not on this machine", model=name)
+    return entry
+
+  async def delete(self, name: str) -> int:
+    """Remove a model that was fetched and return the bytes that it took; raises what `removable` raises."""
+    entry = await self.removable(name)
+    assert entry.card is not None
     jobs = list(self._jobs.get(entry.id, ()))
     self.cancel(entry.id)
     if (check := self._checks.get(entry.card.source.folder)) is not None:
@@ -287,10 +297,8 @@ class ModelStore(ModelLibrary):
       jobs.append(check)
     await asyncio.gather(*jobs, return_exceptions=True)
     folder = self._home / entry.card.source.folder
-    if not folder.is_dir():
-      if await asyncio.to_thread(self.holding_of, entry.card) is not None:
-        raise InvalidRequestError(f"{name} lies in the cache of huggingface_hub: delete it with `hf cache rm`")
-      raise ModelNotFoundError(f"{name} is not on this machine", model=name)
+    if not await asyncio.to_thread(folder.is_dir):
+      return 0  # its download had not begun to write
     async with locked(folder / ".lock", lambda: None):
       freed = await asyncio.to_thread(_remove, folder)
     self._meters.pop(entry.id, None)

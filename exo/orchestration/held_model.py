@@ -8,11 +8,11 @@ from typing import Annotated
 
 import msgspec
 
+from exo.bounds import MAX_MODEL_ID
 from exo.download.model_store import ModelEntry, ModelStore
 from exo.download.sparse_file import held_spans
 from exo.errors import ProtocolError
 from exo.inference.weights.block_map import Span, merged
-from exo.networking.bounds import MAX_MODEL_ID
 from exo.orchestration.model_profile import ModelProfile
 
 _MOST_MODELS, _MOST_FILES, _MOST_SPANS = 1024, 2048, 4096

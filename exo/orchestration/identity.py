@@ -5,10 +5,10 @@ from __future__ import annotations
 import uuid
 from pathlib import Path
 
+from exo.bounds import is_node_id
 from exo.download.file_lock import Lock, try_lock
 from exo.errors import ConfigError
 from exo.machine import this_machine
-from exo.networking.bounds import is_node_id
 from exo.private_files import private_folder
 from exo.runtime_file import running_nodes
 

@@ -247,7 +247,7 @@ class Node:
 
     Raises `ModelNotFoundError`, `ModelInUseError`, `InvalidRequestError` for a folder of the user's own.
     """
-    name = (await self.catalog.find(model_id)).id
+    name = (await self.catalog.store.removable(model_id)).id  # before anything is closed for it
     await self.plans.close_model(name)
     freed = await self.catalog.delete(name)
     self.plans.forget(name)

@@ -83,6 +83,10 @@ class NodeProcess:
   def log(self) -> str:
     return self.log_path.read_text(errors="replace")
 
+  def wait_said(self, text: str) -> None:
+    """Until `text` is in the log, which is written behind what the node does."""
+    wait_until(lambda: text in self.log, 15, f"{text!r} in the log of {self.node_id}")
+
   @property
   def runtime_file(self) -> Path:
     """Where the node tells the command line of itself."""

@@ -10,10 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from exo.errors import ProtocolError
-from exo.inference.sampling import TokenLogprob
-from exo.networking import messages as m
-from exo.networking.bounds import (
+from exo.bounds import (
     MAX_FINGERPRINT,
     MAX_MODEL_ID,
     MAX_PLAN_ID,
@@ -22,6 +19,9 @@ from exo.networking.bounds import (
     is_node_id,
     is_worker_name,
 )
+from exo.errors import ProtocolError
+from exo.inference.sampling import TokenLogprob
+from exo.networking import messages as m
 from exo.networking.grpc import model_codec
 from exo.networking.grpc import node_service_pb2 as pb
 from exo.networking.grpc.failure_codec import failure_in, failure_out

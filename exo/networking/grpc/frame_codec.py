@@ -12,10 +12,10 @@ import msgspec
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from exo.bounds import MAX_STAGES
 from exo.errors import ProtocolError
 from exo.inference.engine import BatchEntry, Count
 from exo.networking import messages as m
-from exo.networking.bounds import MAX_STAGES
 from exo.networking.grpc import node_service_pb2 as pb
 from exo.networking.grpc.failure_codec import failure_in, failure_out
 from exo.networking.grpc.request_codec import request_in, request_out

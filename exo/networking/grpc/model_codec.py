@@ -6,9 +6,9 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+from exo.bounds import MAX_MODEL_ID, real
 from exo.errors import ProtocolError
 from exo.networking import messages as m
-from exo.networking.bounds import MAX_MODEL_ID, real
 from exo.networking.grpc import node_service_pb2 as pb
 
 _MAX_FILES = 20_000

@@ -9,11 +9,7 @@ from typing import Annotated, Any
 import msgspec
 
 from exo import __version__
-from exo.errors import ProtocolError, one_line
-from exo.inference.offer import EngineOffer
-from exo.inference.shard import Shard
-from exo.networking import messages as m
-from exo.networking.bounds import (
+from exo.bounds import (
     MAX_FINGERPRINT,
     MAX_LAYERS,
     MAX_MODEL_ID,
@@ -24,6 +20,10 @@ from exo.networking.bounds import (
     is_worker_name,
     real,
 )
+from exo.errors import ProtocolError, one_line
+from exo.inference.offer import EngineOffer
+from exo.inference.shard import Shard
+from exo.networking import messages as m
 from exo.networking.grpc import node_service_pb2 as pb
 from exo.topology.device_capabilities import DeviceCapabilities, DeviceFlops
 from exo.topology.model_size import WeightMemory

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from itertools import batched
 
+from exo.bounds import MAX_PROMPT_TOKENS, MAX_REQUEST_ID, is_node_id
 from exo.errors import ProtocolError
 from exo.inference.sampling import SamplingParams
 from exo.networking import messages as m
-from exo.networking.bounds import MAX_PROMPT_TOKENS, MAX_REQUEST_ID, is_node_id
 from exo.networking.grpc import node_service_pb2 as pb
 
 _MAX_EOS, _MAX_BIAS, _MAX_GRAMMAR = 4096, 2**16, 2**20

@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
+from exo.bounds import is_node_id
 from exo.errors import ProtocolError
-from exo.networking.bounds import is_node_id
 from exo.networking.messages import Hello
 
 MAX_BYTES = 1400
