@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from exo.errors import EngineUnavailableError, ModelTooLargeError, PeerUnreachableError
-from exo.topology.model_size import MIN_KV_TOKENS
 from exo.topology.placements import Strategy
 from exo.topology.ring_plan import RingPlan
 from exo.topology.ring_state import ModelNeeds, RingState, WorkerState
@@ -112,5 +111,5 @@ def _room_tokens(model: ModelNeeds, workers: Iterable[WorkerState], plan: RingPl
     spare = worker.room_bytes - worker.stage_bytes(model, start, end)
     a_token = (end - start) * model.size.kv_bytes_per_token
     if a_token:
-      tokens.append(MIN_KV_TOKENS + spare // a_token)
+      tokens.append(model.kv_tokens + spare // a_token)
   return min(tokens, default=0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
-# A plan is only made where every stage can also keep this many tokens of KV cache beside its weights.
+# A plan is only made where every stage can also keep this many tokens of KV cache beside its weights, unless more are asked for.
 MIN_KV_TOKENS = 1024
 
 
@@ -63,11 +63,10 @@ class WeightMemory:
     held = self.plain if in_files / size.n_weights > 1.9 else self.packed
     return held * size.n_weights / in_files if held else 1.0
 
-  def stage_bytes(self, size: ModelSize, start: int, end: int) -> int:
-    """What a stage of layers [start, end) takes in this engine's memory, with a cache of `MIN_KV_TOKENS` tokens; 0 where
-    it is empty.
+  def stage_bytes(self, size: ModelSize, start: int, end: int, kv_tokens: int = MIN_KV_TOKENS) -> int:
+    """What a stage of layers [start, end) takes in this engine's memory, with a cache of so many tokens; 0 where it is empty.
     """
     if start == end:
       return 0
-    cache = (end - start) * size.kv_bytes_per_token * MIN_KV_TOKENS
+    cache = (end - start) * size.kv_bytes_per_token * kv_tokens
     return math.ceil(size.stage_bytes(start, end) * self.scale(size)) + cache

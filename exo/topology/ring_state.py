@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from exo.errors import EngineUnavailableError, PeerUnreachableError
 from exo.inference.shard import Shard
-from exo.topology.model_size import ModelSize, WeightMemory
+from exo.topology.model_size import MIN_KV_TOKENS, ModelSize, WeightMemory
 from exo.topology.ring_plan import RingPlan, Stage, WorkerId
 
 _MOST_NAMED = 8  # workers in one error
@@ -16,9 +16,12 @@ _MOST_NAMED = 8  # workers in one error
 
 @dataclass(frozen=True, slots=True)
 class ModelNeeds:
-  """What a strategy is told of the model that it places."""
+  """What a strategy is told of the model that it places. `kv_tokens` is how many tokens of KV cache every stage must have room
+  for beside its weights.
+  """
   model_id: str
   size: ModelSize
+  kv_tokens: int = MIN_KV_TOKENS
 
   @property
   def n_layers(self) -> int:
@@ -49,8 +52,8 @@ class WorkerState:
     return min(self.offered_bytes, self.usable_bytes)
 
   def stage_bytes(self, model: ModelNeeds, start: int, end: int) -> int:
-    """What layers [start, end) would take here, a small KV cache included."""
-    return self.weights.stage_bytes(model.size, start, end)
+    """What layers [start, end) would take here, the KV cache included."""
+    return self.weights.stage_bytes(model.size, start, end, model.kv_tokens)
 
   def runs(self, model: ModelNeeds, start: int, end: int) -> bool:
     """Whether layers [start, end) are a stage that it can run, or none; room is another question."""
