@@ -4,12 +4,14 @@ computes.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import os
 import re
 import shutil
 import struct
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +27,8 @@ from exo.inference.engine import Batch, InferenceEngine, LoadOptions, StageModel
 from exo.inference.engines import load_engine, probe_engine
 from exo.inference.weights.checkpoint import EMBEDDING, Checkpoint, open_checkpoint
 from exo.inference.weights.contradictions import check_consistent, check_tokenizer
+from exo.worker.device_thread import DeviceThread
+from exo.worker.health import WorkerHealth
 from exo.worker.proof import ProofCheckpoint, prove
 from test.conftest import DATA
 from test.support.nodes import ROOT, NodeProcess, ring
@@ -120,6 +124,38 @@ def test_line_3_an_engine_that_raises_is_found(monkeypatch: pytest.MonkeyPatch) 
 
   with pytest.raises(OSError, match="no device"):
     prove(replace(dummy, load=load), LoadOptions(0, 1))
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_line_3_a_proof_that_waits_for_a_load_is_no_fault_while_that_goes_on(
+    goes_on: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  monkeypatch.setattr("exo.worker.health._PROOF_S", 0.2)
+
+  async def scenario() -> None:
+    thread, loaded = DeviceThread(), [0]
+
+    def load() -> None:
+      for _ in range(20):
+        time.sleep(0.05)
+        loaded[0] += goes_on
+
+    async def prove() -> None:
+      await thread.run(lambda: None)
+
+    health = WorkerHealth("one", prove, prove, lambda: loaded[0])
+    load_ends = asyncio.create_task(thread.run(load))
+    health.doubt()
+    seen = []
+    while health.doubted:
+      seen.append(health.broken)
+      await asyncio.sleep(0.02)
+    assert any(seen) is not goes_on and not health.broken
+    await load_ends
+    await health.close()
+    await asyncio.to_thread(thread.close)
+
+  asyncio.run(asyncio.wait_for(scenario(), 30))
 
 
 # files that contradict each other

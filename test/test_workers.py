@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,6 +146,27 @@ def test_line_1_a_worker_that_breaks_leaves_the_plans_of_others_alone(tmp_path: 
       node.workers[1].health.doubt()
       await until(lambda: node.unhealthy is not None, "bad health")
       assert node.leaving
+
+  run(scenario)
+
+
+def test_line_1_what_loads_on_a_worker_that_breaks_is_not_opened_there(tmp_path: Path) -> None:
+  """The request that waits for it goes on with the other worker, and nothing of the model is held against the broken one."""
+  async def scenario() -> None:
+    ((expected, ), ) = await alone(tmp_path, spec("hello", 60))
+    async with local_ring(tmp_path, ROOMY, devices=TWO) as ((node, ), _):
+      sick, health, go_on = Sickness(node, 0), node.workers[0].health, threading.Event()
+      sick.load = lambda: go_on.wait(20) and None
+      answer = asyncio.create_task(text_of(node, spec("hello", 60)))
+      await until(lambda: sick.loads == 1, "a load")
+      breaking(sick, node, 0)
+      sick.step = None  # the proof alone finds out
+      health.doubt()
+      await until(lambda: health.broken, "the proof that fails")
+      go_on.set()
+      assert await answer == [expected]
+      assert [plan.workers for plan in node.plans.plans] == [(WorkerId("n0", "two"), )]
+      assert not node.planner.ailments() and not node.workers[0].loaded_bytes
 
   run(scenario)
 

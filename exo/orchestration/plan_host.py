@@ -70,7 +70,7 @@ class PlanHost:
     self._send, self._rehearse, self._meter, self._awake = send, rehearse, meter, awake
     self._most_wait_s = most_wait_s
     self._open: dict[str, OpenedPlan] = {}
-    self._begun: dict[tuple[str, int], Opening] = {}  # by plan and stage
+    self._opening: dict[tuple[str, int], Opening] = {}  # what is being loaded now, by plan and stage
     self._tasks = TaskOwner("plans")
     self._start = PlanStart(send, call, self._driver_of, self._tasks, speculate)
     self._desks = {worker.name: WorkerDesk(worker, files, self._tasks, self) for worker in workers}
@@ -132,16 +132,16 @@ class PlanHost:
       return opened.stages[index].limits
     if (key := (plan.plan_id, index)) not in self._opening:
       task = self._tasks.spawn(self._load(desk, message), f"open stage {index} of {plan.plan_id}")
-      self._begun[key] = Opening(plan, task)
-    return await asyncio.shield(self._begun[key].task)
-
-  @property
-  def _opening(self) -> dict[tuple[str, int], Opening]:
-    """Plans whose stages here are being loaded now."""
-    self._begun = {key: opening for key, opening in self._begun.items() if not opening.task.done()}
-    return self._begun
+      self._opening[key] = Opening(plan, task)
+    return await asyncio.shield(self._opening[key].task)
 
   async def _load(self, desk: WorkerDesk, message: OpenPlan) -> PlanOpened:
+    try:
+      return await self._open_stage(desk, message)
+    finally:
+      self._opening.pop((message.plan.plan_id, message.stage), None)
+
+  async def _open_stage(self, desk: WorkerDesk, message: OpenPlan) -> PlanOpened:
     plan, index = message.plan, message.stage
     loaded = await desk.open(message)
     runner = StageRunner(
@@ -253,6 +253,7 @@ class PlanHost:
   async def _leave(self, worker: Worker) -> None:
     """Close all plans that a worker takes part in: it is broken."""
     error = PeerLostError(f"the engine of {worker.label} is broken", node=self._node_id, worker=worker.name)
+    self._desks[worker.name].opener.lose_all(error)
     for opened in list(self._open.values()):
       if opened.on(worker) is not None:
         await self._close_everywhere(opened, error)

@@ -51,6 +51,11 @@ class StageOpener:
     if plan_id in self._opening:
       self._lost[plan_id] = error if isinstance(error, PeerLostError) else PlanClosedError(error.message)
 
+  def lose_all(self, error: ExoError) -> None:
+    """The worker cannot compute any more."""
+    for plan_id in self._opening:
+      self.lose(plan_id, error)
+
   async def open(self, message: OpenPlan) -> OpenedStage:
     """Fetch and load this worker's stage, and see that it computes.
 

@@ -9,7 +9,7 @@ from exo.errors import in_words
 from exo.log import log, say
 from exo.tasks import TaskOwner
 
-_PROOF_S = 60.0  # a few tokens of a tiny model
+_PROOF_S = 60.0  # a few tokens of a tiny model, or a step of what is done before it
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 2.0, 300.0
 
 Act = Callable[[], Awaitable[None]]
@@ -20,8 +20,9 @@ class WorkerHealth:
 
   `prove` computes something that is nobody's and raises where that fails, `renew` makes a new engine and proves it.
   """
-  def __init__(self, label: str, prove: Act, renew: Act) -> None:
-    self._label, self._prove, self._renew = label, prove, renew
+  def __init__(self, label: str, prove: Act, renew: Act, progress: Callable[[], object]) -> None:
+    """`progress` gives something else whenever what the worker is busy with, and a proof waits for, has come further."""
+    self._label, self._prove, self._renew, self._progress = label, prove, renew, progress
     self._leave: Act | None = None
     self._tasks = TaskOwner(f"health of {label}")
     self._doubted = False
@@ -83,16 +84,25 @@ class WorkerHealth:
     finally:
       self._doubted = False
 
-  @staticmethod
-  async def _try(act: Act) -> str | None:
-    """What went wrong, None if nothing did."""
+  async def _try(self, act: Act) -> str | None:
+    """What went wrong, None if nothing did. A long load that goes on is nothing wrong, however long `act` waits for it."""
+    task = asyncio.create_task(_outcome(act))
     try:
-      async with asyncio.timeout(_PROOF_S):
-        await act()
-    except TimeoutError:
-      return f"it has not come back within {_PROOF_S:g} s"
-    except asyncio.CancelledError:
-      raise
-    except BaseException as error:  # noqa: BLE001 - an engine may raise anything, SystemExit too; that is the answer
-      return in_words(error)
-    return None
+      seen = self._progress()
+      while not (await asyncio.wait({task}, timeout=_PROOF_S))[0]:
+        if (now := self._progress()) == seen:
+          return f"it has not come back within {_PROOF_S:g} s"
+        seen = now
+      return task.result()
+    finally:
+      task.cancel()
+
+
+async def _outcome(act: Act) -> str | None:
+  try:
+    await act()
+  except asyncio.CancelledError:
+    raise
+  except BaseException as error:  # noqa: BLE001 - an engine may raise anything, SystemExit too; that is the answer
+    return in_words(error)
+  return None

@@ -41,7 +41,7 @@ class Worker:
     self.thread = DeviceThread()
     self.engines = WorkerEngines(offers)
     self.loader = ShardLoader(self.thread, self.engines)
-    self.health = WorkerHealth(label, self._prove, self._renew)
+    self.health = WorkerHealth(label, self._prove, self._renew, lambda: dict(self.loader.loading))
     self._threads = processors()
     self._models: list[StageModel] = []
 
