@@ -13,6 +13,7 @@ from msgspec import structs
 
 from exo.errors import ModelTooLargeError, ProtocolError, QueueFullError, from_wire, to_wire
 from exo.inference.engine import BatchEntry, LogitsOf
+from exo.inference.engine_news import EngineNews
 from exo.inference.offer import EngineOffer, EngineSpeed
 from exo.inference.repertoire import Repertoire
 from exo.inference.sampling import SamplingParams, TokenLogprob
@@ -38,11 +39,13 @@ FRAME = m.Frame(
                                                                                                     np.int32),
     np.arange(12, dtype=np.float32).reshape(3, 4), (m.SequenceOpen(2, REQUEST, 3), ), (8, 9), (1.5, )
 )
+NEWS = EngineNews({"mlx": EngineSpeed(900.5, 80.25)}, {"onnx": "its library is gone"}, {"0f" * 8: "mlx"})
 MESSAGES = [
     m.Heartbeat(
-        3, True, True,
-        (m.WorkerBeat("cpu", 1000, 300, (Shard("m", 0, 3, 8), )), m.WorkerBeat("gpu0", 500, problem="no device")), 0.25,
-        17, (m.PeerLink("other", 0.5, "eth0"), )
+        3, True, True, (
+            m.WorkerBeat("cpu", 1000, 300,
+                         (Shard("m", 0, 3, 8), )), m.WorkerBeat("gpu0", 500, problem="no device", news=NEWS)
+        ), 0.25, 17, (m.PeerLink("other", 0.5, "eth0"), )
     ),
     m.OpenPlan(PLAN, "abc", (("b", "10.0.0.2:50"), ), stage=1),
     m.PlanOpened("p", 10**9, 64, 8192),
@@ -212,6 +215,30 @@ def test_greetings() -> None:
   newer.hello.protocol = 99
   with pytest.raises(ProtocolError, match="speaks protocol 99"):
     hello_in(newer)
+
+
+def pack(thing: object) -> bytes:
+  return msgspec.msgpack.encode(thing)
+
+
+@pytest.mark.parametrize(
+    "news", [
+        b"\x93", b"\x00" * 2**16,
+        pack([]),
+        pack({"speeds": {"a": {"prompt": 0, "decode": 1}}}),
+        pack({"speeds": {"a": {"prompt": float("nan"), "decode": 1}}}),
+        pack({"speeds": {"a" * 201: {"prompt": 1, "decode": 1}}}),
+        pack({"broken": {str(i): ""
+                         for i in range(33)}}),
+        pack({"broken": {"a": "b" * 401}}),
+        pack({"kept": {str(i): "a"
+                       for i in range(65)}}),
+        pack({"kept": {"f" * 201: "a"}})
+    ]
+)
+def test_line_2_what_a_heartbeat_tells_of_engines_is_bounded(news: bytes) -> None:
+  with pytest.raises(ProtocolError, match="a heartbeat tells"):
+    decode(pb.Item(heartbeat=pb.Heartbeat(workers=[pb.WorkerBeat(name="cpu", news=news)])))
 
 
 @settings(max_examples=500, deadline=None)

@@ -14,16 +14,27 @@ import pytest
 from exo.errors import EngineError, UnsupportedModelError
 from exo.inference.dummy.checkpoint import DummyCheckpoint
 from exo.inference.engine_names import engine_names
+from exo.inference.engine_news import MAX_KEPT, EngineNews
 from exo.inference.engines import offered_engines, probe_engine
 from exo.inference.model_facts import ModelFacts
 from exo.inference.offer import EngineOffer, EngineSpeed, Suitability, choose, in_order, suitability, why_none
 from exo.inference.repertoire import Repertoire
 from exo.inference.shard import Shard
+from exo.networking.local.local_mesh import LocalNetwork
+from exo.networking.messages import WorkerOffer
+from exo.orchestration.model_fit import RingWorker
+from exo.orchestration.node import Node
+from exo.orchestration.ring_view import ring_view
+from exo.topology.model_size import WeightMemory
+from exo.topology.ring_state import WorkerState
 from exo.worker import engine_speeds
 from exo.worker.engine_speeds import EngineSpeeds
 from exo.worker.engines import WorkerEngines
 from exo.worker.worker import Worker, WorkerOptions
 from test.support.engine_folders import add_engine
+from test.support.engine_rings import scores
+from test.support.local_rings import make_node, run
+from test.support.sickness import until
 
 LLAMA = ModelFacts(
     "llama", "llama", "safetensors", frozenset({"BF16"}), frozenset({"model.norm.weight"}), frozenset({"default"}), 64,
@@ -110,15 +121,15 @@ def test_line_2_a_worker_shares_a_model_with_an_engine_that_can_cut_it() -> None
 def test_line_2_a_worker_says_of_each_engine_why_it_cannot_run_a_part() -> None:
   engines = WorkerEngines([offer("a", models=("mamba", )), cutting(False, "b"), cutting(True, "c")])
   part, whole = Shard("m", 0, 1, 4), Shard("m", 0, 3, 4)
-  assert names(engines.able(LLAMA, part)) == ["c"] and names(engines.able(LLAMA, whole)) == ["b", "c"]
+  assert names(engines.able(LLAMA, part, "")) == ["c"] and names(engines.able(LLAMA, whole, "")) == ["b", "c"]
   engines.give_up("c", "libc is gone")
   with pytest.raises(UnsupportedModelError) as refusal:
-    engines.able(LLAMA, part)
+    engines.able(LLAMA, part, "")
   assert str(
       refusal.value
   ).endswith(": a has no model of type 'llama'; b can only run it whole, on one worker; c is broken: libc is gone")
   with pytest.raises(UnsupportedModelError, match="run m.*: b can only run it whole, on one worker$"):
-    WorkerEngines([cutting(False, "b")]).able(LLAMA, part)
+    WorkerEngines([cutting(False, "b")]).able(LLAMA, part, "")
 
 
 # what is broken
@@ -250,6 +261,95 @@ def test_line_2_figures_are_kept_by_device_engine_and_library(tmp_path: Path) ->
   assert names(kept.ordered("cpu", [a, replace(b, device="GPU")])) == ["a", "b"]  # a has a figure, b none
 
 
+FAST, SLOW = EngineSpeed(1000, 100), EngineSpeed(100, 10)
+
+
+def test_line_2_figures_decide_about_what_is_loaded_later_and_never_about_what_has_been_run_here() -> None:
+  engines, shard = WorkerEngines([offer("a", 20), offer("b", 10)]), Shard("m", 0, 3, 4)
+  engines.keep("run before", "a")
+  engines.learn({"a": SLOW, "b": FAST})
+  assert names(engines.offers) == ["b", "a"] and engines.first.name == "b"
+  assert names(engines.able(LLAMA, shard, "run before")) == ["a", "b"]
+  assert names(engines.able(LLAMA, shard, "another")) == ["b", "a"]
+  engines.give_up("a", "liba is gone from /usr/lib/liba.so")
+  assert names(engines.able(LLAMA, shard, "run before")) == ["b"]
+  assert engines.news.broken == {"a": "liba is gone from liba.so"}
+  # others reckon with the same engine
+  heard = engines.news
+  worker = RingWorker(WorkerState("n", "cpu", 1, 0, 0), heard.of([offer("a", 20), offer("b", 10)]), heard.kept)
+  assert worker.engines == engines.offers
+  for i in range(2 * MAX_KEPT):
+    engines.keep(f"model {i}", "b")
+  assert len(engines.news.kept) == MAX_KEPT and "run before" not in engines.news.kept
+
+
+def test_line_2_every_node_reckons_with_the_engine_that_a_worker_would_take() -> None:
+  narrow, wide = WeightMemory(1.0), WeightMemory(4.0)
+  greeted = [offer("a", 20, weights=narrow), offer("b", 10, weights=wide)]
+  state, news = WorkerState("n", "cpu", 1, 0, 0), EngineNews({"a": SLOW, "b": FAST}, {}, {"run before": "a"})
+  for said, expected in ((EngineNews(), [narrow, narrow]), (news, [wide, narrow])):
+    worker = RingWorker(state, said.of(greeted), said.kept)
+    assert [worker.for_model(LLAMA, files).weights for files in ("another", "run before")] == expected
+
+
+NAMED_ENGINE = """
+from exo.inference.onnx import engine as onnx
+from exo.inference.engine import InferenceEngine
+
+def load(*what):
+  stage = onnx.create().load(*what)
+  stage.made_by = {name!r}
+  return stage
+
+def create():
+  return InferenceEngine({name!r}, load)
+"""
+
+
+def test_line_2_a_running_ring_turns_to_the_faster_engine_for_what_it_has_not_run(
+    goldens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  """A model that was loaded stays with its engine, also when it is loaded again; another one gets the faster, on all nodes."""
+  for name, rank in (("first", 99), ("faster", 98)):
+    add_engine(tmp_path / "engines", monkeypatch, name, rank, NAMED_ENGINE.format(name=name))
+  engines = offered_engines("auto")[:2]
+
+  def loaded(node: Node) -> dict[str, str]:
+    return {o.plan.model_id: o.stages[i].loaded.model.made_by for o in node.plans._open.values() for i in o.stages}
+
+  async def scenario() -> None:
+    network, ids = LocalNetwork(), list(range(20))
+    offers = (WorkerOffer("cpu", engines, 1000), )
+    nodes = [make_node(tmp_path, network, f"n{i}", 1000, [goldens], offers) for i in range(2)]
+    for node in nodes:
+      await node.start()
+    before = await scores(nodes[0], "llama", ids)
+    assert [loaded(node) for node in nodes] == [{"llama": "first"}] * 2
+    for node in nodes:
+      await node.workers[0].learn({"first": SLOW, "faster": FAST})
+
+    def news_is_out() -> bool:
+      return all(w.engines[0].name == "faster" for node in nodes for w in node.planner.workers(node.hello))
+
+    await until(news_is_out, "the news")
+    for node in nodes:
+      told = {view.node_id: (view.engine, view.workers[0].engines) for view in ring_view(node).nodes}
+      assert told == dict.fromkeys(("n0", "n1"), ("faster", ("faster", "first")))
+    assert (await scores(nodes[1], "llama", ids) == before).all()
+    await until(lambda: all(node.plans.idle for node in nodes), "the end of all requests")
+    for node in nodes:
+      await node.plans.close_model("llama")
+    assert [loaded(node) for node in nodes] == [{}] * 2
+    assert (await scores(nodes[0], "llama", ids) == before).all()
+    assert [loaded(node) for node in nodes] == [{"llama": "first"}] * 2
+    await scores(nodes[1], "qwen2", ids)
+    assert [loaded(node) for node in nodes] == [{"llama": "first", "qwen2": "faster"}] * 2
+    for node in nodes:
+      await node.stop()
+
+  run(scenario)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, '{"x": 1}', '{"x": [0, 1]}', '{"x": ["a", "b"]}', "{}"])
 def test_figures_that_are_none_change_nothing(text: str, tmp_path: Path) -> None:
   (tmp_path / "engine_speeds.json").write_text(text)
@@ -262,11 +362,16 @@ def test_figures_that_are_none_change_nothing(text: str, tmp_path: Path) -> None
 def learn(folder: Path, offers: Sequence[EngineOffer], busy: Callable[[], bool],
           for_s: float) -> dict[str, list[float]]:
   async def scenario() -> None:
+    worker = Worker("cpu", "here", offers, 2**30, WorkerOptions())
     try:
       async with asyncio.timeout(for_s):
-        await speeds(folder).learn({"cpu": offers}, busy)
+        await speeds(folder).learn([worker], busy)
     except TimeoutError:
       pass
+    finally:
+      await worker.close()
+    known = speeds(folder).known("cpu", offers)
+    assert worker.engines.news.speeds == known and worker.engines.offers == in_order(worker.engines.offers)
 
   asyncio.run(scenario())
   file = folder / "engine_speeds.json"
@@ -280,7 +385,10 @@ def test_a_measurement_that_takes_too_long_is_given_up(tmp_path: Path, monkeypat
 
   async def scenario() -> None:
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["message"]))
-    await speeds(tmp_path).learn({"cpu": [offer("a"), offer("b")]}, lambda: False)
+    worker = Worker("cpu", "here", [offer("a"), offer("b")], 2**30, WorkerOptions())
+    await speeds(tmp_path).learn([worker], lambda: False)
+    assert worker.engines.news == EngineNews()
+    await worker.close()
     for _ in range(40):  # until both processes are seen to be gone
       await asyncio.sleep(0.05)
     gc.collect()

@@ -165,11 +165,11 @@ class ChatGPTAPI:
     paces = {pace.plan_id: pace for pace in mine.paces}
     for node_id, capabilities in view.all_nodes():
       peer = peers.get(node_id)
-      hello = peer.hello if peer else node.hello
+      beat = mine if node_id == node.node_id else peer.heartbeat if peer else None
+      hello = (peer.hello if peer else node.hello).since(beat)
       nodes[node_id] = _capabilities(capabilities) | {
           "engine": hello.engine, "device": hello.device, "version": hello.version
       }
-      beat = mine if node_id == node.node_id else peer.heartbeat if peer else None
       nodes[node_id]["workers"] = [ring_stream.worker_json(worker) for worker in worker_views(hello, beat)]
       if beat is not None:
         nodes[node_id] |= {"cpu_s": round(beat.cpu_s, 2), "rss_mb": beat.rss_mb}

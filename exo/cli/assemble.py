@@ -172,9 +172,7 @@ async def running_node(config: Config, stop: Callable[[], None]) -> AsyncIterato
     if node.hello.capabilities.memory >= MEASURING_MB:
       # no figure is worth memory that a model has
       background.spawn(
-          speeds.learn({w.name: w.engines.offers
-                        for w in workers}, lambda: not node.plans.idle or any(w.loaded_bytes for w in workers)),
-          "engine speeds"
+          speeds.learn(workers, lambda: not node.plans.idle or any(w.loaded_bytes for w in workers)), "engine speeds"
       )
     yield RunningNode(node, api, info, keyring)
   finally:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
+
+import msgspec
 
 from exo.inference.model_facts import ModelFacts
 from exo.inference.repertoire import Repertoire
 from exo.topology.model_size import WeightMemory
 
 PROMPT_TOKENS, DECODED_TOKENS = 512, 128  # what engines are compared by, as one stream
+_PerSecond = Annotated[float, msgspec.Meta(gt=0, lt=1e9)]  # checked where it comes from another node
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSpeed:
   """What an engine was measured to do with a small model on this device, in tokens a second."""
-  prompt: float
-  decode: float
+  prompt: _PerSecond
+  decode: _PerSecond
 
   @property
   def seconds(self) -> float:
@@ -74,18 +78,21 @@ def in_order(offers: Iterable[EngineOffer]) -> tuple[EngineOffer, ...]:
   return tuple(sorted(offers, key=key))
 
 
-def able(offers: Sequence[EngineOffer], facts: ModelFacts) -> list[EngineOffer]:
-  """Those of a worker's engines, which stand in its order, that can run a model, the one to be used first.
+def able(offers: Sequence[EngineOffer], facts: ModelFacts, kept: str | None = None) -> list[EngineOffer]:
+  """Those of a worker's engines, which stand in its order, that can run a model, the one to be used first: `kept`, which has run
+  it there before.
 
   Exactness decides, where speed and memory are nobody's concern: small models of floats go to an engine that does not round.
   """
-  found = [offer for offer in offers if offer.cannot(facts) is None]
-  return sorted(found, key=lambda offer: offer.rounds) if facts.is_small_float else found
+  def key(offer: EngineOffer) -> tuple[bool, bool]:
+    return offer.name != kept, offer.rounds and facts.is_small_float
+
+  return sorted((offer for offer in offers if offer.cannot(facts) is None), key=key)
 
 
-def choose(offers: Sequence[EngineOffer], facts: ModelFacts) -> EngineOffer | None:
+def choose(offers: Sequence[EngineOffer], facts: ModelFacts, kept: str | None = None) -> EngineOffer | None:
   """The first of those that are able; None where there is none."""
-  return next(iter(able(offers, facts)), None)
+  return next(iter(able(offers, facts, kept)), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +106,12 @@ class Suitability:
   whole_only: bool = False
 
 
-def suitability(offers: Sequence[EngineOffer], facts: ModelFacts) -> Suitability:
-  """Of a worker's engines, which stand in its order, for a model."""
-  first = choose(offers, facts)
+def suitability(offers: Sequence[EngineOffer], facts: ModelFacts, kept: str | None = None) -> Suitability:
+  """Of a worker's engines, which stand in its order, for a model that `kept` has run there before."""
+  first = choose(offers, facts, kept)
   if first is None:
     return Suitability(cannot=why_none(offers, facts))
-  cutting = choose([offer for offer in offers if offer.repertoire.can_cut(facts)], facts)
+  cutting = choose([offer for offer in offers if offer.repertoire.can_cut(facts)], facts, kept)
   return Suitability(cutting or first, whole_only=cutting is None)
 
 

@@ -5,7 +5,7 @@ What is made for every token is a `msgspec.Struct` instead, which is the same to
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import msgspec
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from exo.inference.engine import BatchEntry, Count, TokenIds
+from exo.inference.engine_news import EngineNews
 from exo.inference.offer import EngineOffer
 from exo.inference.sampling import SamplingParams, TokenLogprob
 from exo.inference.shard import Shard
@@ -29,7 +30,7 @@ MOST_OF_A_STEP = msgspec.Meta(max_length=2**16)
 class WorkerOffer:
   """One device of a node: its short name there, its engines, at least one, and the MB that it offers to the ring.
 
-  The engines stand in the order in which one is chosen for a model, which holds for the node's incarnation.
+  The engines stand in the order in which one is chosen for a model, until heartbeats tell otherwise.
   """
   name: str
   engines: tuple[EngineOffer, ...]
@@ -69,6 +70,12 @@ class Hello:
   def device(self) -> str:
     """Its devices, for people."""
     return ", ".join(dict.fromkeys(worker.device for worker in self.workers))
+
+  def since(self, beat: Heartbeat | None) -> Hello:
+    """As it would be told now, after a heartbeat of the node's."""
+    news = {} if beat is None else {worker.name: worker.news for worker in beat.workers}
+    workers = (replace(w, engines=news[w.name].of(w.engines)) if w.name in news else w for w in self.workers)
+    return replace(self, workers=tuple(workers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +130,15 @@ class Ailment:
 class WorkerBeat:
   """What a worker has and does now, in MB: `usable_mb` it could use, `used_mb` of it are taken by weights.
 
-  `problem` is why it can compute nothing and takes part in no plan; "" while it can.
+  `problem` is why it can compute nothing and takes part in no plan; "" while it can. `news` is what the greeting does not tell
+  of its engines.
   """
   name: str
   usable_mb: int
   used_mb: int = 0
   loaded: tuple[Shard, ...] = ()
   problem: str = ""
+  news: EngineNews = field(default_factory=EngineNews)
 
 
 @dataclass(frozen=True, slots=True)

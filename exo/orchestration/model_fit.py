@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from exo.inference.model_facts import ModelFacts
 from exo.inference.offer import EngineOffer, suitability
@@ -18,14 +18,15 @@ _UNSEEN = "nobody here has looked at it yet: it is judged when it is first asked
 @dataclass(frozen=True, slots=True)
 class RingWorker:
   """A device of a node, whichever model it is for. `engines` stand in the order of choice; where there are none, `state` says
-  why.
+  why. `kept` is as in `EngineNews`.
   """
   state: WorkerState
   engines: tuple[EngineOffer, ...] = ()
+  kept: Mapping[str, str] = field(default_factory=dict)
 
-  def for_model(self, facts: ModelFacts) -> WorkerState:
-    """With the engine that would run this model, or the reason why there is none."""
-    suits = suitability(self.engines, facts)
+  def for_model(self, facts: ModelFacts, fingerprint: str) -> WorkerState:
+    """With the engine that would run the model with these files, or the reason why there is none."""
+    suits = suitability(self.engines, facts, self.kept.get(fingerprint))
     if suits.offer is None:
       return replace(self.state, cannot=self.state.cannot or suits.cannot)
     return replace(self.state, weights=suits.offer.weights, whole_only=suits.whole_only)
@@ -38,5 +39,5 @@ def fit_model(model_id: str, profile: ModelProfile, workers: Sequence[RingWorker
   facts, size = profile.facts, profile.size
   if facts is None or size is None:
     return Fit(Where.UNKNOWN, reason=_UNSEEN)
-  ring = RingState(tuple(worker.for_model(facts) for worker in workers))
+  ring = RingState(tuple(worker.for_model(facts, profile.fingerprint) for worker in workers))
   return fit(ModelNeeds(model_id, size), ring, here, place)

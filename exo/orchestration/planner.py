@@ -16,6 +16,7 @@ from exo.errors import (
     StageSickError,
     UnsupportedModelError,
 )
+from exo.inference.engine_news import EngineNews
 from exo.log import log
 from exo.networking.mesh import Mesh
 from exo.networking.messages import Absolve, Ailment, Hello, OpenPlan, WorkerOffer
@@ -123,21 +124,25 @@ class Planner:
     found = []
     for worker in self.workers(here):
       if not _among(worker.state.by, without):
-        state = worker.for_model(model.facts)
+        state = worker.for_model(model.facts, model.fingerprint)
         found.append(replace(state, cannot=state.cannot or sick.get(state.by)))
     return RingState(tuple(found))
 
   def workers(self, here: Hello) -> tuple[RingWorker, ...]:
     """Those that new plans can be made of, whatever the model."""
-    usable_mb = {WorkerId(self._node_id, worker.name): self.usable_mb(worker.name) for worker in self._plans.workers}
+    told = {
+        WorkerId(self._node_id, worker.name): (self.usable_mb(worker.name), worker.engines.news)
+        for worker in self._plans.workers
+    }
     for node_id, peer in self._mesh.peers().items():
       if peer.heartbeat is not None:
-        usable_mb |= {WorkerId(node_id, state.name): state.usable_mb for state in peer.heartbeat.workers}
+        told |= {WorkerId(node_id, beat.name): (beat.usable_mb, beat.news) for beat in peer.heartbeat.workers}
     found = []
     for worker, (hello, offer) in self._workers(here).items():
-      usable = usable_mb.get(worker, offer.memory_mb) * _MB
-      state = WorkerState(*worker, hello.incarnation, offer.memory_mb * _MB, usable, alone=len(hello.workers) == 1)
-      found.append(RingWorker(state, offer.engines))
+      usable_mb, news = told.get(worker, (offer.memory_mb, EngineNews()))
+      memory_bytes = (offer.memory_mb * _MB, usable_mb * _MB)
+      state = WorkerState(*worker, hello.incarnation, *memory_bytes, alone=len(hello.workers) == 1)
+      found.append(RingWorker(state, news.of(offer.engines), news.kept))
     return tuple(found)
 
   def _workers(self, here: Hello) -> dict[WorkerId, tuple[Hello, WorkerOffer]]:

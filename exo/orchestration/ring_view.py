@@ -105,7 +105,8 @@ def ring_view(node: Node) -> RingView:
 
 
 def _here(node: Node) -> NodeView:
-  hello, beat = node.hello, node.heartbeat()
+  beat = node.heartbeat()
+  hello = node.hello.since(beat)
   used = beat.used_memory_mb
   return NodeView(
       node.node_id, hello.capabilities, hello.engine, hello.device, hello.version, f"port {hello.port}", used,
@@ -117,7 +118,7 @@ def _here(node: Node) -> NodeView:
 def _peers(node: Node) -> list[NodeView]:
   views, ailments = [], node.planner.left_out()
   for node_id, peer in sorted(node.mesh.peers().items()):
-    hello, beat = peer.hello, peer.heartbeat
+    hello, beat = peer.hello.since(peer.heartbeat), peer.heartbeat
     memory = hello.capabilities.memory
     free = _free(memory, beat.free_memory_mb, beat.used_memory_mb) if beat else memory
     views.append(
@@ -131,7 +132,7 @@ def _peers(node: Node) -> list[NodeView]:
 
 
 def worker_views(hello: Hello, beat: Heartbeat | None) -> tuple[WorkerView, ...]:
-  """What a node's greeting and its latest heartbeat tell of its devices."""
+  """What a node's latest heartbeat, and its greeting since then, tell of its devices."""
   told = {worker.name: worker for worker in beat.workers} if beat else {}
   views = []
   for offer in hello.workers:

@@ -1,7 +1,6 @@
 """What engines were measured to do on this machine's devices, kept on disk, and measured anew where nothing is known.
 
-A figure decides from the node's next start on. Until then the order of engines, which every other node has been told, stays
-as it is: a model that is loaded, or a conversation, never changes its engine because something was measured.
+A figure decides about the models that are loaded after all engines of a device have been measured; see `WorkerEngines.keep`.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from exo.errors import in_words
 from exo.inference.offer import EngineOffer, EngineSpeed, in_order
 from exo.log import log
 from exo.private_files import write_private
+from exo.worker.worker import Worker
 
 MEASURING_MB = 1500  # what a node must offer, for an engine to be measured beside it
 _FILE = "engine_speeds.json"
@@ -46,16 +46,21 @@ class EngineSpeeds:
       return {}
     return {key: s for key, s in known.items() if all(math.isfinite(n) and 0 < n < 1e9 for n in (s.prompt, s.decode))}
 
+  def known(self, device: str, offers: Sequence[EngineOffer]) -> dict[str, EngineSpeed]:
+    """What engines of a worker were measured to do on its device, by name."""
+    known = self._read()
+    return {offer.name: known[key] for offer in offers if (key := self._key(device, offer)) in known}
+
   def ordered(self, device: str, offers: Sequence[EngineOffer]) -> tuple[EngineOffer, ...]:
     """The engines of a worker with what is known of them on its device, in the order of choice."""
-    known = self._read()
-    return in_order(replace(offer, speed=known.get(self._key(device, offer))) for offer in offers)
+    known = self.known(device, offers)
+    return in_order(replace(offer, speed=known.get(offer.name)) for offer in offers)
 
   def unknown(self, device: str, offers: Sequence[EngineOffer]) -> list[EngineOffer]:
     """Those that are to be measured: where there is a choice at all, all that can run and have no figure."""
     candidates = [offer for offer in offers if not offer.missing and offer.rank >= 0]
-    known = self._read()
-    return [offer for offer in candidates if self._key(device, offer) not in known] if len(candidates) > 1 else []
+    known = self.known(device, candidates)
+    return [offer for offer in candidates if offer.name not in known] if len(candidates) > 1 else []
 
   def keep(self, device: str, measured: Mapping[EngineOffer, EngineSpeed]) -> None:
     """Beside what other nodes of this machine have kept. Raises `OSError`."""
@@ -63,12 +68,14 @@ class EngineSpeeds:
     known |= {self._key(device, offer): [speed.prompt, speed.decode] for offer, speed in measured.items()}
     write_private(self._file, json.dumps(known, indent=1))
 
-  async def learn(self, workers: Mapping[str, Sequence[EngineOffer]], busy: Callable[[], bool]) -> None:
-    """Measure what is unknown of each device's engines, one after the other, while nobody wants a device; a task of its own.
+  async def learn(self, workers: Sequence[Worker], busy: Callable[[], bool]) -> None:
+    """Measure what is unknown of each worker's engines, one after the other, while nobody wants a device, and tell the worker;
+    a task of its own.
 
-    As soon as somebody does, the measurement ends, and is made again when the node has been quiet for a while.
+    As soon as somebody wants one, the measurement ends, and is made again when the node has been quiet for a while.
     """
-    for device, offers in workers.items():
+    for worker in workers:
+      device, offers = worker.name, worker.engines.offers
       measured: dict[EngineOffer, EngineSpeed] = {}
       for offer in await asyncio.to_thread(self.unknown, device, offers):
         try:
@@ -85,6 +92,9 @@ class EngineSpeeds:
           await asyncio.to_thread(self.keep, device, measured)
         except OSError as error:
           log(0, "what engines were measured to do cannot be kept: %s", in_words(error))
+      found = {offer.name: speed for offer, speed in measured.items()}
+      # another node of this machine may have measured some meanwhile
+      await worker.learn(await asyncio.to_thread(self.known, device, offers) | found)
 
   async def _measured(self, device: str, offer: EngineOffer, busy: Callable[[], bool]) -> EngineSpeed:
     """Raises what the engine raises, and `TimeoutError`."""

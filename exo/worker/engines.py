@@ -2,42 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from exo.errors import EngineUnavailableError, UnsupportedModelError, in_words
+from exo.errors import EngineUnavailableError, UnsupportedModelError, in_words, one_line, without_paths
 from exo.inference.engine import InferenceEngine
+from exo.inference.engine_news import MAX_REASON, EngineNews
 from exo.inference.engines import load_engine
 from exo.inference.model_facts import ModelFacts
-from exo.inference.offer import EngineOffer, able
+from exo.inference.offer import EngineOffer, EngineSpeed, able
 from exo.inference.shard import Shard
 from exo.log import log
 
 
 class WorkerEngines:
-  """`offers` are those for the worker's device, in the order of choice. There is at least one that can run something."""
-  def __init__(self, offers: Sequence[EngineOffer]) -> None:
-    self.offers = tuple(offers)
+  """`greeted` are those for the worker's device as its node's greeting has them, in the order of choice. There is at least one
+  that can run something. `news` is what has changed since.
+  """
+  def __init__(self, greeted: Sequence[EngineOffer]) -> None:
+    self._greeted = tuple(greeted)
+    self.news = EngineNews()
     self._instances: dict[str, InferenceEngine] = {}
-    self._broken: dict[str, str] = {}  # by name, why not even its library works
+
+  @property
+  def offers(self) -> tuple[EngineOffer, ...]:
+    """As they are now, in the order of choice."""
+    return self.news.of(self._greeted)
 
   @property
   def first(self) -> EngineOffer:
     """The one that is chosen where a model leaves the choice."""
-    return next((offer for offer in self.offers if offer.name not in self._broken), self.offers[0])
+    return self.offers[0]
 
-  def able(self, facts: ModelFacts, shard: Shard) -> list[EngineOffer]:
+  def learn(self, speeds: Mapping[str, EngineSpeed]) -> None:
+    """What engines were measured to do decides from now on, but for the models that have been run here before."""
+    self.news = replace(self.news, speeds=dict(speeds))
+
+  def keep(self, fingerprint: str, name: str) -> None:
+    """A model is run with that engine, and will be whenever it is loaded again: a conversation may go on with it."""
+    self.news = self.news.keeping(fingerprint, name)
+
+  def able(self, facts: ModelFacts, shard: Shard, fingerprint: str) -> list[EngineOffer]:
     """Those that can run a part of a model, the one to be used first. Raises `UnsupportedModelError` where none can."""
-    found = [offer for offer in able(self.offers, facts) if self._cannot(offer, facts, shard) is None]
-    if found:
+    offers = self.offers
+    ordered = able(offers, facts, self.news.kept.get(fingerprint))
+    if found := [offer for offer in ordered if self._cannot(offer, facts, shard) is None]:
       return found
-    reasons = "; ".join(why for offer in self.offers if (why := self._cannot(offer, facts, shard)) is not None)
+    reasons = "; ".join(why for offer in offers if (why := self._cannot(offer, facts, shard)) is not None)
     raise UnsupportedModelError(f"no engine here can run {shard}: {reasons}")
 
   def _cannot(self, offer: EngineOffer, facts: ModelFacts, shard: Shard) -> str | None:
     if (why := offer.cannot(facts)) is not None:
       return why
-    if (why := self._broken.get(offer.name)) is not None:
-      return f"{offer.name} is broken: {why}"
     if not (shard.is_first and shard.is_last) and not offer.repertoire.can_cut(facts):
       return f"{offer.name} can only run it whole, on one worker"
     return None
@@ -60,14 +76,15 @@ class WorkerEngines:
     """From now on new instances of those that were in use, which are named, and what was broken may be tried again."""
     names = self.in_use
     self._instances.clear()
-    self._broken.clear()
+    self.news = replace(self.news, broken={})
     return names
 
   def give_up(self, name: str, why: str) -> bool:
     """Do without an engine whose library does not work; False where there is no other."""
-    others = [o for o in self.offers if o.available and o.name != name and o.name not in self._broken]
+    others = [offer for offer in self.offers if offer.available and offer.name != name]
     if others:
       log(0, "engine %s does not work on this node, which goes on with %s: %s", name, others[0].name, why)
-      self._broken[name] = why
+      told = without_paths(one_line(why))[:MAX_REASON]
+      self.news = replace(self.news, broken={**self.news.broken, name: told})
       self._instances.pop(name, None)
     return bool(others)

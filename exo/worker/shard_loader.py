@@ -23,7 +23,7 @@ class ShardLoader:
 
   def needed_bytes(self, shard: Shard, checkpoint: Checkpoint) -> int:
     """An estimate of the shard's weights in memory, with room for a small KV cache."""
-    held = self._engines.able(checkpoint.facts, shard)[0].weights
+    held = self._engines.able(checkpoint.facts, shard, checkpoint.fingerprint)[0].weights
     return held.stage_bytes(checkpoint.size, shard.start_layer, shard.end_layer + 1)
 
   async def load(self, shard: Shard, checkpoint: Checkpoint, options: LoadOptions) -> StageModel:
@@ -33,9 +33,11 @@ class ShardLoader:
     """
     def work() -> StageModel:
       failures: list[Exception] = []
-      for offer in self._engines.able(checkpoint.facts, shard):
+      for offer in self._engines.able(checkpoint.facts, shard, checkpoint.fingerprint):
         try:
-          return self._engines.instance(offer.name).load(shard, checkpoint, options, progress)
+          loaded = self._engines.instance(offer.name).load(shard, checkpoint, options, progress)
+          self._engines.keep(checkpoint.fingerprint, offer.name)
+          return loaded
         except (OutOfMemoryError, ModelTooLargeError, MemoryError):
           raise
         except EngineUnavailableError as error:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from exo.errors import in_words
 from exo.inference.engine import LoadOptions, StageModel
-from exo.inference.offer import EngineOffer
+from exo.inference.offer import EngineOffer, EngineSpeed
 from exo.inference.shard import Shard
 from exo.inference.weights.checkpoint import Checkpoint
 from exo.log import log
@@ -71,6 +71,10 @@ class Worker:
         library_debug=given.library_debug,
         device=self.name
     )
+
+  async def learn(self, speeds: Mapping[str, EngineSpeed]) -> None:
+    """As `WorkerEngines.learn`; by the thread that else decides about engines."""
+    await self.thread.run(self.engines.learn, speeds)
 
   def unload(self, model: StageModel) -> Coroutine[Any, Any, None]:
     """Give a model's memory back, after what was submitted before. An engine that cannot is not the affair of who needs the

@@ -117,18 +117,20 @@ class WorkerOffer(_message.Message):
     def __init__(self, name: _Optional[str] = ..., engines: _Optional[bytes] = ..., memory_mb: _Optional[int] = ...) -> None: ...
 
 class WorkerBeat(_message.Message):
-    __slots__ = ("name", "usable_mb", "used_mb", "loaded", "problem")
+    __slots__ = ("name", "usable_mb", "used_mb", "loaded", "problem", "news")
     NAME_FIELD_NUMBER: _ClassVar[int]
     USABLE_MB_FIELD_NUMBER: _ClassVar[int]
     USED_MB_FIELD_NUMBER: _ClassVar[int]
     LOADED_FIELD_NUMBER: _ClassVar[int]
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    NEWS_FIELD_NUMBER: _ClassVar[int]
     name: str
     usable_mb: int
     used_mb: int
     loaded: _containers.RepeatedCompositeFieldContainer[Shard]
     problem: str
-    def __init__(self, name: _Optional[str] = ..., usable_mb: _Optional[int] = ..., used_mb: _Optional[int] = ..., loaded: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ..., problem: _Optional[str] = ...) -> None: ...
+    news: bytes
+    def __init__(self, name: _Optional[str] = ..., usable_mb: _Optional[int] = ..., used_mb: _Optional[int] = ..., loaded: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ..., problem: _Optional[str] = ..., news: _Optional[bytes] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("number", "is_answer", "active", "leaving", "rumours", "workers", "load", "frames", "links", "cpu_s", "rss_mb", "paces", "data_bytes", "data_read_bytes", "link_keys", "ailments")

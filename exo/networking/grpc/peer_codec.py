@@ -21,6 +21,7 @@ from exo.bounds import (
     real,
 )
 from exo.errors import ProtocolError, one_line
+from exo.inference.engine_news import MAX_ENGINES, MAX_NAME, MAX_REASON, EngineNews
 from exo.inference.offer import EngineOffer
 from exo.inference.shard import Shard
 from exo.networking import messages as m
@@ -31,12 +32,11 @@ from exo.topology.model_size import WeightMemory
 STREAM_KINDS = ("data", "control", "heartbeat", "bulk")
 _MAX_LINKS = 256
 _MAX_PACES = 64
-_MAX_NAME = 200
 _MOST_OFFERED = 2**16  # bytes of a worker's engines: a few hundred types of models for each
-_MOST_ENGINES = 32  # of a worker; each of them is asked when a plan is made
-_OFFERS = msgspec.msgpack.Decoder(Annotated[tuple[EngineOffer, ...], msgspec.Meta(max_length=_MOST_ENGINES)])
+_OFFERS = msgspec.msgpack.Decoder(Annotated[tuple[EngineOffer, ...], msgspec.Meta(max_length=MAX_ENGINES)])
+_NEWS, _MOST_NEWS = msgspec.msgpack.Decoder(EngineNews), 2**15
 _MAX_KEYS = 8
-_MAX_AILMENTS, _MAX_REASON = 64, 400  # as many as a worker remembers of itself
+_MAX_AILMENTS = 64  # as many as a worker remembers of itself
 _MAX_SHARDS = 256
 _MAX_LOCAL_MODELS = 256
 _MOST_MB, _MOST_MS, _MOST_S, _MOST_TFLOPS = 2**40, 1e9, 1e12, 1e9
@@ -130,14 +130,30 @@ def _engines_in(data: bytes) -> tuple[EngineOffer, ...]:
   return tuple(
       replace(
           offer,
-          name=one_line(offer.name)[:_MAX_NAME],
-          device=one_line(offer.device)[:_MAX_NAME],
-          reason=one_line(offer.reason)[:_MAX_REASON],
-          version=one_line(offer.version)[:_MAX_NAME],
-          missing=one_line(offer.missing)[:_MAX_REASON],
+          name=one_line(offer.name)[:MAX_NAME],
+          device=one_line(offer.device)[:MAX_NAME],
+          reason=one_line(offer.reason)[:MAX_REASON],
+          version=one_line(offer.version)[:MAX_NAME],
+          missing=one_line(offer.missing)[:MAX_REASON],
           weights=WeightMemory(_bounded(offer.weights.plain), _bounded(offer.weights.packed))
       ) for offer in offers
   )
+
+
+def _news_out(news: EngineNews) -> bytes:
+  return msgspec.msgpack.encode(news) if news.speeds or news.broken or news.kept else b""
+
+
+def _news_in(data: bytes) -> EngineNews:
+  if not data:
+    return EngineNews()
+  if len(data) > _MOST_NEWS:
+    raise ProtocolError("a heartbeat tells endlessly of engines")
+  try:
+    news = _NEWS.decode(data)
+  except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+    raise ProtocolError("a heartbeat tells of engines in no known form") from error
+  return replace(news, broken={name: one_line(why) for name, why in news.broken.items()})
 
 
 def _check_workers(workers: tuple[m.WorkerOffer, ...], memory_mb: int) -> None:
@@ -157,7 +173,8 @@ def _state_out(worker: m.WorkerBeat) -> pb.WorkerBeat:
       usable_mb=worker.usable_mb,
       used_mb=worker.used_mb,
       loaded=[shard_out(s) for s in worker.loaded],
-      problem=worker.problem
+      problem=worker.problem,
+      news=_news_out(worker.news)
   )
 
 
@@ -172,7 +189,7 @@ def _states_in(told: Sequence[pb.WorkerBeat]) -> tuple[m.WorkerBeat, ...]:
 def _state_in(w: pb.WorkerBeat) -> m.WorkerBeat:
   return m.WorkerBeat(
       w.name, int(real(w.usable_mb, _MOST_MB)), int(real(w.used_mb, _MOST_MB)),
-      tuple(shard_in(s) for s in w.loaded[:_MAX_SHARDS]), one_line(w.problem[:_MAX_REASON])
+      tuple(shard_in(s) for s in w.loaded[:_MAX_SHARDS]), one_line(w.problem[:MAX_REASON]), _news_in(w.news)
   )
 
 
@@ -218,7 +235,7 @@ def heartbeat_in(h: pb.Heartbeat) -> m.Heartbeat:
       ), h.data_bytes, h.data_read_bytes, tuple(key[:64] for key in h.link_keys[:_MAX_KEYS]),
       tuple(
           m.Ailment(
-              one_line(a.model_id[:MAX_MODEL_ID]), a.fingerprint[:MAX_FINGERPRINT], one_line(a.reason[:_MAX_REASON]),
+              one_line(a.model_id[:MAX_MODEL_ID]), a.fingerprint[:MAX_FINGERPRINT], one_line(a.reason[:MAX_REASON]),
               a.worker
           ) for a in h.ailments[:_MAX_AILMENTS] if is_worker_name(a.worker)
       )
