@@ -18,6 +18,7 @@ from exo.inference.offer import EngineOffer, EngineSpeed
 from exo.inference.repertoire import Repertoire
 from exo.inference.sampling import SamplingParams, TokenLogprob
 from exo.inference.shard import Shard
+from exo.model_file import ModelFile
 from exo.networking import messages as m
 from exo.networking.grpc import node_service_pb2 as pb
 from exo.networking.grpc.codec import decode, encode
@@ -47,13 +48,14 @@ MESSAGES = [
                          (Shard("m", 0, 3, 8), )), m.WorkerBeat("gpu0", 500, problem="no device", news=NEWS)
         ), 0.25, 17, (m.PeerLink("other", 0.5, "eth0"), )
     ),
-    m.OpenPlan(PLAN, "abc", (("b", "10.0.0.2:50"), ), stage=1),
+    m.OpenPlan(PLAN, (("b", "10.0.0.2:50"), ), stage=1),
+    m.OpenPlan(replace(PLAN, file=ModelFile("ab", "cd", "ef", "org/name", "0123", "model.gguf", 2**40))),
     m.PlanOpened("p", 10**9, 64, 8192),
     m.ClosePlan("p", m.Failure("peer_lost", "gone", "{}")),
     m.ClosePlan("p"),
-    m.Submit(m.OpenPlan(PLAN, "abc"), REQUEST),
-    m.Submit(m.OpenPlan(PLAN, "abc"), replace(REQUEST, share="0f" * 16, cache_salt="ab" * 16)),
-    m.Submit(m.OpenPlan(PLAN, "abc"), replace(REQUEST, replay_ids=(4, 5, 6, 7), replay_wide=(m.WideStep(1, 2, 5), ))),
+    m.Submit(m.OpenPlan(PLAN), REQUEST),
+    m.Submit(m.OpenPlan(PLAN), replace(REQUEST, share="0f" * 16, cache_salt="ab" * 16)),
+    m.Submit(m.OpenPlan(PLAN), replace(REQUEST, replay_ids=(4, 5, 6, 7), replay_wide=(m.WideStep(1, 2, 5), ))),
     m.Cancel("p", "r1"),
     m.Failure("x", "y", '{"a": 1}'),
     m.Done(),
@@ -85,7 +87,7 @@ def test_frames_round_trip() -> None:
 def test_wide_steps_that_do_not_fit_are_refused(wide: tuple[int, int, int]) -> None:
   request = replace(REQUEST, replay_ids=(4, 5, 6), replay_wide=(m.WideStep(*wide), ))
   with pytest.raises(ProtocolError, match="wide steps"):
-    decode(encode(m.Submit(m.OpenPlan(PLAN, "abc"), request), 1))
+    decode(encode(m.Submit(m.OpenPlan(PLAN), request), 1))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.int32])

@@ -27,6 +27,7 @@ from exo.inference.offer import EngineOffer
 from exo.inference.repertoire import Repertoire
 from exo.inference.weights.checkpoint import open_checkpoint
 from exo.inference.weights.contradictions import check_consistent
+from exo.model_file import ModelFile
 from exo.models import CARDS, card_of
 from exo.networking.messages import ListModels, ModelsListed
 from exo.orchestration.held_model import HeldFile, HeldModel, are_whole, from_json, to_json
@@ -145,7 +146,7 @@ def test_line_3_what_is_said_of_a_model_before_it_is_here_is_what_its_files_say(
   try:
     checkpoint = open_checkpoint(Form(ALIKE[name], "hub").lay_out(tmp_path))
     check_consistent(checkpoint)
-    found = profile_of_checkpoint(checkpoint)
+    found = profile_of_checkpoint(checkpoint, ModelFile())
   except ExoError as error:
     assert said.flaw and name == "gemma3-4b", error
     assert fit_model(name, said, [worker("a", 10**6, *offers)], "a", PLACE).where is Where.NOWHERE

@@ -540,7 +540,7 @@ def test_04_and_05_what_a_peer_outside_of_the_plan_says_changes_nothing(tmp_path
           intruder.send(node_id, lie)
         await asyncio.sleep(0)
       with pytest.raises(ProtocolError, match="cannot ask for n0"):
-        await intruder.call(plan.first.node_id, m.Submit(m.OpenPlan(plan, "x"), replace(REQUEST, entry_node="n0")), 5)
+        await intruder.call(plan.first.node_id, m.Submit(m.OpenPlan(plan), replace(REQUEST, entry_node="n0")), 5)
       assert await working == expected
       await settled(nodes)
 

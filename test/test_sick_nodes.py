@@ -175,10 +175,10 @@ def test_line_17_a_model_on_disk_does_not_wait_for_anothers_download(
     async with local_ring(tmp_path, ROOMY, model_dirs=(folder, )) as ((node, ), _):
       fetch, fetched = node.catalog.fetch_shard, asyncio.Event()
 
-      async def slowly(shard) -> None:  # type: ignore[no-untyped-def]
+      async def slowly(shard, file) -> None:  # type: ignore[no-untyped-def]
         if shard.model_id == "dummy":
           await fetched.wait()
-        await fetch(shard)
+        await fetch(shard, file)
 
       monkeypatch.setattr(node.catalog, "fetch_shard", slowly)
       waiting = asyncio.create_task(text_of(node, spec("hello", 5), "dummy"))
@@ -198,7 +198,7 @@ def test_line_17_one_models_failed_preparation_puts_off_no_other(tmp_path: Path)
   from exo.topology.ring_plan import RingPlan, Stage
 
   def plan(model: str, node: str) -> OpenPlan:
-    return OpenPlan(RingPlan(model, "e", (Stage(node, Shard(model, 0, 1, 2)), )), "f")
+    return OpenPlan(RingPlan(model, "e", (Stage(node, Shard(model, 0, 1, 2)), )))
 
   async def scenario() -> None:
     opened: list[str] = []

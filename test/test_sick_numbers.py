@@ -17,6 +17,7 @@ from exo.errors import (
 from exo.inference.dummy.engine import DummyStage
 from exo.inference.engine import Batch
 from exo.inference.shard import Shard
+from exo.model_file import ModelFile
 from exo.orchestration import ailments
 from exo.orchestration.planner import ModelRing
 from exo.tasks import TaskOwner
@@ -162,16 +163,16 @@ def test_line_4_an_illness_that_was_absolved_and_comes_back_is_looked_after_by_o
   async def scenario() -> None:
     tasks = TaskOwner("test")
     ill = ailments.Ailments("cpu", "a", tasks, recover)
-    bad = BadNumbersError("not finite", node="a")
+    bad, file = BadNumbersError("not finite", node="a"), ModelFile("f")
     for _ in range(3):
-      ill.fall_ill(Shard("m", 0, 1, 2), "f", bad, frozenset({"entry"}))
-      ill.absolve("f", "nobody")
-      assert "f" in ill
-      ill.absolve("f", "entry")
-      assert "f" not in ill
-    ill.fall_ill(Shard("m", 0, 1, 2), "f", bad)
+      ill.fall_ill(Shard("m", 0, 1, 2), file, bad, frozenset({"entry"}))
+      ill.absolve(file.key, "nobody")
+      assert file.key in ill
+      ill.absolve(file.key, "entry")
+      assert file.key not in ill
+    ill.fall_ill(Shard("m", 0, 1, 2), file, bad)
     await asyncio.sleep(1)
-    assert "f" not in ill and most == 1
+    assert file.key not in ill and most == 1
     await tasks.close()
 
   asyncio.run(asyncio.wait_for(scenario(), 10))

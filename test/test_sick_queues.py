@@ -300,10 +300,10 @@ def test_line_9_shares_count_while_a_plan_opens_too() -> None:
 
     start = PlanStart(send, call, ready, tasks, False)
     for i in range(256):
-      start.add(OpenPlan(plan, ""), request(f"a{i}", "a"))
+      start.add(OpenPlan(plan), request(f"a{i}", "a"))
     with pytest.raises(QueueFullError):
-      start.add(OpenPlan(plan, ""), request("a256", "a"))
-    start.add(OpenPlan(plan, ""), request("b", "b"))
+      start.add(OpenPlan(plan), request("a256", "a"))
+    start.add(OpenPlan(plan), request("b", "b"))
     assert [failed.request_id for failed in told] == ["a255"] and told[0].failure.kind == "queue_full"
     opened.set()
     while not drivers or drivers[0].scheduler.waiting < 255:  # noqa: ASYNC110 - of what it does there is no event

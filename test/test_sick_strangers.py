@@ -130,7 +130,7 @@ def test_line_11_a_prompt_beyond_all_contexts_is_refused_before_it_is_taken_apar
 
   async def scenario() -> None:
     async with stranger(victim, says("talker")) as it:
-      submit = m.Submit(m.OpenPlan(plan("victim"), "f"), request("talker", tuple(range(10000))))
+      submit = m.Submit(m.OpenPlan(plan("victim")), request("talker", tuple(range(10000))))
       with pytest.raises(InvalidRequestError, match="the context has room for 8192"):
         await it.mesh.call("victim", submit, 5)
       item = encode(submit, 9)
@@ -359,7 +359,7 @@ def test_line_11_a_peer_gets_only_so_many_plans_opened(victim: NodeProcess) -> N
 
       async def ask(i: int) -> str:
         try:
-          await it.mesh.call("victim", m.OpenPlan(plan("victim", f"e{i}"), "x"), 20)
+          await it.mesh.call("victim", m.OpenPlan(plan("victim", f"e{i}")), 20)
         except QueueFullError as error:
           return error.kind
         except ExoError:
@@ -583,7 +583,7 @@ def test_line_11_the_hub_sees_no_token_on_a_strangers_word(hubbed: tuple[NodePro
     async with stranger(node, says("nosy")) as it:
 
       async def ask(epoch: str) -> None:
-        await it.mesh.call("hubbed", m.OpenPlan(plan("hubbed", epoch, "some/model"), "x"), 30)
+        await it.mesh.call("hubbed", m.OpenPlan(plan("hubbed", epoch, "some/model")), 30)
 
       server.faults.gated = True
       with pytest.raises(DownloadError, match="shows its token for no repository that only another node names"):

@@ -226,10 +226,10 @@ def test_line_1_plans_and_frames_name_workers_and_stages_that_can_be() -> None:
   halves = (Stage("a", Shard("m", 0, 3, 8), "one"), Stage("a", Shard("m", 4, 7, 8), "two"))
   plan = RingPlan("m", "e", halves)
   for stage in (0, 1):
-    opening = m.OpenPlan(plan, "f", (("a", "host:1"), ), stage=stage)
+    opening = m.OpenPlan(plan, (("a", "host:1"), ), stage=stage)
     assert decode(encode(opening))[0] == opening
   with pytest.raises(ProtocolError, match="stage 2"):
-    decode(encode(m.OpenPlan(plan, "f", stage=2)))
+    decode(encode(m.OpenPlan(plan, stage=2)))
   for name in ("one", "", "two\n"):  # the first has a stage already
     shards = [pb.Shard(model_id="m", start_layer=a, end_layer=b, n_layers=8) for a, b in ((0, 3), (4, 7))]
     stages = [pb.Stage(node_id="a", worker=w, shard=s) for w, s in zip(("one", name), shards, strict=True)]

@@ -186,7 +186,7 @@ async def tags(request: web.Request, node: Node) -> web.Response:
 
 
 def _tag(model: ListedModel) -> dict[str, Any]:
-  digest = hashlib.sha256(f"{model.id} {model.profile.fingerprint}".encode()).hexdigest()
+  digest = hashlib.sha256(f"{model.id} {model.profile.file.key}".encode()).hexdigest()
   return {
       "name": model.id, "model": model.id, "modified_at": datetime.fromtimestamp(model.state.changed_at,
                                                                                  UTC).isoformat(),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
+from exo.download.content_sample import KnownContents
 from exo.download.manifest import MAX_AUXILIARY_BYTES, SUFFIXES, Manifest, RepoFile, is_plain_name
+from exo.model_file import digest_of
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -53,20 +55,20 @@ def model_files(path: Path) -> list[Path]:
   return [path] if path.is_file() else [file for file in _children(path) if file.name.endswith(SUFFIXES)]
 
 
-def describe(model_id: str, path: Path, source: str) -> Manifest:
-  """The files of a local model as others may fetch them. Its revision changes with their sizes and times."""
+def describe(model_id: str, path: Path, source: str, contents: KnownContents, revision: str = "") -> Manifest:
+  """The files of a local model as others may fetch them. Its revision, where none is given, is a hash of their names and contents:
+  equal copies have the same on every machine. Blocks; raises `ModelFilesError` for files that cannot be read.
+  """
   base, files = path.parent if path.is_file() else path, model_files(path)
   found: list[RepoFile] = []
-  stamp = hashlib.sha256()
   for file in files:
     if not file.is_file() or not is_plain_name(file.name):
       continue
-    status = file.stat()
-    entry = RepoFile(file.relative_to(base).as_posix(), status.st_size, _cached_hash(file))
+    entry = RepoFile(file.relative_to(base).as_posix(), file.stat().st_size, _cached_hash(file))
     if entry.is_weights or entry.size <= MAX_AUXILIARY_BYTES:
-      found.append(entry)
-      stamp.update(f"{entry.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-  return Manifest(model_id, source, stamp.hexdigest()[:40], tuple(found))
+      found.append(entry if entry.sha256 else replace(entry, sample=contents.sample(file)))
+  contained = digest_of(f"{file.name} {file.size} {file.sha256 or file.sample}" for file in found)
+  return Manifest(model_id, source, revision or contained[:40], tuple(found))
 
 
 def _cached_hash(file: Path) -> str | None:

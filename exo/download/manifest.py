@@ -61,11 +61,14 @@ def check_revision(revision: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RepoFile:
-  """A file of a repository. `sha256` is known of large files, `git_oid` (SHA-1 of git's blob) of small ones."""
+  """A file of a repository. `sha256` is known of large files, `git_oid` (SHA-1 of git's blob) of small ones, `sample`
+  (`content_sample.py`) of the user's own.
+  """
   name: str
   size: int
   sha256: str | None = None
   git_oid: str | None = None
+  sample: str | None = None
 
   @property
   def is_weights(self) -> bool:
@@ -74,7 +77,7 @@ class RepoFile:
 
 @dataclass(frozen=True)
 class Manifest:
-  """All of a model's files that are wanted. `revision` tells versions apart (a commit, or a local model's stamp)."""
+  """All of a model's files that are wanted. `revision` tells versions apart (a commit, or a hash of a local model's contents)."""
   model_id: str
   source: str
   revision: str
@@ -85,7 +88,7 @@ class Manifest:
 
   def identity(self, file: RepoFile) -> str:
     """What tells this version of a file from others, on every node: its hash, else the version of the model."""
-    return file.sha256 or file.git_oid or f"{self.source} {self.revision}"
+    return file.sha256 or file.git_oid or file.sample or f"{self.source} {self.revision}"
 
   @property
   def weights(self) -> tuple[RepoFile, ...]:
@@ -121,7 +124,9 @@ def manifest_from_json(text: str) -> Manifest:
     names = [value[key] for key in ("model_id", "source", "revision")]
     if not isinstance(raw_files, list) or len(raw_files) > _MAX_FILES:
       raise ValueError("files")
-    files = tuple(checked_file(f["name"], f["size"], f.get("sha256"), f.get("git_oid")) for f in raw_files)
+    files = tuple(
+        checked_file(f["name"], f["size"], f.get("sha256"), f.get("git_oid"), f.get("sample")) for f in raw_files
+    )
   except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
     raise ModelFilesError("a model's list of files is malformed") from error
   if not all(isinstance(n, str) and 0 < len(n) <= 300 for n in names) or len({f.name for f in files}) != len(files):
@@ -129,7 +134,7 @@ def manifest_from_json(text: str) -> Manifest:
   return Manifest(names[0], names[1], names[2], files)
 
 
-def checked_file(name: Any, size: Any, sha256: Any = None, git_oid: Any = None) -> RepoFile:
+def checked_file(name: Any, size: Any, sha256: Any = None, git_oid: Any = None, sample: Any = None) -> RepoFile:
   """Raises `ModelFilesError`."""
   check_file_name(name)
   if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= MAX_FILE_BYTES:
@@ -138,7 +143,9 @@ def checked_file(name: Any, size: Any, sha256: Any = None, git_oid: Any = None) 
     raise ModelFilesError(f"{name} comes with something that is no SHA-256")
   if git_oid is not None and not (isinstance(git_oid, str) and _SHA1.fullmatch(git_oid)):
     git_oid = None
-  return RepoFile(name, size, sha256, git_oid)
+  if sample is not None and not (isinstance(sample, str) and _SHA256.fullmatch(sample)):
+    sample = None
+  return RepoFile(name, size, sha256, git_oid, sample)
 
 
 def wanted_files(repo: str, files: Iterable[RepoFile], variant: str | None) -> list[RepoFile]:

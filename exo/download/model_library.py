@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from exo.download import hub
+from exo.download.content_sample import KnownContents
 from exo.download.disk_stamp import Stamp, stamp_of
 from exo.download.doubts import DOUBTS, Doubts
 from exo.download.local_folders import describe, model_files, models_in
@@ -15,12 +18,16 @@ from exo.download.sparse_file import held_spans
 from exo.errors import ExoError, ModelFilesError, ModelNotFoundError
 from exo.inference.weights.block_map import BlockMap, map_path, span_bytes
 from exo.log import log
-from exo.model_card import HubSource, ModelCard, NeighbourSource, WheelSource
+from exo.model_card import HubSource, ModelCard, NeighbourSource, WheelSource, parse_repo
+from exo.model_file import ModelFile
 from exo.models import CARDS, card_of, nearest
 
 DUMMY_MODEL = "dummy"
 MANIFEST = ".exo/manifest.json"
+LOCAL = "local"  # the source of what lies in folders of the user's own
 _MAX_MANIFEST_BYTES = 16 * 2**20
+_REVISION, _COMMIT = re.compile(r"[A-Za-z0-9._-]{1,80}"), re.compile(r"[0-9a-f]{40}")
+_VERSION = re.compile(r"(.+)#([A-Za-z0-9._-]{1,80})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +111,7 @@ class ModelLibrary:
     self._model_dirs, self._models = tuple(model_dirs), tuple(models)
     self._manifests: dict[Path, tuple[Stamp, Manifest]] = {}
     self._whole: dict[Path, Stamp] = {}
+    self.contents = KnownContents()
 
   # names
 
@@ -187,8 +195,18 @@ class ModelLibrary:
   # what is here
 
   def holding(self, name: str) -> Holding | None:
-    """What of a model is on this machine, its head at least. Raises `ModelNotFoundError`, `ModelFilesError`."""
-    return self.holding_of_entry(self.find(name))
+    """What of a model is on this machine, its head at least; a version also where it is what lies under the model's name.
+
+    Raises `ModelNotFoundError`, `ModelFilesError`.
+    """
+    model, revision = _version_in(name)
+    if not revision:
+      return self.holding_of_entry(self.find(name))
+    with suppress(ModelNotFoundError):
+      if (found := self.holding_of_entry(self.find(name))) is not None:
+        return found
+    found = self.holding_of_entry(self.find(model))
+    return found if found is not None and found.manifest.revision == revision else None
 
   def holding_of_entry(self, entry: ModelEntry) -> Holding | None:
     """As `holding`. Raises `ModelFilesError`."""
@@ -197,7 +215,7 @@ class ModelLibrary:
     if entry.path is None or entry.id == DUMMY_MODEL:
       return None
     base = entry.path.parent if entry.path.is_file() else entry.path
-    return Holding(describe(entry.id, entry.path, "local"), base, False)
+    return Holding(describe(entry.id, entry.path, LOCAL, self.contents), base, False)
 
   def holding_of(self, card: ModelCard) -> Holding | None:
     folder = self._home / card.source.folder
@@ -214,7 +232,8 @@ class ModelLibrary:
     if isinstance(card.source, HubSource) and card.source.variant is None:
       snapshot = hub.cached_snapshot(card.source)
       if snapshot is not None:
-        return Holding(describe(card.id, snapshot, card.source.repo), snapshot, False)
+        manifest = describe(card.id, snapshot, card.source.repo, self.contents, snapshot.name)
+        return Holding(manifest, snapshot, False)
     return None
 
   def sound_holding(self, card: ModelCard) -> Holding | None:
@@ -236,6 +255,26 @@ class ModelLibrary:
 
 def _local_entry(name: str, path: Path) -> ModelEntry:
   return ModelEntry(name, name, path, None, stamp_of(model_files(path)))
+
+
+def name_of_version(card: ModelCard, file: ModelFile) -> str | None:
+  """The name under which other files of a model are kept beside those that have its name here; None where they cannot be had
+  by any."""
+  source = card.source
+  if isinstance(source, HubSource) and source.repo == file.source:
+    name = f"{source.repo}@{file.revision}{f':{source.variant}' if source.variant else ''}"
+    return name if card_of(name) is not None else None
+  return f"{card.id}#{file.revision}" if _REVISION.fullmatch(file.revision) else None
+
+
+def _version_in(name: str) -> tuple[str, str]:
+  """What `name_of_version` has made a name of: a model's name and a revision, "" for any other name."""
+  if (match := _VERSION.fullmatch(name)) is not None:
+    return match[1], match[2]
+  repo = parse_repo(name)
+  if repo is None or not _COMMIT.fullmatch(repo.revision):
+    return name, ""
+  return repo.repo + (f":{repo.variant}" if repo.variant else ""), repo.revision
 
 
 def neighbour_card(name: str) -> ModelCard:

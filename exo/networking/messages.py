@@ -17,6 +17,7 @@ from exo.inference.engine_news import EngineNews
 from exo.inference.offer import EngineOffer
 from exo.inference.sampling import SamplingParams, TokenLogprob
 from exo.inference.shard import Shard
+from exo.model_file import ModelFile
 from exo.topology.device_capabilities import DeviceCapabilities
 from exo.topology.ring_plan import RingPlan
 
@@ -219,10 +220,19 @@ class OpenPlan:
   `beside`: only if there is room for it beside what is open already.
   """
   plan: RingPlan
-  fingerprint: str
   addresses: tuple[tuple[str, str], ...] = ()
   beside: bool = False
   stage: int = 0
+
+  @property
+  def file(self) -> ModelFile:
+    """What the stage is loaded from, and nothing else."""
+    return self.plan.file
+
+  @property
+  def fingerprint(self) -> str:
+    """Short for `file`."""
+    return self.plan.file.key
 
 
 @dataclass(frozen=True, slots=True)

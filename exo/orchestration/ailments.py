@@ -19,6 +19,7 @@ from exo.errors import (
 )
 from exo.inference.shard import Shard
 from exo.log import log, say
+from exo.model_file import ModelFile
 from exo.networking.messages import Ailment
 from exo.oldest import forget_oldest
 from exo.tasks import TaskOwner
@@ -36,7 +37,7 @@ class Illness:
   `no_files` says that it has not had those files, `no_memory` that they did not fit.
   """
   shard: Shard
-  fingerprint: str
+  file: ModelFile
   reason: str
   numbers: bool
   entry_nodes: frozenset[str]
@@ -63,13 +64,13 @@ class Ailments:
 
   def told(self) -> tuple[Ailment, ...]:
     """For the other nodes and every screen."""
-    return tuple(Ailment(i.shard.model_id, i.fingerprint, i.reason, self._worker) for i in self._ill.values())
+    return tuple(Ailment(i.shard.model_id, i.file.key, i.reason, self._worker) for i in self._ill.values())
 
   def fall_ill(
-      self, shard: Shard, fingerprint: str, error: BaseException, entry_nodes: frozenset[str] = frozenset()
+      self, shard: Shard, file: ModelFile, error: BaseException, entry_nodes: frozenset[str] = frozenset()
   ) -> None:
     """From now on the worker takes no part in new plans of the model, until `recover` succeeds."""
-    reason = one_line(in_words(error))
+    reason, fingerprint = one_line(in_words(error)), file.key
     known = self._ill.get(fingerprint)
     if known is not None:
       entry_nodes |= known.entry_nodes
@@ -78,7 +79,7 @@ class Ailments:
       return
     self._ill[fingerprint] = Illness(
         shard,
-        fingerprint,
+        file,
         without_paths(reason)[:_MAX_REASON],
         isinstance(error, BadNumbersError),
         entry_nodes,

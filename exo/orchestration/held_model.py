@@ -103,10 +103,14 @@ def from_json(text: str) -> tuple[HeldModel, ...]:
 def _is_plausible(model: HeldModel) -> bool:
   """Numbers that can be reckoned with, and words that can be shown."""
   profile, size = model.profile, model.profile.size
-  words = (profile.flaw, profile.format, profile.packing, profile.fingerprint, *profile.capabilities)
+  file = profile.file
+  words = (
+      profile.flaw, profile.format, profile.packing, file.headers, file.hashes, file.sample, file.source, file.revision,
+      file.name, *profile.capabilities
+  )
   if any(len(word) > _MOST_TEXT for word in words) or len(profile.capabilities) > 16:
     return False
-  numbers = [profile.context or 0]
+  numbers = [profile.context or 0, file.size]
   if size is not None:
     if not 1 <= size.n_layers <= _MOST_LAYERS:
       return False

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from weakref import WeakValueDictionary
 
 from exo.download.disk_stamp import Stamp
+from exo.download.model_library import name_of_version
 from exo.download.model_store import DUMMY_MODEL, ModelEntry, ModelStore
 from exo.download.progress import DownloadProgress, keep_latest
-from exo.errors import InvalidRequestError
+from exo.errors import DownloadError, InvalidRequestError, ModelFilesError, ModelNotFoundError, OtherFilesError
 from exo.inference.grammar import GrammarCompiler
 from exo.inference.model_facts import ModelFacts
 from exo.inference.shard import Shard
@@ -20,6 +21,8 @@ from exo.inference.weights.checkpoint import Checkpoint, open_checkpoint
 from exo.inference.weights.contradictions import check_consistent, check_tokenizer
 from exo.inference.weights.parts import file_spans, shard_tensors
 from exo.log import log
+from exo.model_file import ModelFile
+from exo.orchestration.file_identity import comparable, file_of
 from exo.topology.model_size import ModelSize
 
 
@@ -29,8 +32,13 @@ class ModelInfo:
   id: str
   checkpoint: Checkpoint
   tokenizer: Tokenizer
-  fingerprint: str
+  file: ModelFile
   grammars: GrammarCompiler
+
+  @property
+  def fingerprint(self) -> str:
+    """Short for `file`."""
+    return self.file.key
 
   @property
   def n_layers(self) -> int:
@@ -88,8 +96,10 @@ class ModelInfo:
 @dataclass
 class _Opened:
   """`stamp` tells the files that were there when it was opened from others; `info` comes when somebody asks."""
+  id: str
   stamp: Stamp
   checkpoint: Checkpoint
+  file: ModelFile
   info: ModelInfo | None = None
 
 
@@ -105,6 +115,7 @@ class ModelCatalog:
     store.on_false(self._note_false)
     self._opened: dict[str, _Opened] = {}
     self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+    self._names: dict[str, str] = {}  # of versions: those of the models that they are versions of
     self.replaced: set[str] = set()  # models whose plans may hold what was read from files that are gone
 
   def _note_download(self, progress: DownloadProgress) -> None:
@@ -113,7 +124,7 @@ class ModelCatalog:
   def _note_false(self, model_id: str) -> None:
     """What was opened has been thrown away."""
     if self._opened.pop(model_id, None) is not None:
-      self.replaced.add(model_id)
+      self.replaced |= self.names_of(model_id)
 
   async def find(self, model_id: str) -> ModelEntry:
     """Raises `ModelNotFoundError`."""
@@ -134,13 +145,55 @@ class ModelCatalog:
       lock = self._locks[model_id] = asyncio.Lock()
     return lock
 
-  async def checkpoint(self, model_id: str) -> Checkpoint:
+  async def checkpoint(self, model_id: str, file: ModelFile | None = None) -> Checkpoint:
     """The model's head (configuration, tokenizer, where its tensors lie), fetched first where it is missing; tensors are
-    there once `fetch_shard` has brought them.
+    there once `fetch_shard` has brought them. Of these files where some are given, else of those that have the name here.
 
-    Raises `ModelNotFoundError`, `DownloadError`, `ModelFilesError`, `UnsupportedModelError`.
+    Raises `ModelNotFoundError`, `DownloadError`, `ModelFilesError`, `UnsupportedModelError`; `OtherFilesError` where the files
+    that are wanted cannot be had here.
     """
-    return (await self._current(model_id)).checkpoint
+    return (await self._of_file(model_id, file)).checkpoint
+
+  async def is_here(self, model_id: str, file: ModelFile) -> bool:
+    """Whether these files are whole on this machine. Raises as `checkpoint` does."""
+    return (await self.find((await self._of_file(model_id, file)).id)).path is not None
+
+  async def _of_file(self, model_id: str, file: ModelFile | None) -> _Opened:
+    own = await self._current(model_id)
+    if file is None or await self._is_of(own, file):
+      return own
+    entry = await self.store.find_anywhere(model_id)
+    name = None if entry.card is None else name_of_version(entry.card, file)
+    if name is None:
+      raise OtherFilesError(f"this node has other files under the name {model_id} than {file}: give them another name")
+    if self.store.is_vouched(entry.id):
+      self.store.vouch(name)
+    self._names[name] = entry.id
+    try:
+      found = await self._current(name)
+    except (ModelNotFoundError, DownloadError, ModelFilesError) as error:
+      raise OtherFilesError(
+          f"this node has other files of {model_id} than {file}, which do not come: {error}"
+      ) from error
+    if not await self._is_of(found, file):
+      raise OtherFilesError(f"this node has other files of {model_id} than {file}, and nobody gives them")
+    return found
+
+  async def _is_of(self, opened: _Opened, file: ModelFile) -> bool:
+    """Whether these are the same weights, found out where that is not known yet."""
+    same = opened.file.is_same(file)
+    if same is None and (await self.find(opened.id)).path is not None:
+      own = await asyncio.to_thread(self._compared, opened, file)
+      opened.file, same = own, own.is_same(file)
+      if opened.info is not None:
+        opened.info = replace(opened.info, file=own)
+    return same is True
+
+  def _compared(self, opened: _Opened, file: ModelFile) -> ModelFile:
+    holding = self.store.holding_of_entry(self.store.find(opened.id))
+    if holding is None:
+      return opened.file
+    return comparable(opened.file, file, opened.checkpoint, holding, self.store.contents)
 
   async def _current(self, model_id: str) -> _Opened:
     entry = await self.store.find_anywhere(model_id)
@@ -154,27 +207,37 @@ class ModelCatalog:
       if opened is None or opened.stamp != entry.stamp:
         if opened is not None:
           log(1, "%s: other files lie there now, opening it anew", entry.id)
-          self.replaced.add(entry.id)
-        opened = self._opened[entry.id] = _Opened(entry.stamp, await asyncio.to_thread(open_model, entry, path))
+          self.replaced |= self.names_of(entry.id)
+        opened = self._opened[entry.id] = await asyncio.to_thread(self._open, entry, path)
       return opened
 
-  async def fetch_shard(self, shard: Shard) -> None:
+  def _open(self, entry: ModelEntry, path: Path) -> _Opened:
+    checkpoint = open_model(entry, path)
+    holding = self.store.holding_of_entry(entry)
+    file = file_of(checkpoint, holding, self.store.contents, whole=entry.path is not None)
+    return _Opened(entry.id, entry.stamp, checkpoint, file)
+
+  def names_of(self, model_id: str) -> set[str]:
+    """By which names plans may run what is kept under this one: a version is also run under the name of its model."""
+    return {model_id, self._names.get(model_id, model_id)}
+
+  async def fetch_shard(self, shard: Shard, file: ModelFile | None = None) -> None:
     """Bring the tensors of a shard to this machine, and no others. Raises as `checkpoint` does."""
-    checkpoint = await self.checkpoint(shard.model_id)
+    opened = await self._of_file(shard.model_id, file)
+    checkpoint = opened.checkpoint
     spans = await asyncio.to_thread(lambda: file_spans(checkpoint, shard_tensors(checkpoint, shard)))
     base = checkpoint.path.parent if checkpoint.path.is_file() else checkpoint.path
-    entry = await self.store.find_anywhere(shard.model_id)
+    entry = await self.store.find_anywhere(opened.id)
     await self.store.bring(entry, {path.relative_to(base).as_posix(): found for path, found in spans.items()})
 
-  async def info(self, model_id: str) -> ModelInfo:
+  async def info(self, model_id: str, file: ModelFile | None = None) -> ModelInfo:
     """As `checkpoint`, with its tokenizer."""
-    opened = await self._current(model_id)
+    opened = await self._of_file(model_id, file)
     if opened.info is None:
-      entry = await self.store.find_anywhere(model_id)
-      async with self._lock(entry.id):
+      async with self._lock(opened.id):
         if opened.info is None:
-          opened.info = await asyncio.to_thread(_describe, entry.id, opened.checkpoint)
-    return opened.info
+          opened.info = await asyncio.to_thread(_describe, opened)
+    return opened.info if opened.info.id == model_id else replace(opened.info, id=model_id)
 
   async def delete(self, model_id: str) -> int:
     """Remove a model that was fetched; returns the bytes freed. Raises `ModelNotFoundError`, `InvalidRequestError`."""
@@ -199,8 +262,9 @@ def open_model(entry: ModelEntry, path: Path) -> Checkpoint:
   return checkpoint
 
 
-def _describe(model_id: str, checkpoint: Checkpoint) -> ModelInfo:
+def _describe(opened: _Opened) -> ModelInfo:
+  model_id, checkpoint = opened.id, opened.checkpoint
   tokenizer = checkpoint.tokenizer()
   if (odd := check_tokenizer(checkpoint, tokenizer)) is not None:
     log(0, "%s: %s", model_id, odd)
-  return ModelInfo(model_id, checkpoint, tokenizer, checkpoint.fingerprint, GrammarCompiler(tokenizer, checkpoint.path))
+  return ModelInfo(model_id, checkpoint, tokenizer, opened.file, GrammarCompiler(tokenizer, checkpoint.path))

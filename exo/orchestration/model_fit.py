@@ -24,9 +24,9 @@ class RingWorker:
   engines: tuple[EngineOffer, ...] = ()
   kept: Mapping[str, str] = field(default_factory=dict)
 
-  def for_model(self, facts: ModelFacts, fingerprint: str) -> WorkerState:
-    """With the engine that would run the model with these files, or the reason why there is none."""
-    suits = suitability(self.engines, facts, self.kept.get(fingerprint))
+  def for_model(self, facts: ModelFacts, headers: str) -> WorkerState:
+    """With the engine that would run a model of these headers (`ModelFile.headers`), or the reason why there is none."""
+    suits = suitability(self.engines, facts, self.kept.get(headers))
     if suits.offer is None:
       return replace(self.state, cannot=self.state.cannot or suits.cannot)
     return replace(self.state, weights=suits.offer.weights, whole_only=suits.whole_only)
@@ -39,5 +39,5 @@ def fit_model(model_id: str, profile: ModelProfile, workers: Sequence[RingWorker
   facts, size = profile.facts, profile.size
   if facts is None or size is None:
     return Fit(Where.UNKNOWN, reason=_UNSEEN)
-  ring = RingState(tuple(worker.for_model(facts, profile.fingerprint) for worker in workers))
+  ring = RingState(tuple(worker.for_model(facts, profile.file.headers) for worker in workers))
   return fit(ModelNeeds(model_id, size), ring, here, place)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from exo.inference.model_facts import ModelFacts
 from exo.inference.weights.checkpoint import Checkpoint
 from exo.inference.weights.gguf_checkpoint import gguf_type, unread_architecture
 from exo.inference.weights.model_size import kv_bytes
 from exo.model_card import ModelCard
+from exo.model_file import ModelFile
 from exo.topology.model_size import ModelSize
 
 # how the weights of a format are packed, in the words of `ModelFacts`
@@ -21,7 +22,7 @@ _PACKED = {"MXFP4": ("U8", "BF16")}
 class ModelProfile:
   """`facts` and `size` are None where nobody has looked at the model yet. `flaw` is why no engine can have it, "" where its
   files can be read. `packing` is how most of its weights are packed, `context` how many tokens it was made for, both "" and
-  None where that is not known. `capabilities` are those that can be told, in Ollama's words. `fingerprint` is there for models
+  None where that is not known. `capabilities` are those that can be told, in Ollama's words. `file` is there for models
   that were opened.
   """
   facts: ModelFacts | None = None
@@ -31,14 +32,14 @@ class ModelProfile:
   packing: str = ""
   context: int | None = None
   capabilities: tuple[str, ...] = ("completion", )
-  fingerprint: str = ""
+  file: ModelFile = field(default_factory=ModelFile)
 
 
-def profile_of_checkpoint(checkpoint: Checkpoint) -> ModelProfile:
+def profile_of_checkpoint(checkpoint: Checkpoint, file: ModelFile) -> ModelProfile:
   """Reads headers and small files. Raises `ModelFilesError`, `UnsupportedModelError`."""
   return ModelProfile(
       checkpoint.facts, checkpoint.size, "", checkpoint.container, _packing(checkpoint), checkpoint.config.max_context,
-      capabilities_of(checkpoint.chat_template), checkpoint.fingerprint
+      capabilities_of(checkpoint.chat_template), file
   )
 
 

@@ -7,6 +7,7 @@ from exo.download.model_store import DUMMY_MODEL, ModelEntry, ModelStore
 from exo.errors import ExoError, in_words
 from exo.log import log
 from exo.oldest import forget_oldest
+from exo.orchestration.file_identity import file_of
 from exo.orchestration.model_catalog import open_model
 from exo.orchestration.model_profile import ModelProfile, profile_of_card, profile_of_checkpoint
 
@@ -40,7 +41,9 @@ class ModelProfiles:
         return _unopened(entry)
       checkpoint = open_model(entry, path)
       try:
-        return profile_of_checkpoint(checkpoint)
+        holding = self.store.holding_of_entry(entry)
+        file = file_of(checkpoint, holding, self.store.contents, whole=entry.path is not None)
+        return profile_of_checkpoint(checkpoint, file)
       finally:
         checkpoint.close()
     except (ExoError, OSError) as error:

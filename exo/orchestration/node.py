@@ -12,7 +12,6 @@ from exo.download.model_store import ModelEntry
 from exo.errors import (
     DrainingError,
     ExoError,
-    ModelFilesError,
     ModelInUseError,
     ModelNotFoundError,
     ProtocolError,
@@ -216,7 +215,8 @@ class Node:
     return info
 
   def _on_false(self, model_id: str) -> None:
-    self._tasks.spawn(self._drop_false(model_id), f"drop {model_id}")
+    for name in self.catalog.names_of(model_id):
+      self._tasks.spawn(self._drop_false(name), f"drop {name}")
 
   async def _drop_false(self, model_id: str) -> None:
     """Close plans of a model of which something false was loaded, once their requests have ended."""
@@ -349,18 +349,15 @@ class Node:
       return
     shard = stage.shard
     try:
-      checkpoint = await self.catalog.checkpoint(shard.model_id)
+      checkpoint = await self.catalog.checkpoint(shard.model_id, message.file)
+      is_here = await self.catalog.is_here(shard.model_id, message.file)
       needed = worker.loader.needed_bytes(shard, checkpoint)
     except Exception as error:  # noqa: BLE001 - whatever it is, opening the plan meets it too and tells everybody of it
       log(2, "%s cannot be looked at for %s: %s", shard, sender, in_words(error))
       self._bounds.note_failure(sender, error)
       return
-    if checkpoint.fingerprint != message.fingerprint:
-      self._bounds.note_failure(
-          sender, ModelFilesError(f"this node holds another model under the name {shard.model_id}")
-      )
     self._bounds.check_stage(shard, checkpoint.config.n_layers, needed, worker.offered_bytes)
-    if not self.catalog.store.is_vouched(shard.model_id) and (await self.catalog.find(shard.model_id)).path is None:
+    if not self.catalog.store.is_vouched(shard.model_id) and not is_here:
       self._bounds.note_fetch(shard.model_id, needed)
 
   def heartbeat(self) -> Heartbeat:

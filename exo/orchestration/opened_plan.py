@@ -37,7 +37,6 @@ class RunningStage:
 class OpenedPlan:
   """A plan of which this node has `stages`: those that are loaded, by their place in the plan."""
   plan: RingPlan
-  fingerprint: str
   stages: dict[int, RunningStage] = field(default_factory=dict)
   driver: PlanDriver | None = None
   used_at: float = field(default_factory=time.monotonic)

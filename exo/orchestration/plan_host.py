@@ -148,7 +148,7 @@ class PlanHost:
         plan, index, loaded.model, desk.worker, self._send, self._meter, self, self._awake, loaded.grammars
     )
     stage = RunningStage(runner, loaded)
-    opened = self._open.setdefault(plan.plan_id, OpenedPlan(plan, message.fingerprint))
+    opened = self._open.setdefault(plan.plan_id, OpenedPlan(plan))
     opened.stages[index] = stage
     log(1, "stage %d of plan %s is open here: %s", index, plan.plan_id, plan)
     if any(o.plan.model_id == plan.model_id for o in self._open.values() if o is not opened):
@@ -219,7 +219,7 @@ class PlanHost:
   def find(self, worker: Worker, illness: Illness) -> OpenedStage | None:
     """See `OpenStages`."""
     for opened in self._open.values():
-      stage = opened.on(worker) if opened.fingerprint == illness.fingerprint else None
+      stage = opened.on(worker) if opened.plan.file == illness.file else None
       if stage is not None and stage.loaded.model.shard == illness.shard:
         return stage.loaded
     return None
@@ -241,7 +241,7 @@ class PlanHost:
     if opened is None:
       return False
     ailments = self._desks[runner.worker.name].ailments
-    ailments.fall_ill(runner.model.shard, opened.fingerprint, error, entry_nodes)
+    ailments.fall_ill(runner.model.shard, opened.plan.file, error, entry_nodes)
     return True
 
   def crashed(self, runner: StageRunner, error: ExoError) -> None:

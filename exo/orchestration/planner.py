@@ -110,7 +110,7 @@ class Planner:
     if not ring.workers and (problem := self.problem) is not None:
       raise EngineUnavailableError(f"{problem}, and there is no other node")
     try:
-      return self.place(ModelNeeds(model.id, model.size), ring)
+      return self.place(ModelNeeds(model.id, model.size, file=model.file), ring)
     except ModelTooLargeError as error:
       if not (problems := self._problems()):
         raise
@@ -124,7 +124,7 @@ class Planner:
     found = []
     for worker in self.workers(here):
       if not _among(worker.state.by, without):
-        state = worker.for_model(model.facts, model.fingerprint)
+        state = worker.for_model(model.facts, model.file.headers)
         found.append(replace(state, cannot=state.cannot or sick.get(state.by)))
     return RingState(tuple(found))
 
@@ -180,7 +180,7 @@ class Planner:
     peers = self._mesh.peers()
     addresses = tuple((n, f"{peers[n].address.rpartition(':')[0]}:{peers[n].hello.port}") for n in plan.node_ids
                       if n in peers)
-    best = OpenPlan(plan, model.fingerprint, addresses)
+    best = OpenPlan(plan, addresses)
 
     def usable(used: OpenPlan) -> bool:
       out, there = avoid | self.sick(model.fingerprint), self._workers(here)

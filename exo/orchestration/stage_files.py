@@ -7,6 +7,7 @@ from exo.inference.engine import StageMemory
 from exo.inference.grammar import GrammarCompiler
 from exo.inference.shard import Shard
 from exo.inference.weights.checkpoint import Checkpoint
+from exo.model_file import ModelFile
 from exo.orchestration.frame_check import FrameBounds
 from exo.orchestration.model_catalog import ModelCatalog
 
@@ -16,35 +17,29 @@ class StageFiles:
   def __init__(self, catalog: ModelCatalog) -> None:
     self._catalog = catalog
 
-  async def checkpoint(self, shard: Shard, fingerprint: str) -> Checkpoint:
+  async def checkpoint(self, shard: Shard, file: ModelFile) -> Checkpoint:
     """Raises `OtherFilesError`, and as `ModelCatalog.checkpoint` does."""
-    checkpoint = await self._catalog.checkpoint(shard.model_id)
-    if checkpoint.fingerprint != fingerprint:
-      raise OtherFilesError(
-          f"this node holds another model under the name {shard.model_id}: give one of the two another name"
-      )
-    return checkpoint
+    return await self._catalog.checkpoint(shard.model_id, file)
 
-  async def fetch(self, shard: Shard, fingerprint: str) -> None:
+  async def fetch(self, shard: Shard, file: ModelFile) -> None:
     """Bring the shard's tensors to this machine. Raises `DownloadError`, `ModelFilesError`, `UnsupportedModelError`."""
-    await self.checkpoint(shard, fingerprint)
-    await self._catalog.fetch_shard(shard)
+    await self._catalog.fetch_shard(shard, file)
 
-  async def is_gone(self, shard: Shard, fingerprint: str) -> bool:
+  async def is_gone(self, shard: Shard, file: ModelFile) -> bool:
     """Whether other files lie there than those, or none."""
     try:
-      await self.checkpoint(shard, fingerprint)
+      await self.checkpoint(shard, file)
     except (OtherFilesError, ModelNotFoundError):
       return True
     return False
 
-  async def frame_bounds(self, shard: Shard, memory: StageMemory) -> FrameBounds:
+  async def frame_bounds(self, shard: Shard, file: ModelFile, memory: StageMemory) -> FrameBounds:
     """What frames for this shard may hold. Raises `ProtocolError` for a shard of another model."""
-    config = (await self._catalog.checkpoint(shard.model_id)).config
+    config = (await self.checkpoint(shard, file)).config
     if shard.n_layers != config.n_layers:
       raise ProtocolError(f"{shard.model_id} has {config.n_layers} layers here, not {shard.n_layers}")
     return FrameBounds(config.hidden_size, config.vocab_size, memory.max_context, memory.max_sequences)
 
-  async def grammars(self, shard: Shard) -> GrammarCompiler:
+  async def grammars(self, shard: Shard, file: ModelFile) -> GrammarCompiler:
     """For constrained sampling with the shard's model."""
-    return (await self._catalog.info(shard.model_id)).grammars
+    return (await self._catalog.info(shard.model_id, file)).grammars

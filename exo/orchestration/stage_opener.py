@@ -11,6 +11,7 @@ from exo.errors import DeadlineError, ExoError, ModelTooLargeError, PeerLostErro
 from exo.inference.engine import StageModel
 from exo.inference.grammar import GrammarCompiler
 from exo.inference.shard import Shard
+from exo.model_file import ModelFile
 from exo.networking.messages import OpenPlan
 from exo.orchestration.frame_check import FrameBounds
 from exo.orchestration.stage_files import StageFiles
@@ -66,39 +67,39 @@ class StageOpener:
     shard = plan.stages[message.stage].shard
     self._opening.add(plan.plan_id)
     try:
-      await self._files.fetch(shard, message.fingerprint)  # what is on disk already does not wait for it
+      await self._files.fetch(shard, message.file)  # what is on disk already does not wait for it
       give_up = time.monotonic() + _ROOM_TIMEOUT_S
       while time.monotonic() < give_up:
         async with self._memory:
           if await self._has_room(message, shard):
-            return await self._load(shard, message.fingerprint, plan.plan_id)
+            return await self._load(shard, message.file, plan.plan_id)
         await asyncio.sleep(_ROOM_POLL_S)
       raise DeadlineError(f"{self._worker.label} had no room for {shard} in {_ROOM_TIMEOUT_S:g} s")
     finally:
       self._opening.discard(plan.plan_id)
       self._lost.pop(plan.plan_id, None)
 
-  async def try_out(self, shard: Shard, fingerprint: str, lacked_memory: bool) -> None:
+  async def try_out(self, shard: Shard, file: ModelFile, lacked_memory: bool) -> None:
     """Load a shard and let go of it again. Raises as `open` does.
 
     Where other models leave no room for that, to have its files is enough, unless memory is what it lacked.
     """
-    await self._files.fetch(shard, fingerprint)
+    await self._files.fetch(shard, file)
     async with self._memory:
-      if self._worker.room < await self._needed_bytes(shard, fingerprint):
+      if self._worker.room < await self._needed_bytes(shard, file):
         if not lacked_memory:
           return
         raise ModelTooLargeError(f"there is no room to try {shard} beside what runs", missing_mb=1)
-      stage = await self._load(shard, fingerprint, "")
+      stage = await self._load(shard, file, "")
       await self._worker.unload(stage.model)
 
-  async def _needed_bytes(self, shard: Shard, fingerprint: str) -> int:
-    return self._worker.loader.needed_bytes(shard, await self._files.checkpoint(shard, fingerprint))
+  async def _needed_bytes(self, shard: Shard, file: ModelFile) -> int:
+    return self._worker.loader.needed_bytes(shard, await self._files.checkpoint(shard, file))
 
   async def _has_room(self, message: OpenPlan, shard: Shard) -> bool:
     """With what nobody uses closed where the new stage would not fit; False while what is used has to drain."""
     plan, beside = message.plan, message.beside
-    needed = await self._needed_bytes(shard, message.fingerprint)
+    needed = await self._needed_bytes(shard, message.file)
     if beside:  # with room to spare, since what is left after the weights is all that its cache will ever get
       needed = int(needed * _SPARE)
     while (lost := self._lost.get(plan.plan_id)) is None and self._worker.room < needed:
@@ -113,13 +114,13 @@ class StageOpener:
       raise lost
     return True
 
-  async def _load(self, shard: Shard, fingerprint: str, plan_id: str) -> OpenedStage:
-    model = await self._worker.load(shard, await self._files.checkpoint(shard, fingerprint))
+  async def _load(self, shard: Shard, file: ModelFile, plan_id: str) -> OpenedStage:
+    model = await self._worker.load(shard, await self._files.checkpoint(shard, file))
     try:
       if model.memory.max_kv_tokens < 2:
         raise ModelTooLargeError(f"{shard} leaves no memory for its KV cache on {self._worker.label}", missing_mb=1)
-      bounds = await self._files.frame_bounds(shard, model.memory)
-      grammars = await self._files.grammars(shard) if shard.is_last else None
+      bounds = await self._files.frame_bounds(shard, file, model.memory)
+      grammars = await self._files.grammars(shard, file) if shard.is_last else None
       await self._worker.thread.run(check_step, model, None if shard.is_first else bounds.hidden_size)
       if (lost := self._lost.get(plan_id)) is not None:  # last, since it may be lost during all of that
         raise lost

@@ -47,7 +47,7 @@ class WorkerDesk:
       # a plan beside another one may find no room, and is made again when there is some
       no_ailment = (*_NO_AILMENT, ModelTooLargeError) if message.beside else _NO_AILMENT
       if not isinstance(error, no_ailment):
-        self.ailments.fall_ill(shard, message.fingerprint, error)
+        self.ailments.fall_ill(shard, message.file, error)
         self.worker.health.load_failed(message.fingerprint)
       raise
     self.worker.health.loaded()
@@ -62,5 +62,5 @@ class WorkerDesk:
       with suppress(OutOfMemoryError):  # its room is taken by others, whom it computes for
         await self.worker.thread.run(check_step, stage.model, hidden_size)
       return
-    if illness.no_files or not await self._files.is_gone(illness.shard, illness.fingerprint):
-      await self.opener.try_out(illness.shard, illness.fingerprint, illness.no_memory)
+    if illness.no_files or not await self._files.is_gone(illness.shard, illness.file):
+      await self.opener.try_out(illness.shard, illness.file, illness.no_memory)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
 from exo.inference.shard import Shard
+from exo.model_file import ModelFile
 
 
 class WorkerId(NamedTuple):
@@ -49,10 +50,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class RingPlan:
-  """A model's stages in ring order under one epoch. No stage is empty and every layer is in exactly one stage."""
+  """A model's stages in ring order under one epoch. No stage is empty and every layer is in exactly one stage.
+
+  `file` is what all of them run: a plan of other files is another plan.
+  """
   model_id: str
   epoch: str
   stages: tuple[Stage, ...]
+  file: ModelFile = field(default_factory=ModelFile)
 
   def __post_init__(self) -> None:
     expected = 0
@@ -68,7 +73,7 @@ class RingPlan:
   @cached_property
   def plan_id(self) -> str:
     """Equal plans have equal ids, whoever made them."""
-    text = "\n".join([self.model_id, self.epoch, *(f"{s.by} {s.shard}" for s in self.stages)])
+    text = "\n".join([self.model_id, self.file.key, self.epoch, *(f"{s.by} {s.shard}" for s in self.stages)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
   @property

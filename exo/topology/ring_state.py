@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from exo.errors import EngineUnavailableError, PeerUnreachableError
 from exo.inference.shard import Shard
+from exo.model_file import ModelFile
 from exo.topology.model_size import MIN_KV_TOKENS, ModelSize, WeightMemory
 from exo.topology.ring_plan import RingPlan, Stage, WorkerId
 
@@ -17,11 +18,12 @@ _MOST_NAMED = 8  # workers in one error
 @dataclass(frozen=True, slots=True)
 class ModelNeeds:
   """What a strategy is told of the model that it places. `kv_tokens` is how many tokens of KV cache every stage must have room
-  for beside its weights.
+  for beside its weights, `file` what the plan is to run.
   """
   model_id: str
   size: ModelSize
   kv_tokens: int = MIN_KV_TOKENS
+  file: ModelFile = field(default_factory=ModelFile)
 
   @property
   def n_layers(self) -> int:
@@ -121,7 +123,7 @@ class RingState:
             Stage(worker.node_id, Shard(model.model_id, start, start + count - 1, model.n_layers), worker.worker)
         )
         start += count
-    return RingPlan(model.model_id, self.epoch, tuple(stages))
+    return RingPlan(model.model_id, self.epoch, tuple(stages), model.file)
 
   def check(self, model: ModelNeeds, plan: RingPlan) -> None:
     """Raises `ValueError` for a plan that is not of this ring, or that gives a worker what it cannot hold or run."""
@@ -132,7 +134,8 @@ class RingState:
         raise ValueError(f"{plan}: {stage.by} cannot run its part of {model.model_id}")
       if worker.stage_bytes(model, start, end) > worker.room_bytes:
         raise ValueError(f"{plan}: {worker} has no room for its layers")
-    if (plan.model_id, plan.epoch, plan.first.shard.n_layers) != (model.model_id, self.epoch, model.n_layers):
+    made_for = (plan.model_id, plan.file, plan.epoch, plan.first.shard.n_layers)
+    if made_for != (model.model_id, model.file, self.epoch, model.n_layers):
       raise ValueError(f"{plan} is not of this model and this ring")
 
 

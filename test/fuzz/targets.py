@@ -127,8 +127,8 @@ def _envelopes() -> tuple[bytes, ...]:
       "p", "e", 9, entries, np.array([5, 6, 7], np.int32), hidden, (m.SequenceOpen(2, request, 3), ), (8, 9), (1.5, )
   )
   said: list[m.Message] = [
-      frame, m.Heartbeat(3, True, True, (m.WorkerBeat("cpu", 1000, 3, (Shard("m", 0, 3, 8), )), )), m.Submit(m.OpenPlan(plan, "abc"), request),
-      m.OpenPlan(plan, "abc", (("b", "10.0.0.2:50"), )), m.ClosePlan("p", m.Failure("peer_lost", "gone", "{}")),
+      frame, m.Heartbeat(3, True, True, (m.WorkerBeat("cpu", 1000, 3, (Shard("m", 0, 3, 8), )), )), m.Submit(m.OpenPlan(plan), request),
+      m.OpenPlan(plan, (("b", "10.0.0.2:50"), )), m.ClosePlan("p", m.Failure("peer_lost", "gone", "{}")),
       m.StepResult("p", 9, (m.SequenceToken(1, 7, "stop"), ), (1.0, 2.0)), m.Cancel("p", "r"), m.Done(),
       m.TokenDelivery("p", "r", 1, 4, (), "stop"), m.RequestFailed("p", "r", m.Failure("x", "y"))
   ]  # yapf: disable

@@ -26,6 +26,7 @@ from exo.networking.grpc import model_codec
 from exo.networking.grpc import node_service_pb2 as pb
 from exo.networking.grpc.failure_codec import failure_in, failure_out
 from exo.networking.grpc.frame_codec import frame_in, frame_out, result_in, result_out
+from exo.networking.grpc.model_codec import file_in, file_out
 from exo.networking.grpc.peer_codec import heartbeat_in, heartbeat_out, shard_in, shard_out
 from exo.networking.grpc.request_codec import request_in, request_out
 from exo.networking.grpc.tensor_codec import WireDtype
@@ -39,7 +40,7 @@ def _plan_out(plan: RingPlan, addresses: dict[str, str]) -> pb.Plan:
       pb.Stage(node_id=s.node_id, worker=s.worker, shard=shard_out(s.shard), address=addresses.get(s.node_id, ""))
       for s in plan.stages
   ]
-  return pb.Plan(model_id=plan.model_id, epoch=plan.epoch, stages=stages)
+  return pb.Plan(model_id=plan.model_id, epoch=plan.epoch, stages=stages, file=file_out(plan.file))
 
 
 def _plan_in(plan: pb.Plan) -> RingPlan:
@@ -49,19 +50,15 @@ def _plan_in(plan: pb.Plan) -> RingPlan:
     raise ProtocolError("a plan is malformed: it names nodes or workers that cannot be")
   try:
     return RingPlan(
-        plan.model_id, plan.epoch, tuple(Stage(s.node_id, shard_in(s.shard), s.worker) for s in plan.stages)
+        plan.model_id, plan.epoch, tuple(Stage(s.node_id, shard_in(s.shard), s.worker) for s in plan.stages),
+        file_in(plan.file)
     )
   except ValueError as error:
     raise ProtocolError(f"a plan is malformed: {error}") from error
 
 
 def _open_out(message: m.OpenPlan) -> pb.OpenPlan:
-  return pb.OpenPlan(
-      plan=_plan_out(message.plan, dict(message.addresses)),
-      fingerprint=message.fingerprint,
-      beside=message.beside,
-      stage=message.stage
-  )
+  return pb.OpenPlan(plan=_plan_out(message.plan, dict(message.addresses)), beside=message.beside, stage=message.stage)
 
 
 def _open_in(o: pb.OpenPlan) -> m.OpenPlan:
@@ -69,7 +66,7 @@ def _open_in(o: pb.OpenPlan) -> m.OpenPlan:
   if o.stage >= len(plan.stages):
     raise ProtocolError(f"stage {o.stage} of a plan with {len(plan.stages)} is to be opened")
   addresses = {s.node_id: s.address[:80] for s in o.plan.stages if s.address}
-  return m.OpenPlan(plan, o.fingerprint[:MAX_FINGERPRINT], tuple(addresses.items()), o.beside, o.stage)
+  return m.OpenPlan(plan, tuple(addresses.items()), o.beside, o.stage)
 
 
 def _opened_in(o: pb.PlanOpened) -> m.PlanOpened:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-from exo.bounds import MAX_MODEL_ID, real
-from exo.errors import ProtocolError
+from exo.bounds import MAX_FINGERPRINT, MAX_MODEL_ID, real
+from exo.errors import ProtocolError, one_line
+from exo.model_file import ModelFile
 from exo.networking import messages as m
 from exo.networking.grpc import node_service_pb2 as pb
 
@@ -16,13 +17,33 @@ _TEXT = 2000
 _NAME, _WORD = 400, 100
 _MAX_SPANS = 2**17  # of all files of a model together
 _MAX_MANIFEST = 4 * 2**20
-_MOST_BYTES_PER_S = 1e15
+_MOST_BYTES, _MOST_BYTES_PER_S = 2**50, 1e15
 
 
 def _model_id(text: str) -> str:
   if len(text) > MAX_MODEL_ID:
     raise ProtocolError("a model has an endless name")
   return text
+
+
+def file_out(file: ModelFile) -> pb.ModelFile:
+  return pb.ModelFile(
+      headers=file.headers,
+      hashes=file.hashes,
+      sample=file.sample,
+      source=file.source,
+      revision=file.revision,
+      name=file.name,
+      size=file.size
+  )
+
+
+def file_in(file: pb.ModelFile) -> ModelFile:
+  """Raises `ProtocolError`."""
+  if max(map(len, (file.headers, file.hashes, file.sample))) > MAX_FINGERPRINT:
+    raise ProtocolError("the files of a model have endless hashes")
+  source, revision, name = (one_line(text[:_NAME]) for text in (file.source, file.revision, file.name))
+  return ModelFile(file.headers, file.hashes, file.sample, source, revision, name, min(file.size, _MOST_BYTES))
 
 
 def _find_blocks_out(x: m.FindBlocks) -> dict[str, Any]:

@@ -275,26 +275,44 @@ class Stage(_message.Message):
     def __init__(self, node_id: _Optional[str] = ..., shard: _Optional[_Union[Shard, _Mapping]] = ..., address: _Optional[str] = ..., worker: _Optional[str] = ...) -> None: ...
 
 class Plan(_message.Message):
-    __slots__ = ("model_id", "epoch", "stages")
+    __slots__ = ("model_id", "epoch", "stages", "file")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STAGES_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     epoch: str
     stages: _containers.RepeatedCompositeFieldContainer[Stage]
-    def __init__(self, model_id: _Optional[str] = ..., epoch: _Optional[str] = ..., stages: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ...) -> None: ...
+    file: ModelFile
+    def __init__(self, model_id: _Optional[str] = ..., epoch: _Optional[str] = ..., stages: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ..., file: _Optional[_Union[ModelFile, _Mapping]] = ...) -> None: ...
+
+class ModelFile(_message.Message):
+    __slots__ = ("headers", "hashes", "sample", "source", "revision", "name", "size")
+    HEADERS_FIELD_NUMBER: _ClassVar[int]
+    HASHES_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    headers: str
+    hashes: str
+    sample: str
+    source: str
+    revision: str
+    name: str
+    size: int
+    def __init__(self, headers: _Optional[str] = ..., hashes: _Optional[str] = ..., sample: _Optional[str] = ..., source: _Optional[str] = ..., revision: _Optional[str] = ..., name: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
 
 class OpenPlan(_message.Message):
-    __slots__ = ("plan", "fingerprint", "beside", "stage")
+    __slots__ = ("plan", "beside", "stage")
     PLAN_FIELD_NUMBER: _ClassVar[int]
-    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     BESIDE_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     plan: Plan
-    fingerprint: str
     beside: bool
     stage: int
-    def __init__(self, plan: _Optional[_Union[Plan, _Mapping]] = ..., fingerprint: _Optional[str] = ..., beside: _Optional[bool] = ..., stage: _Optional[int] = ...) -> None: ...
+    def __init__(self, plan: _Optional[_Union[Plan, _Mapping]] = ..., beside: _Optional[bool] = ..., stage: _Optional[int] = ...) -> None: ...
 
 class PlanOpened(_message.Message):
     __slots__ = ("plan_id", "max_kv_tokens", "max_sequences", "max_context", "max_drafting")

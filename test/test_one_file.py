@@ -1,0 +1,271 @@
+"""Line 5: a plan runs one file, which all of its stages have, whoever holds what under the model's name."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from exo.config import Config
+from exo.download.content_sample import KnownContents, content_sample
+from exo.download.manifest import Manifest, RepoFile
+from exo.download.model_library import Holding
+from exo.download.model_store import ModelStore
+from exo.errors import OtherFilesError
+from exo.inference.engines import probe_engine
+from exo.inference.sampling import SamplingParams
+from exo.inference.shard import Shard
+from exo.inference.weights.checkpoint import open_checkpoint
+from exo.model_file import ModelFile
+from exo.networking.local.local_mesh import LocalNetwork
+from exo.networking.messages import WorkerOffer
+from exo.orchestration.file_identity import comparable, file_of
+from exo.orchestration.generation import GenerationSpec
+from exo.orchestration.model_catalog import ModelCatalog
+from exo.orchestration.node import Node
+from exo.topology.ring_plan import RingPlan, Stage
+from test.support.engine_rings import MEMORY_MB, scores
+from test.support.hub import COMMIT, sha256_of
+from test.support.local_rings import make_node
+from test.support.nodes import ROOT
+from test.support.stores import held_by, hub_here, store
+
+TINY = ROOT / "test" / "data" / "goldens" / "llama"
+REPO, OLD = "org/tiny", "89" * 20
+IDS = [5, 6, 7, 9, 11, 40, 3, 8]
+
+
+def other_weights(folder: Path, seed: int) -> Path:
+  """The same model with other weights of the same shapes."""
+  shutil.copytree(TINY, folder)
+  random = np.random.default_rng(seed)
+  tensors = load_file(TINY / "model.safetensors")
+  save_file({name: random.normal(0, 0.3, value.shape).astype(value.dtype)
+             for name, value in tensors.items()}, folder / "model.safetensors")
+  return folder
+
+
+@asynccontextmanager
+async def ring(tmp_path: Path, *shelves: Path | None, engines: Sequence[str] = ("onnx", )) -> AsyncIterator[list[Node]]:
+  """Nodes n0, n1, … that share nothing, each with what lies in its shelf, in one process."""
+  network, nodes, config = LocalNetwork(), list[Node](), Config(chatgpt_api_response_timeout=60)
+  for i, shelf in enumerate(shelves):
+    offers = (WorkerOffer("cpu", tuple(probe_engine(name) for name in engines), MEMORY_MB), )
+    dirs = [] if shelf is None else [shelf]
+    nodes.append(make_node(tmp_path / f"home{i}", network, f"n{i}", MEMORY_MB, dirs, offers, config))
+    await nodes[-1].start()
+  try:
+    yield nodes
+  finally:
+    for node in nodes:
+      await node.stop()
+
+
+async def alone(tmp_path: Path, folder: Path) -> np.ndarray:
+  """What a node by itself says of these very files."""
+  shelf = tmp_path / f"alone-{uuid.uuid4().hex}"
+  shutil.copytree(folder, shelf / "m")
+  async with ring(shelf, shelf) as (node, ):
+    return await scores(node, "m", IDS)
+
+
+def by(node: Node, model: str) -> set[str]:
+  """The nodes of the plans of a model that are open here."""
+  return {node_id for plan in node.plans.plans if plan.model_id == model for node_id in plan.node_ids}
+
+
+def left_out(node: Node) -> dict[str, str]:
+  return {node_id: told[0].reason for node_id, told in node.planner.left_out().items()}
+
+
+def run(scenario: object) -> None:
+  asyncio.run(asyncio.wait_for(scenario(), 100))  # type: ignore[operator]
+
+
+# what tells files apart
+
+
+def identity(folder: Path, *, whole: bool = True) -> ModelFile:
+  one = ModelStore(folder.parent / "none", models=[folder])
+  (entry, ) = (entry for entry in one.listed() if entry.path == folder)
+  checkpoint = open_checkpoint(folder)
+  try:
+    return file_of(checkpoint, one.holding_of_entry(entry), one.contents, whole=whole)
+  finally:
+    checkpoint.close()
+
+
+def test_line_5_equal_copies_are_equal_and_other_weights_of_the_same_shapes_are_not(tmp_path: Path) -> None:
+  first, copy = tmp_path / "a" / "first", tmp_path / "b" / "copy"
+  for folder in (first, copy):
+    shutil.copytree(TINY, folder)
+  os.utime(copy / "model.safetensors", (1, 1))
+  other = other_weights(tmp_path / "c" / "other", 1)
+  assert identity(first).is_same(identity(copy)) and identity(first).key == identity(copy).key
+  assert identity(first).headers == identity(other).headers
+  assert identity(first).is_same(identity(other)) is False and identity(first).key != identity(other).key
+  stages = (Stage("n", Shard("m", 0, 5, 6)), )
+  assert len({RingPlan("m", "e", stages, identity(of)).plan_id for of in (first, copy, other)}) == 2
+
+
+def test_line_5_a_large_file_is_told_from_others_by_pieces_of_it(tmp_path: Path) -> None:
+  size = 200 * 2**20
+  files = []
+  for name, at in (("a", 0), ("b", 0), ("c", 1), ("d", size - 1)):
+    files.append(tmp_path / name)
+    with files[-1].open("wb") as file:
+      file.truncate(size)
+      file.seek(at)
+      file.write(b"\1" if at else b"\0")
+  samples = [content_sample(file) for file in files]
+  assert samples[0] == samples[1] and len(set(samples)) == 3
+  known = KnownContents()
+  assert known.sample(files[0]) == samples[0]
+  with files[0].open("r+b") as file:
+    file.write(b"\2")
+  assert known.sample(files[0]) not in samples
+
+
+def test_line_5_a_copy_of_the_users_own_is_the_hubs_file_if_it_has_its_hash(tmp_path: Path) -> None:
+  copy, other = tmp_path / "copy", other_weights(tmp_path / "other", 1)
+  shutil.copytree(TINY, copy)
+  weights = TINY / "model.safetensors"
+  manifest = Manifest("m", REPO, COMMIT, (RepoFile(weights.name, weights.stat().st_size, sha256_of(weights)), ))
+  checkpoint = open_checkpoint(TINY)
+  # of a hub's file of which only the header is here nothing but the hashes is known
+  hubs = file_of(checkpoint, Holding(manifest, TINY), KnownContents(), whole=False)
+  assert hubs.hashes and not hubs.sample and hubs.source == REPO and hubs.revision == COMMIT
+  for folder, same in ((copy, True), (other, False)):
+    own, contents = identity(folder), KnownContents()
+    assert own.is_same(hubs) is None
+    one = ModelStore(tmp_path / "none", models=[folder])
+    found = comparable(own, hubs, open_checkpoint(folder), one.holding(folder.name), contents)  # type: ignore[arg-type]
+    assert found.is_same(hubs) is same and hubs.is_same(found) is same
+    # and one that is whole is compared without all of it being read
+    assert file_of(checkpoint, Holding(manifest, TINY), contents, whole=True).is_same(own) is same
+
+
+# rings whose nodes hold different files under one name
+
+
+def test_line_5_a_folder_of_other_weights_is_left_out_and_never_mixed_in(tmp_path: Path) -> None:
+  shelves = [tmp_path / f"shelf{i}" for i in range(3)]
+  shutil.copytree(TINY, shelves[0] / "mine")
+  shutil.copytree(TINY, shelves[1] / "mine")
+  other_weights(shelves[2] / "mine", 1)
+
+  async def scenario() -> None:
+    expected, others = await alone(tmp_path, TINY), await alone(tmp_path, shelves[2] / "mine")
+    assert not np.allclose(expected, others, atol=0.1)
+    async with ring(tmp_path, *shelves) as nodes:
+      for entry in (0, 2, 1):
+        found = await scores(nodes[entry], "mine", IDS)
+        assert np.allclose(found, others if entry == 2 else expected, atol=0.02)
+        assert by(nodes[entry], "mine") >= ({"n2"} if entry == 2 else {"n0", "n1"})
+      assert "other files under the name mine" in left_out(nodes[0])["n2"]
+      files = {node: {plan.file.key for plan in node.plans.plans} for node in nodes}
+      assert not files[nodes[0]] & files[nodes[2]]
+
+  run(scenario)
+
+
+async def tokens_of(node: Node, model: str, count: int, lose: Node | None = None) -> list[int]:
+  """Greedy ones; `lose` ends after the third."""
+  spec = GenerationSpec(uuid.uuid4().hex, tuple(IDS), count, frozenset(), SamplingParams(temperature=0))
+  found: list[int] = []
+  async with node.generation(spec, await node.model(model)) as generation:
+    async for delivery in generation:
+      found += [token.token_id for token in delivery.tokens]
+      if lose is not None and len(found) >= 3:
+        gone, lose = lose, None
+        await gone.stop()
+  return found
+
+
+def test_line_5_a_request_that_loses_a_node_goes_on_with_the_same_file(tmp_path: Path) -> None:
+  shelves = [tmp_path / f"shelf{i}" for i in range(4)]
+  for shelf in shelves[:3]:
+    shutil.copytree(TINY, shelf / "mine")
+  other_weights(shelves[3] / "mine", 1)
+
+  async def scenario() -> None:
+    async with ring(tmp_path / "one", shelves[0]) as (node, ):
+      expected = await tokens_of(node, "mine", 24)
+    async with ring(tmp_path, *shelves) as nodes:
+      assert await tokens_of(nodes[0], "mine", 24, lose=nodes[2]) == expected
+      assert by(nodes[0], "mine") >= {"n0", "n1"} and "n3" not in by(nodes[0], "mine")
+      assert len({plan.file.key for plan in nodes[0].plans.plans}) == 1
+
+  run(scenario)
+
+
+@pytest.mark.parametrize("entry", [0, 1, 2])
+def test_line_5_of_a_repository_that_has_moved_all_stages_run_one_revision(tmp_path: Path, entry: int) -> None:
+  """n0 has the old one and n1 the new one; n2 holds nothing. Whoever is asked, the others fetch what the plan runs."""
+  old = other_weights(tmp_path / "old", 1)
+  versions = {0: old, 1: TINY}
+
+  async def scenario() -> None:
+    expected = {version: await alone(tmp_path, folder) for version, folder in versions.items()}
+    with hub_here({REPO: TINY}, tmp_path) as server:
+      server.versions[REPO] = {OLD: old}
+      held_by(tmp_path / "home0", REPO, old, revision=OLD)
+      held_by(tmp_path / "home1", REPO, TINY)
+      async with ring(tmp_path, None, None, None) as nodes:
+        found = await scores(nodes[entry], REPO, IDS)
+        assert by(nodes[entry], REPO) == {"n0", "n1", "n2"} and not left_out(nodes[entry])
+        runs = next(v for v, of in expected.items() if np.allclose(found, of, atol=0.02))
+        assert entry == 2 or runs == entry
+        assert (tmp_path / f"home{entry}" / "org--tiny").is_dir()
+        if entry < 2:  # and what the others had stays what it was
+          assert (tmp_path / f"home{1 - entry}" / f"org--tiny@{(OLD, COMMIT)[entry]}").is_dir()
+          assert np.allclose(await scores(nodes[1 - entry], REPO, IDS), expected[1 - entry], atol=0.02)
+
+  run(scenario)
+
+
+def test_line_5_what_a_neighbour_has_of_an_older_version_is_fetched_anew(tmp_path: Path) -> None:
+  """n1 has a copy of n0's folder, which has changed since; no hub knows either."""
+  shelf = tmp_path / "shelf"
+  shutil.copytree(TINY, shelf / "mine")
+
+  async def scenario() -> None:
+    with hub_here({}, tmp_path):
+      async with ring(tmp_path, shelf, None) as nodes:
+        await scores(nodes[0], "mine", IDS)
+        assert by(nodes[0], "mine") == {"n0", "n1"}
+        shutil.rmtree(shelf / "mine")
+        other_weights(shelf / "mine", 1)
+        expected = await alone(tmp_path, shelf / "mine")
+        await asyncio.sleep(2.1)  # as long as a node believes what it found
+        assert np.allclose(await scores(nodes[0], "mine", IDS), expected, atol=0.02)
+        assert by(nodes[0], "mine") == {"n0", "n1"} and not left_out(nodes[0])
+
+  run(scenario)
+
+
+def test_line_5_a_version_that_nobody_gives_is_refused_in_words(tmp_path: Path) -> None:
+  async def scenario() -> None:
+    with hub_here({REPO: TINY}, tmp_path):
+      catalog = ModelCatalog(store(tmp_path / "home"))
+      own = (await catalog.info(REPO)).file
+      assert await catalog.checkpoint(REPO, replace(own, revision=OLD, name="x")) is await catalog.checkpoint(REPO)
+      for wanted in (
+          replace(own, hashes="1" * 64,
+                  revision=OLD), replace(own, hashes="1" * 64, source="",
+                                         revision="abc"), replace(own, hashes="1" * 64, source="", revision="../..")
+      ):
+        with pytest.raises(OtherFilesError, match="other files"):
+          await catalog.checkpoint(REPO, wanted)
+      await catalog.store.close()
+
+  run(scenario)
