@@ -10,6 +10,7 @@ MAX_STAGES = 1024
 MAX_WORKERS, MAX_WORKER_NAME = 32, 32
 _WORKER_NAME = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_")
 MAX_LAYERS = 4096
+MAX_CONTEXT, MAX_PARALLEL = 2**24, 256  # that a model can be loaded for: tokens, and requests at once
 MAX_PROMPT_TOKENS = 2**20  # of a model whose context is not known
 
 

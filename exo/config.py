@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from exo.bounds import MAX_WORKERS, is_worker_name
+from exo.bounds import MAX_CONTEXT, MAX_PARALLEL, MAX_WORKERS, is_worker_name
 from exo.errors import ConfigError
 
 DEFAULT_API_PORT = 52415
@@ -31,6 +31,8 @@ class Config:
   placement: str = "memory"
   max_memory: int | None = None
   kv_cache_memory: int | None = None
+  context: int | None = None  # tokens of one request and its answer
+  parallel: int | None = None  # requests at once
   speculation: str = "off"
   awake_cores: str = "auto"
   wire_dtype: Literal["native", "16", "8"] = "native"
@@ -69,6 +71,7 @@ class Config:
   # models
   model_dirs: tuple[Path, ...] = ()
   models: tuple[Path, ...] = ()
+  keep: tuple[str, ...] = ()  # models that are not unloaded for others
   max_parallel_downloads: int = 8
   download_limit: float | None = None  # MB/s from the hub
   download_quick_check: bool = False
@@ -138,6 +141,8 @@ _LEAST = {
     "max_memory": 1,
     "max_peer_memory": 1,
     "kv_cache_memory": 1,
+    "context": 2,
+    "parallel": 1,
     "max_generate_tokens": 1,
     "discovery_timeout": 0.1,
     "max_parallel_downloads": 1,
@@ -146,6 +151,7 @@ _LEAST = {
     "chatgpt_api_response_timeout": 1,
     "queue_timeout": 1,
 }
+_MOST = {"context": MAX_CONTEXT, "parallel": MAX_PARALLEL}
 
 
 def _check(config: Config) -> None:
@@ -157,6 +163,10 @@ def _check(config: Config) -> None:
     number = getattr(config, name)
     if number is not None and number < least:
       raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, not {number}")
+  for name, most in _MOST.items():
+    number = getattr(config, name)
+    if number is not None and number > most:
+      raise ConfigError(f"--{name} must be at most {most}, not {number}")
   if not 0 <= config.default_temp <= 2:
     raise ConfigError(f"--default-temp must be from 0 to 2, not {config.default_temp}")
   if config.discovery_module == "manual" and config.discovery_config_path is None:

@@ -177,6 +177,11 @@ class QueueFullError(ExoError):
   kind = "queue_full"
 
 
+class NoRoomError(QueueFullError):
+  """Models that are in use leave no room for another one; it may be there when their requests have ended."""
+  kind = "no_room"
+
+
 class DrainingError(ExoError):
   """The node is shutting down and takes no new requests."""
   kind = "draining"

@@ -298,7 +298,7 @@ def test_line_9_shares_count_while_a_plan_opens_too() -> None:
       assert isinstance(message, RequestFailed)
       told.append(message)
 
-    start = PlanStart(send, call, ready, tasks, False)
+    start = PlanStart(send, call, ready, tasks, False, 300)
     for i in range(256):
       start.add(OpenPlan(plan), request(f"a{i}", "a"))
     with pytest.raises(QueueFullError):

@@ -39,7 +39,7 @@ from exo.errors import ConfigError
 from exo.networking.address_rule import parse_address
 from exo.networking.messages import PlanPace
 from exo.orchestration.node import Node
-from exo.orchestration.ring_view import worker_views
+from exo.orchestration.ring_view import rooms_of, worker_views
 from exo.topology.device_capabilities import DeviceCapabilities
 
 MAX_BODY_BYTES = 16 * 2**20
@@ -198,8 +198,9 @@ class ChatGPTAPI:
             "node_id": node_id, "worker": ailment.worker, "model": ailment.model_id, "reason": ailment.reason
         } for node_id, told in node.planner.left_out().items()
                      for ailment in told], "refused_models": node.planner.refused.told(), "loading": node.loading,
-        "engine": engine, "plans": plans, "refused": node.refusals()[-_SHOWN_REFUSALS:],
-        "problems": node.problems()[-_SHOWN_REFUSALS:], "time": time.time()
+        "loaded": [ring_stream.room_json(node_id, room) for node_id, room in rooms_of(node)], "engine": engine,
+        "plans": plans, "refused": node.refusals()[-_SHOWN_REFUSALS:], "problems": node.problems()[-_SHOWN_REFUSALS:],
+        "time": time.time()
     })
 
   async def _openapi(self, request: web.Request) -> web.Response:

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from exo.api.sse import event_stream
 from exo.inference.shard import Shard
+from exo.networking.messages import PlanRoom
 from exo.orchestration.node import Node
 from exo.orchestration.ring_view import NodeView, RingView, WorkerView, ring_view
 
@@ -46,6 +47,7 @@ def ring_json(node: Node) -> dict[str, Any]:
           ]
       } for chain in view.chains],
       "requests": _requests_json(view),
+      "loaded": [room_json(node_id, room) for node_id, room in view.rooms],
       "refused_models": dict(view.refused),
       "unverified": {model: list(givers)
                      for model, givers in sorted(node.catalog.store.unverified.items())},
@@ -85,6 +87,19 @@ def worker_json(view: WorkerView) -> dict[str, Any]:
       "free_memory": view.free_mb,
       "layers": [_shard_json(shard) | {"model": shard.model_id} for shard in view.shards],
       "problem": view.problem,
+  }
+
+
+def room_json(node_id: str, room: PlanRoom) -> dict[str, Any]:
+  """A loaded model: what it was loaded for, null being what fits, and what there is room for, in numbers and in words."""
+  return {
+      "model": room.model_id,
+      "plan_id": room.plan_id,
+      "node_id": node_id,
+      "loaded_for": {"context": room.loaded_for.context, "parallel": room.loaded_for.parallel},
+      "room": {"context": room.max_context, "parallel": room.max_sequences, "kv_tokens": room.max_kv_tokens},
+      "kept": room.kept,
+      "words": str(room),
   }
 
 

@@ -101,6 +101,19 @@ def build_parser() -> argparse.ArgumentParser:
       help="memory for a model's KV cache, kept prefixes included (default: what --max-memory leaves)"
   )
   node.add_argument(
+      "--context",
+      type=int,
+      metavar="N",
+      help="tokens of one request and its answer for which models are loaded (default: what fits, up to the model's own)"
+  )
+  node.add_argument(
+      "--parallel",
+      type=int,
+      metavar="N",
+      help="requests at once for which models are loaded; with --context, their caches take no more memory than that "
+      "(default: 64 as far as they fit)"
+  )
+  node.add_argument(
       "--speculation",
       choices=["auto", "off"],
       help="draft tokens from text that repeats itself and verify several at once (default off)"
@@ -142,6 +155,12 @@ def build_parser() -> argparse.ArgumentParser:
       type=Path,
       metavar="DIR",
       help="a folder whose model folders and GGUF files are models under their names; repeatable"
+  )
+  models.add_argument(
+      "--keep",
+      action="append",
+      metavar="MODEL",
+      help="once it is loaded on this node, it is not unloaded to make room for other models; repeatable"
   )
   models.add_argument(
       "--max-parallel-downloads", type=int, metavar="N", help="connections to the hub at once (default 8)"

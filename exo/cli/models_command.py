@@ -21,6 +21,7 @@ from exo.orchestration.model_profiles import ModelProfiles
 from exo.runtime_file import running_nodes
 from exo.system_figures import memory
 from exo.topology.fit import Fit, Where
+from exo.topology.loaded_for import LoadedFor
 from exo.topology.placements import load_strategy
 from exo.topology.ring_state import WorkerState
 from exo.worker.devices import engines_by_device, offers_mb
@@ -78,7 +79,8 @@ def _alone(config: Config) -> ModelJudge:
     workers = _workers(config)
   except EngineUnavailableError as error:
     workers = (RingWorker(WorkerState("", "", 0, 0, 0, cannot=error.message)), )
-  return ModelJudge(ModelProfiles(store), "", workers, load_strategy(config.placement), {}, {})
+  wanted = LoadedFor(config.context, config.parallel)
+  return ModelJudge(ModelProfiles(store), "", workers, load_strategy(config.placement), wanted, {}, {})
 
 
 def _workers(config: Config) -> tuple[RingWorker, ...]:

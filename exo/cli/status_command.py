@@ -125,6 +125,7 @@ def _lines(info: RuntimeInfo, ring: dict[str, Any] | None) -> list[str]:
         *_workers(node),
         *(f"            {_of(a, node)}takes no part in {a['model']}: {a['reason']}" for a in node["ailments"]),
     ]
+  lines += [f"  loaded    {room['model']}: {room['words']}" for room in ring["loaded"]]
   for model, givers in ring["unverified"].items():
     lines.append(f"  unverified {model}, from {', '.join(givers)}: not compared with the hub")
   speed = f", {requests['tokens_per_s']:g} tokens/s" if requests["tokens_per_s"] else ""

@@ -90,7 +90,7 @@ class StageMemory:
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-  """`memory_bytes` bounds weights and KV together; `kv_memory_bytes`, where given, bounds the KV alone. `quantize` is what
+  """`memory_bytes` bounds weights and KV together; `kv_memory_bytes` and `max_kv_tokens`, where given, bound the KV alone. `quantize` is what
   `--quantize` says, which each engine reads with `choose_quantize`.
 
   `library_debug` is how much the engine's library prints of its own work (TINYGRAD_DEBUG); 0 is nothing. `device` is the short
@@ -101,6 +101,7 @@ class LoadOptions:
   kv_memory_bytes: int | None = None
   max_sequences: int = 64
   max_context: int | None = None
+  max_kv_tokens: int | None = None
   quantize: str | None = None
   library_debug: int = 0
   device: str = ""

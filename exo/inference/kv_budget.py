@@ -34,4 +34,5 @@ class KvBudget:
     left = max(0, self.options.memory_bytes - weight_bytes)
     if self.options.kv_memory_bytes is not None:
       left = min(left, self.options.kv_memory_bytes)
-    return int(left / (1 + spare)) // self.token_bytes
+    tokens = int(left / (1 + spare)) // self.token_bytes
+    return tokens if self.options.max_kv_tokens is None else min(tokens, self.options.max_kv_tokens)

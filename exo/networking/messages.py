@@ -19,6 +19,7 @@ from exo.inference.sampling import SamplingParams, TokenLogprob
 from exo.inference.shard import Shard
 from exo.model_file import ModelFile
 from exo.topology.device_capabilities import DeviceCapabilities
+from exo.topology.loaded_for import LoadedFor
 from exo.topology.ring_plan import RingPlan
 
 PROTOCOL_VERSION = 4
@@ -110,6 +111,26 @@ class PlanPace:
 
 
 @dataclass(frozen=True, slots=True)
+class PlanRoom:
+  """Of an open plan whose first stage is the sender: what its model is loaded for, and what there is room for: so many requests at
+  once, tokens in one of them, and tokens in all their caches together. `kept`: the sender does not unload it for other models.
+  """
+  plan_id: str
+  model_id: str
+  loaded_for: LoadedFor
+  max_sequences: int
+  max_context: int
+  max_kv_tokens: int
+  kept: bool = False
+
+  def __str__(self) -> str:
+    return (
+        f"{'kept, ' if self.kept else ''}loaded for {self.loaded_for}; room for {self.max_kv_tokens} tokens, {self.max_context} in one request, "
+        f"{self.max_sequences} at once"
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Rumour:
   """The highest count of a node's heartbeats that somebody has seen, and where it was reached ("host:port" or "")."""
   node_id: str
@@ -132,7 +153,7 @@ class WorkerBeat:
   """What a worker has and does now, in MB: `usable_mb` it could use, `used_mb` of it are taken by weights.
 
   `problem` is why it can compute nothing and takes part in no plan; "" while it can. `news` is what the greeting does not tell
-  of its engines.
+  of its engines. `pinned` are the models that never give way for others, each with what it takes.
   """
   name: str
   usable_mb: int
@@ -140,6 +161,7 @@ class WorkerBeat:
   loaded: tuple[Shard, ...] = ()
   problem: str = ""
   news: EngineNews = field(default_factory=EngineNews)
+  pinned: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +172,7 @@ class Heartbeat:
   `cpu_s` is the processor time that the process has used so far, `rss_mb` the memory that it occupies.
   `rumours` are what `membership.py` passes on. `leaving`: no new plans for this node, it shuts down or all its workers are broken.
   `data_bytes` is what its sender has put on the data stream of this link so far, `data_read_bytes` what it has read;
-  `link_keys` names all links that it has with the peer. `ailments` are the models that it cannot run.
+  `link_keys` names all links that it has with the peer. `ailments` are the models that it cannot run. `rooms` are of the plans that begin there.
   """
   number: int
   is_answer: bool = False
@@ -168,6 +190,7 @@ class Heartbeat:
   data_read_bytes: int = 0
   link_keys: tuple[str, ...] = ()
   ailments: tuple[Ailment, ...] = ()
+  rooms: tuple[PlanRoom, ...] = ()
 
   @property
   def free_memory_mb(self) -> int:
@@ -217,12 +240,13 @@ class OpenPlan:
   """Load stage number `stage` of this plan, which is yours. `addresses` ("host:port") are where the stages' nodes were last
   reached.
 
-  `beside`: only if there is room for it beside what is open already.
+  `beside`: only if there is room for it beside what is open already, else its stage waits for room for at most `room_s` seconds.
   """
   plan: RingPlan
   addresses: tuple[tuple[str, str], ...] = ()
   beside: bool = False
   stage: int = 0
+  room_s: float = 300.0
 
   @property
   def file(self) -> ModelFile:

@@ -14,6 +14,7 @@ from exo.orchestration.model_fit import RingWorker, fit_model
 from exo.orchestration.model_profile import ModelProfile
 from exo.orchestration.model_profiles import ModelProfiles
 from exo.topology.fit import Fit, Where
+from exo.topology.loaded_for import LoadedFor
 from exo.topology.placements import Strategy
 
 
@@ -21,7 +22,7 @@ from exo.topology.placements import Strategy
 class ListedModel:
   """`nodes` are those that have all its files, and `in_ring` says whether the nodes have all of them together. `loaded` are those
   that have it in memory, in ring order; none where it is not there as a whole. `loaded_context` is how many tokens a request and
-  its answer may have there, where that is known.
+  its answer may have there, where that is known, and `most_context` how many models are loaded for.
   """
   state: ModelState
   profile: ModelProfile
@@ -30,6 +31,7 @@ class ListedModel:
   in_ring: bool = False
   loaded: tuple[str, ...] = ()
   loaded_context: int | None = None
+  most_context: int | None = None
 
   @property
   def id(self) -> str:
@@ -47,7 +49,7 @@ class ListedModel:
       return self.loaded_context
     if not self.fit.runs:
       return None
-    return min(filter(None, (self.profile.context, self.fit.max_context)), default=None)
+    return min(filter(None, (self.profile.context, self.fit.max_context, self.most_context)), default=None)
 
   @property
   def layers(self) -> int | None:
@@ -58,13 +60,14 @@ class ListedModel:
 class ModelJudge:
   """What a list is made with, as it was at one moment, so that the list can be made in another thread.
 
-  `loaded` and `contexts` are as in `ListedModel`, by model; `others` is what other nodes hold, by model and node, and `refused`
+  `wanted` is what models are loaded for; `loaded` and `contexts` are as in `ListedModel`, by model; `others` is what other nodes hold, by model and node, and `refused`
   why models are at fault themselves.
   """
   profiles: ModelProfiles
   here: str
   workers: Sequence[RingWorker]
   place: Strategy
+  wanted: LoadedFor
   loaded: Mapping[str, tuple[str, ...]]
   contexts: Mapping[str, int]
   others: Mapping[str, Mapping[str, HeldModel]] = field(default_factory=dict)
@@ -82,13 +85,13 @@ class ModelJudge:
     return ListedModel(
         state, profile, self._fit(entry.id, profile), nodes,
         bool(nodes) or self._is_whole(entry, profile, others.values()), self.loaded.get(entry.id, ()),
-        self.contexts.get(entry.id)
+        self.contexts.get(entry.id), self.wanted.context
     )
 
   def _fit(self, model_id: str, profile: ModelProfile) -> Fit:
     if (fault := self.refused.get(model_id)) is not None:
       return Fit(Where.NOWHERE, reason=fault)
-    found = fit_model(model_id, profile, self.workers, self.here, self.place)
+    found = fit_model(model_id, profile, self.workers, self.here, self.place, self.wanted)
     loaded = self.loaded.get(model_id, ())
     if not loaded or found.runs:
       return found

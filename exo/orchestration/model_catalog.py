@@ -28,12 +28,13 @@ from exo.topology.model_size import ModelSize
 
 @dataclass(frozen=True)
 class ModelInfo:
-  """A model that is on this machine, opened."""
+  """A model that is on this machine, opened. `most_context` is what requests may have at most, whatever its own context is."""
   id: str
   checkpoint: Checkpoint
   tokenizer: Tokenizer
   file: ModelFile
   grammars: GrammarCompiler
+  most_context: int | None = None
 
   @property
   def fingerprint(self) -> str:
@@ -54,7 +55,9 @@ class ModelInfo:
 
   @property
   def max_context(self) -> int:
-    return self.checkpoint.config.max_context
+    """Tokens of a request and its answer."""
+    own = self.checkpoint.config.max_context
+    return own if self.most_context is None else min(own, self.most_context)
 
   @property
   def n_words(self) -> int:
@@ -77,8 +80,10 @@ class ModelInfo:
       raise self.too_long(str(error), what, param) from None
 
   def too_long(self, tokens: str, what: str, param: str | None) -> InvalidRequestError:
+    own = self.checkpoint.config.max_context
+    bound = f", as --context says: its own is {own}" if self.max_context < own else ""
     return InvalidRequestError(
-        f"{what} has {tokens}, the context of {self.id} is {self.max_context}", param, "context_length_exceeded"
+        f"{what} has {tokens}, the context of {self.id} is {self.max_context}{bound}", param, "context_length_exceeded"
     )
 
   def check_words(self, token_ids: Sequence[int]) -> None:
@@ -106,10 +111,10 @@ class _Opened:
 class ModelCatalog:
   """Opens each model once, and anew when other files lie there; two requests for one that is not here share its download.
 
-  One model's opening waits for no other's.
+  One model's opening waits for no other's. `most_context` bounds the context of all.
   """
-  def __init__(self, store: ModelStore) -> None:
-    self.store = store
+  def __init__(self, store: ModelStore, most_context: int | None = None) -> None:
+    self.store, self._most_context = store, most_context
     self.downloads: dict[str, DownloadProgress] = {}
     store.listen(self._note_download)
     store.on_false(self._note_false)
@@ -236,7 +241,7 @@ class ModelCatalog:
     if opened.info is None:
       async with self._lock(opened.id):
         if opened.info is None:
-          opened.info = await asyncio.to_thread(_describe, opened)
+          opened.info = await asyncio.to_thread(_describe, opened, self._most_context)
     return opened.info if opened.info.id == model_id else replace(opened.info, id=model_id)
 
   async def delete(self, model_id: str) -> int:
@@ -262,9 +267,10 @@ def open_model(entry: ModelEntry, path: Path) -> Checkpoint:
   return checkpoint
 
 
-def _describe(opened: _Opened) -> ModelInfo:
+def _describe(opened: _Opened, most_context: int | None) -> ModelInfo:
   model_id, checkpoint = opened.id, opened.checkpoint
   tokenizer = checkpoint.tokenizer()
   if (odd := check_tokenizer(checkpoint, tokenizer)) is not None:
     log(0, "%s: %s", model_id, odd)
-  return ModelInfo(model_id, checkpoint, tokenizer, opened.file, GrammarCompiler(tokenizer, checkpoint.path))
+  grammars = GrammarCompiler(tokenizer, checkpoint.path)
+  return ModelInfo(model_id, checkpoint, tokenizer, opened.file, grammars, most_context)

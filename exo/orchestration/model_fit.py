@@ -9,6 +9,7 @@ from exo.inference.model_facts import ModelFacts
 from exo.inference.offer import EngineOffer, suitability
 from exo.orchestration.model_profile import ModelProfile
 from exo.topology.fit import Fit, Where, fit
+from exo.topology.loaded_for import WHAT_FITS, LoadedFor
 from exo.topology.placements import Strategy
 from exo.topology.ring_state import ModelNeeds, RingState, WorkerState
 
@@ -18,26 +19,35 @@ _UNSEEN = "nobody here has looked at it yet: it is judged when it is first asked
 @dataclass(frozen=True, slots=True)
 class RingWorker:
   """A device of a node, whichever model it is for. `engines` stand in the order of choice; where there are none, `state` says
-  why. `kept` is as in `EngineNews`.
+  why. `kept` is as in `EngineNews`. `pinned` are the models that never give way for others, each with the bytes that it takes.
   """
   state: WorkerState
   engines: tuple[EngineOffer, ...] = ()
   kept: Mapping[str, str] = field(default_factory=dict)
+  pinned: tuple[tuple[str, int], ...] = ()
 
-  def for_model(self, facts: ModelFacts, headers: str) -> WorkerState:
+  def for_model(self, model_id: str, facts: ModelFacts, headers: str) -> WorkerState:
     """With the engine that would run a model of these headers (`ModelFile.headers`), or the reason why there is none."""
     suits = suitability(self.engines, facts, self.kept.get(headers))
     if suits.offer is None:
       return replace(self.state, cannot=self.state.cannot or suits.cannot)
-    return replace(self.state, weights=suits.offer.weights, whole_only=suits.whole_only)
+    pinned = sum(taken for name, taken in self.pinned if name != model_id)
+    return replace(self.state, pinned_bytes=pinned, weights=suits.offer.weights, whole_only=suits.whole_only)
 
 
-def fit_model(model_id: str, profile: ModelProfile, workers: Sequence[RingWorker], here: str, place: Strategy) -> Fit:
-  """For the node `here` of a ring of these workers. Pure; takes milliseconds for a large model in a ring of many."""
+def fit_model(
+    model_id: str,
+    profile: ModelProfile,
+    workers: Sequence[RingWorker],
+    here: str,
+    place: Strategy,
+    wanted: LoadedFor = WHAT_FITS
+) -> Fit:
+  """For the node `here` of a ring of these workers, loaded for what is wanted. Pure; takes milliseconds for a large model in a ring of many."""
   if profile.flaw:
     return Fit(Where.NOWHERE, reason=profile.flaw)
   facts, size = profile.facts, profile.size
   if facts is None or size is None:
     return Fit(Where.UNKNOWN, reason=_UNSEEN)
-  ring = RingState(tuple(worker.for_model(facts, profile.file.headers) for worker in workers))
-  return fit(ModelNeeds(model_id, size), ring, here, place)
+  ring = RingState(tuple(worker.for_model(model_id, facts, profile.file.headers) for worker in workers))
+  return fit(ModelNeeds(model_id, size, wanted.kv_tokens(profile.context)), ring, here, place)

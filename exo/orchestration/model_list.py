@@ -23,8 +23,8 @@ async def judge_of(node: Node) -> ModelJudge:
   limits = {driver.plan.model_id: driver.scheduler.limits for driver in node.plans.drivers}
   contexts = {model_id: min(of.max_context, of.max_kv_tokens) for model_id, of in limits.items()}
   return ModelJudge(
-      node.profiles, node.node_id, node.planner.workers(node.hello), node.planner.place, chains, contexts, others,
-      node.planner.refused.told()
+      node.profiles, node.node_id, node.planner.workers(node.hello), node.planner.place, node.planner.wanted, chains,
+      contexts, others, node.planner.refused.told()
   )
 
 

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from exo.config import Config
 from exo.download.model_store import ModelEntry
 from exo.errors import (
+    ConfigError,
     DrainingError,
     ExoError,
     ModelInUseError,
@@ -58,6 +59,7 @@ from exo.orchestration.ring_models import RingModels
 from exo.orchestration.stage_files import StageFiles
 from exo.system_figures import own_memory
 from exo.tasks import TaskOwner
+from exo.topology.loaded_for import LoadedFor
 from exo.topology.placements import Strategy
 from exo.topology.topology import Topology
 from exo.worker.worker import Worker
@@ -89,7 +91,8 @@ class Node:
         hello.node_id, self.workers, StageFiles(catalog), self.send, self.call, rehearse, self.meter,
         config.speculation == "auto", AwakeCores(config.awake_cores == "auto"), config.queue_timeout
     )
-    self.planner = Planner(hello.node_id, mesh, place, self.plans, self.send, self.call, self.problems)
+    wanted = LoadedFor(config.context, config.parallel)
+    self.planner = Planner(hello.node_id, mesh, place, wanted, self.plans, self.send, self.call, self.problems)
     self.desk = EntryDesk(hello.node_id, self.send, self.call)
     catalog.store.on_false(self._on_false)
     self._bounds = PeerBounds(offered)
@@ -129,12 +132,19 @@ class Node:
   # life
 
   async def start(self) -> None:
-    """Raises `ConfigError` when a port is taken or discovery cannot work."""
+    """Raises `ConfigError` when a port is taken, discovery cannot work, or a model that is to be kept is none."""
+    self.plans.residents.kept = frozenset([await self._kept(name) for name in self.config.keep])
     await self._mesh.start(self)
     self.hello = getattr(self._mesh, "hello", self.hello)
     self._tasks.spawn(self.catalog.store.remember_doubts(), "what is in doubt of models")
     await self._discovery.start(self.hello, self._mesh.offer)
     self._awaited = ""
+
+  async def _kept(self, name: str) -> str:
+    try:
+      return (await self.catalog.find(await self.meant(name))).id
+    except ModelNotFoundError as error:
+      raise ConfigError(f"--keep: {error.message}") from error
 
   async def drain(self, grace_s: float) -> bool:
     """Take nothing new and let what runs here finish; False when some of it did not within `grace_s`.
@@ -351,7 +361,7 @@ class Node:
     try:
       checkpoint = await self.catalog.checkpoint(shard.model_id, message.file)
       is_here = await self.catalog.is_here(shard.model_id, message.file)
-      needed = worker.loader.needed_bytes(shard, checkpoint)
+      needed = worker.loader.needed_bytes(shard, checkpoint, plan.loaded_for)
     except Exception as error:  # noqa: BLE001 - whatever it is, opening the plan meets it too and tells everybody of it
       log(2, "%s cannot be looked at for %s: %s", shard, sender, in_words(error))
       self._bounds.note_failure(sender, error)
@@ -364,7 +374,8 @@ class Node:
     workers = tuple(
         WorkerBeat(
             w.name, self.planner.usable_mb(w.name), w.loaded_bytes // _MB, self.plans.shards(w),
-            without_paths(one_line(w.health.problem or ""))[:_LONGEST_PROBLEM], w.engines.news
+            without_paths(one_line(w.health.problem or ""))[:_LONGEST_PROBLEM], w.engines.news,
+            self.plans.residents.pinned_mb(w)
         ) for w in self.workers
     )
     links = tuple(PeerLink(n, p.rtt_ms, p.interface) for n, p in self._mesh.peers().items())
@@ -380,7 +391,8 @@ class Node:
         own_memory() // _MB,
         self.plans.paces,
         self.leaving,
-        ailments=self.plans.ailments()
+        ailments=self.plans.ailments(),
+        rooms=self.plans.rooms
     )
 
 

@@ -46,6 +46,11 @@ class OpenedPlan:
     """No sequence is open on it and no frame on its way, here."""
     return all(stage.runner.idle for stage in self.stages.values())
 
+  @property
+  def unused(self) -> bool:
+    """As `idle`, and no request waits for its turn here."""
+    return self.idle and (self.driver is None or self.driver.idle)
+
   def on(self, worker: Worker) -> RunningStage | None:
     """Its stage on that worker."""
     return next((stage for stage in self.stages.values() if stage.worker is worker), None)

@@ -9,7 +9,17 @@ from dataclasses import replace
 
 from exo.errors import BadNumbersError, ExoError, PeerUnreachableError, from_wire, in_words, to_wire
 from exo.log import enabled, log
-from exo.networking.messages import Failure, Frame, Message, PlanPace, Request, RequestFailed, StepFailed, StepResult
+from exo.networking.messages import (
+    Failure,
+    Frame,
+    Message,
+    PlanPace,
+    PlanRoom,
+    Request,
+    RequestFailed,
+    StepFailed,
+    StepResult,
+)
 from exo.orchestration.meter import Meter
 from exo.orchestration.pace import Pace
 from exo.orchestration.scheduler import Scheduler
@@ -45,6 +55,14 @@ class PlanDriver:
         drafted=drafter.drafted,
         accepted=drafter.accepted,
         wasted=drafter.wasted_ms / drafter.compute_ms if drafter.compute_ms else 0.0
+    )
+
+  @property
+  def room(self) -> PlanRoom:
+    """What the plan's model is loaded for, and what all of its stages have room for."""
+    of = self.scheduler.limits
+    return PlanRoom(
+        self.plan.plan_id, self.plan.model_id, self.plan.loaded_for, of.max_sequences, of.max_context, of.max_kv_tokens
     )
 
   def submit(self, request: Request) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 
 from exo.errors import (
@@ -34,6 +35,7 @@ from exo.networking.messages import (
     OpenPlan,
     PlanOpened,
     PlanPace,
+    PlanRoom,
     StepFailed,
     StepResult,
     Submit,
@@ -46,12 +48,14 @@ from exo.orchestration.meter import Meter
 from exo.orchestration.opened_plan import OpenedPlan, Opening, RunningStage
 from exo.orchestration.plan_driver import PlanDriver, failure_error
 from exo.orchestration.plan_start import Call, PlanStart
+from exo.orchestration.residents import Residents
 from exo.orchestration.scheduler import Scheduler
 from exo.orchestration.stage_files import StageFiles
 from exo.orchestration.stage_opener import OpenedStage
 from exo.orchestration.stage_runner import StageRunner
 from exo.orchestration.worker_desk import WorkerDesk
 from exo.tasks import TaskOwner
+from exo.topology.loaded_for import LoadedFor
 from exo.topology.ring_plan import RingPlan
 from exo.worker.worker import Worker
 
@@ -72,7 +76,8 @@ class PlanHost:
     self._open: dict[str, OpenedPlan] = {}
     self._opening: dict[tuple[str, int], Opening] = {}  # what is being loaded now, by plan and stage
     self._tasks = TaskOwner("plans")
-    self._start = PlanStart(send, call, self._driver_of, self._tasks, speculate)
+    self._start = PlanStart(send, call, self._driver_of, self._tasks, speculate, most_wait_s)
+    self.residents = Residents(self._open.values(), self._start.__contains__)
     self._desks = {worker.name: WorkerDesk(worker, files, self._tasks, self) for worker in workers}
     for worker in workers:
       worker.health.on_broken(partial(self._leave, worker))
@@ -94,6 +99,12 @@ class PlanHost:
   def paces(self) -> tuple[PlanPace, ...]:
     """Of the plans that begin here."""
     return tuple(o.driver.summary() for o in self._open.values() if o.driver is not None)
+
+  @property
+  def rooms(self) -> tuple[PlanRoom, ...]:
+    """Of the plans that begin here, as soon as requests can run on them."""
+    rooms = (o.driver.room for o in self._open.values() if o.driver is not None)
+    return tuple(replace(room, kept=room.model_id in self.residents.kept) for room in rooms)
 
   @property
   def busy(self) -> bool:
@@ -151,26 +162,24 @@ class PlanHost:
     opened = self._open.setdefault(plan.plan_id, OpenedPlan(plan))
     opened.stages[index] = stage
     log(1, "stage %d of plan %s is open here: %s", index, plan.plan_id, plan)
-    if any(o.plan.model_id == plan.model_id for o in self._open.values() if o is not opened):
-      self._tasks.spawn(self._retire(plan.model_id), f"retire plans of {plan.model_id}")
+    if any(_purpose(o.plan) == _purpose(plan) for o in self._open.values() if o is not opened):
+      self._tasks.spawn(self._retire(_purpose(plan)), f"retire plans of {plan.model_id}")
     return stage.limits
 
-  async def give_way(self, worker: Worker, plan: RingPlan, but_model: str | None) -> bool | None:
-    """See `Residents`."""
-    others = [o for o in self._open.values() if o.on(worker) is not None and o.plan.model_id != but_model]
-    idle = min((o for o in others if o.idle), key=lambda o: o.used_at, default=None)
-    if idle is not None:
-      await self._close_everywhere(idle, PlanClosedError(f"its memory was needed for {plan}"))
-      return True
-    return False if others else None
+  async def give_way(self, worker: Worker, plan: RingPlan, but_model: str | None) -> bool:
+    """See `Neighbours`."""
+    unused = self.residents.least_used(worker, plan, but_model)
+    if unused is not None:
+      await self._close_everywhere(unused, PlanClosedError(f"its memory was needed for {plan}"))
+    return unused is not None
 
-  async def _retire(self, model_id: str) -> None:
-    """Close all plans of a model but the one used last, once each has been idle for a while."""
+  async def _retire(self, purpose: tuple[str, LoadedFor]) -> None:
+    """Close all plans of a model that is loaded for the same but the one used last, once each has been idle for a while."""
     while True:
       await asyncio.sleep(_RETIRE_S / 4)
-      plans = sorted((o for o in self._open.values() if o.plan.model_id == model_id), key=lambda o: o.used_at)
+      plans = sorted((o for o in self._open.values() if _purpose(o.plan) == purpose), key=lambda o: o.used_at)
       for opened in plans[:-1]:
-        if opened.idle and time.monotonic() - opened.used_at > _RETIRE_S:
+        if opened.unused and time.monotonic() - opened.used_at > _RETIRE_S:
           await self._close_everywhere(opened, PlanClosedError("another plan has taken its place"))
       if len(plans) < 2:
         return
@@ -324,6 +333,7 @@ class PlanHost:
     stage = None if opened is None else opened.stages.get(frame.stage)
     if opened is None or stage is None:
       return
+    opened.used_at = time.monotonic()
     if opened.driver is not None and frame.stage == 0:
       opened.driver.catch_up()
     previous = opened.plan.before(frame.stage)
@@ -373,7 +383,7 @@ class PlanHost:
     """Give back what is loaded of a model. Raises `ModelInUseError` while requests run on it."""
     opened = [o for o in self._open.values() if o.plan.model_id == model_id]
     loading = any(opening.plan.model_id == model_id for opening in self._opening.values())
-    if loading or any(not o.idle or (o.driver is not None and not o.driver.idle) for o in opened):
+    if loading or not all(o.unused for o in opened):
       raise ModelInUseError(f"{model_id} is in use: wait for its requests to end, or cancel them", model=model_id)
     for one in opened:
       await self._close_everywhere(one, PlanClosedError(f"{model_id} was deleted on {self._node_id}"))
@@ -407,3 +417,8 @@ class PlanHost:
         at_end.callback(opened.driver.close, error)
       self._lose(plan_id, error)  # where some of its stages are open and others not yet
     log(1, "plan %s is closed here: %s", plan_id, error)
+
+
+def _purpose(plan: RingPlan) -> tuple[str, LoadedFor]:
+  """Of plans that are for the same, a new one takes an old one's place."""
+  return plan.model_id, plan.loaded_for

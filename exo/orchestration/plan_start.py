@@ -11,6 +11,7 @@ from exo.errors import (
     DrainingError,
     ExoError,
     InvalidRequestError,
+    NoRoomError,
     PeerLostError,
     PeerUnreachableError,
     PlanClosedError,
@@ -30,6 +31,7 @@ from exo.topology.ring_plan import RingPlan
 
 _OPEN_TIMEOUT_S = 3600.0  # a download may be part of it; a dead node is noticed by its link, not by this
 _MAX_REQUESTS = 256
+_LEAST_ROOM_S = 0.1  # between two looks for room
 # of all plans that are starting together
 _MAX_PLANS, _MAX_TOKENS = 64, 2**22
 
@@ -37,16 +39,23 @@ Call = Callable[[str, Message, float], Awaitable[Message]]
 
 
 class PlanStart:
-  """All plans that are starting here. `ready` gives the driver of a plan whose stages are all open, or raises."""
+  """All plans that are starting here. `ready` gives the driver of a plan whose stages are all open, or raises.
+
+  Where models that are in use leave no room for one, its requests wait for at most `most_wait_s`, or are refused.
+  """
   def __init__(
       self, send: Callable[[str, Message], None], call: Call, ready: Callable[[RingPlan, Limits], PlanDriver],
-      tasks: TaskOwner, speculate: bool
+      tasks: TaskOwner, speculate: bool, most_wait_s: float
   ) -> None:
     self._send, self._call, self._ready, self._tasks, self._speculate = send, call, ready, tasks, speculate
+    self._most_wait_s = most_wait_s
     self._waiting: dict[str, WaitingLine] = {}
 
   def __len__(self) -> int:
     return len(self._waiting)
+
+  def __contains__(self, plan_id: str) -> bool:
+    return plan_id in self._waiting
 
   def add(self, message: OpenPlan, request: Request) -> None:
     """Raises `QueueFullError`. What goes wrong later is told to the request's entry node."""
@@ -77,7 +86,7 @@ class PlanStart:
   async def _start(self, message: OpenPlan) -> None:
     plan = message.plan
     try:
-      opened = await asyncio.gather(*(self._open_stage(index, message) for index in range(len(plan.stages))))
+      opened = await self._opened(message)
       driver = self._ready(plan, self._limits(opened))
       waiting = list(self._waiting[plan.plan_id])
     except BaseException as error:
@@ -94,6 +103,33 @@ class PlanStart:
       except Exception as error:  # noqa: BLE001 - who knows what the driver has of it now: all begin anew on another plan
         tell_failed(self._send, plan, request, error)
         self._give_up(plan, PlanClosedError(f"a request could not be taken: {in_words(error)}"))
+
+  async def _opened(self, message: OpenPlan) -> list[PlanOpened]:
+    """Of each stage. Raises `NoRoomError` where one has had no room for as long as anybody has waited for it."""
+    plan, room_s = message.plan, self._most_wait_s
+    while True:
+      wanted = replace(message, room_s=room_s)
+      try:
+        return await asyncio.gather(*(self._open_stage(index, wanted) for index in range(len(plan.stages))))
+      except NoRoomError as error:
+        room_s = self._refuse_overdue(plan, error)
+
+  def _refuse_overdue(self, plan: RingPlan, error: NoRoomError) -> float:
+    """Those who have waited for too long hear why. Returns for how long the next of the others may wait; raises `error` where there
+    are none."""
+    waiting, now_s = self._waiting[plan.plan_id], time.monotonic()
+    late = NoRoomError(
+        f"its turn did not come within {self._most_wait_s:g} s (--queue-timeout): {error.message}", **error.details
+    )
+    overdue = waiting.overdue(now_s - self._most_wait_s)
+    for request in overdue:
+      tell_failed(self._send, plan, request, late)
+    gone = {request.request_id for request in overdue}
+    waiting.forget(lambda request: request.request_id in gone)
+    if not len(waiting):
+      raise error
+    oldest_s = waiting.oldest_s
+    return self._most_wait_s if oldest_s is None else max(_LEAST_ROOM_S, oldest_s + self._most_wait_s - now_s)
 
   def _give_up(self, plan: RingPlan, error: BaseException) -> None:
     """Those who wait hear why, and what other stages have loaded or still load for this plan is let go."""
@@ -122,7 +158,7 @@ class PlanStart:
     node_id, worker = plan.stages[index].by
     try:
       reply = await self._call(node_id, replace(message, stage=index), _OPEN_TIMEOUT_S)
-    except (PeerLostError, PeerUnreachableError, PlanClosedError, DrainingError):
+    except (PeerLostError, PeerUnreachableError, PlanClosedError, DrainingError, NoRoomError):
       raise
     except Exception as error:
       # several stages may fail, of which only the first is why the plan does not begin

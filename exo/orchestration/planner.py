@@ -30,6 +30,7 @@ from exo.orchestration.plan_start import Call
 from exo.orchestration.refused_models import RefusedModels
 from exo.orchestration.stage_runner import Send
 from exo.system_figures import memory
+from exo.topology.loaded_for import LoadedFor
 from exo.topology.placements import Strategy
 from exo.topology.ring_plan import RingPlan, Whom, WorkerId, names_of
 from exo.topology.ring_state import ModelNeeds, RingState, WorkerState
@@ -53,12 +54,12 @@ class _Mark:
 
 
 class Planner:
-  """`problems` is what keeps nodes from being peers, latest last."""
+  """`wanted` is what models are loaded for, `problems` what keeps nodes from being peers, latest last."""
   def __init__(
-      self, node_id: str, mesh: Mesh, place: Strategy, plans: PlanHost, send: Send, call: Call,
+      self, node_id: str, mesh: Mesh, place: Strategy, wanted: LoadedFor, plans: PlanHost, send: Send, call: Call,
       problems: Callable[[], Sequence[str]]
   ) -> None:
-    self._node_id, self._mesh, self.place, self._plans = node_id, mesh, place, plans
+    self._node_id, self._mesh, self.place, self.wanted, self._plans = node_id, mesh, place, wanted, plans
     self._send, self._call, self._problems = send, call, problems
     self._book = PlanBook(self._open_stages)
     self._marks: dict[tuple[str, WorkerId], _Mark] = {}  # by fingerprint
@@ -109,8 +110,10 @@ class Planner:
       raise UnsupportedModelError(f"no engine of this ring can run {model.id}: {ring.why_not()}")
     if not ring.workers and (problem := self.problem) is not None:
       raise EngineUnavailableError(f"{problem}, and there is no other node")
+    kv_tokens = self.wanted.kv_tokens(model.checkpoint.config.max_context)
+    needs = ModelNeeds(model.id, model.size, kv_tokens, model.file)
     try:
-      return self.place(ModelNeeds(model.id, model.size, file=model.file), ring)
+      return replace(self.place(needs, ring), loaded_for=self.wanted)
     except ModelTooLargeError as error:
       if not (problems := self._problems()):
         raise
@@ -124,25 +127,31 @@ class Planner:
     found = []
     for worker in self.workers(here):
       if not _among(worker.state.by, without):
-        state = worker.for_model(model.facts, model.file.headers)
+        state = worker.for_model(model.id, model.facts, model.file.headers)
         found.append(replace(state, cannot=state.cannot or sick.get(state.by)))
     return RingState(tuple(found))
 
   def workers(self, here: Hello) -> tuple[RingWorker, ...]:
     """Those that new plans can be made of, whatever the model."""
     told = {
-        WorkerId(self._node_id, worker.name): (self.usable_mb(worker.name), worker.engines.news)
+        WorkerId(self._node_id, worker.name): (
+            self.usable_mb(worker.name), worker.engines.news, self._plans.residents.pinned_mb(worker)
+        )
         for worker in self._plans.workers
     }
     for node_id, peer in self._mesh.peers().items():
       if peer.heartbeat is not None:
-        told |= {WorkerId(node_id, beat.name): (beat.usable_mb, beat.news) for beat in peer.heartbeat.workers}
+        told |= {
+            WorkerId(node_id, beat.name): (beat.usable_mb, beat.news, beat.pinned)
+            for beat in peer.heartbeat.workers
+        }
     found = []
     for worker, (hello, offer) in self._workers(here).items():
-      usable_mb, news = told.get(worker, (offer.memory_mb, EngineNews()))
+      usable_mb, news, pinned = told.get(worker, (offer.memory_mb, EngineNews(), ()))
       memory_bytes = (offer.memory_mb * _MB, usable_mb * _MB)
       state = WorkerState(*worker, hello.incarnation, *memory_bytes, alone=len(hello.workers) == 1)
-      found.append(RingWorker(state, news.of(offer.engines), news.kept))
+      pinned_bytes = tuple((name, mb * _MB) for name, mb in pinned)
+      found.append(RingWorker(state, news.of(offer.engines), news.kept, pinned_bytes))
     return tuple(found)
 
   def _workers(self, here: Hello) -> dict[WorkerId, tuple[Hello, WorkerOffer]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from exo.inference.shard import Shard
-from exo.networking.messages import Ailment, Heartbeat, Hello, WorkerBeat
+from exo.networking.messages import Ailment, Heartbeat, Hello, PlanRoom, WorkerBeat
 from exo.orchestration.node import Node
 from exo.topology.device_capabilities import DeviceCapabilities
 from exo.topology.ring_plan import Stage
@@ -80,13 +80,16 @@ class RequestCounts:
 
 @dataclass(frozen=True, slots=True)
 class RingView:
-  """Nodes by id, this one first. `refused` are models that are at fault themselves, with reasons."""
+  """Nodes by id, this one first. `refused` are models that are at fault themselves, with reasons. `rooms` are of the plans that are
+  open, each with the node where it begins.
+  """
   nodes: tuple[NodeView, ...]
   links: tuple[LinkView, ...]
   chains: tuple[Chain, ...]
   requests: RequestCounts
   active_node_id: str | None
   refused: tuple[tuple[str, str], ...] = ()
+  rooms: tuple[tuple[str, PlanRoom], ...] = ()
 
   @property
   def memory_mb(self) -> int:
@@ -101,7 +104,18 @@ def ring_view(node: Node) -> RingView:
   """Of what is known now; asks nobody."""
   nodes = (_here(node), *_peers(node))
   refused = tuple(node.planner.refused.told().items())
-  return RingView(nodes, _links(node), _chains(nodes), _requests(node), node.topology().active_node_id, refused)
+  return RingView(
+      nodes, _links(node), _chains(nodes), _requests(node),
+      node.topology().active_node_id, refused, rooms_of(node)
+  )
+
+
+def rooms_of(node: Node) -> tuple[tuple[str, PlanRoom], ...]:
+  """Of all plans that are open, as far as is known here: the node where each begins, and what it told of it last."""
+  found = [(node.node_id, room) for room in node.plans.rooms]
+  for node_id, peer in sorted(node.mesh.peers().items()):
+    found += [(node_id, room) for room in (peer.heartbeat.rooms if peer.heartbeat else ())]
+  return tuple(found)
 
 
 def _here(node: Node) -> NodeView:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from exo.errors import DeadlineError, ExoError, ModelTooLargeError, PeerLostError, PlanClosedError
+from exo.errors import ExoError, ModelTooLargeError, NoRoomError, PeerLostError, PlanClosedError
 from exo.inference.engine import StageModel
 from exo.inference.grammar import GrammarCompiler
 from exo.inference.shard import Shard
@@ -15,20 +16,27 @@ from exo.model_file import ModelFile
 from exo.networking.messages import OpenPlan
 from exo.orchestration.frame_check import FrameBounds
 from exo.orchestration.stage_files import StageFiles
+from exo.topology.loaded_for import WHAT_FITS, LoadedFor
 from exo.topology.ring_plan import RingPlan
 from exo.worker.step_guard import check_step
 from exo.worker.worker import Worker
 
+if TYPE_CHECKING:
+  from exo.orchestration.residents import Residents
+
+_MB = 2**20
 _SPARE = 1.5
 _ROOM_POLL_S = 0.05
-_ROOM_TIMEOUT_S = 3600.0
+_RETRY_S = 10
 
 
-class Residents(Protocol):
+class Neighbours(Protocol):
   """What is loaded already."""
-  async def give_way(self, worker: Worker, plan: RingPlan, but_model: str | None) -> bool | None:
-    """Close the plan on this worker that nobody has used for longest, of other models than `but_model`; False where all are in
-    use, None where there is none."""
+  residents: Residents
+
+  async def give_way(self, worker: Worker, plan: RingPlan, but_model: str | None) -> bool:
+    """Close the plan on this worker that nobody has used for longest, of those that may give way and of other models than
+    `but_model`; False where none is unused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +48,9 @@ class OpenedStage:
 
 
 class StageOpener:
-  """For one worker; `residents` are what it has loaded."""
-  def __init__(self, worker: Worker, files: StageFiles, residents: Residents) -> None:
-    self._worker, self._files, self._residents = worker, files, residents
+  """For one worker; `neighbours` are what it has loaded."""
+  def __init__(self, worker: Worker, files: StageFiles, neighbours: Neighbours) -> None:
+    self._worker, self._files, self._neighbours = worker, files, neighbours
     self._memory = asyncio.Lock()
     self._lost: dict[str, ExoError] = {}
     self._opening: set[str] = set()
@@ -61,20 +69,26 @@ class StageOpener:
     """Fetch and load this worker's stage, and see that it computes.
 
     Raises whatever is wrong with model, files, memory or engine; `ModelTooLargeError` where a plan that should stand beside
-    another of its model cannot.
+    another of its model cannot, or beside models that are kept; `NoRoomError` where models in use left none for too long.
     """
     plan = message.plan
     shard = plan.stages[message.stage].shard
     self._opening.add(plan.plan_id)
     try:
       await self._files.fetch(shard, message.file)  # what is on disk already does not wait for it
-      give_up = time.monotonic() + _ROOM_TIMEOUT_S
-      while time.monotonic() < give_up:
+      give_up = time.monotonic() + message.room_s
+      while True:
         async with self._memory:
-          if await self._has_room(message, shard):
-            return await self._load(shard, message.file, plan.plan_id)
+          in_use = await self._in_the_way(message, shard)
+          if not in_use:
+            return await self._load(shard, message.file, plan.loaded_for, plan.plan_id)
+        if time.monotonic() >= give_up:
+          raise NoRoomError(
+              f"{self._worker.label} has no room for {plan.model_id} while {', '.join(in_use)} "
+              f"{'is' if len(in_use) == 1 else 'are'} in use",
+              retry_after_s=_RETRY_S
+          )
         await asyncio.sleep(_ROOM_POLL_S)
-      raise DeadlineError(f"{self._worker.label} had no room for {shard} in {_ROOM_TIMEOUT_S:g} s")
     finally:
       self._opening.discard(plan.plan_id)
       self._lost.pop(plan.plan_id, None)
@@ -86,39 +100,53 @@ class StageOpener:
     """
     await self._files.fetch(shard, file)
     async with self._memory:
-      if self._worker.room < await self._needed_bytes(shard, file):
+      if self._worker.room < await self._needed_bytes(shard, file, WHAT_FITS):
         if not lacked_memory:
           return
         raise ModelTooLargeError(f"there is no room to try {shard} beside what runs", missing_mb=1)
-      stage = await self._load(shard, file, "")
+      stage = await self._load(shard, file, WHAT_FITS, "")
       await self._worker.unload(stage.model)
 
-  async def _needed_bytes(self, shard: Shard, file: ModelFile) -> int:
-    return self._worker.loader.needed_bytes(shard, await self._files.checkpoint(shard, file))
+  async def _needed_bytes(self, shard: Shard, file: ModelFile, wanted: LoadedFor) -> int:
+    return self._worker.loader.needed_bytes(shard, await self._files.checkpoint(shard, file), wanted)
 
-  async def _has_room(self, message: OpenPlan, shard: Shard) -> bool:
-    """With what nobody uses closed where the new stage would not fit; False while what is used has to drain."""
+  async def _in_the_way(self, message: OpenPlan, shard: Shard) -> tuple[str, ...]:
+    """The models that have to drain before the new stage has room, which is made by closing what nobody uses; none once there is
+    some, or where none is in its way: then the engine itself says what is missing.
+    """
     plan, beside = message.plan, message.beside
-    needed = await self._needed_bytes(shard, message.file)
-    if beside:  # with room to spare, since what is left after the weights is all that its cache will ever get
+    needed = await self._needed_bytes(shard, message.file, plan.loaded_for)
+    if beside and not plan.loaded_for.is_bounded:
+      # with room to spare, since what is left after the weights is all that its cache will ever get
       needed = int(needed * _SPARE)
+    self._check_pinned(plan.model_id, needed)
+    but_model = plan.model_id if beside else None
     while (lost := self._lost.get(plan.plan_id)) is None and self._worker.room < needed:
-      closed = await self._residents.give_way(self._worker, plan, plan.model_id if beside else None)
-      if not closed and beside:
+      if await self._neighbours.give_way(self._worker, plan, but_model):
+        continue
+      if beside:
         raise ModelTooLargeError(f"{self._worker.label} has no room for {plan} beside what it runs", missing_mb=1)
-      if closed is None:
-        return True  # the engine itself says what is missing
-      if not closed:
-        return False
+      return self._neighbours.residents.in_use(self._worker, plan, but_model)
     if lost is not None:
       raise lost
-    return True
+    return ()
 
-  async def _load(self, shard: Shard, file: ModelFile, plan_id: str) -> OpenedStage:
-    model = await self._worker.load(shard, await self._files.checkpoint(shard, file))
+  def _check_pinned(self, model_id: str, needed: int) -> None:
+    """Raises `ModelTooLargeError` where models that never give way leave no room for another one."""
+    pinned = {name: mb for name, mb in self._neighbours.residents.pinned_mb(self._worker) if name != model_id}
+    missing_mb = math.ceil((needed + sum(pinned.values()) * _MB - self._worker.offered_bytes) / _MB)
+    if pinned and missing_mb > 0:
+      raise ModelTooLargeError(
+          f"{self._worker.label} keeps {', '.join(pinned)} (--keep) and has no room for {model_id} beside: "
+          f"{missing_mb} MB are missing",
+          missing_mb=missing_mb
+      )
+
+  async def _load(self, shard: Shard, file: ModelFile, wanted: LoadedFor, plan_id: str) -> OpenedStage:
+    checkpoint = await self._files.checkpoint(shard, file)
+    model = await self._worker.load(shard, checkpoint, wanted)
     try:
-      if model.memory.max_kv_tokens < 2:
-        raise ModelTooLargeError(f"{shard} leaves no memory for its KV cache on {self._worker.label}", missing_mb=1)
+      self._check_cache(model, 2 if wanted == WHAT_FITS else wanted.kv_tokens(checkpoint.config.max_context))
       bounds = await self._files.frame_bounds(shard, file, model.memory)
       grammars = await self._files.grammars(shard, file) if shard.is_last else None
       await self._worker.thread.run(check_step, model, None if shard.is_first else bounds.hidden_size)
@@ -128,3 +156,15 @@ class StageOpener:
       await self._worker.unload(model)
       raise
     return OpenedStage(model, bounds, grammars)
+
+  def _check_cache(self, model: StageModel, least: int) -> None:
+    """Raises `ModelTooLargeError` for one that has no room for so many tokens of KV."""
+    lacking = least - model.memory.max_kv_tokens
+    if lacking <= 0:
+      return
+    missing_mb = math.ceil(lacking * model.memory.kv_bytes_per_token / _MB)
+    raise ModelTooLargeError(
+        f"{model.shard} leaves no memory for its KV cache on {self._worker.label}: there is room for "
+        f"{model.memory.max_kv_tokens} tokens, {least} are wanted, {missing_mb} MB are missing",
+        missing_mb=missing_mb
+    )

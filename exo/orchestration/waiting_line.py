@@ -139,6 +139,12 @@ class WaitingLine:
         if place.since_s is not None and place.since_s <= before_s
     ]
 
+  @property
+  def oldest_s(self) -> float | None:
+    """Since when somebody waits who has not begun; None where nobody does."""
+    return min((place.since_s for line in self._lines.values() for place in line if place.since_s is not None),
+               default=None)
+
   def ahead_of(self, request: Request) -> list[Request]:
     """Who would be taken before a request that came now."""
     if request.replay_ids:

@@ -8,6 +8,7 @@ from typing import Protocol
 from exo.errors import (
     DrainingError,
     ModelTooLargeError,
+    NoRoomError,
     OutOfMemoryError,
     PeerLostError,
     PlanClosedError,
@@ -16,16 +17,16 @@ from exo.errors import (
 from exo.networking.messages import OpenPlan
 from exo.orchestration.ailments import Ailments, Illness
 from exo.orchestration.stage_files import StageFiles
-from exo.orchestration.stage_opener import OpenedStage, Residents, StageOpener
+from exo.orchestration.stage_opener import Neighbours, OpenedStage, StageOpener
 from exo.tasks import TaskOwner
 from exo.worker.step_guard import check_step
 from exo.worker.worker import Worker
 
-# of a load that ended because nobody wants it any more, or that was never this node's
-_NO_AILMENT = (PeerLostError, PlanClosedError, DrainingError, ProtocolError)
+# of a load that ended because nobody wants it any more, because others are served, or that was never this node's
+_NO_AILMENT = (PeerLostError, PlanClosedError, DrainingError, ProtocolError, NoRoomError)
 
 
-class OpenStages(Residents, Protocol):
+class OpenStages(Neighbours, Protocol):
   """The stages that are open on the workers of a node."""
   def find(self, worker: Worker, illness: Illness) -> OpenedStage | None:
     """The stage on that worker that runs these very layers of these files, if there is one."""

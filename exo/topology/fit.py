@@ -92,13 +92,13 @@ def _plainly_lacks(model: ModelNeeds, able: Iterable[WorkerState]) -> _Lack | No
   if not workers:
     return None
   needed = min(worker.stage_bytes(model, 0, model.n_layers) for worker in workers)
-  room = sum(worker.room_bytes for worker in workers)
+  room, kept = sum(worker.room_bytes for worker in workers), sum(worker.pinned_bytes for worker in workers)
   if needed <= room:
     return None
   missing_mb = math.ceil((needed - room) / _MB)
   return _Lack(
-      missing_mb,
-      f"it needs about {math.ceil(needed / _MB)} MB, and {room // _MB} MB can be used: {missing_mb} MB are missing"
+      missing_mb, f"it needs about {math.ceil(needed / _MB)} MB, and {room // _MB} MB can be used"
+      f"{f' beside {kept // _MB} MB of models that are kept' if kept else ''}: {missing_mb} MB are missing"
   )
 
 

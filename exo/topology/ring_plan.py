@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from exo.inference.shard import Shard
 from exo.model_file import ModelFile
+from exo.topology.loaded_for import WHAT_FITS, LoadedFor
 
 
 class WorkerId(NamedTuple):
@@ -52,12 +53,13 @@ class Stage:
 class RingPlan:
   """A model's stages in ring order under one epoch. No stage is empty and every layer is in exactly one stage.
 
-  `file` is what all of them run: a plan of other files is another plan.
+  `file` is what all of them run, `loaded_for` what they are loaded for: a plan of other files, or for something else, is another plan.
   """
   model_id: str
   epoch: str
   stages: tuple[Stage, ...]
   file: ModelFile = field(default_factory=ModelFile)
+  loaded_for: LoadedFor = WHAT_FITS
 
   def __post_init__(self) -> None:
     expected = 0
@@ -73,7 +75,8 @@ class RingPlan:
   @cached_property
   def plan_id(self) -> str:
     """Equal plans have equal ids, whoever made them."""
-    text = "\n".join([self.model_id, self.file.key, self.epoch, *(f"{s.by} {s.shard}" for s in self.stages)])
+    what = [self.model_id, self.file.key, str(self.loaded_for), self.epoch]
+    text = "\n".join([*what, *(f"{s.by} {s.shard}" for s in self.stages)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
   @property

@@ -35,7 +35,7 @@ class WorkerState:
   """A device of a node, for one model. `worker` names it among the devices of its node.
 
   `offered_bytes` is what layers are divided by, `usable_bytes` what of it the worker can really use now: free, or taken by
-  what it has loaded. `cannot` is why the worker can run nothing of this model; None where it can. `whole_only`: it can run
+  what it has loaded, and `pinned_bytes` what of that other models hold that never give way. `cannot` is why the worker can run nothing of this model; None where it can. `whole_only`: it can run
   the model, but no part of it. `alone`: it is the only one of its node, whose name is then enough for people.
   """
   node_id: str
@@ -47,11 +47,12 @@ class WorkerState:
   cannot: str | None = None
   whole_only: bool = False
   alone: bool = False
+  pinned_bytes: int = 0
 
   @property
   def room_bytes(self) -> int:
     """The most that a stage of this worker may take."""
-    return min(self.offered_bytes, self.usable_bytes)
+    return max(0, min(self.offered_bytes, self.usable_bytes) - self.pinned_bytes)
 
   def stage_bytes(self, model: ModelNeeds, start: int, end: int) -> int:
     """What layers [start, end) would take here, the KV cache included."""

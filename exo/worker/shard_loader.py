@@ -11,6 +11,7 @@ from exo.inference.engine import LoadOptions, StageModel
 from exo.inference.shard import Shard
 from exo.inference.weights.checkpoint import Checkpoint
 from exo.log import log
+from exo.topology.loaded_for import WHAT_FITS, LoadedFor
 from exo.worker.device_thread import DeviceThread
 from exo.worker.engines import WorkerEngines
 
@@ -21,10 +22,11 @@ class ShardLoader:
     self._thread, self._engines = thread, engines
     self.loading: dict[str, float] = {}  # model: how far its shard is, 0 to 1
 
-  def needed_bytes(self, shard: Shard, checkpoint: Checkpoint) -> int:
-    """An estimate of the shard's weights in memory, with room for a small KV cache."""
+  def needed_bytes(self, shard: Shard, checkpoint: Checkpoint, wanted: LoadedFor = WHAT_FITS) -> int:
+    """An estimate of the shard's weights in memory, with room for the KV cache that is wanted."""
     held = self._engines.able(checkpoint.facts, shard, checkpoint.fingerprint)[0].weights
-    return held.stage_bytes(checkpoint.size, shard.start_layer, shard.end_layer + 1)
+    kv_tokens = wanted.kv_tokens(checkpoint.config.max_context)
+    return held.stage_bytes(checkpoint.size, shard.start_layer, shard.end_layer + 1, kv_tokens)
 
   async def load(self, shard: Shard, checkpoint: Checkpoint, options: LoadOptions) -> StageModel:
     """With the first of the worker's engines that can run it; where that fails for reasons of its own, with the next.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from exo.errors import in_words
@@ -14,6 +14,7 @@ from exo.inference.shard import Shard
 from exo.inference.weights.checkpoint import Checkpoint
 from exo.log import log
 from exo.system_figures import processors
+from exo.topology.loaded_for import WHAT_FITS, LoadedFor
 from exo.worker.device_thread import DeviceThread
 from exo.worker.engines import WorkerEngines
 from exo.worker.health import WorkerHealth
@@ -43,7 +44,7 @@ class Worker:
     self.loader = ShardLoader(self.thread, self.engines)
     self.health = WorkerHealth(label, self._prove, self._renew, lambda: dict(self.loader.loading))
     self._threads = processors()
-    self._models: list[StageModel] = []
+    self._models: dict[StageModel, int] = {}  # with the bytes that its caches were promised
 
   @property
   def loaded_bytes(self) -> int:
@@ -52,13 +53,24 @@ class Worker:
 
   @property
   def room(self) -> int:
-    """Bytes of the offer that no weights take."""
-    return self.offered_bytes - self.loaded_bytes
+    """Bytes of the offer that neither weights take nor the caches for which what is loaded was promised room."""
+    return self.offered_bytes - self.loaded_bytes - sum(self._models.values())
 
-  async def load(self, shard: Shard, checkpoint: Checkpoint) -> StageModel:
-    """With all room that there is. Raises as `ShardLoader.load` does."""
-    model = await self.loader.load(shard, checkpoint, self._load_options())
-    self._models.append(model)
+  def taken_by(self, model: StageModel) -> int:
+    """Bytes of the offer that are not there for others while this model is loaded."""
+    return model.memory.weight_bytes + self._models.get(model, 0)
+
+  async def load(self, shard: Shard, checkpoint: Checkpoint, wanted: LoadedFor = WHAT_FITS) -> StageModel:
+    """With all room that there is, or what is wanted of it. Raises as `ShardLoader.load` does."""
+    model_context = checkpoint.config.max_context
+    options = replace(
+        self._load_options(), max_context=wanted.context, max_kv_tokens=wanted.max_kv_tokens(model_context)
+    )
+    if wanted.parallel is not None:
+      options = replace(options, max_sequences=wanted.parallel)
+    model = await self.loader.load(shard, checkpoint, options)
+    memory = model.memory
+    self._models[model] = min(wanted.kv_tokens(model_context), memory.max_kv_tokens) * memory.kv_bytes_per_token
     return model
 
   def _load_options(self) -> LoadOptions:
@@ -79,7 +91,7 @@ class Worker:
   def unload(self, model: StageModel) -> Coroutine[Any, Any, None]:
     """Give a model's memory back, after what was submitted before. An engine that cannot is not the affair of who needs the
     room next: that counts as given back at once, since nothing can be loaded before."""
-    self._models = [other for other in self._models if other is not model]
+    self._models.pop(model, None)
     return self._close_model(model)
 
   async def _close_model(self, model: StageModel) -> None:

@@ -39,19 +39,28 @@ def make_node(
   offers = tuple(offers) or dummy_offers(memory)
   hello = Hello(node_id, 1, 50000, DeviceCapabilities(memory=memory), offers, "1")
   return Node(
-      config, hello, LocalMesh(hello, network), NoDiscovery(), ModelCatalog(ModelStore(tmp_path, model_dirs)),
-      make_workers(node_id, offers), load_strategy("memory")
+      config, hello, LocalMesh(hello, network), NoDiscovery(),
+      ModelCatalog(ModelStore(tmp_path, model_dirs), config.context), make_workers(node_id, offers),
+      load_strategy("memory")
   )
 
 
 @asynccontextmanager
 async def local_ring(
-    tmp_path: Path, *memories: int, model_dirs: Sequence[Path] = (), devices: Sequence[str] = ("cpu", )
+    tmp_path: Path,
+    *memories: int,
+    model_dirs: Sequence[Path] = (),
+    devices: Sequence[str] = ("cpu", ),
+    configs: Sequence[Config] = ()
 ) -> AsyncIterator[tuple[list[Node], LocalNetwork]]:
-  """Nodes n0, n1, … that offer these MB, divided evenly among a worker for each of `devices`."""
+  """Nodes n0, n1, … that offer these MB, divided evenly among a worker for each of `devices`; `configs` are of the first of
+  them."""
   network, nodes = LocalNetwork(), []
   for i, memory in enumerate(memories):
-    node = make_node(tmp_path, network, f"n{i}", memory, model_dirs, dummy_offers(memory, devices))
+    node = make_node(
+        tmp_path, network, f"n{i}", memory, model_dirs, dummy_offers(memory, devices),
+        configs[i] if i < len(configs) else CONFIG
+    )
     await node.start()
     nodes.append(node)
   try:

@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 
 from exo.bounds import (
+    MAX_CONTEXT,
     MAX_FINGERPRINT,
     MAX_MODEL_ID,
+    MAX_PARALLEL,
     MAX_PLAN_ID,
     MAX_REQUEST_ID,
     MAX_STAGES,
     is_node_id,
     is_worker_name,
+    real,
 )
 from exo.errors import ProtocolError
 from exo.inference.sampling import TokenLogprob
@@ -30,9 +33,11 @@ from exo.networking.grpc.model_codec import file_in, file_out
 from exo.networking.grpc.peer_codec import heartbeat_in, heartbeat_out, shard_in, shard_out
 from exo.networking.grpc.request_codec import request_in, request_out
 from exo.networking.grpc.tensor_codec import WireDtype
+from exo.topology.loaded_for import LoadedFor
 from exo.topology.ring_plan import RingPlan, Stage
 
 _MAX_TOKENS = 4096  # of one step and sequence
+_MOST_ROOM_S = 3600.0
 
 
 def _plan_out(plan: RingPlan, addresses: dict[str, str]) -> pb.Plan:
@@ -40,7 +45,15 @@ def _plan_out(plan: RingPlan, addresses: dict[str, str]) -> pb.Plan:
       pb.Stage(node_id=s.node_id, worker=s.worker, shard=shard_out(s.shard), address=addresses.get(s.node_id, ""))
       for s in plan.stages
   ]
-  return pb.Plan(model_id=plan.model_id, epoch=plan.epoch, stages=stages, file=file_out(plan.file))
+  wanted = plan.loaded_for
+  return pb.Plan(
+      model_id=plan.model_id,
+      epoch=plan.epoch,
+      stages=stages,
+      file=file_out(plan.file),
+      context=wanted.context or 0,
+      parallel=wanted.parallel or 0
+  )
 
 
 def _plan_in(plan: pb.Plan) -> RingPlan:
@@ -48,17 +61,24 @@ def _plan_in(plan: pb.Plan) -> RingPlan:
     raise ProtocolError("a plan is malformed: it has too many stages, or endless names")
   if not all(is_node_id(s.node_id) and is_worker_name(s.worker) for s in plan.stages):
     raise ProtocolError("a plan is malformed: it names nodes or workers that cannot be")
+  if plan.context > MAX_CONTEXT or plan.parallel > MAX_PARALLEL:
+    raise ProtocolError(f"a plan is for {plan.parallel} requests of {plan.context} tokens at once")
   try:
     return RingPlan(
         plan.model_id, plan.epoch, tuple(Stage(s.node_id, shard_in(s.shard), s.worker) for s in plan.stages),
-        file_in(plan.file)
+        file_in(plan.file), LoadedFor(plan.context or None, plan.parallel or None)
     )
   except ValueError as error:
     raise ProtocolError(f"a plan is malformed: {error}") from error
 
 
 def _open_out(message: m.OpenPlan) -> pb.OpenPlan:
-  return pb.OpenPlan(plan=_plan_out(message.plan, dict(message.addresses)), beside=message.beside, stage=message.stage)
+  return pb.OpenPlan(
+      plan=_plan_out(message.plan, dict(message.addresses)),
+      beside=message.beside,
+      stage=message.stage,
+      room_s=message.room_s
+  )
 
 
 def _open_in(o: pb.OpenPlan) -> m.OpenPlan:
@@ -66,7 +86,7 @@ def _open_in(o: pb.OpenPlan) -> m.OpenPlan:
   if o.stage >= len(plan.stages):
     raise ProtocolError(f"stage {o.stage} of a plan with {len(plan.stages)} is to be opened")
   addresses = {s.node_id: s.address[:80] for s in o.plan.stages if s.address}
-  return m.OpenPlan(plan, tuple(addresses.items()), o.beside, o.stage)
+  return m.OpenPlan(plan, tuple(addresses.items()), o.beside, o.stage, real(o.room_s, _MOST_ROOM_S))
 
 
 def _opened_in(o: pb.PlanOpened) -> m.PlanOpened:

@@ -117,23 +117,32 @@ class WorkerOffer(_message.Message):
     def __init__(self, name: _Optional[str] = ..., engines: _Optional[bytes] = ..., memory_mb: _Optional[int] = ...) -> None: ...
 
 class WorkerBeat(_message.Message):
-    __slots__ = ("name", "usable_mb", "used_mb", "loaded", "problem", "news")
+    __slots__ = ("name", "usable_mb", "used_mb", "loaded", "problem", "news", "pinned")
+    class Pinned(_message.Message):
+        __slots__ = ("model_id", "mb")
+        MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+        MB_FIELD_NUMBER: _ClassVar[int]
+        model_id: str
+        mb: int
+        def __init__(self, model_id: _Optional[str] = ..., mb: _Optional[int] = ...) -> None: ...
     NAME_FIELD_NUMBER: _ClassVar[int]
     USABLE_MB_FIELD_NUMBER: _ClassVar[int]
     USED_MB_FIELD_NUMBER: _ClassVar[int]
     LOADED_FIELD_NUMBER: _ClassVar[int]
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
     NEWS_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
     name: str
     usable_mb: int
     used_mb: int
     loaded: _containers.RepeatedCompositeFieldContainer[Shard]
     problem: str
     news: bytes
-    def __init__(self, name: _Optional[str] = ..., usable_mb: _Optional[int] = ..., used_mb: _Optional[int] = ..., loaded: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ..., problem: _Optional[str] = ..., news: _Optional[bytes] = ...) -> None: ...
+    pinned: _containers.RepeatedCompositeFieldContainer[WorkerBeat.Pinned]
+    def __init__(self, name: _Optional[str] = ..., usable_mb: _Optional[int] = ..., used_mb: _Optional[int] = ..., loaded: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ..., problem: _Optional[str] = ..., news: _Optional[bytes] = ..., pinned: _Optional[_Iterable[_Union[WorkerBeat.Pinned, _Mapping]]] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("number", "is_answer", "active", "leaving", "rumours", "workers", "load", "frames", "links", "cpu_s", "rss_mb", "paces", "data_bytes", "data_read_bytes", "link_keys", "ailments")
+    __slots__ = ("number", "is_answer", "active", "leaving", "rumours", "workers", "load", "frames", "links", "cpu_s", "rss_mb", "paces", "data_bytes", "data_read_bytes", "link_keys", "ailments", "rooms")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     IS_ANSWER_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_FIELD_NUMBER: _ClassVar[int]
@@ -150,6 +159,7 @@ class Heartbeat(_message.Message):
     DATA_READ_BYTES_FIELD_NUMBER: _ClassVar[int]
     LINK_KEYS_FIELD_NUMBER: _ClassVar[int]
     AILMENTS_FIELD_NUMBER: _ClassVar[int]
+    ROOMS_FIELD_NUMBER: _ClassVar[int]
     number: int
     is_answer: bool
     active: bool
@@ -166,7 +176,28 @@ class Heartbeat(_message.Message):
     data_read_bytes: int
     link_keys: _containers.RepeatedScalarFieldContainer[str]
     ailments: _containers.RepeatedCompositeFieldContainer[Ailment]
-    def __init__(self, number: _Optional[int] = ..., is_answer: _Optional[bool] = ..., active: _Optional[bool] = ..., leaving: _Optional[bool] = ..., rumours: _Optional[_Iterable[_Union[Rumour, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[WorkerBeat, _Mapping]]] = ..., load: _Optional[float] = ..., frames: _Optional[int] = ..., links: _Optional[_Iterable[_Union[PeerLink, _Mapping]]] = ..., cpu_s: _Optional[float] = ..., rss_mb: _Optional[int] = ..., paces: _Optional[_Iterable[_Union[PlanPace, _Mapping]]] = ..., data_bytes: _Optional[int] = ..., data_read_bytes: _Optional[int] = ..., link_keys: _Optional[_Iterable[str]] = ..., ailments: _Optional[_Iterable[_Union[Ailment, _Mapping]]] = ...) -> None: ...
+    rooms: _containers.RepeatedCompositeFieldContainer[PlanRoom]
+    def __init__(self, number: _Optional[int] = ..., is_answer: _Optional[bool] = ..., active: _Optional[bool] = ..., leaving: _Optional[bool] = ..., rumours: _Optional[_Iterable[_Union[Rumour, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[WorkerBeat, _Mapping]]] = ..., load: _Optional[float] = ..., frames: _Optional[int] = ..., links: _Optional[_Iterable[_Union[PeerLink, _Mapping]]] = ..., cpu_s: _Optional[float] = ..., rss_mb: _Optional[int] = ..., paces: _Optional[_Iterable[_Union[PlanPace, _Mapping]]] = ..., data_bytes: _Optional[int] = ..., data_read_bytes: _Optional[int] = ..., link_keys: _Optional[_Iterable[str]] = ..., ailments: _Optional[_Iterable[_Union[Ailment, _Mapping]]] = ..., rooms: _Optional[_Iterable[_Union[PlanRoom, _Mapping]]] = ...) -> None: ...
+
+class PlanRoom(_message.Message):
+    __slots__ = ("plan_id", "model_id", "context", "parallel", "max_sequences", "max_context", "max_kv_tokens", "kept")
+    PLAN_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    PARALLEL_FIELD_NUMBER: _ClassVar[int]
+    MAX_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    MAX_CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    MAX_KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    plan_id: str
+    model_id: str
+    context: int
+    parallel: int
+    max_sequences: int
+    max_context: int
+    max_kv_tokens: int
+    kept: bool
+    def __init__(self, plan_id: _Optional[str] = ..., model_id: _Optional[str] = ..., context: _Optional[int] = ..., parallel: _Optional[int] = ..., max_sequences: _Optional[int] = ..., max_context: _Optional[int] = ..., max_kv_tokens: _Optional[int] = ..., kept: _Optional[bool] = ...) -> None: ...
 
 class Ailment(_message.Message):
     __slots__ = ("model_id", "fingerprint", "reason", "worker")
@@ -275,16 +306,20 @@ class Stage(_message.Message):
     def __init__(self, node_id: _Optional[str] = ..., shard: _Optional[_Union[Shard, _Mapping]] = ..., address: _Optional[str] = ..., worker: _Optional[str] = ...) -> None: ...
 
 class Plan(_message.Message):
-    __slots__ = ("model_id", "epoch", "stages", "file")
+    __slots__ = ("model_id", "epoch", "stages", "file", "context", "parallel")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STAGES_FIELD_NUMBER: _ClassVar[int]
     FILE_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    PARALLEL_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     epoch: str
     stages: _containers.RepeatedCompositeFieldContainer[Stage]
     file: ModelFile
-    def __init__(self, model_id: _Optional[str] = ..., epoch: _Optional[str] = ..., stages: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ..., file: _Optional[_Union[ModelFile, _Mapping]] = ...) -> None: ...
+    context: int
+    parallel: int
+    def __init__(self, model_id: _Optional[str] = ..., epoch: _Optional[str] = ..., stages: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ..., file: _Optional[_Union[ModelFile, _Mapping]] = ..., context: _Optional[int] = ..., parallel: _Optional[int] = ...) -> None: ...
 
 class ModelFile(_message.Message):
     __slots__ = ("headers", "hashes", "sample", "source", "revision", "name", "size")
@@ -305,14 +340,16 @@ class ModelFile(_message.Message):
     def __init__(self, headers: _Optional[str] = ..., hashes: _Optional[str] = ..., sample: _Optional[str] = ..., source: _Optional[str] = ..., revision: _Optional[str] = ..., name: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
 
 class OpenPlan(_message.Message):
-    __slots__ = ("plan", "beside", "stage")
+    __slots__ = ("plan", "beside", "stage", "room_s")
     PLAN_FIELD_NUMBER: _ClassVar[int]
     BESIDE_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
+    ROOM_S_FIELD_NUMBER: _ClassVar[int]
     plan: Plan
     beside: bool
     stage: int
-    def __init__(self, plan: _Optional[_Union[Plan, _Mapping]] = ..., beside: _Optional[bool] = ..., stage: _Optional[int] = ...) -> None: ...
+    room_s: float
+    def __init__(self, plan: _Optional[_Union[Plan, _Mapping]] = ..., beside: _Optional[bool] = ..., stage: _Optional[int] = ..., room_s: _Optional[float] = ...) -> None: ...
 
 class PlanOpened(_message.Message):
     __slots__ = ("plan_id", "max_kv_tokens", "max_sequences", "max_context", "max_drafting")

@@ -27,6 +27,7 @@ from exo.inference.shard import Shard
 from exo.networking import messages as m
 from exo.networking.grpc import node_service_pb2 as pb
 from exo.topology.device_capabilities import DeviceCapabilities, DeviceFlops
+from exo.topology.loaded_for import LoadedFor
 from exo.topology.model_size import WeightMemory
 
 STREAM_KINDS = ("data", "control", "heartbeat", "bulk")
@@ -174,7 +175,8 @@ def _state_out(worker: m.WorkerBeat) -> pb.WorkerBeat:
       used_mb=worker.used_mb,
       loaded=[shard_out(s) for s in worker.loaded],
       problem=worker.problem,
-      news=_news_out(worker.news)
+      news=_news_out(worker.news),
+      pinned=[pb.WorkerBeat.Pinned(model_id=name, mb=mb) for name, mb in worker.pinned]
   )
 
 
@@ -189,7 +191,8 @@ def _states_in(told: Sequence[pb.WorkerBeat]) -> tuple[m.WorkerBeat, ...]:
 def _state_in(w: pb.WorkerBeat) -> m.WorkerBeat:
   return m.WorkerBeat(
       w.name, int(real(w.usable_mb, _MOST_MB)), int(real(w.used_mb, _MOST_MB)),
-      tuple(shard_in(s) for s in w.loaded[:_MAX_SHARDS]), one_line(w.problem[:MAX_REASON]), _news_in(w.news)
+      tuple(shard_in(s) for s in w.loaded[:_MAX_SHARDS]), one_line(w.problem[:MAX_REASON]), _news_in(w.news),
+      tuple((pinned.model_id[:MAX_MODEL_ID], int(real(pinned.mb, _MOST_MB))) for pinned in w.pinned[:_MAX_SHARDS])
   )
 
 
@@ -217,7 +220,8 @@ def heartbeat_out(message: m.Heartbeat) -> dict[str, Any]:
           rumours=[
               pb.Rumour(node_id=r.node_id, incarnation=r.incarnation, beat=r.beat, address=r.address)
               for r in message.rumours
-          ]
+          ],
+          rooms=[_room_out(room) for room in message.rooms]
       )
   }
 
@@ -238,7 +242,27 @@ def heartbeat_in(h: pb.Heartbeat) -> m.Heartbeat:
               one_line(a.model_id[:MAX_MODEL_ID]), a.fingerprint[:MAX_FINGERPRINT], one_line(a.reason[:MAX_REASON]),
               a.worker
           ) for a in h.ailments[:_MAX_AILMENTS] if is_worker_name(a.worker)
-      )
+      ), tuple(map(_room_in, h.rooms[:_MAX_PACES]))
+  )
+
+
+def _room_out(r: m.PlanRoom) -> pb.PlanRoom:
+  return pb.PlanRoom(
+      plan_id=r.plan_id,
+      model_id=r.model_id,
+      context=r.loaded_for.context or 0,
+      parallel=r.loaded_for.parallel or 0,
+      max_sequences=r.max_sequences,
+      max_context=r.max_context,
+      max_kv_tokens=r.max_kv_tokens,
+      kept=r.kept
+  )
+
+
+def _room_in(r: pb.PlanRoom) -> m.PlanRoom:
+  return m.PlanRoom(
+      r.plan_id[:MAX_PLAN_ID], one_line(r.model_id[:MAX_MODEL_ID]), LoadedFor(r.context or None, r.parallel or None),
+      r.max_sequences, r.max_context, r.max_kv_tokens, r.kept
   )
 
 

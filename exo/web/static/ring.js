@@ -168,7 +168,7 @@ export class Ring {
       const rows = [
         ["Device", `${node.model}, ${node.chip}`], ["Memory", `${gigabytes(node.used_memory)} used, ${gigabytes(node.free_memory)} free of ${gigabytes(node.memory)}`],
         ["Engine", `${node.engine} on ${node.device}`], ["Load", `${Math.round(node.load * 100)} %`],
-        ["Layers", this.held(node).join(", ") || "–"], ["Links", links.join("; ") || "–"],
+        ["Layers", this.held(node).join(", ") || "–"], ...state.loaded.filter((l) => l.node_id === id).map((l) => ["Model", `${l.model}: ${l.words}`]), ["Links", links.join("; ") || "–"],
         ...(node.workers.length > 1 ? node.workers.map((w) => [w.name, this.worker(w)]) : []),
         ...node.ailments.map((a) => ["Cannot run", `${node.workers.length > 1 ? `${a.worker}: ` : ""}${a.model}: ${a.reason}`]),
         ...(here ? Object.entries(state.refused_models).map(([model, reason]) => ["Refused", `${model}: ${reason}`]) : []),
