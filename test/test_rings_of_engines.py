@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,15 @@ import pytest
 from exo.errors import ModelFilesError, UnsupportedModelError
 from exo.inference.engines import offered_engines, probe_engine
 from exo.inference.offer import choose
+from exo.inference.sampling import SamplingParams
 from exo.inference.weights.checkpoint import open_checkpoint
+from exo.orchestration.generation import GenerationSpec
+from exo.orchestration.node import Node
 from test.support.engine_rings import engine_ring, scores
 from test.support.families import TOLERANCE, Form, forms, of_tokens
 from test.support.nodes import NodeProcess, free_port, wait_until
-from test.test_families import WRONG, opens
+from test.support.stages import Stages
+from test.test_families import opens
 
 if not forms():
   pytest.skip("the checkpoints of families are not here", allow_module_level=True)
@@ -61,10 +66,31 @@ def test_line_2_every_family_is_right_or_refused_with_its_reason(count: int, she
 
   asyncio.run(scenario())
   print("\n".join(f"{form}: {why}" for form, why in refused.items()))
-  assert wrong == WRONG
+  assert not wrong
   assert set(refused) == {str(form) for form in forms() if not opens(form) or not some_engine_can(form, shelf)}
   for form, why in refused.items():
     assert len(why) > 30, f"{form}: {why}"
+
+
+@pytest.mark.skipif(not probe_engine("mlx").available, reason="mlx cannot run here")
+def test_line_2_what_a_ring_generates_is_near_or_far_as_a_whole(shelf: Path, tmp_path: Path) -> None:
+  form = Form("phi3_5_mini", "hub")
+  prompt = next(form.references())[0]
+
+  async def generated(node: Node, count: int) -> list[int]:
+    spec = GenerationSpec(uuid.uuid4().hex, tuple(prompt), count, frozenset(), SamplingParams(temperature=0))
+    async with node.generation(spec, await node.model(str(form))) as generation:
+      return [token.token_id async for delivery in generation for token in delivery.tokens]
+
+  async def scenario() -> None:
+    async with engine_ring(tmp_path, shelf, *[offered_engines("mlx")] * 2) as nodes:
+      stages = Stages("mlx", open_checkpoint(shelf / str(form)), (2, ))
+      within = stages.near_context - len(prompt) + 1
+      for count in (within, within + 1):
+        assert await generated(nodes[0], count) == stages.greedy(prompt, count)
+      stages.close()
+
+  asyncio.run(scenario())
 
 
 @pytest.mark.timeout(120)

@@ -309,6 +309,29 @@ def test_prefixes_are_reused_to_the_token() -> None:
   assert scheduler.counts.kept <= 3
 
 
+def test_line_2_a_sequence_is_near_or_far_from_its_first_token_on_and_shares_caches_with_its_like_alone() -> None:
+  scheduler = Scheduler(Limits(max_sequences=4, max_kv_tokens=4000, max_context=512, step_tokens=64, near_context=64))
+  ring, seen = FakeRing(scheduler), []
+
+  def run(*wanted: Request) -> tuple[list[bool], int]:
+    seen.clear()
+    before = ring.reused
+    for one in wanted:
+      scheduler.add(one)
+    ring.finish()
+    return [entry.far for step in seen for entry in step.entries], ring.reused - before
+
+  apply = ring.apply
+  ring.apply = lambda step: seen.append(step) or apply(step)  # type: ignore[method-assign]
+  for prompt, answer, far, reused in ((60, 5, False, 0), (60, 6, True, 0), (60, 6, True, 58), (60, 5, False, 58),
+                                      (64, 0, False, 60), (65, 1, True, 60)):
+    found, shared = run(request(f"{prompt} {answer} {reused}", prompt, answer))
+    assert found and set(found) == {far}, "the last token of an answer is not computed"
+    assert shared == reused
+  found, _ = run(request("near", 20, 10), request("far", 20, 100))
+  assert set(found) == {False, True}
+
+
 def test_a_prompt_that_is_being_computed_is_shared() -> None:
   scheduler = Scheduler(Limits(max_sequences=8, max_kv_tokens=4000, max_context=512, stages=2, step_tokens=64))
   ring = FakeRing(scheduler)

@@ -39,12 +39,14 @@ class LogitsOf(IntEnum):
 class BatchEntry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
   """`n_tokens` consecutive tokens of one sequence, the first of them at `position`.
 
-  `position` equals the number of tokens that the sequence's KV cache holds at this stage.
+  `position` equals the number of tokens that the sequence's KV cache holds at this stage. `far` is the same for all entries of
+  a sequence: it may become longer than `StageMemory.near_context`.
   """
   sequence: Count
   position: Count
   n_tokens: Annotated[int, msgspec.Meta(ge=1)]
   logits: LogitsOf
+  far: bool = False
 
   @property
   def logit_rows(self) -> int:
@@ -79,6 +81,7 @@ class StageMemory:
 
   `max_drafting` is how many sequences of one step may have drafts verified: 1 where an entry of several tokens is a run
   of its own, more where such entries are computed together, 0 where caches cannot always be shortened afterwards.
+  `near_context`: the model computes sequences that stay within so many tokens otherwise than longer ones; 0 where it does not.
   """
   weight_bytes: int
   kv_bytes_per_token: int
@@ -86,6 +89,7 @@ class StageMemory:
   max_sequences: int
   max_context: int
   max_drafting: int = 1
+  near_context: int = 0
 
 
 @dataclass(frozen=True, slots=True)

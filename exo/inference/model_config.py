@@ -63,6 +63,14 @@ class ModelConfig:
     """Numbers that one layer keeps for one token, keys and values together."""
     return 2 * self.n_kv_heads * self.head_dim
 
+  @property
+  def near_context(self) -> int:
+    """Sequences that stay within so many tokens have a rotary embedding of their own (`RopeScaling.factors`), longer ones another
+    (`long_factors`); 0 where all have the same.
+    """
+    found = [rope.original_max_position for rope in self.rope if rope.has_two_reaches]
+    return min((n for n in found if n < self.max_context), default=0)
+
   @classmethod
   def from_hf(cls, config: Mapping[str, Any]) -> ModelConfig:
     """Raises `ModelFilesError` when a key is missing, of another type than it should be, or out of bounds."""

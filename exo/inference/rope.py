@@ -26,9 +26,15 @@ class RopeScaling:
   beta_slow: float = 1.0
   attention_factor: float | None = None
 
+  @property
+  def has_two_reaches(self) -> bool:
+    """Whether sequences within the original context are turned otherwise than longer ones."""
+    return self.kind in ("longrope", "su") and bool(self.long_factors) and self.long_factors != self.factors
 
-def inverse_frequencies(rope: RopeScaling, rotary_dim: int, max_position: int) -> npt.NDArray[np.float64]:
-  """Radians per position of each pair of dimensions, shape (rotary_dim / 2,).
+
+def inverse_frequencies(rope: RopeScaling, rotary_dim: int, far: bool) -> npt.NDArray[np.float64]:
+  """Radians per position of each pair of dimensions, shape (rotary_dim / 2,), of sequences that stay within the original context,
+  or, `far`, of longer ones.
 
   Formulas: RoFormer (Su et al., 2021); "linear" position interpolation (Chen et al., 2023); "llama3" as in Meta's
   llama-models; "yarn" (Peng et al., 2023); "longrope" (Ding et al., 2024). Raises `UnsupportedModelError` for others.
@@ -59,8 +65,7 @@ def inverse_frequencies(rope: RopeScaling, rotary_dim: int, max_position: int) -
       ramp = np.clip((np.arange(rotary_dim // 2) - low_dim) / max(high_dim - low_dim, 0.001), 0, 1)
       return np.asarray(base / rope.factor * ramp + base * (1 - ramp))
     case "longrope" | "su":
-      long = max_position > rope.original_max_position
-      return np.asarray(base / np.asarray(rope.long_factors if long and rope.long_factors else rope.factors or (1.0, )))
+      return np.asarray(base / np.asarray(rope.long_factors if far and rope.long_factors else rope.factors or (1.0, )))
     case _:
       raise UnsupportedModelError(f"rotary embedding of kind {rope.kind!r} is not known")
 
@@ -76,9 +81,9 @@ def attention_factor(rope: RopeScaling, max_position: int) -> float:
   return 1.0
 
 
-def cos_sin(rope: RopeScaling, rotary_dim: int, length: int,
-            max_position: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def cos_sin(rope: RopeScaling, rotary_dim: int, length: int, max_position: int,
+            far: bool) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
   """Cosines and sines of positions 0..length-1, each of shape (length, rotary_dim / 2)."""
-  angles = np.outer(np.arange(length, dtype=np.float64), inverse_frequencies(rope, rotary_dim, max_position))
+  angles = np.outer(np.arange(length, dtype=np.float64), inverse_frequencies(rope, rotary_dim, far))
   scale = attention_factor(rope, max_position)
   return (np.cos(angles) * scale).astype(np.float32), (np.sin(angles) * scale).astype(np.float32)

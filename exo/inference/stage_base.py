@@ -78,8 +78,9 @@ class StageBase(StageModel):
       held = self.length(entry.sequence)
       if entry.position != held:
         raise EngineError(f"entry at position {entry.position} of a sequence whose cache holds {held} tokens")
-      if entry.position + entry.n_tokens > self._memory.max_context:
-        raise EngineError(f"a sequence is longer than {self._memory.max_context} tokens")
+      near = 0 if entry.far else self._memory.near_context
+      if entry.position + entry.n_tokens > (most := near or self._memory.max_context):
+        raise EngineError(f"a sequence is longer than {most} tokens")
 
   def copy(self, source: int, target: int, length: int) -> None:
     kept = self.length(source)

@@ -34,6 +34,11 @@ class Admission:
     """KV tokens that the request may come to need."""
     return min(len(request.prompt_ids) + request.max_tokens, self._limits.max_context)
 
+  def is_far(self, request: Request) -> bool:
+    """Whether its sequence may become longer than the model's near context; the last token of an answer is not computed."""
+    near = self._limits.near_context
+    return 0 < near < min(len(request.prompt_ids) + max(0, request.max_tokens - 1), self._limits.max_context)
+
   def add(self, request: Request, most_wait_s: float = math.inf) -> list[Request]:
     """Queue a request. Returns those that must make way for it in the line, and are forgotten.
 

@@ -21,7 +21,8 @@ _COPIES_PER_TOKEN = 16
 class Limits:
   """The least of what the plan's stages can do, and the bounds of one step. Counts of tokens unless said.
 
-  `max_drafting` is the number of sequences of one step that may have drafts verified, 0 for no speculation.
+  `max_drafting` is the number of sequences of one step that may have drafts verified, 0 for no speculation; `near_context` is as in
+  `StageMemory`.
   """
   max_sequences: int
   max_kv_tokens: int
@@ -31,6 +32,7 @@ class Limits:
   max_waiting: int = 256  # requests
   keep_caches: bool = True
   max_drafting: int = 0
+  near_context: int = 0
 
 
 class KvRoom:
@@ -59,7 +61,7 @@ class KvRoom:
     self.reserved -= sequence.reserved
     number = sequence.number
     if keep and self.limits.keep_caches:
-      gone = self.kept.keep(number, sequence.tokens[:sequence.computed], sequence.request.cache_salt)
+      gone = self.kept.keep(number, sequence.tokens[:sequence.computed], sequence.salt)
       self._ends = [n for n in (*self._ends, number) if n not in gone]
       self._drops.extend(gone)
     else:

@@ -211,6 +211,7 @@ class PlanHost:
     if here is None or 0 not in here.stages:
       raise PlanClosedError(f"plan {plan.plan_id} was closed while it opened")
     feed = here.stages[0].runner.feed
+    limits = replace(limits, near_context=here.stages[0].loaded.model.memory.near_context)
     here.driver = PlanDriver(plan, Scheduler(limits), feed, self._send, self._meter, self._most_wait_s)
     return here.driver
 

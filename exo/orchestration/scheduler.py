@@ -25,7 +25,7 @@ from exo.orchestration.fair_clock import FairClock, share_of
 from exo.orchestration.kv_room import KvRoom, Limits
 from exo.orchestration.prefix_cache import MIN_REUSED, Match, common_prefix
 from exo.orchestration.prompt_chunks import PromptChunks
-from exo.orchestration.sequence import RunningSequence
+from exo.orchestration.sequence import RunningSequence, salt_of
 from exo.orchestration.step import Step, StepDraft
 from exo.orchestration.waiting_line import WaitingLine
 
@@ -265,7 +265,8 @@ class Scheduler:
     self._line.take(request)
     prompt = len(request.prompt_ids)
     sequence = RunningSequence(
-        number, request, needed, [*request.prompt_ids, *request.replay_ids], self._next_step, length
+        number, request, needed, [*request.prompt_ids, *request.replay_ids], self._next_step, length,
+        self.admission.is_far(request)
     )
     self._running[number] = sequence
     self._room.reserved += needed
@@ -284,10 +285,10 @@ class Scheduler:
     whole = request.prompt_logprobs is not None or request.embed  # every token's result is wanted
     if whole or request.request_id in self._computed_anew or not self.limits.keep_caches:
       return None, False
-    prompt = np.asarray(request.prompt_ids[:-2], np.int32)
-    best, soon = self._room.kept.match(prompt, request.cache_salt), 0
+    prompt, salt = np.asarray(request.prompt_ids[:-2], np.int32), salt_of(request, self.admission.is_far(request))
+    best, soon = self._room.kept.match(prompt, salt), 0
     for sequence in self._running.values():
-      if sequence.request.cache_salt != request.cache_salt:
+      if sequence.salt != salt:
         continue
       common = common_prefix(prompt, np.asarray(sequence.request.prompt_ids, np.int32))
       ready = min(common, draft.settled.get(sequence.number, 0))

@@ -7,12 +7,18 @@ from dataclasses import dataclass, field, replace
 from exo.networking.messages import Request, WideStep
 
 
+def salt_of(request: Request, far: bool) -> str:
+  """Of a sequence that may be too long for the model's near context, or not."""
+  return f"{request.cache_salt} far" if far else request.cache_salt
+
+
 @dataclass(slots=True)
 class RunningSequence:
   """`computed` of its `tokens` are in the caches or on their way there; a result may say that more are.
 
   `number` may have belonged to another request before; what comes of steps before `first_step` is that one's.
-  `cut` means that the caches may hold more than `computed` tokens. `reserved` is the KV that it may come to need.
+  `cut` means that the caches may hold more than `computed` tokens. `reserved` is the KV that it may come to need. `far` is as in
+  `BatchEntry`.
   """
   number: int
   request: Request
@@ -20,12 +26,18 @@ class RunningSequence:
   tokens: list[int]
   first_step: int
   computed: int = 0
+  far: bool = False
   cut: bool = False
   wide: list[WideStep] = field(default_factory=list)  # of its steps that gave tokens here, those that had drafts
   prompt_tokens: int = field(init=False)
 
   def __post_init__(self) -> None:
     self.prompt_tokens = len(self.request.prompt_ids)
+
+  @property
+  def salt(self) -> str:
+    """Only sequences of the same begin with its cache."""
+    return salt_of(self.request, self.far)
 
   @property
   def prompt_left(self) -> int:

@@ -301,13 +301,15 @@ class StageRunner:
       trouble: _Trouble
   ) -> None:
     """Feed the tokens of a run back at once, for the sequences that are not at their end."""
-    position = {entry.sequence: entry.position for entry in frame.entries}
+    begun = {entry.sequence: entry for entry in frame.entries}
     fresh = tokens
     for k in range(1, frame.run):
       going = [token for token in fresh if not token.finish_reason]
       if not going or trouble.failures:
         return
-      entries = tuple(BatchEntry(t.sequence, position[t.sequence] + k, 1, LogitsOf.LAST) for t in going)
+      entries = tuple(
+          BatchEntry(t.sequence, begun[t.sequence].position + k, 1, LogitsOf.LAST, begun[t.sequence].far) for t in going
+      )
       fresh, more = self._sample(Batch(entries, np.array([t.token_id for t in going], np.int32)), trouble)
       tokens.extend(fresh)
       deliveries.extend(more)

@@ -40,5 +40,5 @@ class StepDraft:
     if sequence.cut:
       self.truncates.append((sequence.number, sequence.computed))
       sequence.cut = False
-    self.entries.append(BatchEntry(sequence.number, sequence.computed, len(token_ids), logits))
+    self.entries.append(BatchEntry(sequence.number, sequence.computed, len(token_ids), logits, sequence.far))
     self.tokens.extend(token_ids)

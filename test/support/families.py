@@ -65,7 +65,8 @@ def forms() -> list[Form]:
 def log_probabilities(stages: Stages, ids: Sequence[int], chunk: int | None = None) -> np.ndarray:
   """Of all tokens but the first, given what stands before; the prompt in one step, or in some of `chunk` tokens."""
   chunk = chunk or len(ids)
-  rows = [stages.step([(1, start, ids[start:start + chunk])]) for start in range(0, len(ids), chunk)]
+  far = (1, ) if 0 < stages.near_context < len(ids) else ()
+  rows = [stages.step([(1, start, ids[start:start + chunk])], far=far) for start in range(0, len(ids), chunk)]
   stages.each("drop", 1)
   return of_tokens(np.concatenate(rows), ids)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,16 +31,20 @@ class Stages:
     bounds = [0, *cuts, n] if shard is None else [shard.start_layer, shard.end_layer + 1]
     names = [engines] * (len(bounds) - 1) if isinstance(engines, str) else engines
     self.models: list[StageModel] = []
+    self.near_context = checkpoint.config.near_context
     for engine, (a, b) in zip(names, itertools.pairwise(bounds), strict=True):
       name, _, held = engine.partition(":")
       options = LoadOptions(2**33, 1, max_sequences=8, max_context=max_context, quantize=quantize or held or None)
       self.models.append(load_engine(name).load(Shard("m", a, b - 1, n), checkpoint, options, lambda _: None))
 
-  def step(self,
-           entries: Sequence[tuple[int, int, Sequence[int]]],
-           logits: LogitsOf = LogitsOf.ALL) -> npt.NDArray[Any]:
-    """Entries are (sequence, position, tokens)."""
-    batch_entries = tuple(BatchEntry(s, p, len(t), logits) for s, p, t in entries)
+  def step(
+      self,
+      entries: Sequence[tuple[int, int, Sequence[int]]],
+      logits: LogitsOf = LogitsOf.ALL,
+      far: Container[int] = ()
+  ) -> npt.NDArray[Any]:
+    """Entries are (sequence, position, tokens); `far` are those sequences that are."""
+    batch_entries = tuple(BatchEntry(s, p, len(t), logits, s in far) for s, p, t in entries)
     ids = np.concatenate([np.asarray(t, np.int32) for _, _, t in entries])
     hidden = None
     for model in self.models:
@@ -63,10 +67,12 @@ class Stages:
 
   def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
     """The prompt's continuation."""
-    tokens, row = [], self.step([(1, 0, prompt)], LogitsOf.LAST)
+    far = (1, ) if 0 < self.near_context < len(prompt) + count - 1 else ()
+    tokens, row = [], self.step([(1, 0, prompt)], LogitsOf.LAST, far)
     for position in range(len(prompt), len(prompt) + count):
       tokens.append(int(row[-1].argmax()))
-      row = self.step([(1, position, tokens[-1:])], LogitsOf.LAST)
+      if len(tokens) < count:
+        row = self.step([(1, position, tokens[-1:])], LogitsOf.LAST, far)
     self.each("drop", 1)
     return tokens
 

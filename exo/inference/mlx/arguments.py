@@ -102,26 +102,46 @@ def ignored_windows(config: ModelConfig) -> tuple[int | None, ...]:
 
 
 class Rope(nn.Module):  # type: ignore[misc]
-  """Rotary embedding with frequencies of its own."""
-  def __init__(self, rope: RopeScaling, rotary_dim: int, max_context: int) -> None:
+  """Rotary embedding with frequencies of its own. `far` says whether the sequences that it is called for next are."""
+  def __init__(self, rope: RopeScaling, rotary_dim: int, scales: tuple[float, float]) -> None:
+    """`scales` of near sequences, and of far ones."""
     super().__init__()
-    self._dims = rotary_dim
-    self._periods = mx.array((1 / inverse_frequencies(rope, rotary_dim, max_context)).astype(np.float32))
-    self._scale = attention_factor(rope, max_context)
+    self.far = False
+    self._dims, self._scales = rotary_dim, scales
+    self._periods = tuple(
+        mx.array((1 / inverse_frequencies(rope, rotary_dim, far)).astype(np.float32)) for far in (False, True)
+    )
 
   def __call__(self, x: Any, offset: Any = 0) -> Any:
-    if self._scale != 1:
-      x = x.at[..., :self._dims].multiply(self._scale)
-    return mx.fast.rope(x, self._dims, traditional=False, base=None, scale=1.0, offset=offset, freqs=self._periods)
+    scale, periods = self._scales[self.far], self._periods[self.far]
+    if scale != 1:
+      x = x.at[..., :self._dims].multiply(scale)
+    return mx.fast.rope(x, self._dims, traditional=False, base=None, scale=1.0, offset=offset, freqs=periods)
 
 
-def set_ropes(layers: list[Any], config: ModelConfig) -> None:
+def set_ropes(layers: list[Any], checkpoint: Checkpoint) -> None:
   """Give layers the rotary embedding of their checkpoint where it is more than a base."""
+  config = checkpoint.config
   if config.model_type not in DESCRIBED:
+    _set_near_ropes(layers, checkpoint)
     return
   made: dict[RopeScaling, Rope] = {}
   for layer, rope in zip(layers, config.rope, strict=True):
     if rope.kind not in ("default", "mrope") or rope.factors:
       if rope not in made:
-        made[rope] = Rope(rope, config.rotary_dim, config.max_context)
+        made[rope] = Rope(rope, config.rotary_dim, (attention_factor(rope, config.max_context), ) * 2)
       layer.self_attn.rope = made[rope]
+
+
+def _set_near_ropes(layers: list[Any], checkpoint: Checkpoint) -> None:
+  """mlx-lm turns every sequence as if it were longer than the original context."""
+  config, raw = checkpoint.config, checkpoint.hf_config
+  text = raw.get("text_config")
+  text = raw | text if isinstance(text, dict) else raw
+  scaling = text.get("rope_parameters") or text.get("rope_scaling") or {}
+  for layer, rope in zip(layers, config.rope, strict=False):
+    for module in layer.modules():
+      for name, child in module.children().items():
+        if type(child).__name__ == "SuScaledRoPE":
+          near = scaling.get("short_mscale") or child._scale
+          setattr(module, name, Rope(rope, child.dim, (float(near), float(child._scale))))

@@ -19,7 +19,7 @@ from exo.errors import CacheReuseError, EngineError, UnsupportedModelError
 from exo.inference.engine import Batch, BatchEntry, LoadOptions, StageMemory
 from exo.inference.final_norm import FinalNorm
 from exo.inference.kv_budget import KvBudget
-from exo.inference.mlx.arguments import architecture, model_arguments, set_ropes
+from exo.inference.mlx.arguments import Rope, architecture, model_arguments, set_ropes
 from exo.inference.mlx.cache import DecodeBatch
 from exo.inference.mlx.library import model_classes, set_threads
 from exo.inference.mlx.probe import DESCRIBED, QUANTIZE
@@ -76,6 +76,7 @@ class MlxStage(StageBase):
       lay_out_for_cpu(model, shard)
     parameters = stage_parameters(model, shard)
     mx.eval(list(parameters.values()))
+    self._ropes = tuple({id(module): module for module in model.modules() if isinstance(module, Rope)}.values())
     weight_bytes = sum(array.nbytes for array in parameters.values())
     self._model, self._abilities = rehearse(model, shard, config, held.dtype)
     mx.clear_cache()
@@ -86,7 +87,8 @@ class MlxStage(StageBase):
         budget.tokens(weight_bytes, spare=_MAX_PADDING),  # the empty columns of batches take memory too
         options.max_sequences,
         budget.max_context,
-        max_drafting=1 if self._model.is_plain else 0
+        max_drafting=1 if self._model.is_plain else 0,
+        near_context=config.near_context
     )
     super().__init__(shard, memory, config.hidden_size, config.vocab_size)
     progress(1.0)
@@ -124,6 +126,7 @@ class MlxStage(StageBase):
     hidden = None if batch.hidden is None else self._to_mlx(batch.hidden)
     for entry in batch.entries:
       end = start + entry.n_tokens
+      self._reach(entry.far)
       own = None if hidden is None else hidden[None, start:end]
       parts.append(self._model.last_hidden(ids[None, start:end], self._caches(entry.sequence), own)[0])
       start = end
@@ -143,11 +146,14 @@ class MlxStage(StageBase):
       else:
         outputs[i] = self._run_one(entry, ids, hidden, start, pending)
       start += entry.n_tokens
-    if len(singles) == 1:
-      (i, start), = singles
-      outputs[i] = self._run_one(batch.entries[i], ids, hidden, start, pending)
-    elif singles:
-      self._run_together(batch.entries, singles, ids, hidden, outputs, pending)
+    for far in (False, True):
+      together = [(i, start) for i, start in singles if batch.entries[i].far == far]
+      if len(together) == 1:
+        (i, start), = together
+        outputs[i] = self._run_one(batch.entries[i], ids, hidden, start, pending)
+      elif together:
+        self._reach(far)
+        self._run_together(batch.entries, together, ids, hidden, outputs, pending)
     parts = [outputs[i] for i in range(len(batch.entries)) if outputs[i] is not None]
     out = parts[0] if len(parts) == 1 else mx.concatenate(parts) if parts else None
     if out is not None and self.shard.is_last:
@@ -159,10 +165,16 @@ class MlxStage(StageBase):
       return np.zeros((0, self._config.vocab_size), np.float32)
     return _to_numpy(out)
 
+  def _reach(self, far: bool) -> None:
+    """Which sequences the model is called for next."""
+    for rope in self._ropes:
+      rope.far = far
+
   def _run_one(self, entry: BatchEntry, ids: Any, hidden: Any, start: int, pending: list[Any]) -> Any:
     """The entry's rows, still to be computed; None when it has none, and then its caches go to `pending`."""
     end = start + entry.n_tokens
     caches = self._caches(entry.sequence)
+    self._reach(entry.far)
     rows = None
     if self.shard.is_last and self._abilities.chooses_rows and entry.logit_rows < entry.n_tokens:
       rows = mx.arange(entry.n_tokens - max(1, entry.logit_rows), entry.n_tokens)
@@ -178,7 +190,7 @@ class MlxStage(StageBase):
       self, entries: Sequence[BatchEntry], singles: list[tuple[int, int]], ids: Any, hidden: Any,
       outputs: dict[int, Any], pending: list[Any]
   ) -> None:
-    """One token each of several sequences; their rows go to `outputs` by the number of the entry."""
+    """One token each of several sequences, all near or all far; their rows go to `outputs` by the number of the entry."""
     place = {entries[i].sequence: (i, start) for i, start in singles}
     for group in self._groups(list(place)):
       if isinstance(group, int):
@@ -311,7 +323,7 @@ def _maker(checkpoint: Checkpoint) -> Callable[[], Any]:
       model = model_class(argument_class.from_dict(arguments))
     except (TypeError, ValueError, KeyError, AttributeError) as error:
       raise UnsupportedModelError(f"mlx-lm cannot make a model of this configuration: {error}") from error
-    set_ropes(list(model.layers), checkpoint.config)
+    set_ropes(list(model.layers), checkpoint)
     return model
 
   return make_model

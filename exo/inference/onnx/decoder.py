@@ -2,7 +2,8 @@
 
 Inputs: `x` (B, S, hidden), `seqlens_k` (B,) int32 with each row's total length less one, `total` (1,) int32 the longest
 total length, on the last stage `rows` (R,) int64 choosing tokens of the flattened batch, and per layer `past_k.i`,
-`past_v.i` (B, KV heads, room, head dim), which the operator updates in place. Output, named by `output`: hidden states
+`past_v.i` (B, KV heads, room, head dim), which the operator updates in place; where sequences have one of two rotary
+embeddings, its `tables`. Output, named by `output`: hidden states
 (B, S, hidden) or logits (R, 1, vocabulary); on the last stage `hidden` names what its head sees, (B, S, hidden).
 """
 
@@ -30,6 +31,8 @@ class DecoderGraph:
     self._shard, self._tensors, self._config, self._context = shard, tensors, config, context
     self._linear = LinearLayers(self.graph, bits)
     self.hidden: str | None = None
+    self.tables: dict[str, tuple[Floats,
+                                 Floats]] = {}  # inputs (positions, rotary dim / 2): of near sequences, of far ones
 
   def build(self, progress: Callable[[float], None]) -> GraphBuilder:
     g, config, shard = self.graph, self._config, self._shard
@@ -156,9 +159,25 @@ class DecoderGraph:
 
   def _cos_sin(self, layer: int) -> tuple[str, str]:
     config = self._config
-    cos, sin = cos_sin(config.rope[layer], config.rotary_dim, self._context, config.max_context)
-    key = config.rope.index(config.rope[layer])  # layers of one kind share their tables
-    return self.graph.weight(cos, name=f"cos.{key}"), self.graph.weight(sin, name=f"sin.{key}")
+    rope, near_context = config.rope[layer], config.near_context
+    key = config.rope.index(rope)  # layers of one kind share their tables
+    names = (f"cos.{key}", f"sin.{key}")
+
+    def tables(length: int, far: bool) -> tuple[Floats, Floats]:
+      return cos_sin(rope, config.rotary_dim, length, config.max_context, far)
+
+    if not near_context:
+      cos, sin = (
+          self.graph.weight(table, name=name) for name, table in zip(names, tables(self._context, False), strict=True)
+      )
+      return cos, sin
+    if names[0] not in self.tables:
+      for name, *pair in zip(
+          names, tables(min(self._context, near_context), False), tables(self._context, True), strict=True
+      ):
+        self.graph.input(name, "float32", [f"{name} positions", config.rotary_dim // 2])
+        self.tables[name] = (pair[0], pair[1])
+    return names
 
   def _mlp(self, layer: int, x: str) -> str:
     g = self.graph

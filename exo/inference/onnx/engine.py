@@ -44,7 +44,14 @@ _SCRATCH_BYTES = 2**28  # of a run's attention: a number for each of its tokens,
 class _Binding:
   """Buffers of one shape bound to one window of KV rows. Fill `x`, `seqlens`, `total` and `rows`, then `run`."""
   def __init__(
-      self, stage: OnnxStage, start: int, batch: int, length: int, n_rows: int, hidden: str | None = None
+      self,
+      stage: OnnxStage,
+      start: int,
+      batch: int,
+      length: int,
+      n_rows: int,
+      far: bool,
+      hidden: str | None = None
   ) -> None:
     self._session, self._io = stage.session, stage.session.io_binding()
     self.x = np.zeros((batch, length, stage.hidden_size), np.float32)
@@ -53,6 +60,7 @@ class _Binding:
     inputs: list[tuple[str, npt.NDArray[Any]]] = [("x", self.x), ("seqlens_k", self.seqlens), ("total", self.total)]
     if stage.shard.is_last:
       inputs.append(("rows", self.rows))
+    inputs += [(name, tables[far]) for name, tables in stage.tables.items()]
     if stage.shard.is_last and hidden is None:
       self.y = np.zeros((n_rows, 1, stage.vocab_size), np.float32)
     else:
@@ -85,18 +93,24 @@ class OnnxStage(StageBase):
     decoder = DecoderGraph(shard, tensors, budget.max_context, bits)
     graph = decoder.build(progress)
     self.output_name, self._hidden_name, weight_bytes = decoder.output, decoder.hidden, graph.weight_bytes
+    self.tables = decoder.tables
     self._embedding = EmbeddingTable(tensors) if shard.is_first else None
     n_words = config.vocab_size if self._embedding is None else self._embedding.n_words
     self.arena = KvArena(
         shard.layer_count, options.max_sequences, config.n_kv_heads, budget.max_context, config.head_dim
     )
     memory = StageMemory(
-        weight_bytes, budget.token_bytes, budget.tokens(weight_bytes), self.arena.rows, budget.max_context
+        weight_bytes,
+        budget.token_bytes,
+        budget.tokens(weight_bytes),
+        self.arena.rows,
+        budget.max_context,
+        near_context=config.near_context
     )
     super().__init__(shard, memory, config.hidden_size, n_words)
     self.session: ort.InferenceSession = graph.session(options.threads)
     use_huge_pages()
-    self._bindings: OrderedDict[tuple[int, int], _Binding] = OrderedDict()
+    self._bindings: OrderedDict[tuple[int, int, bool], _Binding] = OrderedDict()
     self._bound = self.arena.generation
     progress(1.0)
 
@@ -123,7 +137,7 @@ class OnnxStage(StageBase):
 
   def _logits_or_hidden(self, batch: Batch) -> Floats:
     x = self._begin(batch)
-    if all(entry.n_tokens == 1 for entry in batch.entries):
+    if all(entry.n_tokens == 1 and entry.far == batch.entries[0].far for entry in batch.entries):
       return self._run_singles(batch.entries, x)
     if len(batch.entries) == 1:
       return self._run_one(batch.entries[0], x)
@@ -150,8 +164,10 @@ class OnnxStage(StageBase):
       start, rows = (rows_before[i], entry.logit_rows) if self.shard.is_last else (starts[i], entry.n_tokens)
       out[start:start + rows] = y
 
-    singles = [i for i, entry in enumerate(batch.entries) if entry.n_tokens == 1]
-    if singles:
+    for far in (False, True):
+      singles = [i for i, entry in enumerate(batch.entries) if entry.n_tokens == 1 and entry.far == far]
+      if not singles:
+        continue
       y, row = self._run_singles([batch.entries[i] for i in singles], x[starts[singles]]), 0
       for i in singles:
         rows = batch.entries[i].logit_rows if self.shard.is_last else 1
@@ -163,9 +179,9 @@ class OnnxStage(StageBase):
     return out
 
   def _run_singles(self, entries: Sequence[BatchEntry], x: Floats) -> Floats:
-    """One token each of several sequences, as one batch in the order of their rows."""
+    """One token each of several sequences, all near or all far, as one batch in the order of their rows."""
     start = self.arena.window([entry.sequence for entry in entries])
-    binding = self._binding(start, len(entries))
+    binding = self._binding(start, len(entries), entries[0].far)
     if len(entries) == 1:
       binding.x[0] = x
       binding.seqlens[0], binding.total[0] = entries[0].position, entries[0].position + 1
@@ -184,15 +200,15 @@ class OnnxStage(StageBase):
       return y[first:first + len(wanted), 0]
     return y[wanted, 0]
 
-  def _binding(self, start: int, batch: int) -> _Binding:
-    key = (start, batch)
+  def _binding(self, start: int, batch: int, far: bool) -> _Binding:
+    key = (start, batch, far)
     if self._bound != self.arena.generation:  # to arrays that are no longer the cache
       self._bindings.clear()
       self._bound = self.arena.generation
     if key not in self._bindings:
       if len(self._bindings) >= _MAX_BINDINGS:
         self._bindings.popitem(last=False)
-      self._bindings[key] = _Binding(self, start, batch, 1, batch)
+      self._bindings[key] = _Binding(self, start, batch, 1, batch, far)
       self._bindings[key].rows[:] = np.arange(batch)
     self._bindings.move_to_end(key)
     return self._bindings[key]
@@ -209,12 +225,12 @@ class OnnxStage(StageBase):
     for start in range(0, n, most):
       end = min(n, start + most)
       logits = LogitsOf.NONE if entry.logits == LogitsOf.LAST and end < n else entry.logits
-      part = BatchEntry(entry.sequence, entry.position + start, end - start, logits)
+      part = BatchEntry(entry.sequence, entry.position + start, end - start, logits, entry.far)
       parts.append(self._run_part(part, x[start:end], hidden))
     return np.concatenate(parts)
 
   def _run_part(self, entry: BatchEntry, x: Floats, hidden: str | None) -> Floats:
-    binding = _Binding(self, self.arena.row(entry.sequence), 1, entry.n_tokens, entry.logit_rows, hidden)
+    binding = _Binding(self, self.arena.row(entry.sequence), 1, entry.n_tokens, entry.logit_rows, entry.far, hidden)
     binding.x[0] = x
     binding.seqlens[0] = entry.position + entry.n_tokens - 1
     binding.total[0] = entry.position + entry.n_tokens

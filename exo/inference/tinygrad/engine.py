@@ -60,13 +60,14 @@ class TinygradStage(StageBase):
     self._embedding = EmbeddingTable(tensors) if shard.is_first else None
     n_words = config.vocab_size if self._embedding is None else self._embedding.n_words
     memory = StageMemory(
-        self._device.weight_bytes, budget.token_bytes, tokens, options.max_sequences, context, _MAX_DRAFTING
+        self._device.weight_bytes, budget.token_bytes, tokens, options.max_sequences, context, _MAX_DRAFTING,
+        config.near_context
     )
     super().__init__(shard, memory, config.hidden_size, n_words)
     self._final_norm = FinalNorm(checkpoint)
     self._ropes = [(
-        *arrays, inverse_frequencies(rope, config.rotary_dim,
-                                     config.max_context), np.float32(attention_factor(rope, config.max_context))
+        *arrays, np.stack([inverse_frequencies(rope, config.rotary_dim, far)
+                           for far in (False, True)]), np.float32(attention_factor(rope, config.max_context))
     ) for rope, arrays in self._decoder.arrays.ropes.items()]
     self._windows = {layer.window for layer in self._decoder.layers}
 
@@ -102,10 +103,11 @@ class TinygradStage(StageBase):
     counts = [entry.n_tokens for entry in batch.entries]
     places = np.repeat(np.array([self._kv.held(e.sequence).place for e in batch.entries], np.int32), counts)
     positions = np.concatenate([np.arange(e.position, e.position + e.n_tokens, dtype=np.int32) for e in batch.entries])
+    far = np.repeat([int(e.far) for e in batch.entries], counts)
     outs = []
     for start in range(0, n, MAX_ROWS):
       end = min(n, start + MAX_ROWS)
-      self._run_layers(x[start:end], positions[start:end], places[start:end])
+      self._run_layers(x[start:end], positions[start:end], places[start:end], far[start:end])
       if wanted is None:
         outs.append(
             self._decoder.arrays.x.read((end - start) * self._config.hidden_size).reshape(end - start, -1).copy()
@@ -126,13 +128,13 @@ class TinygradStage(StageBase):
       self._decoder.write_table(held.place, held.pages, held.entered)
       held.entered = len(held.pages)
 
-  def _run_layers(self, x: Floats, positions: Ints, places: Ints) -> None:
+  def _run_layers(self, x: Floats, positions: Ints, places: Ints, far: npt.NDArray[np.int64]) -> None:
     arrays, device, n = self._decoder.arrays, self._device, len(x)
     arrays.x.write(x)
     arrays.positions.write(positions)
     arrays.places.write(places)
     for cos, sin, frequencies, factor in self._ropes:
-      angles = positions[:, None] * frequencies
+      angles = positions[:, None] * frequencies[far]
       cos.write((np.cos(angles) * factor).astype(np.float32))
       sin.write((np.sin(angles) * factor).astype(np.float32))
     tile = tile_of(n)
