@@ -24,7 +24,7 @@ import tempfile  # noqa: E402
 import time  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from exo import log  # noqa: E402
+from exo import log, system_figures  # noqa: E402
 from exo.tasks import log_lost_errors  # noqa: E402
 from test.support.trials import ANSWER_S, SCENARIOS, SETTLE_S, Answer, Cluster, task_names  # noqa: E402
 
@@ -132,6 +132,7 @@ class Campaign:
       await self._settled()
       await self.cluster.cold()
     self.lines.clear()
+    system_figures._unreadable.clear()  # what is missing is told once in a process
     INJECTOR.arm(trial.point, dict(errors())[trial.error](f"injected-{trial.point}-"), trial.nth)
     if trial.then is not None:
       INJECTOR.arm(trial.then, KeyError(f"injected-{trial.then}-"))
