@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 import traceback
 
@@ -14,6 +13,7 @@ from exo.log import log
 from exo.topology.loaded_for import WHAT_FITS, LoadedFor
 from exo.worker.device_thread import DeviceThread
 from exo.worker.engines import WorkerEngines
+from exo.worker.heap import tidy
 
 
 class ShardLoader:
@@ -60,11 +60,7 @@ class ShardLoader:
       model = await self._thread.run(work)
     finally:
       self.loading.pop(shard.model_id, None)
-    # vocabularies and graphs stay: collections during generation need not look at them again, but those at a load do, or what
-    # ended since the load before would stay, too
-    gc.unfreeze()
-    gc.collect()
-    gc.freeze()
+    tidy()
     log(
         1, "loaded %s in %.1f s: %d MB, room for %d tokens of KV", shard,
         time.monotonic() - started, model.memory.weight_bytes // 2**20, model.memory.max_kv_tokens

@@ -142,7 +142,7 @@ class WorkerBeat(_message.Message):
     def __init__(self, name: _Optional[str] = ..., usable_mb: _Optional[int] = ..., used_mb: _Optional[int] = ..., loaded: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ..., problem: _Optional[str] = ..., news: _Optional[bytes] = ..., pinned: _Optional[_Iterable[_Union[WorkerBeat.Pinned, _Mapping]]] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("number", "is_answer", "active", "leaving", "rumours", "workers", "load", "frames", "links", "cpu_s", "rss_mb", "paces", "data_bytes", "data_read_bytes", "link_keys", "ailments", "rooms")
+    __slots__ = ("number", "is_answer", "active", "leaving", "rumours", "workers", "load", "frames", "links", "cpu_s", "rss_mb", "paces", "data_bytes", "data_read_bytes", "link_keys", "ailments", "rooms", "retired")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     IS_ANSWER_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_FIELD_NUMBER: _ClassVar[int]
@@ -160,6 +160,7 @@ class Heartbeat(_message.Message):
     LINK_KEYS_FIELD_NUMBER: _ClassVar[int]
     AILMENTS_FIELD_NUMBER: _ClassVar[int]
     ROOMS_FIELD_NUMBER: _ClassVar[int]
+    RETIRED_FIELD_NUMBER: _ClassVar[int]
     number: int
     is_answer: bool
     active: bool
@@ -177,7 +178,8 @@ class Heartbeat(_message.Message):
     link_keys: _containers.RepeatedScalarFieldContainer[str]
     ailments: _containers.RepeatedCompositeFieldContainer[Ailment]
     rooms: _containers.RepeatedCompositeFieldContainer[PlanRoom]
-    def __init__(self, number: _Optional[int] = ..., is_answer: _Optional[bool] = ..., active: _Optional[bool] = ..., leaving: _Optional[bool] = ..., rumours: _Optional[_Iterable[_Union[Rumour, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[WorkerBeat, _Mapping]]] = ..., load: _Optional[float] = ..., frames: _Optional[int] = ..., links: _Optional[_Iterable[_Union[PeerLink, _Mapping]]] = ..., cpu_s: _Optional[float] = ..., rss_mb: _Optional[int] = ..., paces: _Optional[_Iterable[_Union[PlanPace, _Mapping]]] = ..., data_bytes: _Optional[int] = ..., data_read_bytes: _Optional[int] = ..., link_keys: _Optional[_Iterable[str]] = ..., ailments: _Optional[_Iterable[_Union[Ailment, _Mapping]]] = ..., rooms: _Optional[_Iterable[_Union[PlanRoom, _Mapping]]] = ...) -> None: ...
+    retired: bool
+    def __init__(self, number: _Optional[int] = ..., is_answer: _Optional[bool] = ..., active: _Optional[bool] = ..., leaving: _Optional[bool] = ..., rumours: _Optional[_Iterable[_Union[Rumour, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[WorkerBeat, _Mapping]]] = ..., load: _Optional[float] = ..., frames: _Optional[int] = ..., links: _Optional[_Iterable[_Union[PeerLink, _Mapping]]] = ..., cpu_s: _Optional[float] = ..., rss_mb: _Optional[int] = ..., paces: _Optional[_Iterable[_Union[PlanPace, _Mapping]]] = ..., data_bytes: _Optional[int] = ..., data_read_bytes: _Optional[int] = ..., link_keys: _Optional[_Iterable[str]] = ..., ailments: _Optional[_Iterable[_Union[Ailment, _Mapping]]] = ..., rooms: _Optional[_Iterable[_Union[PlanRoom, _Mapping]]] = ..., retired: _Optional[bool] = ...) -> None: ...
 
 class PlanRoom(_message.Message):
     __slots__ = ("plan_id", "model_id", "context", "parallel", "max_sequences", "max_context", "max_kv_tokens", "kept")
