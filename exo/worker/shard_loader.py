@@ -7,6 +7,7 @@ import traceback
 
 from exo.errors import EngineUnavailableError, ModelTooLargeError, OutOfMemoryError, in_words
 from exo.inference.engine import LoadOptions, StageModel
+from exo.inference.offer import EngineOffer
 from exo.inference.shard import Shard
 from exo.inference.weights.checkpoint import Checkpoint
 from exo.log import log
@@ -24,9 +25,12 @@ class ShardLoader:
 
   def needed_bytes(self, shard: Shard, checkpoint: Checkpoint, wanted: LoadedFor = WHAT_FITS) -> int:
     """An estimate of the shard's weights in memory, with room for the KV cache that is wanted."""
-    held = self._engines.able(checkpoint.facts, shard, checkpoint.fingerprint)[0].weights
+    held = self._able(shard, checkpoint)[0].weights
     kv_tokens = wanted.kv_tokens(checkpoint.config.max_context)
     return held.stage_bytes(checkpoint.size, shard.start_layer, shard.end_layer + 1, kv_tokens)
+
+  def _able(self, shard: Shard, checkpoint: Checkpoint) -> list[EngineOffer]:
+    return self._engines.able(checkpoint.facts, shard, checkpoint.size, checkpoint.fingerprint)
 
   async def load(self, shard: Shard, checkpoint: Checkpoint, options: LoadOptions) -> StageModel:
     """With the first of the worker's engines that can run it; where that fails for reasons of its own, with the next.
@@ -35,10 +39,10 @@ class ShardLoader:
     """
     def work() -> StageModel:
       failures: list[Exception] = []
-      for offer in self._engines.able(checkpoint.facts, shard, checkpoint.fingerprint):
+      for offer in self._able(shard, checkpoint):
         try:
           loaded = self._engines.instance(offer.name).load(shard, checkpoint, options, progress)
-          self._engines.keep(checkpoint.fingerprint, offer.name)
+          self._engines.settle(checkpoint.fingerprint, offer.name)
           return loaded
         except (OutOfMemoryError, ModelTooLargeError, MemoryError):
           raise

@@ -142,7 +142,7 @@ def _engines_in(data: bytes) -> tuple[EngineOffer, ...]:
 
 
 def _news_out(news: EngineNews) -> bytes:
-  return msgspec.msgpack.encode(news) if news.speeds or news.broken or news.kept else b""
+  return msgspec.msgpack.encode(news) if news.speeds or news.broken or news.settled else b""
 
 
 def _news_in(data: bytes) -> EngineNews:
