@@ -438,7 +438,8 @@ class ModelFound:
 
 @dataclass(frozen=True, slots=True)
 class ListModels:
-  """Which models do you hold something of?"""
+  """Which models do you hold something of? Of this one alone where one is named."""
+  model_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

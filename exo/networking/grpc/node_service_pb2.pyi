@@ -324,7 +324,7 @@ class Plan(_message.Message):
     def __init__(self, model_id: _Optional[str] = ..., epoch: _Optional[str] = ..., stages: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ..., file: _Optional[_Union[ModelFile, _Mapping]] = ..., context: _Optional[int] = ..., parallel: _Optional[int] = ...) -> None: ...
 
 class ModelFile(_message.Message):
-    __slots__ = ("headers", "hashes", "sample", "source", "revision", "name", "size")
+    __slots__ = ("headers", "hashes", "sample", "source", "revision", "name", "size", "shape")
     HEADERS_FIELD_NUMBER: _ClassVar[int]
     HASHES_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_FIELD_NUMBER: _ClassVar[int]
@@ -332,6 +332,7 @@ class ModelFile(_message.Message):
     REVISION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
     headers: str
     hashes: str
     sample: str
@@ -339,7 +340,8 @@ class ModelFile(_message.Message):
     revision: str
     name: str
     size: int
-    def __init__(self, headers: _Optional[str] = ..., hashes: _Optional[str] = ..., sample: _Optional[str] = ..., source: _Optional[str] = ..., revision: _Optional[str] = ..., name: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
+    shape: str
+    def __init__(self, headers: _Optional[str] = ..., hashes: _Optional[str] = ..., sample: _Optional[str] = ..., source: _Optional[str] = ..., revision: _Optional[str] = ..., name: _Optional[str] = ..., size: _Optional[int] = ..., shape: _Optional[str] = ...) -> None: ...
 
 class OpenPlan(_message.Message):
     __slots__ = ("plan", "beside", "stage", "room_s")
@@ -561,8 +563,10 @@ class ModelFound(_message.Message):
     def __init__(self, manifest_json: _Optional[str] = ...) -> None: ...
 
 class ListModels(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("model_id",)
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    model_id: str
+    def __init__(self, model_id: _Optional[str] = ...) -> None: ...
 
 class ModelsListed(_message.Message):
     __slots__ = ("models_json",)
