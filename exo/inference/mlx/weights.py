@@ -67,12 +67,13 @@ def load_weights(
                                                                                                            None]
 ) -> Any:
   """A model whose parameters of this stage are there. Raises `ModelFilesError` when some are missing or misshapen."""
-  names = list(checkpoint.names())
   needed = frozenset(shard_tensors(checkpoint, shard))
+  names = list(checkpoint.names())
   plain: Arrays = {}
   scales: Arrays = {}
   biases: Arrays = {}
-  for done, name in enumerate(names):
+  # the largest first: each is there twice for a moment, which costs least while nothing else is
+  for done, name in enumerate(sorted(names, key=checkpoint.tensor_weights, reverse=True)):
     if name in needed:
       stored = checkpoint.tensor(name)
       if held.packed and (groups := _affine(stored)):
@@ -80,9 +81,11 @@ def load_weights(
       else:
         plain[name] = _floats(stored, held.dtype)
       mx.eval(plain[name])
+      checkpoint.let_go()
       progress(done / len(names))
     else:
       plain[name] = mx.broadcast_to(mx.array(float("nan"), held.dtype), checkpoint.tensor_shape(name))
+  plain = {name: plain[name] for name in names}
   model = make_model()
   weights = _sanitized(model, plain)
   if scales:
@@ -195,7 +198,7 @@ def quantize(model: Any, shard: Shard, bits: int, packed: bool) -> None:
 
   Not packed, they are expanded again: slower kernels are avoided and the numbers are the same.
   """
-  wanted = stage_parameters(model, shard)
+  wanted = frozenset(stage_parameters(model, shard))  # names alone: the arrays are to go one by one
   chosen = {
       path: module
       for path, module in _quantizable(model)
@@ -220,7 +223,7 @@ def lay_out_for_cpu(model: Any, shard: Shard) -> None:
 
   A product with one token then reads them as they lie: 1.1 times as fast for the layers of SmolLM2, 1.7 for its head.
   """
-  wanted = stage_parameters(model, shard)
+  wanted = frozenset(stage_parameters(model, shard))  # names alone: the arrays are to go one by one
   for path, module in _quantizable(model):
     if f"{path}.weight" in wanted and module.weight.ndim == 2:
       by_columns = mx.contiguous(module.weight.T)

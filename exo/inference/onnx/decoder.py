@@ -45,10 +45,12 @@ class DecoderGraph:
       added = g.node("Mul", [residual, g.weight(np.zeros(1, np.float32))])
     for done, layer in enumerate(shard.layers):
       residual, added = self._layer(layer, residual, added)
+      self._tensors.let_go()
       progress((done + 1) / (shard.layer_count + 1))
     assert added is not None
     if shard.is_last:
       self._head(residual, added)
+      self._tensors.let_go()
     else:
       self.output = g.node("Add", [residual, added])
       g.output(self.output, "float32", ["B", "S", config.hidden_size])

@@ -9,9 +9,12 @@ of the encoding's own (measured on SmolLM2), and it is one product instead of tw
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from exo.inference.onnx.graph import MICROSOFT, GraphBuilder
 from exo.inference.weights.blocks import Codes, Floats, Quantized, read_blocks
@@ -21,6 +24,7 @@ from exo.inference.whole_blocks import blocks_for
 
 _PLAIN = ("F32", "F16", "BF16", "F64")
 _BLOCK = 32
+_WEIGHTS_AT_ONCE = 1 << 21
 
 
 def _quantize(values: Floats, bits: int) -> Quantized:
@@ -54,6 +58,19 @@ def _pack_bits(codes: Codes, bits: int) -> Codes:
   return codes if bits == 8 else codes[..., 0::2] | (codes[..., 1::2] << 4)
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+  """A matrix that becomes some of a product's outputs, each multiplied by its number in `scale` where there is one."""
+  stored: StoredTensor
+  bits: int
+  scale: Floats | None
+
+  def rows(self, start: int, end: int) -> Quantized:
+    found = read_quantized(self.stored.rows(slice(start, end)), self.bits)
+    assert found is not None
+    return found if self.scale is None else found.scaled(self.scale[start:end])
+
+
 class LinearLayers:
   """Adds linear layers to a graph; layers that read the same value share its block sums."""
   def __init__(self, graph: GraphBuilder, bits: int | None) -> None:
@@ -71,65 +88,60 @@ class LinearLayers:
 
     `row_scale`, one factor for each output, multiplies weights and biases.
     """
-    parts = [read_quantized(matrix, self._bits) for matrix in matrices]
     bias = np.concatenate([b.to_float32() for b in biases]) if biases else None
     if bias is not None and row_scale is not None:
       bias = bias * row_scale
-    columns = matrices[0].shape[1]
-    if all(part is None for part in parts):
-      weight = np.concatenate([m.to_float32() for m in matrices])
-      return self._plain(x, weight if row_scale is None else weight * row_scale[:, None], bias)
-    groups: list[list[Quantized]] = []
+    if all(read_quantized(matrix.rows(slice(0, 1)), self._bits) is None for matrix in matrices):
+      return self._plain(x, matrices, bias, row_scale)
+    groups: list[tuple[tuple[int, int], list[_Part]]] = []  # by form, neighbours together
     row = 0
-    for part, matrix in zip(parts, matrices, strict=True):
-      quantized = part or read_quantized(matrix, 8)
-      assert quantized is not None
-      if row_scale is not None:
-        quantized = quantized.scaled(row_scale[row:row + matrix.shape[0]])
+    for matrix in matrices:
+      part = _Part(matrix, self._bits or 8, None if row_scale is None else row_scale[row:row + matrix.shape[0]])
       row += matrix.shape[0]
-      if groups and groups[-1][0].form == quantized.form:
-        groups[-1].append(quantized)
+      form = part.rows(0, 1).form
+      if groups and groups[-1][0] == form:
+        groups[-1][1].append(part)
       else:
-        groups.append([quantized])
+        groups.append((form, [part]))
     outputs, row = [], 0
-    for group in groups:
-      rows = sum(part.codes.shape[0] for part in group)
-      outputs.append(self._quantized(x, columns, group, None if bias is None else bias[row:row + rows]))
+    for form, parts in groups:
+      rows = sum(part.stored.shape[0] for part in parts)
+      outputs.append(self._quantized(x, form, parts, None if bias is None else bias[row:row + rows]))
       row += rows
     return outputs[0] if len(outputs) == 1 else self._graph.node("Concat", outputs, axis=-1)
 
-  def _plain(self, x: str, weight: Floats, bias: Floats | None) -> str:
-    y = self._graph.node("MatMul", [x, self._graph.weight(weight.T)])
+  def _plain(self, x: str, matrices: Sequence[StoredTensor], bias: Floats | None, row_scale: Floats | None) -> str:
+    rows, columns = sum(matrix.shape[0] for matrix in matrices), matrices[0].shape[1]
+    weight = np.empty((columns, rows), np.float32)
+    for i, start, end, at in _pieces(matrices):
+      values = matrices[i].rows(slice(start, end)).to_float32()
+      span = slice(at, at + end - start)
+      weight[:, span] = (values if row_scale is None else values * row_scale[span, None]).T
+    y = self._graph.node("MatMul", [x, self._graph.weight(weight)])
     return y if bias is None else self._graph.node("Add", [y, self._graph.weight(bias)])
 
-  def _quantized(self, x: str, columns: int, group: list[Quantized], bias: Floats | None) -> str:
-    graph, (bits, block) = self._graph, group[0].form
-    codes = np.concatenate([part.codes for part in group])
-    scales = np.concatenate([part.scales for part in group])
-    zero_points: Codes | None = None
-    if any(part.minimum is not None for part in group):
-      half = 1 << (bits - 1)
-      minimum = np.concatenate([-half * p.scales if p.minimum is None else p.minimum for p in group])
-      codes, scales, zero_points = _with_remainders(codes, scales, minimum, bits, block)
+  def _quantized(self, x: str, form: tuple[int, int], parts: list[_Part], bias: Floats | None) -> str:
+    graph, (bits, block) = self._graph, form
+    columns = parts[0].stored.shape[1]
+    with_zeros = any(part.rows(0, 1).minimum is not None for part in parts)
+    made: list[npt.NDArray[Any]] = []
+    rows = sum(part.stored.shape[0] for part in parts)
+    for i, start, end, at in _pieces([part.stored for part in parts]):
+      pieces = _packed(parts[i].rows(start, end), with_zeros)
+      made = made or [np.empty((rows, *piece.shape[1:]), piece.dtype) for piece in pieces]
+      for whole, piece in zip(made, pieces, strict=True):
+        whole[at:at + end - start] = piece
+    if with_zeros:
       x, columns = self._with_block_means(x, block), columns + columns // block
-    inputs = [x, graph.weight(_pack_bits(codes, bits)), graph.weight(scales.astype(np.float32)), "", "", ""]
-    if zero_points is not None:
-      if bits == 4 and zero_points.shape[1] % 2:
-        zero_points = np.concatenate([zero_points, np.zeros((zero_points.shape[0], 1), np.uint8)], axis=1)
-      inputs[3] = graph.weight(_pack_bits(zero_points, bits))
-    if bias is not None:
-      inputs[5] = graph.weight(bias.astype(np.float32))
+    names = [graph.weight(array) for array in made]
+    inputs = [
+        x, *names[:2], names[2] if with_zeros else "", "",
+        "" if bias is None else graph.weight(bias.astype(np.float32))
+    ]
     while not inputs[-1]:
       inputs.pop()
     return graph.node(
-        "MatMulNBits",
-        inputs,
-        domain=MICROSOFT,
-        K=columns,
-        N=codes.shape[0],
-        bits=bits,
-        block_size=block,
-        accuracy_level=4
+        "MatMulNBits", inputs, domain=MICROSOFT, K=columns, N=rows, bits=bits, block_size=block, accuracy_level=4
     )
 
   def _with_block_means(self, x: str, block: int) -> str:
@@ -138,6 +150,30 @@ class LinearLayers:
       means = self._graph.node("AveragePool", [x], kernel_shape=[block], strides=[block])
       self._augmented[x, block] = self._graph.node("Concat", [x, means], axis=-1)
     return self._augmented[x, block]
+
+
+def _pieces(matrices: Sequence[StoredTensor]) -> Iterator[tuple[int, int, int, int]]:
+  """(number of a matrix, its rows from and to, where they go in the stack of all) of so few weights that what is reckoned with
+  them takes little memory.
+  """
+  at_once, below = max(1, _WEIGHTS_AT_ONCE // matrices[0].shape[1]), 0
+  for i, matrix in enumerate(matrices):
+    for start in range(0, matrix.shape[0], at_once):
+      end = min(start + at_once, matrix.shape[0])
+      yield i, start, end, below + start
+    below += matrix.shape[0]
+
+
+def _packed(part: Quantized, with_zeros: bool) -> tuple[npt.NDArray[Any], ...]:
+  """(codes, scales) as the operator wants them, and behind them zero points where they are asked for."""
+  codes, scales = part.codes, part.scales
+  if not with_zeros:
+    return _pack_bits(codes, part.bits), scales.astype(np.float32)
+  minimum = -(1 << (part.bits - 1)) * scales if part.minimum is None else part.minimum
+  codes, scales, zero_points = _with_remainders(codes, scales, minimum, part.bits, part.block)
+  if part.bits == 4 and zero_points.shape[1] % 2:
+    zero_points = np.concatenate([zero_points, np.zeros((zero_points.shape[0], 1), np.uint8)], axis=1)
+  return _pack_bits(codes, part.bits), scales.astype(np.float32), _pack_bits(zero_points, part.bits)
 
 
 def _with_remainders(codes: Codes, scales: Floats, minimum: Floats, bits: int,

@@ -7,6 +7,8 @@ import re
 import sys
 from pathlib import Path
 
+from exo.process_memory import give_back
+
 _MIN_BYTES = 4 * 2**20
 _MIN_FILL = 0.2  # the allocator's heaps of 64 MB are often half used
 _MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # <asm-generic/mman-common.h>; Linux 2.6.38 and 6.1
@@ -22,8 +24,7 @@ def use_huge_pages() -> None:
     return
   try:
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
-      libc.malloc_trim(0)  # what converting the weights left behind
+    give_back()  # what converting the weights left behind
     smaps = Path("/proc/self/smaps").read_text()
   except OSError:
     return

@@ -114,10 +114,12 @@ class Decoder:
     steps = self._shard.layer_count + self._shard.is_last
     for done, layer in enumerate(self._shard.layers):
       self._loaded.append(self._load_layer(layer))
+      self._tensors.let_go()
       progress((done + 1) / steps)
     if self._shard.is_last:
       self._final_norm = self._norm("model.norm.weight")
       self._head = self._writer.matrix([self._tensors.head()])
+      self._tensors.let_go()
       progress(1.0)
 
   def _norm(self, name: str) -> Array:

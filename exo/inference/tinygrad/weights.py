@@ -17,7 +17,7 @@ from exo.inference.weights.tensor import StoredTensor
 from exo.inference.whole_blocks import whole_blocks
 
 Floats = npt.NDArray[np.float32]
-_ROWS_AT_ONCE = 4096  # bounds what unpacking needs besides the result
+_WEIGHTS_AT_ONCE = 1 << 21  # bounds what unpacking needs besides the result
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,10 @@ class MatrixWriter:
         scale_panels[panel:panel + n] = factor.reshape(n, -1)
       panel += n
 
+    at_once = max(LANES, _WEIGHTS_AT_ONCE // inputs)
     for part in parts:
-      for start in range(0, part.shape[0], _ROWS_AT_ONCE):
-        rows = part.rows(slice(start, start + _ROWS_AT_ONCE)).to_float32()
+      for start in range(0, part.shape[0], at_once):
+        rows = part.rows(slice(start, start + at_once)).to_float32()
         while len(rows):
           taken = rows[:rows_per_copy - in_copy]
           rows = rows[len(taken):]

@@ -76,6 +76,11 @@ class Checkpoint(ABC):
   def tokenizer(self) -> Tokenizer:
     """The model's tokenizer with its chat template."""
 
+  def let_go(self) -> None:  # noqa: B027 - where nothing is read from files, nothing is to be done
+    """Hold nothing in memory of what has been read of the files; tensors already handed out stay valid. A load calls it as it
+    goes on, since a whole file's pages would else be there beside what was made of them.
+    """
+
   @abstractmethod
   def close(self) -> None:
     """Give back the files. Tensors already handed out stay valid."""

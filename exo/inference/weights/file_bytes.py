@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 from pathlib import Path
@@ -30,6 +31,7 @@ class FileBytes:
     if not self.size:
       self.close()
       raise ModelFilesError(f"{path.name} cannot be read: it is empty")
+    self._mmap: mmap.mmap | None = None
     self._map = self._mapped()
     if self._map is not None:
       os.close(self._descriptor)
@@ -39,7 +41,8 @@ class FileBytes:
     """As a plain array: slicing numpy's memmap class costs 50 µs, which every embedding lookup would pay."""
     for flags in (mmap.MAP_SHARED, mmap.MAP_PRIVATE):  # some have the second alone
       try:
-        return np.frombuffer(mmap.mmap(self._descriptor, self.size, flags=flags, prot=mmap.PROT_READ), np.uint8)
+        self._mmap = mmap.mmap(self._descriptor, self.size, flags=flags, prot=mmap.PROT_READ)
+        return np.frombuffer(self._mmap, np.uint8)
       except OSError as error:
         why = error.strerror
     log(1, "%s cannot be mapped (%s): what is used of it is read, and takes memory", self._path.name, why)
@@ -62,6 +65,15 @@ class FileBytes:
       self._read[start, end] = np.frombuffer(self._pread(start, end), np.uint8)
     return self._read[start, end]
 
+  def let_go(self) -> None:
+    """Hold nothing in this process's memory of what has been read. The system keeps it as long as it likes, and arrays that were
+    given out are read from there, or from the file, when they are used again.
+    """
+    if self._mmap is not None and hasattr(mmap, "MADV_DONTNEED"):
+      with contextlib.suppress(OSError):  # what a file system does not know of its maps costs memory alone
+        self._mmap.madvise(mmap.MADV_DONTNEED)
+    self._read.clear()
+
   def _pread(self, start: int, end: int) -> bytes:
     pieces, at = [], start
     try:
@@ -79,7 +91,7 @@ class FileBytes:
 
   def close(self) -> None:
     """Arrays that were given out stay as they are."""
-    self._map = None
+    self._map = self._mmap = None
     self._read.clear()
     if self._descriptor >= 0:
       os.close(self._descriptor)

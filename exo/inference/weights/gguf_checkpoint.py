@@ -273,6 +273,9 @@ class GgufCheckpoint(Checkpoint):
     from exo.inference.gguf_tokenizer import gguf_tokenizer
     return gguf_tokenizer(self._header.metadata, self.path.name)
 
+  def let_go(self) -> None:
+    self._bytes.let_go()
+
   def close(self) -> None:
     self._bytes.close()
 

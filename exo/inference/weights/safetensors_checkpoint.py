@@ -276,6 +276,10 @@ class SafetensorsCheckpoint(Checkpoint):
     from exo.inference.hf_tokenizer import hf_tokenizer
     return hf_tokenizer(self.path)
 
+  def let_go(self) -> None:
+    for found in self._bytes.values():
+      found.let_go()
+
   def close(self) -> None:
     for found in self._bytes.values():
       found.close()

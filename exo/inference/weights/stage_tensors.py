@@ -40,6 +40,10 @@ class StageTensors:
       raise ModelFilesError(f"tensor {name} is none of the stage {self._shard}")
     return self._checkpoint.tensor(name)
 
+  def let_go(self) -> None:
+    """As `Checkpoint.let_go`."""
+    self._checkpoint.let_go()
+
   def head(self) -> StoredTensor:
     """What hidden states become logits with: (words, hidden size)."""
     return self.tensor(HEAD if self.has(HEAD) else EMBEDDING)
