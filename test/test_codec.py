@@ -30,7 +30,7 @@ from exo.topology.device_capabilities import DeviceCapabilities, DeviceFlops
 from exo.topology.model_size import WeightMemory
 from exo.topology.ring_plan import RingPlan, Stage
 
-PLAN = RingPlan("m", "epoch", (Stage("a", Shard("m", 0, 3, 8)), Stage("b", Shard("m", 4, 7, 8))))
+PLAN = RingPlan("m", "epoch", (Stage("a", Shard("m", 0, 3, 8), "cpu"), Stage("b", Shard("m", 4, 7, 8), "cpu")))
 REQUEST = m.Request(
     "r1", "a", (1, 2, 3), 50, frozenset({2, 7}),
     SamplingParams(0.7, 0.9, 40, 0.1, 0.5, -0.5, 1.1, -2**63, {5: -100.0}, 3), 2, 0

@@ -45,7 +45,7 @@ def needs(kv_tokens: int) -> ModelNeeds:
 
 
 def one_worker(usable_mb: int) -> RingState:
-  return RingState((WorkerState("n0", "", 1, usable_mb * MB, usable_mb * MB, alone=True), ))
+  return RingState((WorkerState("n0", "", 1, usable_mb * MB, usable_mb * MB), ))
 
 
 # 80 MB of weights, and 32 MB for 1024 tokens of KV

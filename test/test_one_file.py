@@ -113,7 +113,7 @@ def test_line_5_equal_copies_are_equal_and_other_weights_of_the_same_shapes_are_
   assert identity(first).is_same(identity(copy)) and identity(first).key == identity(copy).key
   assert identity(first).headers == identity(other).headers
   assert identity(first).is_same(identity(other)) is False and identity(first).key != identity(other).key
-  stages = (Stage("n", Shard("m", 0, 5, 6)), )
+  stages = (Stage("n", Shard("m", 0, 5, 6), "cpu"), )
   assert len({RingPlan("m", "e", stages, identity(of)).plan_id for of in (first, copy, other)}) == 2
 
 

@@ -10,7 +10,7 @@ from exo.topology.topology import PeerConnection, Topology
 
 
 def stages(*spans: tuple[str, int, int], n_layers: int = 9) -> tuple[Stage, ...]:
-  return tuple(Stage(node_id, Shard("m", start, end, n_layers)) for node_id, start, end in spans)
+  return tuple(Stage(node_id, Shard("m", start, end, n_layers), "cpu") for node_id, start, end in spans)
 
 
 @pytest.mark.parametrize(("wrong", "why"), [

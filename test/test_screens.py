@@ -175,7 +175,7 @@ def test_workers_are_named_where_a_node_has_several(width: int) -> None:
 def test_every_screen_is_exactly_as_large_as_the_terminal(count: int, width: int, height: int) -> None:
   nodes = tuple(node_view(f"n{i}", workers=(worker_view(Shard("m", i, i, count)), )) for i in range(count))
   links = tuple(LinkView((f"n{i}", f"n{j}"), 1.5, "eth0") for i in range(count) for j in range(i + 1, count))
-  chain = Chain("m", tuple(Stage(f"n{i}", Shard("m", i, i, count)) for i in range(count)))
+  chain = Chain("m", tuple(Stage(f"n{i}", Shard("m", i, i, count), "cpu") for i in range(count)))
   view = RingView(nodes, links, (chain, ), RequestCounts(1, 1, 0, 10.0), "n0")
   lines = drawn(view, width, height, PromptLine("a question " * 20, "an answer\n" * 50, "running", 3, 1.5))
   assert len(lines) == height and {len(line) for line in lines} == {width}

@@ -198,7 +198,7 @@ def test_line_17_one_models_failed_preparation_puts_off_no_other(tmp_path: Path)
   from exo.topology.ring_plan import RingPlan, Stage
 
   def plan(model: str, node: str) -> OpenPlan:
-    return OpenPlan(RingPlan(model, "e", (Stage(node, Shard(model, 0, 1, 2)), )))
+    return OpenPlan(RingPlan(model, "e", (Stage(node, Shard(model, 0, 1, 2), "cpu"), )))
 
   async def scenario() -> None:
     opened: list[str] = []
@@ -345,7 +345,7 @@ def test_line_2_what_other_or_deleted_files_could_not_do_is_over(tmp_path: Path,
 def test_line_2_a_reason_is_one_line_whoever_gives_it(tmp_path: Path) -> None:
   """Else it could look like another line of a log or a screen."""
   def told(reason: str) -> Ailment:
-    sent = Heartbeat(0, ailments=(Ailment("m\nn", "f", reason), ))
+    sent = Heartbeat(0, ailments=(Ailment("m\nn", "f", reason, "cpu"), ))
     return heartbeat_in(heartbeat_out(sent)["heartbeat"]).ailments[0]
 
   async def scenario() -> None:
@@ -356,7 +356,7 @@ def test_line_2_a_reason_is_one_line_whoever_gives_it(tmp_path: Path) -> None:
       ((ailment, ), ) = node.planner.ailments().values()
       assert ailment.reason == "ValueError: one node9 joined"
 
-  assert told("one\r\nnode9 joined") == Ailment("m n", "f", "one node9 joined")
+  assert told("one\r\nnode9 joined") == Ailment("m n", "f", "one node9 joined", "cpu")
   run(scenario)
 
 

@@ -279,7 +279,7 @@ def test_line_9_choices_of_one_request_count_to_its_share() -> None:
 
 
 def test_line_9_shares_count_while_a_plan_opens_too() -> None:
-  plan = RingPlan("m", "epoch", (Stage("n", Shard("m", 0, 7, 8)), ))
+  plan = RingPlan("m", "epoch", (Stage("n", Shard("m", 0, 7, 8), "cpu"), ))
   told: list[RequestFailed] = []
 
   async def scenario() -> None:

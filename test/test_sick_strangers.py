@@ -80,7 +80,7 @@ def shard(n_layers: int = 8) -> pb.Shard:
 
 
 def plan(node: str, epoch: str = "e", model: str = "dummy") -> RingPlan:
-  return RingPlan(model, epoch, (Stage(node, Shard(model, 0, 7, 8)), ))
+  return RingPlan(model, epoch, (Stage(node, Shard(model, 0, 7, 8), "cpu"), ))
 
 
 def request(by: str, prompt: tuple[int, ...] = (1, 2), **more: object) -> m.Request:

@@ -244,7 +244,8 @@ def test_line_1_plans_and_frames_name_workers_and_stages_that_can_be() -> None:
 
 
 def test_line_1_a_nodes_name_is_enough_where_it_has_one_worker() -> None:
-  assert names_of([WorkerId("b", "cpu"), WorkerId("a", "gpu0"), WorkerId("a", "cpu")]) == ["a/cpu", "a/gpu0", "b"]
+  names = names_of([WorkerId("b", "cpu"), WorkerId("a", "gpu0"), WorkerId("a", "cpu")])
+  assert list(names.values()) == ["a/cpu", "a/gpu0", "b"] and names[WorkerId("b", "cpu")] == "b"
 
 
 # devices of a machine

@@ -145,7 +145,7 @@ class Ailment:
   model_id: str
   fingerprint: str
   reason: str
-  worker: str = "cpu"
+  worker: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,9 +160,9 @@ class EntryDesk:
       guilty = setbacks.with_bad_numbers
       if len({node_id for node_id, _ in guilty}) > 1:  # one node's word is not enough against a model
         ring.acquit(guilty, generation.spec.request_id)
+        names = names_of(guilty).values()
         raise BadNumbersError(
-            f"this request makes numbers that are not finite, on {' and on '.join(names_of(guilty))}",
-            nodes=len(names_of(guilty))
+            f"this request makes numbers that are not finite, on {' and on '.join(names)}", nodes=len(names)
         )
       ring.failed(worker, error)
     elif isinstance(error, StageSickError):

@@ -149,7 +149,7 @@ class Planner:
     for worker, (hello, offer) in self._workers(here).items():
       usable_mb, news, pinned = told.get(worker, (offer.memory_mb, EngineNews(), ()))
       memory_bytes = (offer.memory_mb * _MB, usable_mb * _MB)
-      state = WorkerState(*worker, hello.incarnation, *memory_bytes, alone=len(hello.workers) == 1)
+      state = WorkerState(*worker, hello.incarnation, *memory_bytes)
       pinned_bytes = tuple((name, mb * _MB) for name, mb in pinned)
       found.append(RingWorker(state, news.of(offer.engines), news.kept, pinned_bytes))
     return tuple(found)
@@ -246,7 +246,7 @@ class Planner:
 
   def acquit(self, workers: Collection[WorkerId], model: ModelInfo, request_id: str) -> None:
     """The same request made bad numbers on all of these workers: it was not their doing."""
-    self.refused.strike(model.id, model.fingerprint, request_id, names_of(workers))
+    self.refused.strike(model.id, model.fingerprint, request_id, list(names_of(workers).values()))
     for worker in workers:
       self._marks.pop((model.fingerprint, worker), None)
     for node_id in {worker.node_id for worker in workers}:

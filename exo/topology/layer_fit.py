@@ -86,7 +86,7 @@ def _too_large(
     needed += worker.stage_bytes(model, start, end)
     of = f", layers {start} to {end - 1} need {math.ceil(worker.stage_bytes(model, start, end) / _MB)} MB" if count else ""
     kept = f" beside {worker.pinned_bytes // _MB} MB of models that it keeps" if worker.pinned_bytes else ""
-    text = f"{worker} can use {worker.room_bytes // _MB} MB{kept}{of}"
+    text = f"{ring.name_of(worker)} can use {worker.room_bytes // _MB} MB{kept}{of}"
     each.append((-_missing(model, worker, start, end), len(each), text))
     start = end
   missing_mb = math.ceil(missing / _MB)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,11 +30,11 @@ def node_of(whom: Whom) -> str:
   return whom.node_id if isinstance(whom, WorkerId) else whom
 
 
-def names_of(workers: Iterable[WorkerId]) -> list[str]:
+def names_of(workers: Iterable[WorkerId]) -> dict[WorkerId, str]:
   """What people call them, in order: a node's name is enough where only one of its workers is among them."""
   found = sorted(set(workers))
-  nodes = [node_id for node_id, _ in found]
-  return [worker.node_id if nodes.count(worker.node_id) == 1 else str(worker) for worker in found]
+  nodes = Counter(worker.node_id for worker in found)
+  return {worker: worker.node_id if nodes[worker.node_id] == 1 else str(worker) for worker in found}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Stage:
   """One worker's place in a plan."""
   node_id: str
   shard: Shard
-  worker: str = "cpu"
+  worker: str
 
   @property
   def by(self) -> WorkerId:
@@ -109,10 +110,12 @@ class RingPlan:
     return self.stages[index - 1] if index else None
 
   def name_of(self, index: int) -> str:
-    """Who computes a stage, for people: a node's name is enough where it has no other stage."""
-    stage = self.stages[index]
-    alone = sum(other.node_id == stage.node_id for other in self.stages) == 1
-    return stage.node_id if alone else str(stage.by)
+    """Who computes a stage, for people."""
+    return self._names[self.stages[index].by]
+
+  @cached_property
+  def _names(self) -> dict[WorkerId, str]:
+    return names_of(self.workers)
 
   def __str__(self) -> str:
     spans = (f"{self.name_of(i)} {s.shard.start_layer}-{s.shard.end_layer}" for i, s in enumerate(self.stages))

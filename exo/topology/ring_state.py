@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from exo.errors import EngineUnavailableError, PeerUnreachableError
 from exo.inference.shard import Shard
 from exo.model_file import ModelFile
 from exo.topology.model_size import MIN_KV_TOKENS, ModelSize, WeightMemory
-from exo.topology.ring_plan import RingPlan, Stage, WorkerId
+from exo.topology.ring_plan import RingPlan, Stage, WorkerId, names_of
 
 _MOST_NAMED = 8  # workers in one error
 
@@ -36,7 +37,7 @@ class WorkerState:
 
   `offered_bytes` is what layers are divided by, `usable_bytes` what of it the worker can really use now: free, or taken by
   what it has loaded, and `pinned_bytes` what of that other models hold that never give way. `cannot` is why the worker can run nothing of this model; None where it can. `whole_only`: it can run
-  the model, but no part of it. `alone`: it is the only one of its node, whose name is then enough for people.
+  the model, but no part of it.
   """
   node_id: str
   worker: str
@@ -46,7 +47,6 @@ class WorkerState:
   weights: WeightMemory = field(default_factory=WeightMemory)
   cannot: str | None = None
   whole_only: bool = False
-  alone: bool = False
   pinned_bytes: int = 0
 
   @property
@@ -61,9 +61,6 @@ class WorkerState:
   def runs(self, model: ModelNeeds, start: int, end: int) -> bool:
     """Whether layers [start, end) are a stage that it can run, or none; room is another question."""
     return start == end or (self.cannot is None and (not self.whole_only or end - start == model.n_layers))
-
-  def __str__(self) -> str:
-    return self.node_id if self.alone else str(self.by)
 
   @property
   def by(self) -> WorkerId:
@@ -82,7 +79,7 @@ class RingState:
     # sorted here, so that no strategy can give another answer on a node that has met the others in another order
     object.__setattr__(self, "workers", tuple(sorted(self.workers, key=lambda w: w.by)))
     if len({w.by for w in self.workers}) != len(self.workers):
-      raise ValueError(f"a worker is twice in a ring: {named(self.workers)}")
+      raise ValueError(f"a worker is twice in a ring: {named(w.by for w in self.workers)}")
 
   @property
   def able(self) -> tuple[WorkerState, ...]:
@@ -102,7 +99,15 @@ class RingState:
 
   def why_not(self) -> str:
     """The workers that cannot run the model, each with its reason; empty where all can."""
-    return named(f"{w}: {w.cannot}" for w in self.workers if w.cannot is not None)
+    return named(f"{self.name_of(w)}: {w.cannot}" for w in self.workers if w.cannot is not None)
+
+  def name_of(self, worker: WorkerState) -> str:
+    """Of one of them, for people."""
+    return self._names[worker.by]
+
+  @cached_property
+  def _names(self) -> dict[WorkerId, str]:
+    return names_of(worker.by for worker in self.workers)
 
   @property
   def epoch(self) -> str:
@@ -134,7 +139,7 @@ class RingState:
       if worker is None or not worker.runs(model, start, end):
         raise ValueError(f"{plan}: {stage.by} cannot run its part of {model.model_id}")
       if worker.stage_bytes(model, start, end) > worker.room_bytes:
-        raise ValueError(f"{plan}: {worker} has no room for its layers")
+        raise ValueError(f"{plan}: {self.name_of(worker)} has no room for its layers")
     made_for = (plan.model_id, plan.file, plan.epoch, plan.first.shard.n_layers)
     if made_for != (model.model_id, model.file, self.epoch, model.n_layers):
       raise ValueError(f"{plan} is not of this model and this ring")

@@ -31,7 +31,7 @@ class WorkerOptions:
 
 
 class Worker:
-  """`name` is short and the only such one on its node, `label` what people call it among all workers of a ring.
+  """`name` is short and the only such one on its node, `label` what people call it among all workers of a ring (`names_of`).
 
   `offered_bytes` is the memory that it gives to weights and caches.
   """

@@ -118,7 +118,7 @@ def _envelope(data: bytes) -> None:
 
 
 def _envelopes() -> tuple[bytes, ...]:
-  plan = RingPlan("m", "e", (Stage("a", Shard("m", 0, 3, 8)), Stage("b", Shard("m", 4, 7, 8))))
+  plan = RingPlan("m", "e", (Stage("a", Shard("m", 0, 3, 8), "cpu"), Stage("b", Shard("m", 4, 7, 8), "cpu")))
   sampling = SamplingParams(0.7, 0.9, 40, 0.1, 0.5, -0.5, 1.1, -2**63, {5: -100.0}, 3)
   request = m.Request("r", "a", (1, 2, 3), 50, frozenset({2, 7}), sampling, 2, 0)
   entries = (BatchEntry(1, 4, 2, LogitsOf.NONE), BatchEntry(2, 0, 1, LogitsOf.LAST))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from exo.inference.engines import probe_engine
 from exo.networking.messages import WorkerOffer
+from exo.topology.ring_plan import WorkerId, names_of
 from exo.worker.worker import Worker, WorkerOptions
 
 _MB = 2**20
@@ -19,9 +20,8 @@ def dummy_offers(memory_mb: int, devices: Sequence[str] = ("cpu", )) -> tuple[Wo
 
 def make_workers(node_id: str, offers: Sequence[WorkerOffer]) -> list[Worker]:
   """Those that a node says it has."""
+  labels = names_of(WorkerId(node_id, offer.name) for offer in offers)
   return [
-      Worker(
-          offer.name, node_id if len(offers) == 1 else f"{node_id}/{offer.name}", offer.engines, offer.memory_mb * _MB,
-          WorkerOptions()
-      ) for offer in offers
+      Worker(offer.name, labels[WorkerId(node_id, offer.name)], offer.engines, offer.memory_mb * _MB, WorkerOptions())
+      for offer in offers
   ]
