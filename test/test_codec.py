@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
+from exo.bounds import MAX_CONTEXT, MAX_PARALLEL
 from exo.errors import ModelTooLargeError, ProtocolError, QueueFullError, from_wire, to_wire
 from exo.inference.engine import BatchEntry, LogitsOf
 from exo.inference.engine_news import EngineNews
@@ -27,6 +28,7 @@ from exo.networking.grpc.peer_codec import hello_in, hello_out
 from exo.networking.grpc.tensor_codec import WireTensor, decode_tensor, encode_tensor
 from exo.networking.grpc.wire import envelope_bytes, envelope_items
 from exo.topology.device_capabilities import DeviceCapabilities, DeviceFlops
+from exo.topology.loaded_for import WHAT_FITS, LoadedFor
 from exo.topology.model_size import WeightMemory
 from exo.topology.ring_plan import RingPlan, Stage
 
@@ -41,14 +43,24 @@ FRAME = m.Frame(
     np.arange(12, dtype=np.float32).reshape(3, 4), (m.SequenceOpen(2, REQUEST, 3), ), (8, 9), (1.5, )
 )
 NEWS = EngineNews({"mlx": EngineSpeed(900.5, 80.25)}, {"onnx": "its library is gone"}, {"0f" * 8: "mlx"})
+ROOMS = (
+    m.PlanRoom("p", "m", LoadedFor(4096, 4), 4, 4096, 16384,
+               kept=True), m.PlanRoom("q", "m", WHAT_FITS, 64, 8192, 10**9)
+)
 MESSAGES = [
     m.Heartbeat(
-        3, True, True, (
-            m.WorkerBeat("cpu", 1000, 300,
-                         (Shard("m", 0, 3, 8), )), m.WorkerBeat("gpu0", 500, problem="no device", news=NEWS)
-        ), 0.25, 17, (m.PeerLink("other", 0.5, "eth0"), )
+        3,
+        True,
+        True, (
+            m.WorkerBeat("cpu", 1000, 300, (Shard("m", 0, 3, 8), )),
+            m.WorkerBeat("gpu0", 500, problem="no device", news=NEWS, pinned=(("m", 300), ))
+        ),
+        0.25,
+        17, (m.PeerLink("other", 0.5, "eth0"), ),
+        rooms=ROOMS
     ),
     m.OpenPlan(PLAN, (("b", "10.0.0.2:50"), ), stage=1),
+    m.OpenPlan(replace(PLAN, loaded_for=LoadedFor(4096, 4)), room_s=1.5),
     m.OpenPlan(replace(PLAN, file=ModelFile("ab", "cd", "ef", "org/name", "0123", "model.gguf", 2**40))),
     m.PlanOpened("p", 10**9, 64, 8192),
     m.ClosePlan("p", m.Failure("peer_lost", "gone", "{}")),
@@ -187,7 +199,13 @@ def test_bad_plans_are_refused() -> None:
           pb.Stage(node_id="a", worker="cpu", shard=pb.Shard(model_id="m", start_layer=5, end_layer=3, n_layers=8))
       ]
   )
-  for plan in (half, reversed_, pb.Plan(model_id="m")):
+  whole = pb.Plan(model_id="m", stages=[pb.Stage(node_id="a", worker="cpu", shard=pb.Shard(model_id="m", n_layers=1))])
+  assert decode(pb.Item(open_plan=pb.OpenPlan(plan=whole)))[0].plan.loaded_for == WHAT_FITS
+  endless = [
+      pb.Plan(model_id="m", stages=whole.stages, context=MAX_CONTEXT + 1),
+      pb.Plan(model_id="m", stages=whole.stages, parallel=MAX_PARALLEL + 1)
+  ]
+  for plan in (half, reversed_, pb.Plan(model_id="m"), *endless):
     with pytest.raises(ProtocolError):
       decode(pb.Item(open_plan=pb.OpenPlan(plan=plan)))
 

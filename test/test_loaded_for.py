@@ -137,6 +137,7 @@ def test_line_4_a_node_tells_what_models_are_loaded_for_and_refuses_what_is_long
       assert "the context of dummy is 100, as --context says: its own is 8192" in answer["error"]["message"]
       assert "tokens" in answer["error"]["message"]
     status, answer = nodes[0].chat("hello")
+    assert [node.get("/v1/models/dummy")[1]["max_model_len"] for node in nodes] == [100, 100]
     assert status == 200 and answer["usage"]["total_tokens"] <= 100
     entries = []
     for node in nodes:

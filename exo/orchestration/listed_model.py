@@ -45,11 +45,11 @@ class ListedModel:
   @property
   def max_context(self) -> int | None:
     """The most tokens of a request and its answer; None where nothing is known of that, or where nothing runs it."""
-    if self.loaded_context is not None:
-      return self.loaded_context
-    if not self.fit.runs:
+    if self.loaded_context is None and not self.fit.runs:
       return None
-    return min(filter(None, (self.profile.context, self.fit.max_context, self.most_context)), default=None)
+    planned = (self.profile.context, self.fit.max_context)
+    told = planned if self.loaded_context is None else (self.loaded_context, )
+    return min(filter(None, (*told, self.most_context)), default=None)
 
   @property
   def layers(self) -> int | None:

@@ -10,7 +10,7 @@ from exo.download.model_store import DUMMY_MODEL, ModelEntry
 from exo.errors import ModelNotFoundError
 from exo.orchestration.listed_model import ListedModel, ModelJudge
 from exo.orchestration.node import Node
-from exo.orchestration.ring_view import ring_view
+from exo.orchestration.ring_view import ring_view, rooms_of
 
 
 async def judge_of(node: Node) -> ModelJudge:
@@ -20,8 +20,10 @@ async def judge_of(node: Node) -> ModelJudge:
       chain.model_id: tuple(dict.fromkeys(stage.node_id for stage in chain.stages))
       for chain in ring_view(node).chains
   }
-  limits = {driver.plan.model_id: driver.scheduler.limits for driver in node.plans.drivers}
-  contexts = {model_id: min(of.max_context, of.max_kv_tokens) for model_id, of in limits.items()}
+  contexts = {
+      room.model_id: min(room.max_context, room.max_kv_tokens)
+      for _, room in reversed(rooms_of(node))
+  }  # own ones last
   return ModelJudge(
       node.profiles, node.node_id, node.planner.workers(node.hello), node.planner.place, node.planner.wanted, chains,
       contexts, others, node.planner.refused.told()

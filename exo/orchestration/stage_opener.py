@@ -159,12 +159,13 @@ class StageOpener:
 
   def _check_cache(self, model: StageModel, least: int) -> None:
     """Raises `ModelTooLargeError` for one that has no room for so many tokens of KV."""
-    lacking = least - model.memory.max_kv_tokens
-    if lacking <= 0:
+    tokens = model.memory.max_kv_tokens
+    if tokens >= least:
       return
-    missing_mb = math.ceil(lacking * model.memory.kv_bytes_per_token / _MB)
+    missing_mb = math.ceil((least - tokens) * model.memory.kv_bytes_per_token / _MB)
+    bounded = " (--kv-cache-memory)" if self._worker.options.kv_memory_bytes is not None else ""
     raise ModelTooLargeError(
-        f"{model.shard} leaves no memory for its KV cache on {self._worker.label}: there is room for "
-        f"{model.memory.max_kv_tokens} tokens, {least} are wanted, {missing_mb} MB are missing",
+        f"{model.shard} leaves no memory for its KV cache on {self._worker.label}: there is room for {tokens} tokens{bounded}, "
+        f"{least} are wanted, {missing_mb} MB are missing",
         missing_mb=missing_mb
     )
