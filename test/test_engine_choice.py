@@ -289,7 +289,7 @@ def test_line_2_every_node_reckons_with_the_engine_that_a_worker_would_take() ->
   state, news = WorkerState("n", "cpu", 1, 0, 0), EngineNews({"a": SLOW, "b": FAST}, {}, {"run before": "a"})
   for said, expected in ((EngineNews(), [narrow, narrow]), (news, [wide, narrow])):
     worker = RingWorker(state, said.of(greeted), said.kept)
-    assert [worker.for_model(LLAMA, files).weights for files in ("another", "run before")] == expected
+    assert [worker.for_model("m", LLAMA, files).weights for files in ("another", "run before")] == expected
 
 
 NAMED_ENGINE = """
