@@ -16,7 +16,8 @@ class ModelFile:
   `headers` is a hash of the configuration and of all tensors' names and sizes; `hashes` one of the weight files' own hashes, as
   a hub or exo itself tells them, "" where nobody does; `sample` one of parts of the weights (`download/content_sample.py`), ""
   where not all of them are there. `source` (a repository, "" for the user's own), `revision`, `name` (of several files the
-  first's) and `size` in bytes say where they are from and what they are called, and tell nothing apart.
+  first's) and `size` in bytes say where they are from and what they are called, and tell nothing apart. `shape` is that of the
+  model, the same for all forms in which it is packed.
   """
   headers: str = ""
   hashes: str = ""
@@ -25,6 +26,7 @@ class ModelFile:
   revision: str = ""
   name: str = ""
   size: int = 0
+  shape: str = ""
 
   @property
   def key(self) -> str:
@@ -41,6 +43,10 @@ class ModelFile:
     if self.sample and other.sample:
       return self.sample == other.sample
     return True if self.key == other.key else None
+
+  def is_form_of(self, other: ModelFile) -> bool:
+    """Whether this may be the same model, packed in another way."""
+    return self.headers != other.headers and bool(self.shape) and self.shape == other.shape
 
   def __str__(self) -> str:
     where = f" of {self.source}" if self.source else ""

@@ -251,9 +251,9 @@ def pack(thing: object) -> bytes:
         pack({"broken": {str(i): ""
                          for i in range(33)}}),
         pack({"broken": {"a": "b" * 401}}),
-        pack({"kept": {str(i): "a"
-                       for i in range(65)}}),
-        pack({"kept": {"f" * 201: "a"}})
+        pack({"settled": {str(i): "a"
+                          for i in range(65)}}),
+        pack({"settled": {"f" * 201: "a"}})
     ]
 )
 def test_line_2_what_a_heartbeat_tells_of_engines_is_bounded(news: bytes) -> None:

@@ -14,7 +14,7 @@ import pytest
 from exo.errors import EngineError, UnsupportedModelError
 from exo.inference.dummy.checkpoint import DummyCheckpoint
 from exo.inference.engine_names import engine_names
-from exo.inference.engine_news import MAX_KEPT, EngineNews
+from exo.inference.engine_news import MAX_SETTLED, EngineNews
 from exo.inference.engines import offered_engines, probe_engine
 from exo.inference.model_facts import ModelFacts
 from exo.inference.offer import EngineOffer, EngineSpeed, Suitability, choose, in_order, suitability, why_none
@@ -25,7 +25,7 @@ from exo.networking.messages import WorkerOffer
 from exo.orchestration.model_fit import RingWorker
 from exo.orchestration.node import Node
 from exo.orchestration.ring_view import ring_view
-from exo.topology.model_size import WeightMemory
+from exo.topology.model_size import ModelSize, WeightMemory
 from exo.topology.ring_state import WorkerState
 from exo.worker import engine_speeds
 from exo.worker.engine_speeds import EngineSpeeds
@@ -41,6 +41,7 @@ LLAMA = ModelFacts(
     "silu"
 )
 SHARD = Shard("dummy", 0, 7, 8)
+SIZE = ModelSize((2**20, ) * 4, 0, 0, 0)
 
 
 def offer(name: str, rank: int = 10, models: tuple[str, ...] = ("llama", ), **more: object) -> EngineOffer:
@@ -88,6 +89,21 @@ def test_line_2_exactness_decides_about_small_models_of_floats() -> None:
   assert probe_engine("onnx").rounds and not probe_engine("onnx", "8").rounds
 
 
+def test_line_2_memory_decides_about_models_that_are_large_for_a_worker() -> None:
+  """An engine that expands the weights is the fastest, and takes what fits; another one what does not."""
+  wide, narrow = offer("a", 20, weights=WeightMemory(packed=4.0)), offer("b", 10, weights=WeightMemory(packed=1.0))
+  size = ModelSize((10**8, ) * 10, 0, 0, 0, n_weights=2 * 10**9)
+  for mb, first in ((9000, "a"), (7000, "b"), (1000, "b")):
+    engines = WorkerEngines([wide, narrow], mb * 10**6)
+    for shard in (Shard("m", 0, 9, 10), Shard("m", 0, 4, 10)):
+      assert engines.able(LLAMA, shard, size, "f")[0].name == first
+    state = WorkerState("n", "cpu", 1, mb * 10**6, 0)
+    assert RingWorker(state, (wide, narrow)).for_model("m", LLAMA, "f",
+                                                       size).weights == engines.able(LLAMA, shard, size, "f")[0].weights
+  engines.settle("f", "a")
+  assert engines.able(LLAMA, shard, size, "f")[0].name == "a"
+
+
 @pytest.mark.parametrize(("change", "why"), [
     ({"encodings": frozenset({"BF16", "F8_E4M3"}), "packing": "fp8"}, "packed as F8_E4M3 (fp8)"),
     ({"tensors": frozenset({"model.layers.#.self_attn.sinks"})}, "has no place for model.layers.#.self_attn.sinks"),
@@ -119,17 +135,18 @@ def test_line_2_a_worker_shares_a_model_with_an_engine_that_can_cut_it() -> None
 
 
 def test_line_2_a_worker_says_of_each_engine_why_it_cannot_run_a_part() -> None:
-  engines = WorkerEngines([offer("a", models=("mamba", )), cutting(False, "b"), cutting(True, "c")])
+  engines = WorkerEngines([offer("a", models=("mamba", )), cutting(False, "b"), cutting(True, "c")], 2**30)
   part, whole = Shard("m", 0, 1, 4), Shard("m", 0, 3, 4)
-  assert names(engines.able(LLAMA, part, "")) == ["c"] and names(engines.able(LLAMA, whole, "")) == ["b", "c"]
+  assert names(engines.able(LLAMA, part, SIZE, "")) == ["c"] and names(engines.able(LLAMA, whole, SIZE, "")
+                                                                       ) == ["b", "c"]
   engines.give_up("c", "libc is gone")
   with pytest.raises(UnsupportedModelError) as refusal:
-    engines.able(LLAMA, part, "")
+    engines.able(LLAMA, part, SIZE, "")
   assert str(
       refusal.value
   ).endswith(": a has no model of type 'llama'; b can only run it whole, on one worker; c is broken: libc is gone")
   with pytest.raises(UnsupportedModelError, match="run m.*: b can only run it whole, on one worker$"):
-    WorkerEngines([cutting(False, "b")]).able(LLAMA, part, "")
+    WorkerEngines([cutting(False, "b")], 2**30).able(LLAMA, part, SIZE, "")
 
 
 # what is broken
@@ -265,22 +282,22 @@ FAST, SLOW = EngineSpeed(1000, 100), EngineSpeed(100, 10)
 
 
 def test_line_2_figures_decide_about_what_is_loaded_later_and_never_about_what_has_been_run_here() -> None:
-  engines, shard = WorkerEngines([offer("a", 20), offer("b", 10)]), Shard("m", 0, 3, 4)
-  engines.keep("run before", "a")
+  engines, shard = WorkerEngines([offer("a", 20), offer("b", 10)], 2**30), Shard("m", 0, 3, 4)
+  engines.settle("run before", "a")
   engines.learn({"a": SLOW, "b": FAST})
   assert names(engines.offers) == ["b", "a"] and engines.first.name == "b"
-  assert names(engines.able(LLAMA, shard, "run before")) == ["a", "b"]
-  assert names(engines.able(LLAMA, shard, "another")) == ["b", "a"]
+  assert names(engines.able(LLAMA, shard, SIZE, "run before")) == ["a", "b"]
+  assert names(engines.able(LLAMA, shard, SIZE, "another")) == ["b", "a"]
   engines.give_up("a", "liba is gone from /usr/lib/liba.so")
-  assert names(engines.able(LLAMA, shard, "run before")) == ["b"]
+  assert names(engines.able(LLAMA, shard, SIZE, "run before")) == ["b"]
   assert engines.news.broken == {"a": "liba is gone from liba.so"}
   # others reckon with the same engine
   heard = engines.news
-  worker = RingWorker(WorkerState("n", "cpu", 1, 0, 0), heard.of([offer("a", 20), offer("b", 10)]), heard.kept)
+  worker = RingWorker(WorkerState("n", "cpu", 1, 0, 0), heard.of([offer("a", 20), offer("b", 10)]), heard.settled)
   assert worker.engines == engines.offers
-  for i in range(2 * MAX_KEPT):
-    engines.keep(f"model {i}", "b")
-  assert len(engines.news.kept) == MAX_KEPT and "run before" not in engines.news.kept
+  for i in range(2 * MAX_SETTLED):
+    engines.settle(f"model {i}", "b")
+  assert len(engines.news.settled) == MAX_SETTLED and "run before" not in engines.news.settled
 
 
 def test_line_2_every_node_reckons_with_the_engine_that_a_worker_would_take() -> None:
@@ -288,7 +305,7 @@ def test_line_2_every_node_reckons_with_the_engine_that_a_worker_would_take() ->
   greeted = [offer("a", 20, weights=narrow), offer("b", 10, weights=wide)]
   state, news = WorkerState("n", "cpu", 1, 0, 0), EngineNews({"a": SLOW, "b": FAST}, {}, {"run before": "a"})
   for said, expected in ((EngineNews(), [narrow, narrow]), (news, [wide, narrow])):
-    worker = RingWorker(state, said.of(greeted), said.kept)
+    worker = RingWorker(state, said.of(greeted), said.settled)
     assert [worker.for_model("m", LLAMA, files).weights for files in ("another", "run before")] == expected
 
 

@@ -180,6 +180,26 @@ def test_line_1_what_was_under_way_on_a_broken_link_is_lost_also_where_another_i
   run(scenario)
 
 
+@pytest.mark.parametrize("ended", [0, 1])
+def test_line_1_both_sides_count_a_broken_link_as_lost_whichever_they_send_over(ended: int) -> None:
+  """Where one side sends over it and the other does not, either may wait for what was under way."""
+  async def scenario() -> None:
+    async with mesh("a", host="0.0.0.0") as (a, a_heard), mesh("b", host="0.0.0.0") as (b, b_heard):
+      a.offer(PeerCandidate("b", "127.0.0.1", b.hello.port, 1, "slow"))
+      await a_heard.until(lambda: "b" in a.peers())
+      a.offer(PeerCandidate("b", "127.0.0.2", b.hello.port, 5, "fast"))
+      async with asyncio.timeout(10):
+        while len(a._links["b"]) < 2 or len(b._links["a"]) < 2:  # noqa: ASYNC110
+          await asyncio.sleep(0.01)
+      a._links["b"][ended].end("cut by the test")
+      await a_heard.until(lambda: a_heard.events == ["+b", "-b", "+b"])
+      await b_heard.until(lambda: b_heard.events == ["+a", "-a", "+a"])
+      a.send("b", ClosePlan("over the other"))
+      await b_heard.until(lambda: [m for _, m in b_heard.messages] == [ClosePlan("over the other")])
+
+  run(scenario)
+
+
 def test_who_only_calls_himself_by_a_peers_name_is_not_turned_to() -> None:
   async def scenario() -> None:
     async with mesh("a", host="0.0.0.0") as (a, a_heard), mesh("b", host="0.0.0.0") as (b, b_heard), \

@@ -21,7 +21,7 @@ from exo.inference.mlx import library
 
 library.load_blas()  # before MLX
 
-from test.support.architectures import SmallCheckpoint, architectures  # noqa: E402
+from test.support.architectures import SmallCheckpoint, architectures, small_arguments  # noqa: E402
 
 
 def error(a: Any, b: Any) -> float:
@@ -78,6 +78,25 @@ def test_every_architecture_is_cut_exactly_or_refused_by_name() -> None:
       assert f"cannot cut models of type {architecture!r}" in str(refusal)
       found["refused"].append(architecture)
   assert found == EXPECTED
+
+
+def test_line_2_short_rotary_factors_are_minded_where_mlx_lm_ignores_them() -> None:
+  """Phi 3.5 MoE with short factors that change nothing: within the original context it is the model without any."""
+  half, tokens = small_arguments("phimoe")["hidden_size"] // small_arguments("phimoe")["num_attention_heads"
+                                                                                       ] // 2, range(3, 15)
+  scaling = {
+      "type": "longrope", "short_factor": [1.0] * half, "long_factor": [4.0] * half, "short_mscale": 1.0,
+      "long_mscale": 1.5
+  }
+  plain, scaled = (
+      SmallCheckpoint("phimoe", rope_scaling=wanted, original_max_position_embeddings=32) for wanted in (None, scaling)
+  )
+  entries = [(1, 0, list(tokens))]
+  expected, stages = Stages("mlx", plain).step(entries), Stages("mlx", scaled, (2, ))
+  assert stages.near_context == 32 and all(model.memory.near_context == 32 for model in stages.models)
+  np.testing.assert_allclose(stages.step(entries), expected, atol=1e-4)
+  stages.each("drop", 1)
+  assert np.abs(stages.step(entries, far=[1]) - expected).max() > 0.01
 
 
 def test_a_cache_that_cannot_be_shortened_says_so() -> None:

@@ -15,25 +15,34 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from exo.api.ring_stream import ring_json
 from exo.config import Config
 from exo.download.content_sample import KnownContents, content_sample
 from exo.download.manifest import Manifest, RepoFile
 from exo.download.model_library import Holding
 from exo.download.model_store import ModelStore
-from exo.errors import OtherFilesError
+from exo.errors import OtherFilesError, UnsupportedModelError
 from exo.inference.engines import probe_engine
+from exo.inference.model_facts import ModelFacts
+from exo.inference.offer import EngineOffer
+from exo.inference.repertoire import Repertoire
 from exo.inference.sampling import SamplingParams
 from exo.inference.shard import Shard
 from exo.inference.weights.checkpoint import open_checkpoint
 from exo.model_file import ModelFile
 from exo.networking.local.local_mesh import LocalNetwork
 from exo.networking.messages import WorkerOffer
+from exo.orchestration.file_choice import Candidate, choose
 from exo.orchestration.file_identity import comparable, file_of
 from exo.orchestration.generation import GenerationSpec
 from exo.orchestration.model_catalog import ModelCatalog
+from exo.orchestration.model_fit import RingWorker
 from exo.orchestration.node import Node
+from exo.orchestration.ring_view import file_views
 from exo.topology.ring_plan import RingPlan, Stage
+from exo.topology.ring_state import WorkerState
 from test.support.engine_rings import MEMORY_MB, scores
+from test.support.families import TOLERANCE, Form, families_folder
 from test.support.hub import COMMIT, sha256_of
 from test.support.local_rings import make_node
 from test.support.nodes import ROOT
@@ -41,6 +50,7 @@ from test.support.stores import held_by, hub_here, store
 
 TINY = ROOT / "test" / "data" / "goldens" / "llama"
 REPO, OLD = "org/tiny", "89" * 20
+MLX = probe_engine("mlx")
 IDS = [5, 6, 7, 9, 11, 40, 3, 8]
 
 
@@ -55,11 +65,12 @@ def other_weights(folder: Path, seed: int) -> Path:
 
 
 @asynccontextmanager
-async def ring(tmp_path: Path, *shelves: Path | None, engines: Sequence[str] = ("onnx", )) -> AsyncIterator[list[Node]]:
+async def ring(tmp_path: Path, *shelves: Path | None, engines: Sequence[EngineOffer] = ()) -> AsyncIterator[list[Node]]:
   """Nodes n0, n1, … that share nothing, each with what lies in its shelf, in one process."""
   network, nodes, config = LocalNetwork(), list[Node](), Config(chatgpt_api_response_timeout=60)
   for i, shelf in enumerate(shelves):
-    offers = (WorkerOffer("cpu", tuple(probe_engine(name) for name in engines), MEMORY_MB), )
+    engine = engines[i] if engines else probe_engine("onnx")
+    offers = (WorkerOffer("cpu", (engine, ), MEMORY_MB), )
     dirs = [] if shelf is None else [shelf]
     nodes.append(make_node(tmp_path / f"home{i}", network, f"n{i}", MEMORY_MB, dirs, offers, config))
     await nodes[-1].start()
@@ -267,5 +278,100 @@ def test_line_5_a_version_that_nobody_gives_is_refused_in_words(tmp_path: Path) 
         with pytest.raises(OtherFilesError, match="other files"):
           await catalog.checkpoint(REPO, wanted)
       await catalog.store.close()
+
+  run(scenario)
+
+
+# rings whose engines read different files
+
+needs_families = pytest.mark.skipif(
+    families_folder() is None or not MLX.available, reason="the checkpoints of families, or MLX, are not here"
+)
+
+
+def form(folder: Path, family: str, kind: str) -> Path:
+  """A family's weights in one form as a model of that folder."""
+  return Form(family, kind).lay_out(folder.parent / "forms").rename(folder)
+
+
+@needs_families
+def test_line_5_a_mixed_ring_takes_the_file_that_all_of_its_workers_can_read(tmp_path: Path) -> None:
+  """n0 has safetensors, which n1's engine does not read; n1 has a GGUF file, which both do; n2 has nothing."""
+  shelves = [tmp_path / f"shelf{i}" for i in range(2)]
+  for shelf, kind in zip(shelves, ("hub", "gguf"), strict=True):
+    form(shelf / "mine", "phi4", kind)
+  ggufs = replace(MLX, repertoire=replace(MLX.repertoire, containers=("gguf", )))
+
+  async def scenario() -> None:
+    async with ring(tmp_path, *shelves, None, engines=(MLX, ggufs, ggufs)) as nodes:
+      (ids, reference), *_ = Form("phi4", "gguf").references()
+      for node in nodes:
+        found = await scores(node, "mine", ids)
+        assert np.abs(found - reference).max() <= TOLERANCE
+        assert by(node, "mine") == {"n0", "n1", "n2"} and not left_out(node)
+      assert len({plan.plan_id for node in nodes for plan in node.plans.plans}) == 1
+      (shown, ) = file_views(nodes[0])
+      assert shown.file.name == "model.gguf" and "3 of 3 workers can read it, and it is on n1" in shown.why
+      (told, ) = ring_json(nodes[0])["files"]
+      assert (told["model"], told["name"], told["why"]) == ("mine", "model.gguf", shown.why)
+      assert "of model.safetensors" in shown.why and "1 of 3 workers can read it, and it is on n0" in shown.why
+
+  run(scenario)
+
+
+@needs_families
+def test_line_5_a_file_that_no_engine_reads_gives_way_to_another_nodes(tmp_path: Path) -> None:
+  """exo reads this family's safetensors and not its GGUF file."""
+  shelves = [tmp_path / f"shelf{i}" for i in range(2)]
+  for shelf, kind in zip(shelves, ("gguf", "hub"), strict=True):
+    form(shelf / "mine", "granite", kind)
+
+  async def scenario() -> None:
+    async with ring(tmp_path / "alone", shelves[0], engines=(MLX, )) as (node, ):
+      with pytest.raises(UnsupportedModelError, match="safetensors"):
+        await node.model("mine")
+    async with ring(tmp_path, *shelves, engines=(MLX, MLX)) as nodes:
+      (ids, reference), *_ = Form("granite", "hub").references()
+      for node in nodes:
+        assert np.abs(await scores(node, "mine", ids) - reference).max() <= TOLERANCE
+        assert by(node, "mine") == {"n0", "n1"}
+
+  run(scenario)
+
+
+def candidate(name: str, container: str, holders: tuple[str, ...] = (), *, first: bool = False) -> Candidate:
+  facts = ModelFacts("llama", "llama", container, frozenset({"F32"}), frozenset(), frozenset(), 0)
+  return Candidate(ModelFile(name, "h", name=name), facts, holders, first)
+
+
+def ring_worker(node_id: str, *containers: str) -> RingWorker:
+  offer = EngineOffer("e", "d", "of a test", 1, repertoire=Repertoire(("llama", ), containers=containers))
+  return RingWorker(WorkerState(node_id, "cpu", 1, 10, 10), (offer, ))
+
+
+def test_line_5_which_file_is_chosen() -> None:
+  both, ggufs = [ring_worker("a"), ring_worker("b")], [ring_worker("a"), ring_worker("b", "gguf")]
+  own, other = candidate("own", "safetensors", first=True), candidate("other", "gguf", ("b", "c"))
+  third = candidate("third", "gguf", ("b", ))
+  assert choose("m", [own], both).file == own.file
+  for order in ([own, other, third], [third, other, own]):
+    assert choose("m", order, both).file == own.file  # what is here stays what is run, where all can
+    assert choose("m", order, ggufs).file == other.file  # and else what most can, and have
+  assert choose("m", [third, other], ggufs).why == choose("m", [other, third], ggufs).why
+
+
+def test_line_5_other_nodes_do_not_say_what_a_repositorys_name_means(tmp_path: Path) -> None:
+  """Two nodes have folders of the name of a hub's model, a third fetches it: from the hub."""
+  shelves = [tmp_path / f"shelf{i}" for i in range(2)]
+  for shelf in shelves:
+    other_weights(shelf / "smollm3-3b", 1)
+
+  async def scenario() -> None:
+    with hub_here({"HuggingFaceTB/SmolLM3-3B": TINY}, tmp_path):
+      async with ring(tmp_path, *shelves, None) as nodes:
+        model = await nodes[2].model("smollm3-3b")
+        assert model.file.source == "HuggingFaceTB/SmolLM3-3B" and not model.file.is_same(
+            identity(shelves[0] / "smollm3-3b")
+        )
 
   run(scenario)

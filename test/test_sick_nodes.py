@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from exo.inference.dummy.engine import DummyStage
 from exo.inference.engine import Batch
 from exo.inference.shard import Shard
 from exo.networking.grpc.peer_codec import heartbeat_in, heartbeat_out
-from exo.networking.messages import Ailment, ClosePlan, Heartbeat
+from exo.networking.messages import Ailment, ClosePlan, Heartbeat, Message, TokenDelivery
 from exo.orchestration.node import Node
 from exo.worker.worker import WorkerOptions
 from test.support.local_rings import local_ring, run, settled, spec, text_of
@@ -376,3 +377,59 @@ def test_a_plan_that_is_closed_in_the_last_moment_of_its_opening_is_not_open(tmp
       assert not node.plans.plans and not node.workers[0].loaded_bytes
 
   run(scenario)
+
+
+@pytest.mark.parametrize("when", ["opening", "amid", "at the end"])
+@pytest.mark.parametrize("stage", [0, 1])
+def test_line_1_who_asked_hears_of_what_is_freed_because_a_link_broke(tmp_path: Path, stage: int, when: str) -> None:
+  """A stage frees what another node had asked for, and that one, which it has another link to, has noticed nothing. The first
+  stage has the request, also while its plan opens; what the last one has sent is lost, the end of the text, too.
+  """
+  async def scenario() -> None:
+    async with local_ring(tmp_path, ROOMY, ROOMY, 1) as (nodes, _):
+      (expected, ) = await text_of(nodes[0], spec("hello", 60))
+      entry, text, lost, broken = nodes[2], b"", 0, False
+      model = await entry.model("dummy")
+      plan = entry.planner.plan(entry.hello, model)
+      assert not plan.has("n2")
+      there = next(node for node in nodes if node.node_id == plan.stages[stage].node_id)
+      Sickness(there).step = slowly
+      send = there._mesh.send
+
+      def losing(node_id: str, message: Message) -> None:
+        nonlocal lost
+        if isinstance(message, TokenDelivery) and not broken and len(text) >= (1 if when == "opening" else 20):
+          lost += 1
+        else:
+          send(node_id, message)
+
+      async def cut() -> None:
+        nonlocal broken
+        if stage:
+          await until(lambda: lost > 0, "a loss")
+        if when == "at the end":
+          await until(lambda: all(o.idle for node in nodes for o in node.plans._open.values()), "the last step")
+        broken = True
+        there.peer_left("n2", "cut by the test")
+        there.peer_joined(entry.hello)
+
+      for node in nodes:  # they are loaded anew, to become slow
+        await node.plans.close_model("dummy")
+      if stage:
+        there._mesh.send = losing  # type: ignore[method-assign]
+      async with entry.generation(spec("hello", 60), model) as generation:
+        cutting = asyncio.create_task(cut()) if when != "amid" or stage else None
+        async for delivery in generation:
+          text += bytes(token.token_id for token in delivery.tokens)
+          if cutting is None and len(text) >= 20:
+            cutting = asyncio.create_task(cut())
+        assert cutting is not None
+        await cutting
+      assert text.decode() == expected
+
+  run(scenario)
+
+
+def slowly(own: Step, batch: Batch) -> np.ndarray:
+  time.sleep(0.005)
+  return own(batch)

@@ -190,6 +190,7 @@ class ChatGPTAPI:
             "node_id": s.node_id, "worker": s.worker, "start_layer": s.shard.start_layer,
             "end_layer": s.shard.end_layer, "n_layers": s.shard.n_layers
         } for s in plan.stages],
+        "file": ring_stream.file_json(plan.file, node.files.why(plan.model_id, plan.file)),
     } | _times(paces.get(plan.plan_id)) for plan in node.plans.plans]
     engine = {"name": node.engine.name, "device": node.engine.device, "reason": node.engine.reason}
     return json_response({

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from exo.api.sse import event_stream
 from exo.inference.shard import Shard
+from exo.model_file import ModelFile
 from exo.networking.messages import PlanRoom
 from exo.orchestration.node import Node
 from exo.orchestration.ring_view import NodeView, RingView, WorkerView, ring_view
@@ -46,6 +47,7 @@ def ring_json(node: Node) -> dict[str, Any]:
               _shard_json(stage.shard) | {"node_id": stage.node_id, "worker": stage.worker} for stage in chain.stages
           ]
       } for chain in view.chains],
+      "files": [{"model": of.model_id} | file_json(of.file, of.why) for of in view.files],
       "requests": _requests_json(view),
       "loaded": [room_json(node_id, room) for node_id, room in view.rooms],
       "refused_models": dict(view.refused),
@@ -100,6 +102,14 @@ def room_json(node_id: str, room: PlanRoom) -> dict[str, Any]:
       "room": {"context": room.max_context, "parallel": room.max_sequences, "kv_tokens": room.max_kv_tokens},
       "kept": room.kept,
       "words": str(room),
+  }
+
+
+def file_json(file: ModelFile, why: str) -> dict[str, Any]:
+  """What a plan runs: `key` tells it from other files, `repository` is "" for files of a user's own."""
+  return {
+      "name": file.name, "repository": file.source, "revision": file.revision, "size": file.size, "key": file.key,
+      "why": why
   }
 
 

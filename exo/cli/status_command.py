@@ -126,6 +126,8 @@ def _lines(info: RuntimeInfo, ring: dict[str, Any] | None) -> list[str]:
         *(f"            {_of(a, node)}takes no part in {a['model']}: {a['reason']}" for a in node["ailments"]),
     ]
   lines += [f"  loaded    {room['model']}: {room['words']}" for room in ring["loaded"]]
+  for file in ring.get("files", ()):  # a node of an older version tells none
+    lines.append(f"  file      {file['model']}: {_file(file)}{': ' if file['why'] else ''}{file['why']}")
   for model, givers in ring["unverified"].items():
     lines.append(f"  unverified {model}, from {', '.join(givers)}: not compared with the hub")
   speed = f", {requests['tokens_per_s']:g} tokens/s" if requests["tokens_per_s"] else ""
@@ -150,6 +152,11 @@ def _several(node: dict[str, Any]) -> bool:
 
 def _of(ailment: dict[str, Any], node: dict[str, Any]) -> str:
   return f"{ailment['worker']} " if _several(node) else ""
+
+
+def _file(file: dict[str, Any]) -> str:
+  where = f" of {file['repository']}@{file['revision'][:12]}" if file["repository"] else ""
+  return f"{file['name']}{where} ({file['key']})"
 
 
 def _layers(holder: dict[str, Any]) -> str:

@@ -257,14 +257,14 @@ def _local_entry(name: str, path: Path) -> ModelEntry:
   return ModelEntry(name, name, path, None, stamp_of(model_files(path)))
 
 
-def name_of_version(card: ModelCard, file: ModelFile) -> str | None:
+def name_of_version(entry: ModelEntry, file: ModelFile) -> str | None:
   """The name under which other files of a model are kept beside those that have its name here; None where they cannot be had
   by any."""
-  source = card.source
+  source = None if entry.card is None else entry.card.source
   if isinstance(source, HubSource) and source.repo == file.source:
     name = f"{source.repo}@{file.revision}{f':{source.variant}' if source.variant else ''}"
     return name if card_of(name) is not None else None
-  return f"{card.id}#{file.revision}" if _REVISION.fullmatch(file.revision) else None
+  return f"{entry.id}#{file.revision}" if _REVISION.fullmatch(file.revision) else None
 
 
 def _version_in(name: str) -> tuple[str, str]:

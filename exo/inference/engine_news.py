@@ -12,7 +12,7 @@ from exo.bounds import MAX_FINGERPRINT
 from exo.inference.offer import EngineOffer, EngineSpeed, in_order
 
 MAX_ENGINES = 32  # of a worker; each of them is asked when a plan is made
-MAX_KEPT = 64  # models whose engine a worker remembers
+MAX_SETTLED = 64  # models whose engine a worker remembers
 MAX_NAME, MAX_REASON = 200, 400
 _Name = Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
 _Files = Annotated[str, msgspec.Meta(max_length=MAX_FINGERPRINT)]
@@ -22,13 +22,13 @@ _Files = Annotated[str, msgspec.Meta(max_length=MAX_FINGERPRINT)]
 class EngineNews:
   """By the names of engines: `speeds` are what they were measured to do since, `broken` says why they turned out not to work.
 
-  `kept` is the engine that a model has been run with, by the fingerprint of its files: it stays with it, whatever comes first
+  `settled` is the engine that a model has been run with, by the fingerprint of its files: it stays with it, whatever comes first
   for others.
   """
   speeds: Annotated[Mapping[_Name, EngineSpeed], msgspec.Meta(max_length=MAX_ENGINES)] = field(default_factory=dict)
   broken: Annotated[Mapping[_Name, Annotated[str, msgspec.Meta(max_length=MAX_REASON)]],
                     msgspec.Meta(max_length=MAX_ENGINES)] = field(default_factory=dict)
-  kept: Annotated[Mapping[_Files, _Name], msgspec.Meta(max_length=MAX_KEPT)] = field(default_factory=dict)
+  settled: Annotated[Mapping[_Files, _Name], msgspec.Meta(max_length=MAX_SETTLED)] = field(default_factory=dict)
 
   def of(self, greeted: Sequence[EngineOffer]) -> tuple[EngineOffer, ...]:
     """The engines of a greeting as they are now, in the order of choice."""
@@ -43,7 +43,7 @@ class EngineNews:
     why = self.broken.get(offer.name)
     return offer.missing if why is None else f"is broken: {why}"
 
-  def keeping(self, fingerprint: str, engine: str) -> EngineNews:
+  def settling(self, fingerprint: str, engine: str) -> EngineNews:
     """With the engine that a model is run with, and without the one of the model that has been remembered for longest."""
-    kept = {of: name for of, name in self.kept.items() if of != fingerprint}
-    return replace(self, kept=dict([*kept.items(), (fingerprint, engine)][-MAX_KEPT:]))
+    settled = {of: name for of, name in self.settled.items() if of != fingerprint}
+    return replace(self, settled=dict([*settled.items(), (fingerprint, engine)][-MAX_SETTLED:]))

@@ -11,7 +11,7 @@ import msgspec
 
 from exo.inference.model_facts import ModelFacts
 from exo.inference.repertoire import Repertoire
-from exo.topology.model_size import WeightMemory
+from exo.topology.model_size import ModelSize, WeightMemory
 
 PROMPT_TOKENS, DECODED_TOKENS = 512, 128  # what engines are compared by, as one stream
 _PerSecond = Annotated[float, msgspec.Meta(gt=0, lt=1e9)]  # checked where it comes from another node
@@ -78,21 +78,36 @@ def in_order(offers: Iterable[EngineOffer]) -> tuple[EngineOffer, ...]:
   return tuple(sorted(offers, key=key))
 
 
-def able(offers: Sequence[EngineOffer], facts: ModelFacts, kept: str | None = None) -> list[EngineOffer]:
-  """Those of a worker's engines, which stand in its order, that can run a model, the one to be used first: `kept`, which has run
-  it there before.
+@dataclass(frozen=True, slots=True)
+class Here:
+  """What decides between the engines of one worker beside the model: `settled`, which has run it there before, and whether it is so
+  large (`size`; None where nobody knows) that memory does, of which the worker offers so much.
+  """
+  settled: str | None = None
+  size: ModelSize | None = None
+  offered_bytes: int = 0
+
+  def lacking(self, offer: EngineOffer) -> int:
+    """Bytes that the worker does not have of what the model as a whole would take in the engine's memory."""
+    return 0 if self.size is None else max(0, offer.weights.whole_bytes(self.size) - self.offered_bytes)
+
+
+def able(offers: Sequence[EngineOffer], facts: ModelFacts, here: Here = Here()) -> list[EngineOffer]:
+  """Those of a worker's engines, which stand in its order, that can run a model, the one to be used first.
 
   Exactness decides, where speed and memory are nobody's concern: small models of floats go to an engine that does not round.
+  Memory decides where it is short: a model goes to an engine with which it fits on the worker as a whole, else to the one that
+  lacks least.
   """
-  def key(offer: EngineOffer) -> tuple[bool, bool]:
-    return offer.name != kept, offer.rounds and facts.is_small_float
+  def key(offer: EngineOffer) -> tuple[bool, bool, int]:
+    return offer.name != here.settled, offer.rounds and facts.is_small_float, here.lacking(offer)
 
   return sorted((offer for offer in offers if offer.cannot(facts) is None), key=key)
 
 
-def choose(offers: Sequence[EngineOffer], facts: ModelFacts, kept: str | None = None) -> EngineOffer | None:
+def choose(offers: Sequence[EngineOffer], facts: ModelFacts, here: Here = Here()) -> EngineOffer | None:
   """The first of those that are able; None where there is none."""
-  return next(iter(able(offers, facts, kept)), None)
+  return next(iter(able(offers, facts, here)), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +121,12 @@ class Suitability:
   whole_only: bool = False
 
 
-def suitability(offers: Sequence[EngineOffer], facts: ModelFacts, kept: str | None = None) -> Suitability:
-  """Of a worker's engines, which stand in its order, for a model that `kept` has run there before."""
-  first = choose(offers, facts, kept)
+def suitability(offers: Sequence[EngineOffer], facts: ModelFacts, here: Here = Here()) -> Suitability:
+  """Of a worker's engines, which stand in its order, for a model."""
+  first = choose(offers, facts, here)
   if first is None:
     return Suitability(cannot=why_none(offers, facts))
-  cutting = choose([offer for offer in offers if offer.repertoire.can_cut(facts)], facts, kept)
+  cutting = choose([offer for offer in offers if offer.repertoire.can_cut(facts)], facts, here)
   return Suitability(cutting or first, whole_only=cutting is None)
 
 

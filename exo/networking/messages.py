@@ -172,7 +172,8 @@ class Heartbeat:
   `cpu_s` is the processor time that the process has used so far, `rss_mb` the memory that it occupies.
   `rumours` are what `membership.py` passes on. `leaving`: no new plans for this node, it shuts down or all its workers are broken.
   `data_bytes` is what its sender has put on the data stream of this link so far, `data_read_bytes` what it has read;
-  `link_keys` names all links that it has with the peer. `ailments` are the models that it cannot run. `rooms` are of the plans that begin there.
+  `link_keys` names all links that it has with the peer; `retired`: this one is used no more. `ailments` are the models that it
+  cannot run. `rooms` are of the plans that begin there.
   """
   number: int
   is_answer: bool = False
@@ -191,6 +192,7 @@ class Heartbeat:
   link_keys: tuple[str, ...] = ()
   ailments: tuple[Ailment, ...] = ()
   rooms: tuple[PlanRoom, ...] = ()
+  retired: bool = False
 
   @property
   def free_memory_mb(self) -> int:
@@ -436,7 +438,8 @@ class ModelFound:
 
 @dataclass(frozen=True, slots=True)
 class ListModels:
-  """Which models do you hold something of?"""
+  """Which models do you hold something of? Of this one alone where one is named."""
+  model_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,9 @@ from exo.download.content_sample import KnownContents
 from exo.download.manifest import RepoFile
 from exo.download.model_library import LOCAL, Holding
 from exo.errors import ModelFilesError
+from exo.inference.model_config import ModelConfig
 from exo.inference.weights.checkpoint import Checkpoint
+from exo.inference.weights.gguf_checkpoint import gguf_type
 from exo.model_file import ModelFile, digest_of
 
 
@@ -25,8 +27,12 @@ def file_of(checkpoint: Checkpoint, holding: Holding | None, contents: KnownCont
   return ModelFile(
       checkpoint.fingerprint,
       _together(files, hashes) or _told(files, source, manifest.revision), _together(files, samples), source,
-      manifest.revision, files[0].name, sum(file.size for file in files)
+      manifest.revision, files[0].name, sum(file.size for file in files), _shape(checkpoint.config)
   )
+
+
+def _shape(config: ModelConfig) -> str:
+  return f"{gguf_type(config.model_type)} {config.n_layers}x{config.hidden_size}x{config.n_heads}"
 
 
 def comparable(

@@ -35,10 +35,11 @@ class HeldFile:
 
 @dataclass(frozen=True)
 class HeldModel:
-  """A model of which a node has its head at least."""
+  """A model of which a node has its head at least. `is_own`: it lies in a folder of its user's own."""
   model_id: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_MODEL_ID)]
   files: Annotated[tuple[HeldFile, ...], msgspec.Meta(max_length=_MOST_FILES)]
   profile: ModelProfile
+  is_own: bool = False
 
   @property
   def is_whole(self) -> bool:
@@ -73,7 +74,7 @@ def held_model(store: ModelStore, entry: ModelEntry, profile: ModelProfile) -> H
   for file in holding.manifest.files:
     spans = held_spans(holding.path(file.name))[:_MOST_SPANS]
     files.append(HeldFile(file.name, holding.manifest.identity(file), file.size, tuple(spans)))
-  return HeldModel(entry.id, tuple(files), profile)
+  return HeldModel(entry.id, tuple(files), profile, entry.card is None)
 
 
 def to_json(models: Iterable[HeldModel]) -> str:
@@ -106,7 +107,7 @@ def _is_plausible(model: HeldModel) -> bool:
   file = profile.file
   words = (
       profile.flaw, profile.format, profile.packing, file.headers, file.hashes, file.sample, file.source, file.revision,
-      file.name, *profile.capabilities
+      file.name, file.shape, *profile.capabilities
   )
   if any(len(word) > _MOST_TEXT for word in words) or len(profile.capabilities) > 16:
     return False

@@ -12,7 +12,14 @@ from exo.download.disk_stamp import Stamp
 from exo.download.model_library import name_of_version
 from exo.download.model_store import DUMMY_MODEL, ModelEntry, ModelStore
 from exo.download.progress import DownloadProgress, keep_latest
-from exo.errors import DownloadError, InvalidRequestError, ModelFilesError, ModelNotFoundError, OtherFilesError
+from exo.errors import (
+    DownloadError,
+    InvalidRequestError,
+    ModelFilesError,
+    ModelNotFoundError,
+    OtherFilesError,
+    UnsupportedModelError,
+)
 from exo.inference.grammar import GrammarCompiler
 from exo.inference.model_facts import ModelFacts
 from exo.inference.shard import Shard
@@ -164,16 +171,23 @@ class ModelCatalog:
     return (await self.find((await self._of_file(model_id, file)).id)).path is not None
 
   async def _of_file(self, model_id: str, file: ModelFile | None) -> _Opened:
-    own = await self._current(model_id)
-    if file is None or await self._is_of(own, file):
+    own: _Opened | None = None
+    try:
+      own = await self._current(model_id)
+    except UnsupportedModelError:
+      if file is None:
+        raise
+    if own is not None and (file is None or await self._is_of(own, file)):
       return own
+    assert file is not None
     entry = await self.store.find_anywhere(model_id)
-    name = None if entry.card is None else name_of_version(entry.card, file)
+    # a folder of the user's own is taken at its word, but for the form in which the model is packed
+    may_differ = entry.card is not None or own is None or own.file.is_form_of(file)
+    name = name_of_version(entry, file) if may_differ else None
     if name is None:
       raise OtherFilesError(f"this node has other files under the name {model_id} than {file}: give them another name")
     if self.store.is_vouched(entry.id):
       self.store.vouch(name)
-    self._names[name] = entry.id
     try:
       found = await self._current(name)
     except (ModelNotFoundError, DownloadError, ModelFilesError) as error:
@@ -182,6 +196,7 @@ class ModelCatalog:
       ) from error
     if not await self._is_of(found, file):
       raise OtherFilesError(f"this node has other files of {model_id} than {file}, and nobody gives them")
+    self._names[name] = entry.id
     return found
 
   async def _is_of(self, opened: _Opened, file: ModelFile) -> bool:

@@ -55,6 +55,7 @@ from exo.orchestration.model_sharing import ModelSharing
 from exo.orchestration.peer_bounds import PeerBounds
 from exo.orchestration.plan_host import PlanHost
 from exo.orchestration.planner import ModelRing, Planner
+from exo.orchestration.ring_files import RingFiles
 from exo.orchestration.ring_models import RingModels
 from exo.orchestration.stage_files import StageFiles
 from exo.system_figures import own_memory
@@ -97,6 +98,9 @@ class Node:
     catalog.store.on_false(self._on_false)
     self._bounds = PeerBounds(offered)
     self.ring_models = RingModels(catalog.store, self.profiles, mesh.peers, self.call, self._tasks)
+    self.files = RingFiles(
+        hello.node_id, catalog, self.ring_models, lambda: self.planner.workers(self.hello), self._tasks
+    )
     self.sharing = ModelSharing(catalog.store, mesh.peers, self.send, self.call, lambda: self.plans.busy)
 
   @property
@@ -219,7 +223,7 @@ class Node:
     """The model that a client means, its head fetched where it is missing. Raises `ModelNotFoundError`, `DownloadError`."""
     wanted = await self.meant(name)
     self.catalog.store.vouch(wanted)
-    info = await self.catalog.info(wanted)
+    info = await self.files.model(wanted)
     if info.id in self.catalog.replaced:
       await self._let_go(info.id)
     return info
@@ -333,7 +337,7 @@ class Node:
           await self._check_plan(sender, message)
         return await self.plans.open(message)
       case ListModels():
-        return await self.ring_models.answer()
+        return await self.ring_models.answer(message.model_id)
       case FindModel() | FindBlocks() | ReadRange():
         return await self.sharing.answer(message)
       case Submit():

@@ -7,19 +7,18 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from exo.errors import BadNumbersError, ExoError, PeerUnreachableError, from_wire, in_words, to_wire
+from exo.errors import BadNumbersError, ExoError
 from exo.log import enabled, log
 from exo.networking.messages import (
-    Failure,
     Frame,
     Message,
     PlanPace,
     PlanRoom,
     Request,
-    RequestFailed,
     StepFailed,
     StepResult,
 )
+from exo.orchestration.failures import failure_error, tell_failed
 from exo.orchestration.meter import Meter
 from exo.orchestration.pace import Pace
 from exo.orchestration.scheduler import Scheduler
@@ -69,7 +68,7 @@ class PlanDriver:
     """Raises `QueueFullError` or `InvalidRequestError`."""
     for gone in self.scheduler.add(request, self._most_wait_s):
       log(1, "another share's request takes its place in the line", request=gone.request_id)
-      tell_failed(self._send, self.plan, gone, self.scheduler.admission.queue_full(gone))
+      self._tell_failed(gone, self.scheduler.admission.queue_full(gone))
     self._pump()
     if self._look_again is None and self.scheduler.waiting:
       self._refuse_later()
@@ -84,19 +83,20 @@ class PlanDriver:
       return
     self._refuse_later()  # first, whatever becomes of this time
     for request in self.scheduler.admission.overdue(self._most_wait_s):
-      tell_failed(self._send, self.plan, request, self.scheduler.admission.overdue_error(request, self._most_wait_s))
+      self._tell_failed(request, self.scheduler.admission.overdue_error(request, self._most_wait_s))
 
   def cancel(self, request_id: str) -> None:
     if self.scheduler.cancel(request_id):
       log(1, "the request is cancelled", request=request_id)
       self._pump()
 
-  def cancel_entry(self, entry_node: str) -> None:
-    """Free everything that a node, now gone, had asked for."""
+  def cancel_entry(self, entry_node: str, error: ExoError) -> None:
+    """Free everything that a node had asked for that is gone, or was for a moment: then it hears `error`."""
     for request in self.scheduler.requests():
       if request.entry_node == entry_node:
         log(1, "freed request %s of %s, which is gone", request.request_id, entry_node)
         self.scheduler.cancel(request.request_id)
+        self._tell_failed(request, error)
     self._pump()
 
   def on_result(self, result: StepResult) -> None:
@@ -107,7 +107,7 @@ class PlanDriver:
       if isinstance(error, BadNumbersError):  # they may come from a cache that the sequence began with
         self.scheduler.forget_kept()
       for request in self.scheduler.fail((failed.sequence, ), result.step):
-        tell_failed(self._send, self.plan, request, error)
+        self._tell_failed(request, error)
     # waking for a token costs more than handling it: where tokens come fast, the stage computes two before it reports
     sequences = len({token.sequence for token in result.tokens})
     if sequences:
@@ -135,7 +135,7 @@ class PlanDriver:
     error = failure_error(failed.failure)
     log(1, "step %d of %s failed: %s", failed.step, self.plan.plan_id, error)
     for request in self.scheduler.on_failure(failed.step):
-      tell_failed(self._send, self.plan, request, error)
+      self._tell_failed(request, error)
     self._pump()
 
   def close(self, error: ExoError) -> None:
@@ -144,7 +144,10 @@ class PlanDriver:
     if self._look_again is not None:
       self._look_again.cancel()
     for request in self.scheduler.requests():
-      tell_failed(self._send, self.plan, request, error)
+      self._tell_failed(request, error)
+
+  def _tell_failed(self, request: Request, error: BaseException) -> None:
+    tell_failed(self._send, self.plan.plan_id, request.request_id, request.entry_node, error)
 
   def _pump(self) -> None:
     while not self._closed and (step := self.scheduler.next_step(self._run)) is not None:
@@ -164,21 +167,3 @@ class PlanDriver:
               truncates=step.truncates
           )
       )
-
-
-def failure_error(failure: Failure) -> ExoError:
-  """The error that a failure tells of."""
-  return from_wire(failure.kind, failure.message, failure.details_json)
-
-
-def tell_failed(send: Callable[[str, Message], None], plan: RingPlan, request: Request, error: BaseException) -> None:
-  """To the request's entry node: it does not run on this plan any more, or never did. Tried twice: its client waits for it."""
-  for _ in range(2):
-    try:
-      send(request.entry_node, RequestFailed(plan.plan_id, request.request_id, Failure(*to_wire(error))))
-      return
-    except PeerUnreachableError:
-      log(1, "the entry node %s is gone", request.entry_node, request=request.request_id)
-      return
-    except Exception as unexpected:  # noqa: BLE001 - those after it must be told, too
-      log(0, "a failure could not be told: %s", in_words(unexpected), request=request.request_id)

@@ -42,11 +42,12 @@ from exo.networking.messages import (
 )
 from exo.orchestration.ailments import Illness
 from exo.orchestration.awake_cores import AwakeCores
+from exo.orchestration.failures import failure_error
 from exo.orchestration.frame_check import check_frame
 from exo.orchestration.kv_room import Limits
 from exo.orchestration.meter import Meter
 from exo.orchestration.opened_plan import OpenedPlan, Opening, RunningStage
-from exo.orchestration.plan_driver import PlanDriver, failure_error
+from exo.orchestration.plan_driver import PlanDriver
 from exo.orchestration.plan_start import Call, PlanStart
 from exo.orchestration.residents import Residents
 from exo.orchestration.scheduler import Scheduler
@@ -367,18 +368,25 @@ class PlanHost:
       self._tasks.spawn(self._close_here(message.plan_id, error), "close")
 
   def peer_left(self, node_id: str, reason: str) -> None:
-    """Close the plans that the node was part of, and free what it had asked for as an entry node."""
+    """Close the plans that the node was part of, and free what it had asked for as an entry node.
+
+    Where another link to it is up, it may have noticed nothing, or have asked anew meanwhile: it is told what is freed.
+    """
     error = PeerLostError(f"{node_id} left the ring ({reason})", node=node_id)
+    lost = PlanClosedError(f"a link between {node_id} and {self._node_id} broke ({reason})")
     for opened in list(self._open.values()):
       if opened.plan.has(node_id):
         # the others may hear that node still: who does not close would wait for it
         self._tasks.spawn(self._close_everywhere(opened, error), f"close {opened.plan.plan_id}")
-      elif opened.driver is not None:
-        opened.driver.cancel_entry(node_id)
+        continue
+      if opened.driver is not None:
+        opened.driver.cancel_entry(node_id, lost)
+      for stage in opened.stages.values():
+        stage.runner.cancel_entry(node_id, lost)
     for (plan_id, _), opening in self._opening.items():
       if opening.plan.has(node_id):
         self._lose(plan_id, error)
-    self._start.forget(lambda request: request.entry_node == node_id)
+    self._start.cancel_entry(node_id, lost)
 
   async def close_model(self, model_id: str) -> None:
     """Give back what is loaded of a model. Raises `ModelInUseError` while requests run on it."""

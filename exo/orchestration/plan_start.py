@@ -23,8 +23,9 @@ from exo.errors import (
 )
 from exo.log import log
 from exo.networking.messages import ClosePlan, Failure, Message, OpenPlan, PlanOpened, Request
+from exo.orchestration.failures import tell_failed
 from exo.orchestration.kv_room import Limits
-from exo.orchestration.plan_driver import PlanDriver, tell_failed
+from exo.orchestration.plan_driver import PlanDriver
 from exo.orchestration.waiting_line import WaitingLine
 from exo.tasks import TaskOwner
 from exo.topology.ring_plan import RingPlan
@@ -74,7 +75,7 @@ class PlanStart:
     if gone is request:
       raise full
     if gone is not None:
-      tell_failed(self._send, plan, gone, full)
+      self._tell_failed(plan.plan_id, gone, full)
 
   def requests(self, plan_id: str) -> list[Request]:
     return list(self._waiting.get(plan_id, ()))
@@ -82,6 +83,13 @@ class PlanStart:
   def forget(self, unwanted: Callable[[Request], bool]) -> None:
     for waiting in self._waiting.values():
       waiting.forget(unwanted)
+
+  def cancel_entry(self, entry_node: str, error: ExoError) -> None:
+    """As `PlanDriver.cancel_entry`."""
+    for plan_id, waiting in self._waiting.items():
+      for request in [request for request in waiting if request.entry_node == entry_node]:
+        self._tell_failed(plan_id, request, error)
+      waiting.forget(lambda request: request.entry_node == entry_node)
 
   async def _start(self, message: OpenPlan) -> None:
     plan = message.plan
@@ -99,9 +107,9 @@ class PlanStart:
       try:
         driver.submit(request)
       except (QueueFullError, InvalidRequestError) as error:
-        tell_failed(self._send, plan, request, error)
+        self._tell_failed(plan.plan_id, request, error)
       except Exception as error:  # noqa: BLE001 - who knows what the driver has of it now: all begin anew on another plan
-        tell_failed(self._send, plan, request, error)
+        self._tell_failed(plan.plan_id, request, error)
         self._give_up(plan, PlanClosedError(f"a request could not be taken: {in_words(error)}"))
 
   async def _opened(self, message: OpenPlan) -> list[PlanOpened]:
@@ -123,7 +131,7 @@ class PlanStart:
     )
     overdue = waiting.overdue(now_s - self._most_wait_s)
     for request in overdue:
-      tell_failed(self._send, plan, request, late)
+      self._tell_failed(plan.plan_id, request, late)
     gone = {request.request_id for request in overdue}
     waiting.forget(lambda request: request.request_id in gone)
     if not len(waiting):
@@ -135,12 +143,15 @@ class PlanStart:
     """Those who wait hear why, and what other stages have loaded or still load for this plan is let go."""
     log(1 if isinstance(error, ExoError) else 0, "plan %s could not begin: %s", plan.plan_id, in_words(error))
     for request in self._waiting.pop(plan.plan_id, ()):
-      tell_failed(self._send, plan, request, error)
+      self._tell_failed(plan.plan_id, request, error)
     for node_id in plan.node_ids:
       try:
         self._send(node_id, ClosePlan(plan.plan_id, Failure(*to_wire(error))))
       except Exception as unreachable:  # noqa: BLE001 - the others are to be told
         log(2, "%s was not told: %s", node_id, unreachable)
+
+  def _tell_failed(self, plan_id: str, request: Request, error: BaseException) -> None:
+    tell_failed(self._send, plan_id, request.request_id, request.entry_node, error)
 
   def _limits(self, opened: list[PlanOpened]) -> Limits:
     """What every stage can do."""

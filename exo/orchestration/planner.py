@@ -127,7 +127,7 @@ class Planner:
     found = []
     for worker in self.workers(here):
       if not _among(worker.state.by, without):
-        state = worker.for_model(model.id, model.facts, model.file.headers)
+        state = worker.for_model(model.id, model.facts, model.file.headers, model.size)
         found.append(replace(state, cannot=state.cannot or sick.get(state.by)))
     return RingState(tuple(found))
 
@@ -151,7 +151,7 @@ class Planner:
       memory_bytes = (offer.memory_mb * _MB, usable_mb * _MB)
       state = WorkerState(*worker, hello.incarnation, *memory_bytes)
       pinned_bytes = tuple((name, mb * _MB) for name, mb in pinned)
-      found.append(RingWorker(state, news.of(offer.engines), news.kept, pinned_bytes))
+      found.append(RingWorker(state, news.of(offer.engines), news.settled, pinned_bytes))
     return tuple(found)
 
   def _workers(self, here: Hello) -> dict[WorkerId, tuple[Hello, WorkerOffer]]:

@@ -6,8 +6,8 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
 
-from exo.download.model_store import ModelStore
-from exo.errors import ExoError, in_words
+from exo.download.model_store import ModelEntry, ModelStore
+from exo.errors import ExoError, ModelNotFoundError, in_words
 from exo.log import log
 from exo.networking.messages import ListModels, Message, ModelsListed
 from exo.orchestration.held_model import HeldModel, from_json, held_model, to_json
@@ -17,7 +17,7 @@ from exo.tasks import TaskOwner
 
 _BELIEVED_S = 2.0
 _PATIENCE_S = 0.3  # with nodes that are slow: what they said before counts until they answer
-_ASK_S = 5.0
+_ASK_S, _SOON_S = 5.0, 1.0
 
 
 class RingModels:
@@ -64,17 +64,45 @@ class RingModels:
     finally:
       self._asking.pop(node_id, None)
 
-  async def answer(self) -> Message:
-    """What this node holds; who asks while it looks hears the same."""
+  async def of(self, model_id: str) -> Mapping[str, HeldModel]:
+    """By node, what others hold of one model. Nodes that do not say so soon count as holding nothing."""
+    async def ask(node_id: str) -> tuple[str, tuple[HeldModel, ...]]:
+      answer = await self._call(node_id, ListModels(model_id), _SOON_S)
+      models = from_json(answer.models_json) if isinstance(answer, ModelsListed) else ()
+      return node_id, tuple(model for model in models if model.model_id == model_id)
+
+    found = {}
+    for told in await asyncio.gather(*map(ask, self._peers()), return_exceptions=True):
+      if isinstance(told, ExoError):
+        log(2, "a node does not say what it has of %s: %s", model_id, told)
+      elif isinstance(told, BaseException):
+        raise told
+      elif told[1]:
+        found[told[0]] = told[1][0]
+    return found
+
+  async def answer(self, model_id: str = "") -> Message:
+    """What this node holds, or what of one model; who asks while it looks hears the same."""
+    if model_id:
+      return ModelsListed(await asyncio.to_thread(self._of, model_id))
     async with self._looking:
       if time.monotonic() - self._answered[0] > _BELIEVED_S:
         listed = ModelsListed(await asyncio.to_thread(self._here))
         self._answered = time.monotonic(), listed
       return self._answered[1]
 
+  def _of(self, model_id: str) -> str:
+    try:
+      return self._told_of([self._store.find(model_id)])
+    except ModelNotFoundError:
+      return "[]"
+
   def _here(self) -> str:
+    return self._told_of(self._store.listed())
+
+  def _told_of(self, entries: Iterable[ModelEntry]) -> str:
     models = []
-    for entry in self._store.listed():
+    for entry in entries:
       if entry.stamp:
         try:
           models.append(held_model(self._store, entry, self._profiles.look(entry)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from exo.inference.shard import Shard
+from exo.model_file import ModelFile
 from exo.networking.messages import Ailment, Heartbeat, Hello, PlanRoom, WorkerBeat
 from exo.orchestration.node import Node
 from exo.topology.device_capabilities import DeviceCapabilities
@@ -70,6 +71,14 @@ class Chain:
 
 
 @dataclass(frozen=True, slots=True)
+class FileView:
+  """What a model's plans run whose stages are here. `why` is there where this node has chosen it."""
+  model_id: str
+  file: ModelFile
+  why: str
+
+
+@dataclass(frozen=True, slots=True)
 class RequestCounts:
   """`running` and `waiting` at the first stages here; `own` are those of this node's clients, with their speed."""
   own: int
@@ -90,6 +99,7 @@ class RingView:
   active_node_id: str | None
   refused: tuple[tuple[str, str], ...] = ()
   rooms: tuple[tuple[str, PlanRoom], ...] = ()
+  files: tuple[FileView, ...] = ()
 
   @property
   def memory_mb(self) -> int:
@@ -106,7 +116,7 @@ def ring_view(node: Node) -> RingView:
   refused = tuple(node.planner.refused.told().items())
   return RingView(
       nodes, _links(node), _chains(nodes), _requests(node),
-      node.topology().active_node_id, refused, rooms_of(node)
+      node.topology().active_node_id, refused, rooms_of(node), file_views(node)
   )
 
 
@@ -116,6 +126,15 @@ def rooms_of(node: Node) -> tuple[tuple[str, PlanRoom], ...]:
   for node_id, peer in sorted(node.mesh.peers().items()):
     found += [(node_id, room) for room in (peer.heartbeat.rooms if peer.heartbeat else ())]
   return tuple(found)
+
+
+def file_views(node: Node) -> tuple[FileView, ...]:
+  """Each once, by model."""
+  found = {(plan.model_id, plan.file.key): plan.file for plan in node.plans.plans}
+  return tuple(
+      FileView(model, file, node.files.why(model, file))
+      for (model, _), file in sorted(found.items(), key=lambda item: item[0])
+  )
 
 
 def _here(node: Node) -> NodeView:

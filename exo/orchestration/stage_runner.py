@@ -38,7 +38,9 @@ from exo.networking.messages import (
     StepResult,
     TokenDelivery,
 )
+from exo.oldest import forget_oldest
 from exo.orchestration.awake_cores import AwakeCores
+from exo.orchestration.failures import tell_failed
 from exo.orchestration.meter import Meter
 from exo.orchestration.token_head import Deliveries, TokenHead
 from exo.topology.ring_plan import RingPlan
@@ -47,6 +49,7 @@ from exo.worker.worker import Worker
 
 Send = Callable[[str, Message], None]
 _LONGEST_REASON = 2000
+_MOST_DELIVERED = 256
 
 
 class StageHost(Protocol):
@@ -105,6 +108,7 @@ class StageRunner:
     self._awake = awake if len(plan.node_ids) > 1 else None
     self._prompts: dict[int, int] = {}  # tokens of the prompts of all open sequences
     self._entry_nodes: dict[int, str] = {}
+    self._delivered: dict[str, str] = {}  # requests that deliveries went to, and their entry nodes, the latest last
     self._guard = StepGuard(model, plan, index, self._prompts)
     self._next = plan.after(index)
     self._head = TokenHead(plan.plan_id, grammars)
@@ -336,15 +340,23 @@ class StageRunner:
     for entry_node, delivery in outcome.deliveries:
       self._deliver(entry_node, delivery)
 
+  def cancel_entry(self, entry_node: str, error: ExoError) -> None:
+    """What was delivered there may be lost."""
+    for request_id in [request_id for request_id, node_id in self._delivered.items() if node_id == entry_node]:
+      del self._delivered[request_id]
+      tell_failed(self._send, self.plan.plan_id, request_id, entry_node, error)
+
   def _deliver(self, entry_node: str, delivery: TokenDelivery | RequestFailed) -> None:
+    if delivery.request_id not in self._delivered:
+      forget_oldest(self._delivered, _MOST_DELIVERED - 1)
+      self._delivered[delivery.request_id] = entry_node
     try:
       self._send(entry_node, delivery)
     except PeerUnreachableError:
       log(1, "the entry node %s is gone", entry_node, request=delivery.request_id)
     except Exception as error:  # noqa: BLE001 - its client must not wait for what does not come
       log(0, "a delivery failed: %s", in_words(error), request=delivery.request_id)
-      failure = Failure(*to_wire(error))
-      self._send(entry_node, RequestFailed(self.plan.plan_id, delivery.request_id, failure))
+      tell_failed(self._send, self.plan.plan_id, delivery.request_id, entry_node, error)
 
   def _fail(self, frame: Frame, error: BaseException) -> None:
     if not isinstance(error, ExoError):

@@ -63,6 +63,10 @@ class WeightMemory:
     held = self.plain if in_files / size.n_weights > 1.9 else self.packed
     return held * size.n_weights / in_files if held else 1.0
 
+  def whole_bytes(self, size: ModelSize) -> int:
+    """What the model takes in this engine's memory, with a cache of `MIN_KV_TOKENS` tokens."""
+    return self.stage_bytes(size, 0, size.n_layers)
+
   def stage_bytes(self, size: ModelSize, start: int, end: int, kv_tokens: int = MIN_KV_TOKENS) -> int:
     """What a stage of layers [start, end) takes in this engine's memory, with a cache of so many tokens; 0 where it is empty.
     """

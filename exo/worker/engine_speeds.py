@@ -1,6 +1,6 @@
 """What engines were measured to do on this machine's devices, kept on disk, and measured anew where nothing is known.
 
-A figure decides about the models that are loaded after all engines of a device have been measured; see `WorkerEngines.keep`.
+A figure decides about the models that are loaded after all engines of a device have been measured; see `WorkerEngines.settle`.
 """
 
 from __future__ import annotations

@@ -10,17 +10,18 @@ from exo.inference.engine import InferenceEngine
 from exo.inference.engine_news import MAX_REASON, EngineNews
 from exo.inference.engines import load_engine
 from exo.inference.model_facts import ModelFacts
-from exo.inference.offer import EngineOffer, EngineSpeed, able
+from exo.inference.offer import EngineOffer, EngineSpeed, Here, able
 from exo.inference.shard import Shard
 from exo.log import log
+from exo.topology.model_size import ModelSize
 
 
 class WorkerEngines:
   """`greeted` are those for the worker's device as its node's greeting has them, in the order of choice. There is at least one
-  that can run something. `news` is what has changed since.
+  that can run something. `offered_bytes` is the memory that the worker gives to models, `news` what has changed since.
   """
-  def __init__(self, greeted: Sequence[EngineOffer]) -> None:
-    self._greeted = tuple(greeted)
+  def __init__(self, greeted: Sequence[EngineOffer], offered_bytes: int) -> None:
+    self._greeted, self._offered_bytes = tuple(greeted), offered_bytes
     self.news = EngineNews()
     self._instances: dict[str, InferenceEngine] = {}
 
@@ -38,14 +39,15 @@ class WorkerEngines:
     """What engines were measured to do decides from now on, but for the models that have been run here before."""
     self.news = replace(self.news, speeds=dict(speeds))
 
-  def keep(self, fingerprint: str, name: str) -> None:
+  def settle(self, fingerprint: str, name: str) -> None:
     """A model is run with that engine, and will be whenever it is loaded again: a conversation may go on with it."""
-    self.news = self.news.keeping(fingerprint, name)
+    self.news = self.news.settling(fingerprint, name)
 
-  def able(self, facts: ModelFacts, shard: Shard, fingerprint: str) -> list[EngineOffer]:
-    """Those that can run a part of a model, the one to be used first. Raises `UnsupportedModelError` where none can."""
+  def able(self, facts: ModelFacts, shard: Shard, size: ModelSize, fingerprint: str) -> list[EngineOffer]:
+    """Those that can run a part of a model of that size, the one to be used first. Raises `UnsupportedModelError` where none can.
+    """
     offers = self.offers
-    ordered = able(offers, facts, self.news.kept.get(fingerprint))
+    ordered = able(offers, facts, Here(self.news.settled.get(fingerprint), size, self._offered_bytes))
     if found := [offer for offer in ordered if self._cannot(offer, facts, shard) is None]:
       return found
     reasons = "; ".join(why for offer in offers if (why := self._cannot(offer, facts, shard)) is not None)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import time
 import traceback
 
 from exo.errors import EngineUnavailableError, ModelTooLargeError, OutOfMemoryError, in_words
 from exo.inference.engine import LoadOptions, StageModel
+from exo.inference.offer import EngineOffer
 from exo.inference.shard import Shard
 from exo.inference.weights.checkpoint import Checkpoint
 from exo.log import log
@@ -15,6 +15,7 @@ from exo.process_memory import give_back
 from exo.topology.loaded_for import WHAT_FITS, LoadedFor
 from exo.worker.device_thread import DeviceThread
 from exo.worker.engines import WorkerEngines
+from exo.worker.heap import tidy
 
 
 class ShardLoader:
@@ -25,9 +26,12 @@ class ShardLoader:
 
   def needed_bytes(self, shard: Shard, checkpoint: Checkpoint, wanted: LoadedFor = WHAT_FITS) -> int:
     """An estimate of the shard's weights in memory, with room for the KV cache that is wanted."""
-    held = self._engines.able(checkpoint.facts, shard, checkpoint.fingerprint)[0].weights
+    held = self._able(shard, checkpoint)[0].weights
     kv_tokens = wanted.kv_tokens(checkpoint.config.max_context)
     return held.stage_bytes(checkpoint.size, shard.start_layer, shard.end_layer + 1, kv_tokens)
+
+  def _able(self, shard: Shard, checkpoint: Checkpoint) -> list[EngineOffer]:
+    return self._engines.able(checkpoint.facts, shard, checkpoint.size, checkpoint.fingerprint)
 
   async def load(self, shard: Shard, checkpoint: Checkpoint, options: LoadOptions) -> StageModel:
     """With the first of the worker's engines that can run it; where that fails for reasons of its own, with the next.
@@ -36,10 +40,10 @@ class ShardLoader:
     """
     def work() -> StageModel:
       failures: list[Exception] = []
-      for offer in self._engines.able(checkpoint.facts, shard, checkpoint.fingerprint):
+      for offer in self._able(shard, checkpoint):
         try:
           loaded = self._engines.instance(offer.name).load(shard, checkpoint, options, progress)
-          self._engines.keep(checkpoint.fingerprint, offer.name)
+          self._engines.settle(checkpoint.fingerprint, offer.name)
           checkpoint.let_go()
           give_back()
           return loaded
@@ -63,11 +67,7 @@ class ShardLoader:
       model = await self._thread.run(work)
     finally:
       self.loading.pop(shard.model_id, None)
-    # vocabularies and graphs stay: collections during generation need not look at them again, but those at a load do, or what
-    # ended since the load before would stay, too
-    gc.unfreeze()
-    gc.collect()
-    gc.freeze()
+    tidy()
     log(
         1, "loaded %s in %.1f s: %d MB, room for %d tokens of KV", shard,
         time.monotonic() - started, model.memory.weight_bytes // 2**20, model.memory.max_kv_tokens

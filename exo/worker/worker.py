@@ -40,7 +40,7 @@ class Worker:
   ) -> None:
     self.name, self.label, self.offered_bytes, self.options = name, label, offered_bytes, options
     self.thread = DeviceThread()
-    self.engines = WorkerEngines(offers)
+    self.engines = WorkerEngines(offers, offered_bytes)
     self.loader = ShardLoader(self.thread, self.engines)
     self.health = WorkerHealth(label, self._prove, self._renew, lambda: dict(self.loader.loading))
     self._threads = processors()

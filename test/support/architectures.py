@@ -120,13 +120,13 @@ def small_arguments(architecture: str) -> dict[str, Any]:
 
 
 class SmallCheckpoint(Checkpoint):
-  """Raises whatever the architecture raises when its configuration wants more than `_SMALL` has."""
-  def __init__(self, architecture: str) -> None:
+  """`more` are keys beside those of `_SMALL`. Raises whatever the architecture raises when its configuration wants still more."""
+  def __init__(self, architecture: str, **more: Any) -> None:
     import mlx.core as mx
     from mlx.utils import tree_flatten
     mx.random.seed(1)
     self.path = Path(architecture)
-    self._arguments = small_arguments(architecture)
+    self._arguments = small_arguments(architecture) | more
     model_class, argument_class = library.model_classes(architecture)
     model = model_class(argument_class.from_dict(self._arguments))
     parameters = dict(tree_flatten(model.parameters()))

@@ -24,14 +24,17 @@ import tempfile  # noqa: E402
 import time  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from exo import log  # noqa: E402
+from exo import log, system_figures  # noqa: E402
 from exo.tasks import log_lost_errors  # noqa: E402
 from test.support.trials import ANSWER_S, SCENARIOS, SETTLE_S, Answer, Cluster, task_names  # noqa: E402
 
 BELOW_HTTP = {"connections.py", "protocol.py"}  # where nothing can be answered any more, the connection ends at once
 # What asyncio calls to make its side of a connection, or to say what nobody else has (nothing of this package runs that could say
-# that it failed), and how a thing looks in a log line (the log guards itself).
-NOT_TRIED = (".factory.", "_BoundedProtocol.__init__", "log_lost_errors.", ".__str__", ".__repr__", ".name_of")
+# that it failed), how a thing looks in a log line (the log guards itself), and what kind of error another node has told of (its
+# message is heard in any case).
+NOT_TRIED = (
+    ".factory.", "_BoundedProtocol.__init__", "log_lost_errors.", ".__str__", ".__repr__", ".name_of", "_from_wire"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +135,7 @@ class Campaign:
       await self._settled()
       await self.cluster.cold()
     self.lines.clear()
+    system_figures._unreadable.clear()  # what is missing is told once in a process
     INJECTOR.arm(trial.point, dict(errors())[trial.error](f"injected-{trial.point}-"), trial.nth)
     if trial.then is not None:
       INJECTOR.arm(trial.then, KeyError(f"injected-{trial.then}-"))

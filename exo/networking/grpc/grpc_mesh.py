@@ -242,7 +242,8 @@ class GrpcMesh(Mesh):
 
   def _link(self, node_id: str) -> Link:
     for link in self._links.get(node_id, ()):
-      if not link.closed.done():  # else it is about to be taken out, and nobody reads what is posted to it
+      if not link.closed.done(
+      ) and not link.retired:  # else it is about to be taken out, and nobody reads what is posted to it
         return link
     raise PeerUnreachableError(f"there is no link to {node_id}", node=node_id)
 
@@ -365,11 +366,12 @@ class GrpcMesh(Mesh):
     links = self._links.get(node_id, [])
     if link not in links:
       return
-    used = links[0] is link
     links.remove(link)
     log(2, "a link to %s over %s has ended: %s", node_id, link.interface or link.address, reason)
     assert self._handler is not None
-    if links and used and not self._stopping:  # what was under way on it is lost, and nobody shall wait for it
+    if links and not link.retired and not self._stopping:
+      # What was under way on it, either way, is lost, and nobody shall wait for it. The other side does the same, but maybe later:
+      # each tells the other what it gives up for that.
       self._handler.peer_left(node_id, reason)
       self._handler.peer_joined(links[0].peer)
     if not links:

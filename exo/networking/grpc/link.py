@@ -44,7 +44,8 @@ class Link:
 
   Links are numbered as they come. `all_arrived`: the peer had read all of the data stream by its latest heartbeat;
   `still_beats`: for how many heartbeats that was so either way and nothing moved. `confirmed` are the `key`s of all links that
-  the peer says it has with this node. `fault` is what the peer sent that no node sends, once that has ended the link.
+  the peer says it has with this node. `retired`: a better one is used, and nothing is under way on this one. `fault` is what the
+  peer sent that no node sends, once that has ended the link.
   """
   def __init__(
       self,
@@ -68,6 +69,7 @@ class Link:
     self._moved = (0, 0)
     self._answering = 0
     self._allowance = Allowance(time.perf_counter())
+    self.retired = False
     self.fault: ProtocolError | None = None
     self.latest: Heartbeat | None = None
     self._handler, self._membership, self._heard = handler, membership, heard
@@ -100,6 +102,8 @@ class Link:
     self.end(reason)
 
   def _broken(self, error: BaseException) -> None:
+    if self.closed.done():
+      log(1, "the ended link to %s failed: %s", self.peer.node_id, in_words(error))
     self.end(f"it failed here: {in_words(error)}")
 
   def end(self, reason: str) -> None:
@@ -216,6 +220,9 @@ class Link:
       self._look_at_traffic(beat)
       if self._arrivals.overdue(beat.data_bytes, self._streams["data"].read_bytes, self._heard_at):
         self.end("what it sends does not arrive, though its heartbeats do")
+      if beat.retired:
+        self.retired = True
+        self.end("a better route is used")
       self._heard(self, beat.rumours)
       self._post("heartbeat", encode(Heartbeat(beat.number, is_answer=True)))
 
@@ -241,7 +248,8 @@ class Link:
           rumours=self._membership.beat(),
           data_bytes=data.written_bytes,
           data_read_bytes=data.read_bytes,
-          link_keys=self._keys_of(self.peer.node_id)
+          link_keys=self._keys_of(self.peer.node_id),
+          retired=self.retired
       )
       self._post("heartbeat", encode(mine))
       number += 1

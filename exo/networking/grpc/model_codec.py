@@ -34,7 +34,8 @@ def file_out(file: ModelFile) -> pb.ModelFile:
       source=file.source,
       revision=file.revision,
       name=file.name,
-      size=file.size
+      size=file.size,
+      shape=file.shape
   )
 
 
@@ -42,8 +43,9 @@ def file_in(file: pb.ModelFile) -> ModelFile:
   """Raises `ProtocolError`."""
   if max(map(len, (file.headers, file.hashes, file.sample))) > MAX_FINGERPRINT:
     raise ProtocolError("the files of a model have endless hashes")
-  source, revision, name = (one_line(text[:_NAME]) for text in (file.source, file.revision, file.name))
-  return ModelFile(file.headers, file.hashes, file.sample, source, revision, name, min(file.size, _MOST_BYTES))
+  texts = (one_line(text[:_NAME]) for text in (file.source, file.revision, file.name, file.shape))
+  source, revision, name, shape = texts
+  return ModelFile(file.headers, file.hashes, file.sample, source, revision, name, min(file.size, _MOST_BYTES), shape)
 
 
 def _find_blocks_out(x: m.FindBlocks) -> dict[str, Any]:
@@ -119,7 +121,7 @@ def _listed_in(x: pb.ModelsListed) -> m.ModelsListed:
 OUT: dict[type, Callable[[Any], dict[str, Any]]] = {
     m.FindModel: lambda x: {"find_model": pb.FindModel(model_id=x.model_id)},
     m.ModelFound: lambda x: {"model_found": pb.ModelFound(manifest_json=x.manifest_json)},
-    m.ListModels: lambda _: {"list_models": pb.ListModels()},
+    m.ListModels: lambda x: {"list_models": pb.ListModels(model_id=x.model_id)},
     m.ModelsListed: lambda x: {"models_listed": pb.ModelsListed(models_json=x.models_json)},
     m.FindBlocks: _find_blocks_out,
     m.BlocksFound: _blocks_found_out,
@@ -130,7 +132,7 @@ OUT: dict[type, Callable[[Any], dict[str, Any]]] = {
 IN: dict[str, Callable[[Any], m.Message]] = {
     "find_model": lambda x: m.FindModel(_model_id(x.model_id)),
     "model_found": _found_in,
-    "list_models": lambda _: m.ListModels(),
+    "list_models": lambda x: m.ListModels(_model_id(x.model_id)),
     "models_listed": _listed_in,
     "find_blocks": _find_blocks_in,
     "blocks_found": _blocks_found_in,

@@ -142,7 +142,7 @@ class WorkerBeat(_message.Message):
     def __init__(self, name: _Optional[str] = ..., usable_mb: _Optional[int] = ..., used_mb: _Optional[int] = ..., loaded: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ..., problem: _Optional[str] = ..., news: _Optional[bytes] = ..., pinned: _Optional[_Iterable[_Union[WorkerBeat.Pinned, _Mapping]]] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("number", "is_answer", "active", "leaving", "rumours", "workers", "load", "frames", "links", "cpu_s", "rss_mb", "paces", "data_bytes", "data_read_bytes", "link_keys", "ailments", "rooms")
+    __slots__ = ("number", "is_answer", "active", "leaving", "rumours", "workers", "load", "frames", "links", "cpu_s", "rss_mb", "paces", "data_bytes", "data_read_bytes", "link_keys", "ailments", "rooms", "retired")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     IS_ANSWER_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_FIELD_NUMBER: _ClassVar[int]
@@ -160,6 +160,7 @@ class Heartbeat(_message.Message):
     LINK_KEYS_FIELD_NUMBER: _ClassVar[int]
     AILMENTS_FIELD_NUMBER: _ClassVar[int]
     ROOMS_FIELD_NUMBER: _ClassVar[int]
+    RETIRED_FIELD_NUMBER: _ClassVar[int]
     number: int
     is_answer: bool
     active: bool
@@ -177,7 +178,8 @@ class Heartbeat(_message.Message):
     link_keys: _containers.RepeatedScalarFieldContainer[str]
     ailments: _containers.RepeatedCompositeFieldContainer[Ailment]
     rooms: _containers.RepeatedCompositeFieldContainer[PlanRoom]
-    def __init__(self, number: _Optional[int] = ..., is_answer: _Optional[bool] = ..., active: _Optional[bool] = ..., leaving: _Optional[bool] = ..., rumours: _Optional[_Iterable[_Union[Rumour, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[WorkerBeat, _Mapping]]] = ..., load: _Optional[float] = ..., frames: _Optional[int] = ..., links: _Optional[_Iterable[_Union[PeerLink, _Mapping]]] = ..., cpu_s: _Optional[float] = ..., rss_mb: _Optional[int] = ..., paces: _Optional[_Iterable[_Union[PlanPace, _Mapping]]] = ..., data_bytes: _Optional[int] = ..., data_read_bytes: _Optional[int] = ..., link_keys: _Optional[_Iterable[str]] = ..., ailments: _Optional[_Iterable[_Union[Ailment, _Mapping]]] = ..., rooms: _Optional[_Iterable[_Union[PlanRoom, _Mapping]]] = ...) -> None: ...
+    retired: bool
+    def __init__(self, number: _Optional[int] = ..., is_answer: _Optional[bool] = ..., active: _Optional[bool] = ..., leaving: _Optional[bool] = ..., rumours: _Optional[_Iterable[_Union[Rumour, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[WorkerBeat, _Mapping]]] = ..., load: _Optional[float] = ..., frames: _Optional[int] = ..., links: _Optional[_Iterable[_Union[PeerLink, _Mapping]]] = ..., cpu_s: _Optional[float] = ..., rss_mb: _Optional[int] = ..., paces: _Optional[_Iterable[_Union[PlanPace, _Mapping]]] = ..., data_bytes: _Optional[int] = ..., data_read_bytes: _Optional[int] = ..., link_keys: _Optional[_Iterable[str]] = ..., ailments: _Optional[_Iterable[_Union[Ailment, _Mapping]]] = ..., rooms: _Optional[_Iterable[_Union[PlanRoom, _Mapping]]] = ..., retired: _Optional[bool] = ...) -> None: ...
 
 class PlanRoom(_message.Message):
     __slots__ = ("plan_id", "model_id", "context", "parallel", "max_sequences", "max_context", "max_kv_tokens", "kept")
@@ -322,7 +324,7 @@ class Plan(_message.Message):
     def __init__(self, model_id: _Optional[str] = ..., epoch: _Optional[str] = ..., stages: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ..., file: _Optional[_Union[ModelFile, _Mapping]] = ..., context: _Optional[int] = ..., parallel: _Optional[int] = ...) -> None: ...
 
 class ModelFile(_message.Message):
-    __slots__ = ("headers", "hashes", "sample", "source", "revision", "name", "size")
+    __slots__ = ("headers", "hashes", "sample", "source", "revision", "name", "size", "shape")
     HEADERS_FIELD_NUMBER: _ClassVar[int]
     HASHES_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_FIELD_NUMBER: _ClassVar[int]
@@ -330,6 +332,7 @@ class ModelFile(_message.Message):
     REVISION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
     headers: str
     hashes: str
     sample: str
@@ -337,7 +340,8 @@ class ModelFile(_message.Message):
     revision: str
     name: str
     size: int
-    def __init__(self, headers: _Optional[str] = ..., hashes: _Optional[str] = ..., sample: _Optional[str] = ..., source: _Optional[str] = ..., revision: _Optional[str] = ..., name: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
+    shape: str
+    def __init__(self, headers: _Optional[str] = ..., hashes: _Optional[str] = ..., sample: _Optional[str] = ..., source: _Optional[str] = ..., revision: _Optional[str] = ..., name: _Optional[str] = ..., size: _Optional[int] = ..., shape: _Optional[str] = ...) -> None: ...
 
 class OpenPlan(_message.Message):
     __slots__ = ("plan", "beside", "stage", "room_s")
@@ -559,8 +563,10 @@ class ModelFound(_message.Message):
     def __init__(self, manifest_json: _Optional[str] = ...) -> None: ...
 
 class ListModels(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("model_id",)
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    model_id: str
+    def __init__(self, model_id: _Optional[str] = ...) -> None: ...
 
 class ModelsListed(_message.Message):
     __slots__ = ("models_json",)

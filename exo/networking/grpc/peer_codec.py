@@ -142,7 +142,7 @@ def _engines_in(data: bytes) -> tuple[EngineOffer, ...]:
 
 
 def _news_out(news: EngineNews) -> bytes:
-  return msgspec.msgpack.encode(news) if news.speeds or news.broken or news.kept else b""
+  return msgspec.msgpack.encode(news) if news.speeds or news.broken or news.settled else b""
 
 
 def _news_in(data: bytes) -> EngineNews:
@@ -213,6 +213,7 @@ def heartbeat_out(message: m.Heartbeat) -> dict[str, Any]:
           data_bytes=message.data_bytes,
           data_read_bytes=message.data_read_bytes,
           link_keys=message.link_keys,
+          retired=message.retired,
           ailments=[
               pb.Ailment(model_id=a.model_id, fingerprint=a.fingerprint, reason=a.reason, worker=a.worker)
               for a in message.ailments
@@ -242,7 +243,7 @@ def heartbeat_in(h: pb.Heartbeat) -> m.Heartbeat:
               one_line(a.model_id[:MAX_MODEL_ID]), a.fingerprint[:MAX_FINGERPRINT], one_line(a.reason[:MAX_REASON]),
               a.worker
           ) for a in h.ailments[:_MAX_AILMENTS] if is_worker_name(a.worker)
-      ), tuple(map(_room_in, h.rooms[:_MAX_PACES]))
+      ), tuple(map(_room_in, h.rooms[:_MAX_PACES])), h.retired
   )
 
 

@@ -12,7 +12,8 @@ def turn_to_later(links: list[Link], beating: Link) -> None:
   """Called at each heartbeat that comes over one of the `links` to a node; the first of them is the one to send over.
 
   A later link that the same side has dialed takes its place as soon as everything sent over the earlier one has arrived.
-  Whoever dialed ends the earlier one when nothing has moved on it for a while. The peer must have said over the earlier link
+  Whoever dialed retires the earlier one when nothing has moved on it for a while, and the other side, which hears of that, ends
+  it. The peer must have said over the earlier link
   that the later one is its own: without a cluster key anybody could call himself by its name.
   """
   if beating not in links:
@@ -27,4 +28,4 @@ def turn_to_later(links: list[Link], beating: Link) -> None:
     links.remove(beating)
     links.append(beating)
   elif links[0] is not beating and beating.dialed and beating.still_beats >= _STILL_BEATS:
-    beating.end("a better route is used")
+    beating.retired = True

@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable
 
 import grpc
 
-from exo.errors import ProtocolError
+from exo.errors import ProtocolError, in_words
+from exo.log import log
 from exo.networking.grpc import node_service_pb2 as pb
 from exo.networking.grpc.codec import decode
 from exo.networking.grpc.unfinished import Unfinished
@@ -155,16 +156,19 @@ class EnvelopeStream:
     self._ended = ended = asyncio.get_running_loop().create_future()
     if self._outbox:
       self._begin_writing(ended)
+    over = False
     try:
       await asyncio.wait({reader, ended}, return_when=asyncio.FIRST_COMPLETED)
+      over = reader.done()
     finally:
       self._ended = None
       self._unfinished.done(self._give_up)
       tasks = [reader] if self._writer is None else [reader, self._writer]
-      over = reader.done()
       for task in tasks:
         task.cancel()
       results = await asyncio.gather(*tasks, return_exceptions=True)
+      if not over and isinstance(late := results[0], Exception) and not isinstance(late, grpc.RpcError):
+        log(2, "a %s stream that ended had failed, too: %s", self.kind, in_words(late))
     error = results[0] if over else ended.result() if ended.done() else None
     if isinstance(error, BaseException):
       self.fault = error if isinstance(error, ProtocolError) else None

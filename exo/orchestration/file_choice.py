@@ -1,0 +1,52 @@
+"""Which of the files that a ring holds of one model is run: the one that most of its workers can read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from exo.inference.model_facts import ModelFacts
+from exo.model_file import ModelFile
+from exo.orchestration.model_fit import RingWorker
+
+_MOST_TOLD = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+  """Files of a model. `holders` are the nodes that have all of them; `is_first`: others are run only if more workers can read
+  them.
+  """
+  file: ModelFile
+  facts: ModelFacts
+  holders: tuple[str, ...] = ()
+  is_first: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FileChoice:
+  """`why` is for people, in one line."""
+  file: ModelFile
+  why: str
+
+
+def choose(model_id: str, candidates: Sequence[Candidate], workers: Sequence[RingWorker]) -> FileChoice:
+  """Of at least one: what most workers can read, then what is first, then what most nodes have on their disks. Pure."""
+  able = {
+      c.file: sum(w.for_model(model_id, c.facts, c.file.headers).cannot is None for w in workers)
+      for c in candidates
+  }
+
+  def rank(candidate: Candidate) -> tuple[int, bool, int, str]:
+    return -able[candidate.file], not candidate.is_first, -len(candidate.holders), candidate.file.key
+
+  chosen, *others = sorted(candidates, key=rank)
+  if not others:
+    return FileChoice(chosen.file, "no node of the ring holds another one")
+
+  def told(candidate: Candidate) -> str:
+    where = f", and it is on {', '.join(candidate.holders[:_MOST_TOLD])}" if candidate.holders else ""
+    return f"{able[candidate.file]} of {len(workers)} workers can read it{where}"
+
+  rest = "; ".join(f"of {other.file}, {told(other)}" for other in others[:_MOST_TOLD])
+  return FileChoice(chosen.file, f"{told(chosen)}; {rest}")
