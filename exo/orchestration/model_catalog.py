@@ -202,12 +202,14 @@ class ModelCatalog:
   async def _is_of(self, opened: _Opened, file: ModelFile) -> bool:
     """Whether these are the same weights, found out where that is not known yet."""
     same = opened.file.is_same(file)
-    if same is None and (await self.find(opened.id)).path is not None:
-      own = await asyncio.to_thread(self._compared, opened, file)
-      opened.file, same = own, own.is_same(file)
-      if opened.info is not None:
-        opened.info = replace(opened.info, file=own)
-    return same is True
+    if same is not None or (await self.find(opened.id)).path is None:
+      return same is True
+    async with self._lock(opened.id):  # once, since it may take a while
+      if opened.file.is_same(file) is None:
+        opened.file = await asyncio.to_thread(self._compared, opened, file)
+        if opened.info is not None:
+          opened.info = replace(opened.info, file=opened.file)
+    return opened.file.is_same(file) is True
 
   def _compared(self, opened: _Opened, file: ModelFile) -> ModelFile:
     holding = self.store.holding_of_entry(self.store.find(opened.id))

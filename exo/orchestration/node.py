@@ -99,7 +99,7 @@ class Node:
     self._bounds = PeerBounds(offered)
     self.ring_models = RingModels(catalog.store, self.profiles, mesh.peers, self.call, self._tasks)
     self.files = RingFiles(
-        hello.node_id, catalog, self.ring_models, lambda: self.planner.workers(self.hello), self._tasks
+        hello.node_id, catalog, self.ring_models, mesh.peers, lambda: self.planner.workers(self.hello), self._tasks
     )
     self.sharing = ModelSharing(catalog.store, mesh.peers, self.send, self.call, lambda: self.plans.busy)
 
@@ -262,7 +262,8 @@ class Node:
     Raises `ModelNotFoundError`, `ModelInUseError`, `InvalidRequestError` for a folder of the user's own.
     """
     name = (await self.catalog.store.removable(model_id)).id  # before anything is closed for it
-    await self.plans.close_model(name)
+    for plans_of in self.catalog.names_of(name):
+      await self.plans.close_model(plans_of)
     freed = await self.catalog.delete(name)
     self.plans.forget(name)
     self.sharing.forget(name)

@@ -11,6 +11,7 @@ from exo.errors import ExoError, UnsupportedModelError, one_line
 from exo.log import log
 from exo.model_card import HubSource, NeighbourSource, WheelSource
 from exo.model_file import ModelFile
+from exo.networking.mesh import PeerStatus
 from exo.oldest import forget_oldest
 from exo.orchestration.file_choice import Candidate, FileChoice, choose
 from exo.orchestration.held_model import HeldModel
@@ -25,7 +26,7 @@ _MOST_KNOWN = 256
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-  """A choice for a ring of these nodes, among them one that holds the file with the key `own`."""
+  """A choice for a ring of these other nodes, where the file that is here has the key `own`."""
   choice: FileChoice
   ring: frozenset[tuple[str, int]]
   own: str
@@ -35,10 +36,11 @@ class _Known:
 class RingFiles:
   """`workers` are those of the ring, this node's, `here`, included."""
   def __init__(
-      self, here: str, catalog: ModelCatalog, held: RingModels, workers: Callable[[], tuple[RingWorker, ...]],
-      tasks: TaskOwner
+      self, here: str, catalog: ModelCatalog, held: RingModels, peers: Callable[[], Mapping[str, PeerStatus]],
+      workers: Callable[[], tuple[RingWorker, ...]], tasks: TaskOwner
   ) -> None:
-    self._here, self._catalog, self._held, self._workers, self._tasks = here, catalog, held, workers, tasks
+    self._here, self._catalog, self._held, self._tasks = here, catalog, held, tasks
+    self._peers, self._workers = peers, workers
     self._known: dict[str, _Known] = {}
     self._asking: set[str] = set()
 
@@ -77,8 +79,7 @@ class RingFiles:
 
   async def _choose(self, model_id: str, own: ModelInfo | None) -> bool:
     """See to it that there is a choice; False where there are no files to choose from."""
-    workers = self._workers()
-    ring = frozenset((worker.state.node_id, worker.state.incarnation) for worker in workers)
+    ring = frozenset((node_id, peer.hello.incarnation) for node_id, peer in self._peers().items())
     key = own.file.key if own is not None else ""
     known = self._known.get(model_id)
     if known is None or (known.ring, known.own) != (ring, key):
