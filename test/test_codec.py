@@ -53,7 +53,7 @@ MESSAGES = [
         True,
         True, (
             m.WorkerBeat("cpu", 1000, 300, (Shard("m", 0, 3, 8), )),
-            m.WorkerBeat("gpu0", 500, problem="no device", news=NEWS, pinned=(("m", 300), ))
+            m.WorkerBeat("gpu0", 500, problem="no device", news=NEWS, pinned=(("m", 300), ), loading=(("m", 0.5), ))
         ),
         0.25,
         17, (m.PeerLink("other", 0.5, "eth0"), ),

@@ -279,19 +279,34 @@ def test_line_7_a_strategy_and_an_engine_are_added_as_the_docs_say_and_a_ring_se
   shutil.copytree(ROOT / "exo" / "inference" / "dummy", parrot)
   for file in (parrot / "probe.py", parrot / "engine.py"):
     file.write_text(file.read_text().replace('"dummy"', '"parrot"'))
+  probe = (parrot / "probe.py").read_text()  # it is the best that there is, and finds two GPUs
+  probe = probe.replace("any_device=True",
+                        'devices=("gpu0", "gpu1")').replace('"it computes nothing", -1', '"a test wants it", 99')
+  (parrot / "probe.py").write_text(probe)
   helped = exo_command(tmp_path, "--help", root=tmp_path)
   assert f"{name}, memory" in helped.stdout and "parrot" in helped.stdout
   stages = {}
-  for placement, engine in (("memory", "dummy"), (name, "parrot")):
-    flags = ("--inference-engine", engine, "--placement", placement, "--default-model", "dummy", "--max-memory", "1000")
-    with ring_of(tmp_path / placement, 2, *flags, root=tmp_path) as nodes:
+  for placement, engine, asked in (("memory", "dummy", "dummy"), (name, "parrot", "auto"),
+                                   ("memory", "parrot", "parrot")):
+    flags = ("--inference-engine", asked, "--placement", placement, "--default-model", "dummy", "--max-memory", "1000")
+    with ring_of(tmp_path / placement / asked, 2, *flags, root=tmp_path) as nodes:
       answers = [node.chat("Hello", max_tokens=8) for node in nodes]
       assert [status for status, _ in answers] == [200, 200], answers
       topology = nodes[0].get("/v1/topology")[1]
       assert {node["engine"] for node in topology["nodes"].values()} == {engine}
       plans = [plan for node in nodes for plan in node.get("/v1/topology")[1]["plans"]]
-      stages[placement] = {(s["node_id"], s["start_layer"], s["end_layer"]) for plan in plans for s in plan["stages"]}
+      stages[placement, engine] = {(f"{s['node_id']}/{s['worker']}", s["start_layer"], s["end_layer"])
+                                   for plan in plans
+                                   for s in plan["stages"]}
+      on = {
+          node_id: [(w["name"], w["engines"][0]) for w in node["workers"]]
+          for node_id, node in topology["nodes"].items()
+      }
+      assert on == dict.fromkeys(("node0", "node1"), [("gpu0", engine),
+                                                      ("gpu1", engine)] if engine == "parrot" else [("cpu", engine)])
       text = answers[0][1]["choices"][0]["message"]["content"]
       assert text and text == answers[1][1]["choices"][0]["message"]["content"]
-  assert stages["memory"] == {("node1", 0, 3), ("node0", 4, 7)}
-  assert stages[name] == {("node1", 0, 7)}, "the same plan on both, and another than before"
+  assert stages["memory", "dummy"] == {("node1/cpu", 0, 3), ("node0/cpu", 4, 7)}
+  assert stages[name, "parrot"] == {("node1/gpu1", 0, 7)}, "the same plan on both, and another than before"
+  assert stages["memory", "parrot"] == {("node1/gpu1", 0, 1), ("node1/gpu0", 2, 3), ("node0/gpu1", 4, 5),
+                                        ("node0/gpu0", 6, 7)}, "a worker for each GPU"

@@ -139,7 +139,7 @@ def test_the_terminal_view_is_off_where_it_is_not_wanted(tmp_path: Path, how: st
 
 
 def worker_view(*shards: Shard, name: str = "gpu0", problem: str = "") -> WorkerView:
-  return WorkerView(name, "GPU", ("mlx", ), 8192, 2048, 4096, shards, problem)
+  return WorkerView(name, "GPU", ("mlx", ), 8192, 2048, 4096, shards, problem, ())
 
 
 def node_view(name: str, **fields: object) -> NodeView:

@@ -38,25 +38,29 @@ def make_file(path: Path, text: str = "") -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="these are Linux's device files")
 def test_gpus_are_known_by_their_device_files(tmp_path: Path) -> None:
-  assert probe.find_gpu(tmp_path) is None
+  assert probe.find_gpu(tmp_path) is None and probe.count_gpus(tmp_path) == 0
   make_file(tmp_path / "sys/class/kfd/kfd/topology/nodes/0/gpu_id", "0\n")
   make_file(tmp_path / "dev/kfd")
   assert probe.find_gpu(tmp_path) is None  # a processor is a node too
   make_file(tmp_path / "sys/class/kfd/kfd/topology/nodes/1/gpu_id", "12345\n")
   assert probe.find_gpu(tmp_path) == ("AMD GPU", ("AMD", ))
+  make_file(tmp_path / "sys/class/kfd/kfd/topology/nodes/2/gpu_id", "12346\n")
+  assert probe.count_gpus(tmp_path) == 2
   make_file(tmp_path / "dev/nvidiactl")
   assert probe.find_gpu(tmp_path) == ("AMD GPU", ("AMD", ))  # a driver without a card
   make_file(tmp_path / "dev/nvidia0")
   assert probe.find_gpu(tmp_path) == ("NVIDIA GPU", ("CUDA", "NV"))
+  make_file(tmp_path / "dev/nvidia1")
+  assert probe.count_gpus(tmp_path) == 2
   intel = tmp_path / "intel"
   make_file(intel / "sys/class/drm/renderD128/device/vendor", "0x8086\n")
   assert probe.find_gpu(intel) is None
   make_file(intel / "etc/OpenCL/vendors/intel.icd")
-  assert probe.find_gpu(intel) == ("Intel GPU", ("CL", ))
+  assert probe.find_gpu(intel) == ("Intel GPU", ("CL", )) and probe.count_gpus(intel) == 1
 
 
 def test_a_gpu_makes_it_the_automatic_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-  monkeypatch.setattr(probe, "find_gpu", lambda: ("NVIDIA GPU", ("CUDA", "NV")))
+  monkeypatch.setattr(probe, "find_gpu", lambda *root: ("NVIDIA GPU", ("CUDA", "NV")))
   choice = offered_engines("auto")[0]
   if choice.name != "mlx":
     assert (choice.name, choice.device) == ("tinygrad", "NVIDIA GPU")
@@ -64,7 +68,7 @@ def test_a_gpu_makes_it_the_automatic_choice(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_without_clang_the_message_names_it_and_auto_takes_another(monkeypatch: pytest.MonkeyPatch) -> None:
-  monkeypatch.setattr(probe, "find_gpu", lambda: None)
+  monkeypatch.setattr(probe, "find_gpu", lambda *root: None)
   monkeypatch.setenv("PATH", "/nowhere")
   with pytest.raises(EngineUnavailableError, match="install the package clang"):
     offered_engines("tinygrad")[0]
@@ -73,7 +77,7 @@ def test_without_clang_the_message_names_it_and_auto_takes_another(monkeypatch: 
 
 @needs_clang
 def test_on_a_cpu_it_is_there_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-  monkeypatch.setattr(probe, "find_gpu", lambda: None)
+  monkeypatch.setattr(probe, "find_gpu", lambda *root: None)
   assert offered_engines("tinygrad")[0].device == "CPU"
   assert offered_engines("auto")[0].name != "tinygrad"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from exo.api.ring_stream import worker_json
 from exo.bounds import MAX_WORKERS
 from exo.errors import ConfigError, EngineError, ProtocolError
 from exo.inference.engines import engine_names, probe_engine
@@ -19,11 +20,14 @@ from exo.networking.grpc import node_service_pb2 as pb
 from exo.networking.grpc.codec import decode, encode
 from exo.networking.grpc.peer_codec import hello_in, hello_out
 from exo.networking.grpc.wire import MAX_BYTES, envelope_bytes
+from exo.networking.local.local_mesh import LocalNetwork
 from exo.orchestration.node import Node
+from exo.orchestration.ring_view import ring_view
 from exo.topology.device_capabilities import DeviceCapabilities
 from exo.topology.ring_plan import RingPlan, Stage, WorkerId, names_of
 from exo.worker import devices
-from test.support.local_rings import local_ring, run, settled, spec, text_of
+from test.support.engine_folders import add_engine
+from test.support.local_rings import local_ring, make_node, run, settled, spec, text_of
 from test.support.nodes import exo, ring
 from test.support.sickness import LONG, ROOMY, Sickness, until
 from test.support.workers import dummy_offers
@@ -248,13 +252,65 @@ def test_line_1_a_nodes_name_is_enough_where_it_has_one_worker() -> None:
   assert list(names.values()) == ["a/cpu", "a/gpu0", "b"] and names[WorkerId("b", "cpu")] == "b"
 
 
+def test_line_1_every_node_sees_how_far_each_worker_is_with_loading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  """An engine whose second worker stops in the middle until it is let go on."""
+  go_on = tmp_path / "go on"
+  add_engine(
+      tmp_path / "engines", monkeypatch, "slow_loader", 99, f"""
+import pathlib, time
+from exo.inference.dummy import engine as dummy
+from exo.inference.engine import InferenceEngine
+
+def load(shard, checkpoint, options, progress):
+  progress(0.25 if options.device == "one" else 0.5)
+  while options.device == "two" and not pathlib.Path({str(go_on)!r}).exists():
+    time.sleep(0.01)
+  return dummy.create().load(shard, checkpoint, options, progress)
+
+def create():
+  return InferenceEngine("slow_loader", load)
+"""
+  )
+  engines = (probe_engine("slow_loader"), )
+
+  async def scenario() -> None:
+    network, offers = LocalNetwork(), tuple(m.WorkerOffer(name, engines, 500) for name in TWO)
+    nodes = [make_node(tmp_path, network, "n0", 1000, offers=offers), make_node(tmp_path, network, "n1", 0)]
+    for node in nodes:
+      await node.start()
+    answer = asyncio.create_task(text_of(nodes[0], spec("hello")))
+    try:
+
+      def loading(node: Node) -> dict[str, dict[str, float]]:
+        return {
+            worker["name"]: worker["loading"]
+            for view in ring_view(node).nodes if view.node_id == "n0" for worker in map(worker_json, view.workers)
+        }
+
+      for node in nodes:
+        await until(lambda n=node: loading(n) == {"one": {}, "two": {"dummy": 0.5}}, "the figures")
+    finally:
+      go_on.touch()
+    assert await answer and loading(nodes[0]) == {"one": {}, "two": {}}
+    for node in nodes:
+      await node.stop()
+
+  run(scenario)
+
+
 # devices of a machine
 
 
 def test_line_1_devices_are_those_that_an_engine_can_use(monkeypatch: pytest.MonkeyPatch) -> None:
   onnx, dummy = probe_engine("onnx"), probe_engine("dummy")
   gpu = replace(dummy, name="gpu engine", device="a GPU", devices=("gpu0", "gpu1"), any_device=False)
-  assert devices.engines_by_device((gpu, onnx), ()) == {"gpu0": (gpu, onnx)}
+  # each GPU, the first one also with what the CPU has for what a GPU's engine cannot run; without one the machine is one
+  assert devices.engines_by_device((gpu, onnx), ()) == {"gpu0": (gpu, onnx), "gpu1": (gpu, )}
+  assert devices.engines_by_device((onnx, gpu), ()) == {"gpu0": (onnx, gpu), "gpu1": (gpu, )}
+  missing = replace(gpu, missing="is not installed")
+  assert devices.engines_by_device((onnx, missing), ()) == {"cpu": (onnx, missing)}
   found = devices.engines_by_device((gpu, onnx), ("gpu1", "cpu"))
   assert found == {"gpu1": (gpu, ), "cpu": (onnx, )}
   assert list(devices.engines_by_device((dummy, ), ("a", "b", "c"))) == ["a", "b", "c"]

@@ -89,6 +89,8 @@ def worker_json(view: WorkerView) -> dict[str, Any]:
       "free_memory": view.free_mb,
       "layers": [_shard_json(shard) | {"model": shard.model_id} for shard in view.shards],
       "problem": view.problem,
+      "loading": {model_id: round(done, 3)
+                  for model_id, done in view.loading},
   }
 
 

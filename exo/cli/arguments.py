@@ -81,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
       metavar="NAME,…",
       help=
       "devices that compute, each a worker of its own: cpu, gpu0, gpu1, … as far as the engine can use them, or with the "
-      "dummy engine any names (default: the engine's best one)"
+      "dummy engine any names (default: each GPU, or the CPU where there is none)"
   )
   node.add_argument(
       "--quantize",

@@ -123,7 +123,14 @@ def _lines(info: RuntimeInfo, ring: dict[str, Any] | None) -> list[str]:
         f"            {_size(node['used_memory'])} used, {_size(node['free_memory'])} free of {_size(node['memory'])}; "
         f"load {node['load']:.0%}; {layers}",
         *_workers(node),
-        *(f"            {_of(a, node)}takes no part in {a['model']}: {a['reason']}" for a in node["ailments"]),
+        *(
+            f"            {_of(w['name'], node)}loads {model}: {done:.0%}" for w in node.get("workers", ())
+            for model, done in w.get("loading", {}).items()
+        ),
+        *(
+            f"            {_of(a['worker'], node)}takes no part in {a['model']}: {a['reason']}"
+            for a in node["ailments"]
+        ),
     ]
   lines += [f"  loaded    {room['model']}: {room['words']}" for room in ring["loaded"]]
   for file in ring.get("files", ()):  # a node of an older version tells none
@@ -150,8 +157,8 @@ def _several(node: dict[str, Any]) -> bool:
   return len(node.get("workers", ())) > 1  # a node of an older version tells none
 
 
-def _of(ailment: dict[str, Any], node: dict[str, Any]) -> str:
-  return f"{ailment['worker']} " if _several(node) else ""
+def _of(worker: str, node: dict[str, Any]) -> str:
+  return f"{worker} " if _several(node) else ""
 
 
 def _file(file: dict[str, Any]) -> str:

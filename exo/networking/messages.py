@@ -153,7 +153,8 @@ class WorkerBeat:
   """What a worker has and does now, in MB: `usable_mb` it could use, `used_mb` of it are taken by weights.
 
   `problem` is why it can compute nothing and takes part in no plan; "" while it can. `news` is what the greeting does not tell
-  of its engines. `pinned` are the models that never give way for others, each with what it takes.
+  of its engines. `pinned` are the models that never give way for others, each with what it takes, `loading` those whose layers are
+  on their way, each with how far they are, from 0 to 1.
   """
   name: str
   usable_mb: int
@@ -162,6 +163,7 @@ class WorkerBeat:
   problem: str = ""
   news: EngineNews = field(default_factory=EngineNews)
   pinned: tuple[tuple[str, int], ...] = ()
+  loading: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

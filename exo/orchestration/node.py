@@ -380,7 +380,7 @@ class Node:
         WorkerBeat(
             w.name, self.planner.usable_mb(w.name), w.loaded_bytes // _MB, self.plans.shards(w),
             without_paths(one_line(w.health.problem or ""))[:_LONGEST_PROBLEM], w.engines.news,
-            self.plans.residents.pinned_mb(w)
+            self.plans.residents.pinned_mb(w), tuple(w.loader.loading.items())
         ) for w in self.workers
     )
     links = tuple(PeerLink(n, p.rtt_ms, p.interface) for n, p in self._mesh.peers().items())

@@ -16,7 +16,9 @@ _MB = 2**20
 
 @dataclass(frozen=True, slots=True)
 class WorkerView:
-  """One device of a node: `problem` is why it can compute nothing, "" while it can. Memory as in `NodeView`."""
+  """One device of a node: `problem` is why it can compute nothing, "" while it can. Memory as in `NodeView`, `loading` as in
+  `WorkerBeat`.
+  """
   name: str
   device: str
   engines: tuple[str, ...]
@@ -25,6 +27,7 @@ class WorkerView:
   free_mb: int
   shards: tuple[Shard, ...]
   problem: str
+  loading: tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +175,10 @@ def worker_views(hello: Hello, beat: Heartbeat | None) -> tuple[WorkerView, ...]
     now = told.get(offer.name, WorkerBeat(offer.name, offer.memory_mb))
     free = _free(offer.memory_mb, now.usable_mb, now.used_mb)
     views.append(
-        WorkerView(offer.name, offer.device, offer.usable, offer.memory_mb, now.used_mb, free, now.loaded, now.problem)
+        WorkerView(
+            offer.name, offer.device, offer.usable, offer.memory_mb, now.used_mb, free, now.loaded, now.problem,
+            now.loading
+        )
     )
   return tuple(views)
 

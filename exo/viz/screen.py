@@ -124,7 +124,11 @@ def _layers(node: NodeView) -> str:
   broken = "; ".join(
       escape(f"{worker.name}: {worker.problem}") for worker in node.workers if several and worker.problem
   )
-  return "; ".join(part for part in (broken, sick, held) if part) or "no layers"
+  loading = ", ".join(
+      escape(f"loading {model_id} {done:.0%}" + (f" on {worker.name}" if several else "")) for worker in node.workers
+      for model_id, done in worker.loading
+  )
+  return "; ".join(part for part in (broken, sick, loading, held) if part) or "no layers"
 
 
 def _device(node: NodeView) -> str:

@@ -4,30 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from exo.bounds import MAX_WORKERS
 from exo.errors import ConfigError
 from exo.inference.offer import EngineOffer
 from exo.system_figures import memory
 from exo.topology.device_capabilities import gpu_memories_mb
 
-_MB = 2**20
+_MB, _GPU = 2**20, "gpu"
 
 
 def engines_by_device(offers: Sequence[EngineOffer], wanted: Sequence[str]) -> dict[str, tuple[EngineOffer, ...]]:
-  """For each device that was asked for by name the engines that can use it, in the order of choice.
-
-  Where none was asked for, the machine is one worker, named by the best device of the first engine, with all engines: a model
-  whose layers are divided by memory alone would run as slowly as the slowest device.
+  """For each device that is a worker the engines that can use it, in the order of choice: for those that were asked for by name,
+  or for what this machine has.
 
   Raises `ConfigError` for a device that no engine can use.
   """
   if not wanted:
-    return {offers[0].devices[0]: tuple(offers)}
+    return _of_machine(offers)
   found = {name: tuple(offer for offer in offers if name in offer.devices or offer.any_device) for name in wanted}
   for name, engines in found.items():
     if not any(engine.available for engine in engines):
       usable = sorted({device for offer in offers if offer.available for device in offer.devices})
       raise ConfigError(f"--devices {name}: no engine can use it here (there is {', '.join(usable)})")
   return found
+
+
+def _of_machine(offers: Sequence[EngineOffer]) -> dict[str, tuple[EngineOffer, ...]]:
+  """Each GPU that an engine can use, or else the best device that there is.
+
+  The CPU beside a GPU gets no layers by itself: they are divided by memory, and every token would wait for it. What no engine of
+  the GPUs can run is run by the CPU's engines all the same, which the first worker has.
+  """
+  usable = dict.fromkeys(device for offer in offers if offer.available for device in offer.devices)
+  first, *others = [device for device in usable if device.startswith(_GPU)][:MAX_WORKERS] or [offers[0].devices[0]]
+  return {first: tuple(offers)} | {name: tuple(o for o in offers if name in o.devices) for name in others}
 
 
 def offers_mb(devices: Sequence[str], max_memory_mb: int | None) -> list[int]:

@@ -25,18 +25,28 @@ def find_gpu(root: Path = Path("/")) -> tuple[str, tuple[str, ...]] | None:
   """(what it is, tinygrad's names of the devices to try in order) of a GPU that tinygrad drives; None without one."""
   if sys.platform == "darwin":
     return "Apple GPU (Metal)" if platform.machine() == "arm64" else "GPU (Metal)", ("METAL", )
-  if (root / "dev/nvidiactl").exists() and any((root / "dev").glob("nvidia[0-9]*")):
+  if (root / "dev/nvidiactl").exists() and _nvidia(root):
     return "NVIDIA GPU", ("CUDA", "NV")
-  if (root / "dev/kfd").exists() and any(
-      _read(file) not in ("", "0") for file in (root / "sys/class/kfd/kfd/topology/nodes").glob("*/gpu_id")
-  ):
+  if (root / "dev/kfd").exists() and _amd(root):
     return "AMD GPU", ("AMD", )
   if (root / "dev/kgsl-3d0").exists():
     return "Qualcomm GPU", ("QCOM", )
-  intel = any(_read(file) == _INTEL for file in (root / "sys/class/drm").glob("renderD*/device/vendor"))
-  if intel and any((root / "etc/OpenCL/vendors").glob("intel*.icd")):
+  if _intel(root) and any((root / "etc/OpenCL/vendors").glob("intel*.icd")):
     return "Intel GPU", ("CL", )
   return None
+
+
+def _nvidia(root: Path) -> int:
+  return len(list((root / "dev").glob("nvidia[0-9]*")))
+
+
+def _amd(root: Path) -> int:
+  nodes = (root / "sys/class/kfd/kfd/topology/nodes").glob("*/gpu_id")
+  return sum(_read(file) not in ("", "0") for file in nodes)  # a processor is a node too
+
+
+def _intel(root: Path) -> int:
+  return sum(_read(file) == _INTEL for file in (root / "sys/class/drm").glob("renderD*/device/vendor"))
 
 
 def _read(file: Path) -> str:
@@ -57,9 +67,13 @@ def devices(wanted: str = "") -> tuple[str, ...]:
   return (*gpu[1], "CPU")
 
 
-def _gpus(root: Path = Path("/")) -> int:
-  """How many GPUs of the kind that `find_gpu` finds there are, where that can be seen."""
-  return max(1, len(list((root / "dev").glob("nvidia[0-9]*"))))
+def count_gpus(root: Path = Path("/")) -> int:
+  """How many GPUs of the kind that `find_gpu` finds there are."""
+  gpu = find_gpu(root)
+  if gpu is None:
+    return 0
+  counted = {"CUDA": _nvidia, "AMD": _amd, "CL": _intel}.get(gpu[1][0])
+  return counted(root) if counted else 1
 
 
 def repertoire() -> Repertoire:
@@ -77,7 +91,7 @@ def probe(quantize: str | None = None) -> EngineOffer:
     reason, rank = "there is a GPU that tinygrad drives", 30
   elif shutil.which("clang") is None:
     missing = f"lacks its compiler ({CLANG_ADVICE})"
-  names = tuple(f"gpu{i}" for i in range(_gpus())) if gpu else ("cpu", )
+  names = tuple(f"gpu{i}" for i in range(count_gpus())) if gpu else ("cpu", )
   version = library_version("tinygrad")
   weights = _weight_memory(quantize)
   return EngineOffer("tinygrad", device, reason, rank, version, missing, repertoire(), weights, devices=names)

@@ -117,7 +117,7 @@ class WorkerOffer(_message.Message):
     def __init__(self, name: _Optional[str] = ..., engines: _Optional[bytes] = ..., memory_mb: _Optional[int] = ...) -> None: ...
 
 class WorkerBeat(_message.Message):
-    __slots__ = ("name", "usable_mb", "used_mb", "loaded", "problem", "news", "pinned")
+    __slots__ = ("name", "usable_mb", "used_mb", "loaded", "problem", "news", "pinned", "loading")
     class Pinned(_message.Message):
         __slots__ = ("model_id", "mb")
         MODEL_ID_FIELD_NUMBER: _ClassVar[int]
@@ -125,6 +125,13 @@ class WorkerBeat(_message.Message):
         model_id: str
         mb: int
         def __init__(self, model_id: _Optional[str] = ..., mb: _Optional[int] = ...) -> None: ...
+    class Loading(_message.Message):
+        __slots__ = ("model_id", "done")
+        MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+        DONE_FIELD_NUMBER: _ClassVar[int]
+        model_id: str
+        done: float
+        def __init__(self, model_id: _Optional[str] = ..., done: _Optional[float] = ...) -> None: ...
     NAME_FIELD_NUMBER: _ClassVar[int]
     USABLE_MB_FIELD_NUMBER: _ClassVar[int]
     USED_MB_FIELD_NUMBER: _ClassVar[int]
@@ -132,6 +139,7 @@ class WorkerBeat(_message.Message):
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
     NEWS_FIELD_NUMBER: _ClassVar[int]
     PINNED_FIELD_NUMBER: _ClassVar[int]
+    LOADING_FIELD_NUMBER: _ClassVar[int]
     name: str
     usable_mb: int
     used_mb: int
@@ -139,7 +147,8 @@ class WorkerBeat(_message.Message):
     problem: str
     news: bytes
     pinned: _containers.RepeatedCompositeFieldContainer[WorkerBeat.Pinned]
-    def __init__(self, name: _Optional[str] = ..., usable_mb: _Optional[int] = ..., used_mb: _Optional[int] = ..., loaded: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ..., problem: _Optional[str] = ..., news: _Optional[bytes] = ..., pinned: _Optional[_Iterable[_Union[WorkerBeat.Pinned, _Mapping]]] = ...) -> None: ...
+    loading: _containers.RepeatedCompositeFieldContainer[WorkerBeat.Loading]
+    def __init__(self, name: _Optional[str] = ..., usable_mb: _Optional[int] = ..., used_mb: _Optional[int] = ..., loaded: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ..., problem: _Optional[str] = ..., news: _Optional[bytes] = ..., pinned: _Optional[_Iterable[_Union[WorkerBeat.Pinned, _Mapping]]] = ..., loading: _Optional[_Iterable[_Union[WorkerBeat.Loading, _Mapping]]] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("number", "is_answer", "active", "leaving", "rumours", "workers", "load", "frames", "links", "cpu_s", "rss_mb", "paces", "data_bytes", "data_read_bytes", "link_keys", "ailments", "rooms", "retired")

@@ -176,7 +176,8 @@ def _state_out(worker: m.WorkerBeat) -> pb.WorkerBeat:
       loaded=[shard_out(s) for s in worker.loaded],
       problem=worker.problem,
       news=_news_out(worker.news),
-      pinned=[pb.WorkerBeat.Pinned(model_id=name, mb=mb) for name, mb in worker.pinned]
+      pinned=[pb.WorkerBeat.Pinned(model_id=name, mb=mb) for name, mb in worker.pinned],
+      loading=[pb.WorkerBeat.Loading(model_id=name, done=done) for name, done in worker.loading]
   )
 
 
@@ -192,7 +193,8 @@ def _state_in(w: pb.WorkerBeat) -> m.WorkerBeat:
   return m.WorkerBeat(
       w.name, int(real(w.usable_mb, _MOST_MB)), int(real(w.used_mb, _MOST_MB)),
       tuple(shard_in(s) for s in w.loaded[:_MAX_SHARDS]), one_line(w.problem[:MAX_REASON]), _news_in(w.news),
-      tuple((pinned.model_id[:MAX_MODEL_ID], int(real(pinned.mb, _MOST_MB))) for pinned in w.pinned[:_MAX_SHARDS])
+      tuple((pinned.model_id[:MAX_MODEL_ID], int(real(pinned.mb, _MOST_MB))) for pinned in w.pinned[:_MAX_SHARDS]),
+      tuple((one_line(of.model_id[:MAX_MODEL_ID]), real(of.done, 1.0)) for of in w.loading[:_MAX_SHARDS])
   )
 
 

@@ -170,6 +170,7 @@ export class Ring {
         ["Engine", `${node.engine} on ${node.device}`], ["Load", `${Math.round(node.load * 100)} %`],
         ["Layers", this.held(node).join(", ") || "–"], ...state.loaded.filter((l) => l.node_id === id).map((l) => ["Model", `${l.model}: ${l.words}`]), ["Links", links.join("; ") || "–"],
         ...(node.workers.length > 1 ? node.workers.map((w) => [w.name, this.worker(w)]) : []),
+        ...node.workers.flatMap((w) => Object.entries(w.loading).map(([model, done]) => ["Loads", `${node.workers.length > 1 ? `${w.name}: ` : ""}${model}, ${Math.round(100 * done)} %`])),
         ...node.ailments.map((a) => ["Cannot run", `${node.workers.length > 1 ? `${a.worker}: ` : ""}${a.model}: ${a.reason}`]),
         ...(here ? Object.entries(state.refused_models).map(([model, reason]) => ["Refused", `${model}: ${reason}`]) : []),
       ];
