@@ -147,6 +147,11 @@ class ModelCard:
   tied: bool = False
 
   @property
+  def sources(self) -> tuple[Source, ...]:
+    """All that are known, the one that is taken first."""
+    return self.source, *(source for source in self.repos.values() if source != self.source)
+
+  @property
   def format(self) -> str:
     """That of `source`."""
     found = next((name for name, source in self.repos.items() if source == self.source), None)

@@ -30,6 +30,7 @@ from exo.inference.sampling import SamplingParams
 from exo.inference.shard import Shard
 from exo.inference.weights.checkpoint import open_checkpoint
 from exo.model_file import ModelFile
+from exo.models import CARDS
 from exo.networking.local.local_mesh import LocalNetwork
 from exo.networking.messages import WorkerOffer
 from exo.orchestration.file_choice import Candidate, choose
@@ -335,6 +336,34 @@ def test_line_5_a_file_that_no_engine_reads_gives_way_to_another_nodes(tmp_path:
       for node in nodes:
         assert np.abs(await scores(node, "mine", ids) - reference).max() <= TOLERANCE
         assert by(node, "mine") == {"n0", "n1"}
+
+  run(scenario)
+
+
+@needs_families
+def test_line_5_a_registered_model_is_run_in_a_format_that_is_here_and_that_all_can_read(tmp_path: Path) -> None:
+  """n0 has the GGUF file of a model whose safetensors n1's engine does not read."""
+  card = CARDS["phi-4-mini"]
+  repos = {
+      source.repo: form(tmp_path / kind, "phi4", hub)
+      for kind, hub in (("safetensors", "hub"), ("gguf", "gguf"))
+      for source in (card.repos[kind], )
+  }
+  ggufs = replace(MLX, repertoire=replace(MLX.repertoire, containers=("gguf", )))
+
+  async def scenario() -> None:
+    with hub_here(repos, tmp_path) as server:
+      async with ring(tmp_path, None, None, engines=(MLX, ggufs)) as nodes:
+        holder = nodes[0].catalog.store
+        await holder.fetch(holder.find("phi-4-mini:gguf"))
+        server.forget()
+        (ids, reference), *_ = Form("phi4", "gguf").references()
+        for node in nodes:
+          assert np.abs(await scores(node, "phi-4-mini", ids) - reference).max() <= TOLERANCE
+          assert by(node, "phi-4-mini") == {"n0", "n1"} and not left_out(node)
+          assert {plan.file.source for plan in node.plans.plans} == {card.repos["gguf"].repo}
+        assert not [path for path in (tmp_path / "home0").iterdir() if "@" in path.name]  # it is there already
+        assert server.sent["model.safetensors"] < (repos[card.source.repo] / "model.safetensors").stat().st_size / 2
 
   run(scenario)
 

@@ -199,7 +199,7 @@ class ModelLibrary:
 
     Raises `ModelNotFoundError`, `ModelFilesError`.
     """
-    model, revision = _version_in(name)
+    model, revision = version_in(name)
     if not revision:
       return self.holding_of_entry(self.find(name))
     with suppress(ModelNotFoundError):
@@ -260,14 +260,14 @@ def _local_entry(name: str, path: Path) -> ModelEntry:
 def name_of_version(entry: ModelEntry, file: ModelFile) -> str | None:
   """The name under which other files of a model are kept beside those that have its name here; None where they cannot be had
   by any."""
-  source = None if entry.card is None else entry.card.source
-  if isinstance(source, HubSource) and source.repo == file.source:
-    name = f"{source.repo}@{file.revision}{f':{source.variant}' if source.variant else ''}"
-    return name if card_of(name) is not None else None
+  for source in () if entry.card is None else entry.card.sources:
+    if isinstance(source, HubSource) and source.repo == file.source:
+      name = f"{source.repo}@{file.revision}{f':{source.variant}' if source.variant else ''}"
+      return name if card_of(name) is not None else None
   return f"{entry.id}#{file.revision}" if _REVISION.fullmatch(file.revision) else None
 
 
-def _version_in(name: str) -> tuple[str, str]:
+def version_in(name: str) -> tuple[str, str]:
   """What `name_of_version` has made a name of: a model's name and a revision, "" for any other name."""
   if (match := _VERSION.fullmatch(name)) is not None:
     return match[1], match[2]

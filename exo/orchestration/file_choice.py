@@ -30,12 +30,20 @@ class FileChoice:
   why: str
 
 
+def all_can_read(model_id: str, candidate: Candidate, workers: Sequence[RingWorker]) -> bool:
+  """Whether there is nothing better."""
+  return _able(model_id, candidate, workers) == len(workers)
+
+
+def _able(model_id: str, candidate: Candidate, workers: Sequence[RingWorker]) -> int:
+  """How many workers have an engine that can run it."""
+  headers = candidate.file.headers
+  return sum(worker.for_model(model_id, candidate.facts, headers).cannot is None for worker in workers)
+
+
 def choose(model_id: str, candidates: Sequence[Candidate], workers: Sequence[RingWorker]) -> FileChoice:
   """Of at least one: what most workers can read, then what is first, then what most nodes have on their disks. Pure."""
-  able = {
-      c.file: sum(w.for_model(model_id, c.facts, c.file.headers).cannot is None for w in workers)
-      for c in candidates
-  }
+  able = {candidate.file: _able(model_id, candidate, workers) for candidate in candidates}
 
   def rank(candidate: Candidate) -> tuple[int, bool, int, str]:
     return -able[candidate.file], not candidate.is_first, -len(candidate.holders), candidate.file.key

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from weakref import WeakValueDictionary
 
 from exo.download.disk_stamp import Stamp
-from exo.download.model_library import name_of_version
+from exo.download.model_library import name_of_version, version_in
 from exo.download.model_store import DUMMY_MODEL, ModelEntry, ModelStore
 from exo.download.progress import DownloadProgress, keep_latest
 from exo.errors import (
@@ -189,15 +190,24 @@ class ModelCatalog:
     if self.store.is_vouched(entry.id):
       self.store.vouch(name)
     try:
-      found = await self._current(name)
+      found = await self._current(await asyncio.to_thread(self._kept_as, name))
     except (ModelNotFoundError, DownloadError, ModelFilesError) as error:
       raise OtherFilesError(
           f"this node has other files of {model_id} than {file}, which do not come: {error}"
       ) from error
     if not await self._is_of(found, file):
       raise OtherFilesError(f"this node has other files of {model_id} than {file}, and nobody gives them")
-    self._names[name] = entry.id
+    self._names[found.id] = entry.id
     return found
+
+  def _kept_as(self, version: str) -> str:
+    """The name under which a version lies here, if it does: what a repository's name means may be this very revision."""
+    name, _ = version_in(version)
+    with suppress(ModelNotFoundError, ModelFilesError):
+      kept, held = self.store.holding(version), self.store.holding(name)
+      if kept is not None and held is not None and kept.base == held.base:
+        return name
+    return version
 
   async def _is_of(self, opened: _Opened, file: ModelFile) -> bool:
     """Whether these are the same weights, found out where that is not known yet."""

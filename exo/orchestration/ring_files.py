@@ -11,9 +11,10 @@ from exo.errors import ExoError, UnsupportedModelError, one_line
 from exo.log import log
 from exo.model_card import HubSource, NeighbourSource, WheelSource
 from exo.model_file import ModelFile
+from exo.models import CARDS
 from exo.networking.mesh import PeerStatus
 from exo.oldest import forget_oldest
-from exo.orchestration.file_choice import Candidate, FileChoice, choose
+from exo.orchestration.file_choice import Candidate, FileChoice, all_can_read, choose
 from exo.orchestration.held_model import HeldModel
 from exo.orchestration.model_catalog import ModelCatalog, ModelInfo
 from exo.orchestration.model_fit import RingWorker
@@ -102,15 +103,26 @@ class RingFiles:
     candidates = [] if own is None else [_own(entry, own, self._here)]
     if _has_others(entry, own):
       candidates = _with(candidates, entry, await self._held.of(model_id))
+    workers = self._workers()
+    for name in _formats(entry):
+      if not any(all_can_read(model_id, candidate, workers) for candidate in candidates):
+        candidates = _with(candidates, entry, await self._whole(name))
     if not candidates:
       return False
-    choice = choose(model_id, candidates, self._workers())
+    choice = choose(model_id, candidates, workers)
     before = self._known.pop(model_id, None)
     self._known[model_id] = _Known(choice, ring, key, time.monotonic())
     forget_oldest(self._known, _MOST_KNOWN)
     if before is None or before.choice != choice:
       log(1, "%s: %s is run: %s", model_id, choice.file, choice.why)
     return True
+
+  async def _whole(self, model_id: str) -> dict[str, HeldModel]:
+    """By node, this one included, where all of a model is on disk."""
+    held, own = dict(await self._held.of(model_id)), await self._held.of_here(model_id)
+    if own is not None:
+      held[self._here] = own
+    return {node_id: model for node_id, model in held.items() if model.is_whole}
 
 
 def _has_others(entry: ModelEntry, own: ModelInfo | None) -> bool:
@@ -150,8 +162,15 @@ def _with(own: Iterable[Candidate], entry: ModelEntry, held: Mapping[str, HeldMo
   return found
 
 
+def _formats(entry: ModelEntry) -> list[str]:
+  """By which names exo's registry knows a model in other formats."""
+  if entry.card is None or entry.card.id not in CARDS:
+    return []
+  return [f"{entry.card.id}:{kind}" for kind, source in entry.card.repos.items() if source != entry.card.source]
+
+
 def _may_be(entry: ModelEntry, file: ModelFile) -> bool:
   """What a name means that a hub knows is not for other nodes to say."""
   if entry.card is None or not isinstance(entry.card.source, HubSource):
     return True
-  return file.source in {source.repo for source in (entry.card.source, *entry.card.repos.values())}
+  return file.source in {source.repo for source in entry.card.sources if isinstance(source, HubSource)}

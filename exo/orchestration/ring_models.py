@@ -81,6 +81,10 @@ class RingModels:
         found[told[0]] = told[1][0]
     return found
 
+  async def of_here(self, model_id: str) -> HeldModel | None:
+    """What this node holds of a model."""
+    return next(iter(await asyncio.to_thread(self._held_here, model_id)), None)
+
   async def answer(self, model_id: str = "") -> Message:
     """What this node holds, or what of one model; who asks while it looks hears the same."""
     if model_id:
@@ -92,15 +96,18 @@ class RingModels:
       return self._answered[1]
 
   def _of(self, model_id: str) -> str:
+    return to_json(self._held_here(model_id))
+
+  def _held_here(self, model_id: str) -> list[HeldModel]:
     try:
-      return self._told_of([self._store.find(model_id)])
+      return self._held([self._store.find(model_id)])
     except ModelNotFoundError:
-      return "[]"
+      return []
 
   def _here(self) -> str:
-    return self._told_of(self._store.listed())
+    return to_json(self._held(self._store.listed()))
 
-  def _told_of(self, entries: Iterable[ModelEntry]) -> str:
+  def _held(self, entries: Iterable[ModelEntry]) -> list[HeldModel]:
     models = []
     for entry in entries:
       if entry.stamp:
@@ -108,4 +115,4 @@ class RingModels:
           models.append(held_model(self._store, entry, self._profiles.look(entry)))
         except (ExoError, OSError) as error:
           log(1, "%s: %s", entry.id, in_words(error))
-    return to_json(model for model in models if model is not None)
+    return [model for model in models if model is not None]
