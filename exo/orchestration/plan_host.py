@@ -379,10 +379,14 @@ class PlanHost:
         # the others may hear that node still: who does not close would wait for it
         self._tasks.spawn(self._close_everywhere(opened, error), f"close {opened.plan.plan_id}")
         continue
-      if opened.driver is not None:
-        opened.driver.cancel_entry(node_id, lost)
-      for stage in opened.stages.values():
-        stage.runner.cancel_entry(node_id, lost)
+      try:
+        if opened.driver is not None:
+          opened.driver.cancel_entry(node_id, lost)
+        for stage in opened.stages.values():
+          stage.runner.cancel_entry(node_id, lost)
+      except Exception as unexpected:  # noqa: BLE001 - whoever was not told hears that the plan is over
+        log(0, "requests of %s were not freed: %s", node_id, in_words(unexpected))
+        self._tasks.spawn(self._close_everywhere(opened, lost), f"close {opened.plan.plan_id}")
     for (plan_id, _), opening in self._opening.items():
       if opening.plan.has(node_id):
         self._lose(plan_id, error)

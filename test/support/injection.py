@@ -33,7 +33,8 @@ BELOW_HTTP = {"connections.py", "protocol.py"}  # where nothing can be answered 
 # that it failed), how a thing looks in a log line (the log guards itself), and what kind of error another node has told of (its
 # message is heard in any case).
 NOT_TRIED = (
-    ".factory.", "_BoundedProtocol.__init__", "log_lost_errors.", ".__str__", ".__repr__", ".name_of", "_from_wire"
+    ".factory.", "_BoundedProtocol.__init__", "log_lost_errors.", ".__str__", ".__repr__", ".name_of", "from_wire",
+    "_kinds"
 )
 
 

@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 
 from exo import descriptors
-from exo.errors import ConfigError, PeerUnreachableError, ProtocolError
+from exo.errors import ConfigError, PeerUnreachableError, ProtocolError, in_words
 from exo.log import log
 from exo.networking.address_book import AddressBook, KnownNode
 from exo.networking.address_rule import AddressRule, own_addresses, parse_address
@@ -357,6 +357,9 @@ class GrpcMesh(Mesh):
         await link.close(reason)
       finally:
         try:
+          self._remove(link, reason)
+        except Exception as error:  # noqa: BLE001 - while it is in the table nobody dials that node
+          log(0, "a link to %s was not taken out: %s", node_id, in_words(error))
           self._remove(link, reason)
         finally:
           await self._channels.close(channels)
