@@ -386,6 +386,10 @@ def test_line_5_which_file_is_chosen() -> None:
   for order in ([own, other, third], [third, other, own]):
     assert choose("m", order, both).file == own.file  # what is here stays what is run, where all can
     assert choose("m", order, ggufs).file == other.file  # and else what most can, and have
+  assert choose(
+      "m", [own, other], both, other.file
+  ).file == other.file  # nor does a node that leaves change what is run
+  assert choose("m", [own, other], ggufs, own.file).file == other.file
   assert choose("m", [third, other], ggufs).why == choose("m", [other, third], ggufs).why
 
 

@@ -41,12 +41,22 @@ def _able(model_id: str, candidate: Candidate, workers: Sequence[RingWorker]) ->
   return sum(worker.for_model(model_id, candidate.facts, headers).cannot is None for worker in workers)
 
 
-def choose(model_id: str, candidates: Sequence[Candidate], workers: Sequence[RingWorker]) -> FileChoice:
-  """Of at least one: what most workers can read, then what is first, then what most nodes have on their disks. Pure."""
+def choose(
+    model_id: str,
+    candidates: Sequence[Candidate],
+    workers: Sequence[RingWorker],
+    in_use: ModelFile | None = None
+) -> FileChoice:
+  """Of at least one: what most workers can read, then what is in use, so that no conversation goes on with other weights because a
+  node has left, then what is first, then what most nodes have on their disks. Pure.
+  """
   able = {candidate.file: _able(model_id, candidate, workers) for candidate in candidates}
 
-  def rank(candidate: Candidate) -> tuple[int, bool, int, str]:
-    return -able[candidate.file], not candidate.is_first, -len(candidate.holders), candidate.file.key
+  def rank(candidate: Candidate) -> tuple[int, bool, bool, int, str]:
+    file = candidate.file
+    return -able[file], in_use is None or file.key != in_use.key, not candidate.is_first, -len(
+        candidate.holders
+    ), file.key
 
   chosen, *others = sorted(candidates, key=rank)
   if not others:

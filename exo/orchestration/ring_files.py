@@ -109,8 +109,9 @@ class RingFiles:
         candidates = _with(candidates, entry, await self._whole(name))
     if not candidates:
       return False
-    choice = choose(model_id, candidates, workers)
     before = self._known.pop(model_id, None)
+    in_use = before.choice.file if before is not None and before.own == key else None
+    choice = choose(model_id, candidates, workers, in_use)
     self._known[model_id] = _Known(choice, ring, key, time.monotonic())
     forget_oldest(self._known, _MOST_KNOWN)
     if before is None or before.choice != choice:
