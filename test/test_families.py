@@ -13,16 +13,18 @@ from exo.inference.engine_names import engine_names
 from exo.inference.engines import probe_engine
 from exo.inference.weights.checkpoint import Checkpoint, open_checkpoint
 from exo.inference.weights.contradictions import check_consistent
-from test.support.families import TOLERANCE, Form, error, forms, log_probabilities, of_tokens
+from test.support.families import TOLERANCE, Form, all_forms, error, few_forms, log_probabilities, of_tokens
 from test.support.stages import Stages
-
-if not forms():
-  pytest.skip("the checkpoints of families are not here", allow_module_level=True)
 
 ENGINES = [name for name in engine_names() if name != "dummy" and probe_engine(name).available]
 # no engine gets to see these: what their configurations leave out, or how, is not understood yet, or nobody reads the file
 NOT_OPENED = {"deepseek_v3_auto_map-hub", "gemma3_hub-hub", "gemma3n-hub", "gemma3n-v5", "gpt_oss_mxfp4-gguf"}
 READ_FROM_GGUF = {"gemma3", "mixtral", "phi3_5_mini", "phi4", "phi4_mini", "qwen3_moe"}
+
+# those of the repository, and with -m slow all that are on this machine
+FORMS = [
+    pytest.param(form, marks=() if form in few_forms() else pytest.mark.slow, id=str(form)) for form in all_forms()
+]
 
 
 def opens(form: Form) -> bool:
@@ -35,7 +37,7 @@ def opened(form: Form, folder: Path) -> Checkpoint:
   return checkpoint
 
 
-@pytest.mark.parametrize("form", [form for form in forms() if opens(form)], ids=str)
+@pytest.mark.parametrize("form", [param for param in FORMS if opens(param.values[0])])
 def test_line_2_a_table_says_what_a_load_does_and_what_is_loaded_is_right(form: Form, tmp_path: Path) -> None:
   checkpoint, able = opened(form, tmp_path), []
   n = checkpoint.config.n_layers
@@ -78,7 +80,7 @@ def test_line_2_near_and_far_sequences_are_right_beside_each_other(engine: str, 
   stages.close()
 
 
-@pytest.mark.parametrize("form", [form for form in forms() if not opens(form)], ids=str)
+@pytest.mark.parametrize("form", [param for param in FORMS if not opens(param.values[0])])
 def test_what_nobody_reads_is_refused_in_words(form: Form, tmp_path: Path) -> None:
   with pytest.raises((ModelFilesError, UnsupportedModelError)) as refusal:
     opened(form, tmp_path)

@@ -19,22 +19,19 @@ from exo.inference.weights.checkpoint import open_checkpoint
 from exo.orchestration.generation import GenerationSpec
 from exo.orchestration.node import Node
 from test.support.engine_rings import engine_ring, scores
-from test.support.families import TOLERANCE, Form, forms, of_tokens
+from test.support.families import TOLERANCE, Form, all_forms, few_forms, of_tokens
 from test.support.nodes import NodeProcess, free_port, wait_until
 from test.support.stages import Stages
 from test.test_families import opens
-
-if not forms():
-  pytest.skip("the checkpoints of families are not here", allow_module_level=True)
 
 ENGINES = ("onnx", "mlx", "tinygrad")
 
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-  """A folder with every family in every form."""
+  """A folder with every family in every form that is here."""
   folder = tmp_path_factory.mktemp("shelf")
-  for form in forms():
+  for form in all_forms():
     form.lay_out(folder)
   return folder
 
@@ -49,12 +46,15 @@ def some_engine_can(form: Form, shelf: Path) -> bool:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("count", [1, 2])
-def test_line_2_every_family_is_right_or_refused_with_its_reason(count: int, shelf: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("forms", [few_forms(), pytest.param(all_forms(), marks=pytest.mark.slow)], ids=["few", "all"])
+def test_line_2_every_family_is_right_or_refused_with_its_reason(
+    forms: list[Form], count: int, shelf: Path, tmp_path: Path
+) -> None:
   wrong, refused = set(), {}
 
   async def scenario() -> None:
     async with engine_ring(tmp_path, shelf, *[offered_engines("auto")] * count) as nodes:
-      for form in forms():
+      for form in forms:
         for ids, expected in form.references():
           try:
             found = await scores(nodes[-1], str(form), ids)
@@ -67,7 +67,7 @@ def test_line_2_every_family_is_right_or_refused_with_its_reason(count: int, she
   asyncio.run(scenario())
   print("\n".join(f"{form}: {why}" for form, why in refused.items()))
   assert not wrong
-  assert set(refused) == {str(form) for form in forms() if not opens(form) or not some_engine_can(form, shelf)}
+  assert set(refused) == {str(form) for form in forms if not opens(form) or not some_engine_can(form, shelf)}
   for form, why in refused.items():
     assert len(why) > 30, f"{form}: {why}"
 

@@ -1,8 +1,12 @@
-"""Tiny checkpoints of current families with reference log probabilities, and of each the forms in which it is published."""
+"""Tiny checkpoints of current families with reference log probabilities, and of each the forms in which it is published.
+
+A few of them are in `test/data/families`, whose README says what they are; all are wherever `EXO_TEST_FAMILIES` says.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +17,15 @@ from test.support.nodes import ROOT
 from test.support.stages import Stages
 
 TOLERANCE = 0.03
+_FEW = ROOT / "test" / "data" / "families"
 _CONFIGS = {"hub": "config.json", "v5": "config.v5.json"}
+_FILES = _CONFIGS | {"gguf": "model.gguf"}
 
 
 def families_folder() -> Path | None:
-  """Where the checkpoints are; they are too large for the repository."""
+  """Where all checkpoints are; they are too large for the repository."""
+  if (given := os.environ.get("EXO_TEST_FAMILIES")) is not None:
+    return Path(given)
   return next((found for parent in ROOT.parents if (found := parent / "shared" / "families").is_dir()), None)
 
 
@@ -32,34 +40,42 @@ class Form:
 
   def lay_out(self, folder: Path) -> Path:
     """A model's folder with this form alone."""
-    source = families_folder()
-    assert source is not None
     made = folder / str(self)
     made.mkdir(parents=True)
-    for file in (source / self.family).iterdir():
+    for file in self._source.iterdir():
       if (file.suffix == ".gguf") == (self.form == "gguf") and not file.name.startswith("config."):
         (made / file.name).symlink_to(file)
     if self.form in _CONFIGS:
-      (made / "config.json").symlink_to(source / self.family / _CONFIGS[self.form])
+      (made / "config.json").symlink_to(self._source / _CONFIGS[self.form])
     return made
+
+  @property
+  def _source(self) -> Path:
+    file = _FILES[self.form]
+    return next(
+        of / self.family for of in (_FEW, families_folder()) if of is not None and (of / self.family / file).is_file()
+    )
 
   def references(self) -> Iterator[tuple[list[int], np.ndarray]]:
     """Token ids and the log probabilities of all but the first."""
-    source = families_folder()
-    assert source is not None
-    found = json.loads((source / self.family / "ref.json").read_text())
+    found = json.loads((self._source / "ref.json").read_text())
     for ids, expected in zip(found["tokens"], found["logprobs"], strict=True):
       yield ids, np.array(expected)
 
 
-def forms() -> list[Form]:
-  """Of every family."""
-  folder = families_folder()
+def few_forms() -> list[Form]:
+  """Those that are in the repository."""
+  return _forms(_FEW)
+
+
+def all_forms() -> list[Form]:
+  """Of every family that is on this machine."""
+  return sorted({*few_forms(), *_forms(families_folder())}, key=str)
+
+
+def _forms(folder: Path | None) -> list[Form]:
   found = [] if folder is None else sorted(path for path in folder.iterdir() if path.is_dir())
-  return [
-      Form(path.name, form) for path in found for form, file in (*_CONFIGS.items(), ("gguf", "model.gguf"))
-      if (path / file).is_file()
-  ]
+  return [Form(path.name, form) for path in found for form, file in _FILES.items() if (path / file).is_file()]
 
 
 def log_probabilities(stages: Stages, ids: Sequence[int], chunk: int | None = None) -> np.ndarray:
