@@ -15,6 +15,8 @@ from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
 
+from exo.errors import in_words
+
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 _level = 0
@@ -116,7 +118,7 @@ def _formatted(message: str, args: tuple[object, ...]) -> str:
   try:
     return _cut(message % args if args else message)
   except Exception as error:  # noqa: BLE001 - whatever is logged may raise anything when it is shown
-    return f"{message} (cannot be shown: {type(error).__name__})"
+    return f"{message} (cannot be shown: {in_words(error)})"
 
 
 def _cut(text: str) -> str:
