@@ -267,7 +267,7 @@ def test_line_5_what_a_neighbour_has_of_an_older_version_is_fetched_anew(tmp_pat
 
 def test_line_5_a_version_that_nobody_gives_is_refused_in_words(tmp_path: Path) -> None:
   async def scenario() -> None:
-    with hub_here({REPO: TINY}, tmp_path):
+    with hub_here({REPO: TINY}, tmp_path) as server:
       catalog = ModelCatalog(store(tmp_path / "home"))
       own = (await catalog.info(REPO)).file
       assert await catalog.checkpoint(REPO, replace(own, revision=OLD, name="x")) is await catalog.checkpoint(REPO)
@@ -278,6 +278,9 @@ def test_line_5_a_version_that_nobody_gives_is_refused_in_words(tmp_path: Path) 
       ):
         with pytest.raises(OtherFilesError, match="other files"):
           await catalog.checkpoint(REPO, wanted)
+      server.forget()
+      assert not await catalog.is_replaced(REPO, own)
+      assert await catalog.is_replaced(REPO, replace(own, hashes="1" * 64, revision=OLD)) and not server.requests
       await catalog.store.close()
 
   run(scenario)
@@ -394,17 +397,20 @@ def test_line_5_which_file_is_chosen() -> None:
 
 
 def test_line_5_other_nodes_do_not_say_what_a_repositorys_name_means(tmp_path: Path) -> None:
-  """Two nodes have folders of the name of a hub's model, a third fetches it: from the hub."""
-  shelves = [tmp_path / f"shelf{i}" for i in range(2)]
-  for shelf in shelves:
+  """Three nodes have folders of the name of a hub's model, of which one is a copy of it; a fourth fetches it: from the hub."""
+  shelves = [tmp_path / f"shelf{i}" for i in range(3)]
+  for shelf in shelves[:2]:
     other_weights(shelf / "smollm3-3b", 1)
+  shutil.copytree(TINY, shelves[2] / "smollm3-3b")
 
   async def scenario() -> None:
     with hub_here({"HuggingFaceTB/SmolLM3-3B": TINY}, tmp_path):
       async with ring(tmp_path, *shelves, None) as nodes:
-        model = await nodes[2].model("smollm3-3b")
+        model = await nodes[3].model("smollm3-3b")
         assert model.file.source == "HuggingFaceTB/SmolLM3-3B" and not model.file.is_same(
             identity(shelves[0] / "smollm3-3b")
         )
+        await scores(nodes[3], "smollm3-3b", IDS)
+        assert by(nodes[3], "smollm3-3b") == {"n2", "n3"} and left_out(nodes[3]).keys() == {"n0", "n1"}
 
   run(scenario)

@@ -17,7 +17,7 @@ from exo.orchestration.model_profile import ModelProfile
 
 _MOST_MODELS, _MOST_FILES, _MOST_SPANS = 1024, 2048, 4096
 _MOST_BYTES = 2**50
-_MOST_TEXT = 2000
+_MOST_TEXT, _MOST_NAME = 2000, 400
 _MOST_JSON = 3 * 2**20  # less than what a message may have
 _MOST_LAYERS = 512  # a strategy that tries every division of them must come to an end
 _Size = Annotated[int, msgspec.Meta(ge=0, le=_MOST_BYTES)]
@@ -105,10 +105,10 @@ def _is_plausible(model: HeldModel) -> bool:
   """Numbers that can be reckoned with, and words that can be shown."""
   profile, size = model.profile, model.profile.size
   file = profile.file
-  words = (
-      profile.flaw, profile.format, profile.packing, file.headers, file.hashes, file.sample, file.source, file.revision,
-      file.name, file.shape, *profile.capabilities
-  )
+  words = (profile.flaw, profile.format, profile.packing, *profile.capabilities)
+  told = (file.headers, file.hashes, file.sample, file.source, file.revision, file.name, file.shape)
+  if any(len(word) > _MOST_NAME or not word.isprintable() for word in told):
+    return False
   if any(len(word) > _MOST_TEXT for word in words) or len(profile.capabilities) > 16:
     return False
   numbers = [profile.context or 0, file.size]

@@ -147,10 +147,10 @@ class ModelCatalog:
     """Every model that can be asked for by name."""
     return await asyncio.to_thread(self.store.listed)
 
-  def context_of(self, model_id: str) -> int | None:
+  def context_of(self, file: ModelFile) -> int | None:
     """How many tokens a model that has been opened can read; None of others."""
-    opened = self._opened.get(model_id)
-    return None if opened is None else opened.checkpoint.config.max_context
+    contexts = (o.checkpoint.config.max_context for o in self._opened.values() if o.file.key == file.key)
+    return next(contexts, None)
 
   def _lock(self, model_id: str) -> asyncio.Lock:
     lock = self._locks.get(model_id)
@@ -170,6 +170,25 @@ class ModelCatalog:
   async def is_here(self, model_id: str, file: ModelFile) -> bool:
     """Whether these files are whole on this machine. Raises as `checkpoint` does."""
     return (await self.find((await self._of_file(model_id, file)).id)).path is not None
+
+  async def is_replaced(self, model_id: str, file: ModelFile) -> bool:
+    """Whether other files lie here under this name, and these are not here at all. Fetches nothing.
+
+    Raises `ModelNotFoundError`, `ModelFilesError`.
+    """
+    entry = await self.store.find_anywhere(model_id)
+    if not entry.stamp:
+      return False
+    with suppress(UnsupportedModelError):
+      if await self._is_of(await self._current(model_id), file):
+        return False
+    name = name_of_version(entry, file)
+    return name is None or await asyncio.to_thread(self._is_absent, name)
+
+  def _is_absent(self, version: str) -> bool:
+    with suppress(ModelNotFoundError):
+      return self.store.holding(version) is None
+    return True
 
   async def _of_file(self, model_id: str, file: ModelFile | None) -> _Opened:
     own: _Opened | None = None

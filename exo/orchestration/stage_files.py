@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exo.errors import ModelNotFoundError, OtherFilesError, ProtocolError
+from exo.errors import ModelNotFoundError, ProtocolError
 from exo.inference.engine import StageMemory
 from exo.inference.grammar import GrammarCompiler
 from exo.inference.shard import Shard
@@ -28,10 +28,9 @@ class StageFiles:
   async def is_gone(self, shard: Shard, file: ModelFile) -> bool:
     """Whether other files lie there than those, or none."""
     try:
-      await self.checkpoint(shard, file)
-    except (OtherFilesError, ModelNotFoundError):
+      return await self._catalog.is_replaced(shard.model_id, file)
+    except ModelNotFoundError:
       return True
-    return False
 
   async def frame_bounds(self, shard: Shard, file: ModelFile, memory: StageMemory) -> FrameBounds:
     """What frames for this shard may hold. Raises `ProtocolError` for a shard of another model."""
