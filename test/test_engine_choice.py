@@ -389,6 +389,9 @@ def learn(folder: Path, offers: Sequence[EngineOffer], busy: Callable[[], bool],
       await worker.close()
     known = speeds(folder).known("cpu", offers)
     assert worker.engines.news.speeds == known and worker.engines.offers == in_order(worker.engines.offers)
+    again = WorkerEngines(worker.engines.offers, 0)
+    again.learn(known)
+    assert again.news == EngineNews(), "that is in its greeting"
 
   asyncio.run(scenario())
   file = folder / "engine_speeds.json"

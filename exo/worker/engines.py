@@ -37,7 +37,8 @@ class WorkerEngines:
 
   def learn(self, speeds: Mapping[str, EngineSpeed]) -> None:
     """What engines were measured to do decides from now on, but for the models that have been run here before."""
-    self.news = replace(self.news, speeds=dict(speeds))
+    greeted = {offer.name: offer.speed for offer in self._greeted}
+    self.news = replace(self.news, speeds={name: s for name, s in speeds.items() if s != greeted.get(name)})
 
   def settle(self, fingerprint: str, name: str) -> None:
     """A model is run with that engine, and will be whenever it is loaded again: a conversation may go on with it."""

@@ -26,7 +26,8 @@ from exo.inference.weights.tensor import StoredTensor, row_bytes
 
 # 49 million weights: far more than a processor's caches hold, and a few seconds' work for the slowest engine
 _LAYERS, _HIDDEN, _WIDE, _HEADS, _KV_HEADS, _HEAD_DIM, _WORDS = 4, 1024, 2816, 16, 4, 64, 8192
-_CHUNK, _WARM_UP, _DECODED = 256, 3, 24
+_CHUNK, _WARM_UP, _DECODED = 256, 3, 8
+_ROUNDS = 3  # the best of which counts: what else the machine does then is not the engine's doing
 _ENCODING, _BLOCK_BYTES = "Q8_0", 34
 
 
@@ -104,11 +105,14 @@ def measure(engine: InferenceEngine, threads: int, quantize: str | None, device:
     seconds(1, 0, 1, _CHUNK)  # what is compiled or packed at first use is not what is asked for
     seconds(1, _CHUNK, _WARM_UP, 1)
     model.drop(1)
-    prompt_s = seconds(2, 0, PROMPT_TOKENS // _CHUNK, _CHUNK)
-    decode_s = seconds(2, PROMPT_TOKENS, _DECODED, 1)
+    prompts, decodes = [], []
+    for _ in range(_ROUNDS):
+      prompts.append(seconds(2, 0, PROMPT_TOKENS // _CHUNK, _CHUNK))
+      decodes.append(seconds(2, PROMPT_TOKENS, _DECODED, 1))
+      model.drop(2)
   finally:
     model.close()
-  return EngineSpeed(PROMPT_TOKENS / max(prompt_s, 1e-9), _DECODED / max(decode_s, 1e-9))
+  return EngineSpeed(PROMPT_TOKENS / max(min(prompts), 1e-9), _DECODED / max(min(decodes), 1e-9))
 
 
 def _measure(name: str, threads: int, quantize: str | None, device: str) -> tuple[float, float]:
