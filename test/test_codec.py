@@ -69,6 +69,7 @@ MESSAGES = [
     m.Submit(m.OpenPlan(PLAN), replace(REQUEST, share="0f" * 16, cache_salt="ab" * 16)),
     m.Submit(m.OpenPlan(PLAN), replace(REQUEST, replay_ids=(4, 5, 6, 7), replay_wide=(m.WideStep(1, 2, 5), ))),
     m.Cancel("p", "r1"),
+    m.GiveWay("p", "q"),
     m.Failure("x", "y", '{"a": 1}'),
     m.Done(),
     m.RequestFailed("p", "r1", m.Failure("x", "y")),

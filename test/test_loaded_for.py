@@ -274,26 +274,42 @@ def test_line_4_a_model_to_keep_that_is_none_is_an_error_at_the_start(tmp_path: 
   assert "--keep: there is no model 'lama-3.2-3b'. Did you mean llama-3.2-3b" in started.stderr
 
 
-def test_line_4_what_finds_no_room_waits_and_is_refused_when_its_time_is_over(tmp_path: Path, goldens: Path) -> None:
+@pytest.mark.parametrize("count", [1, 2])
+def test_line_4_what_finds_no_room_waits_and_is_refused_when_its_time_is_over(
+    tmp_path: Path, goldens: Path, count: int
+) -> None:
   """While another model is in use. Of two who wait, the first is refused after a second; the other one's turn comes."""
   async def scenario() -> None:
-    async with nodes_with(tmp_path, goldens, (ONE, replace(BOUNDS, queue_timeout=1))) as ((node, ), answer):
+    offers = [(ONE // count, replace(BOUNDS, queue_timeout=1))] * count
+    async with nodes_with(tmp_path, goldens, *offers) as (nodes, answer):
       first = await answer("a")
-      async with held_up(node):
+      async with held_up(nodes[-1]):
         using = asyncio.create_task(answer("a"))
-        await _until(lambda: node.plans.busy)
+        await _until(lambda: any(node.plans.busy for node in nodes))
         early = asyncio.create_task(answer("b"))
         await asyncio.sleep(0.6)
         late = asyncio.create_task(answer("b"))
-        with pytest.raises(QueueFullError) as caught:
+        why = r"^its turn did not come within 1 s \(--queue-timeout\): n\d has no room for b while a is in use$"
+        with pytest.raises(QueueFullError, match=why) as caught:
           await early
-        assert caught.value.message == (
-            "its turn did not come within 1 s (--queue-timeout): n0 has no room for b while a is in use"
-        )
         assert caught.value.details["retry_after_s"] == 10
-        assert not late.done() and not using.done() and loaded(node) == {"a"}
+        assert not late.done() and not using.done() and [loaded(node) for node in nodes] == [{"a"}] * count
       assert await using == first and await late
-      assert loaded(node) == {"b"} and not node.planner.ailments()
+      assert [loaded(node) for node in nodes] == [{"b"}] * count and not nodes[0].planner.ailments()
+
+  run(scenario)
+
+
+
+def test_line_4_models_that_want_the_same_room_of_a_ring_at_once_all_get_it(tmp_path: Path, goldens: Path) -> None:
+  """None waits with a part of its own for the part of another one that waits for it."""
+  async def scenario() -> None:
+    async with nodes_with(tmp_path, goldens, *[(ONE // 2, BOUNDS)] * 2) as (nodes, answer):
+      alone = {name: await answer(name) for name in "abc"}
+      for _ in range(3):
+        answers = await asyncio.gather(*(answer(name) for name in "abcabc"))
+        assert dict(zip("abcabc", answers, strict=True)) == alone
+      assert not nodes[0].planner.ailments() and not nodes[1].planner.ailments()
 
   run(scenario)
 

@@ -301,6 +301,15 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class GiveWay:
+  """To the first stage of a plan, which alone knows whom it serves, from a node that has another stage of it: close it if that is
+  nobody, since the plan `wanted_by` needs its room there. The answer is `Done`, or the failure of `ModelInUseError`.
+  """
+  plan_id: str
+  wanted_by: str
+
+
+@dataclass(frozen=True, slots=True)
 class Absolve:
   """From an entry node: its request made numbers that are not finite elsewhere, too, so it was not your doing."""
   model_id: str
@@ -496,7 +505,8 @@ class DownloadNews:
 
 Message = (
     Hello | Heartbeat | OpenPlan | PlanOpened | ClosePlan | Submit | Cancel | Failure | Done | RequestFailed | Frame
-    | Absolve | StepResult | StepFailed | TokenDelivery | FindModel | ModelFound | FindBlocks | BlocksFound | ReadRange
+    | Absolve | GiveWay | StepResult | StepFailed | TokenDelivery | FindModel | ModelFound | FindBlocks | BlocksFound
+    | ReadRange
     | RangeData | DownloadNews | ListModels | ModelsListed
 )
 EMPTY_TOKEN_IDS: TokenIds = np.zeros(0, np.int32)

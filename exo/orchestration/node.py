@@ -31,6 +31,7 @@ from exo.networking.messages import (
     FindBlocks,
     FindModel,
     Frame,
+    GiveWay,
     Heartbeat,
     Hello,
     ListModels,
@@ -337,6 +338,9 @@ class Node:
         if sender != self.node_id:
           await self._check_plan(sender, message)
         return await self.plans.open(message)
+      case GiveWay():
+        self.plans.on_give_way(sender, message)
+        return Done()
       case ListModels():
         return await self.ring_models.answer(message.model_id)
       case FindModel() | FindBlocks() | ReadRange():

@@ -31,6 +31,7 @@ from exo.networking.messages import (
     ClosePlan,
     Failure,
     Frame,
+    GiveWay,
     Message,
     OpenPlan,
     PlanOpened,
@@ -61,6 +62,7 @@ from exo.topology.ring_plan import RingPlan
 from exo.worker.worker import Worker
 
 _RETIRE_S = 10.0
+_ASK_S = 5.0
 
 Send = Callable[[str, Message], None]
 
@@ -72,7 +74,7 @@ class PlanHost:
       rehearse: Callable[[str], None] | None, meter: Meter, speculate: bool, awake: AwakeCores, most_wait_s: float
   ) -> None:
     self._node_id, self.workers = node_id, tuple(workers)
-    self._send, self._rehearse, self._meter, self._awake = send, rehearse, meter, awake
+    self._send, self._call, self._rehearse, self._meter, self._awake = send, call, rehearse, meter, awake
     self._most_wait_s = most_wait_s
     self._open: dict[str, OpenedPlan] = {}
     self._opening: dict[tuple[str, int], Opening] = {}  # what is being loaded now, by plan and stage
@@ -169,10 +171,36 @@ class PlanHost:
 
   async def give_way(self, worker: Worker, plan: RingPlan, but_model: str | None) -> bool:
     """See `Neighbours`."""
-    unused = self.residents.least_used(worker, plan, but_model)
-    if unused is not None:
-      await self._close_everywhere(unused, PlanClosedError(f"its memory was needed for {plan}"))
-    return unused is not None
+    error = PlanClosedError(f"its memory was needed for {plan}")
+    for unused in self.residents.unused(worker, plan, but_model):
+      if (first := unused.plan.first.node_id) == self._node_id:
+        await self._close_everywhere(unused, error)
+        return True
+      try:
+        await self._call(first, GiveWay(unused.plan.plan_id, plan.plan_id), _ASK_S)
+      except ExoError as refused:  # it is in use, or its first stage does not answer
+        log(2, "%s does not give way for %s: %s", unused.plan, plan, refused)
+        continue
+      await self._close_here(unused.plan.plan_id, error)
+      return True
+    return False
+
+  def on_give_way(self, sender: str, message: GiveWay) -> None:
+    """Another stage's node asks for the room of a plan that begins here. Raises `ModelInUseError` while that serves somebody."""
+    opened = self._open.get(message.plan_id)
+    opening = (opening for (plan_id, _), opening in self._opening.items() if plan_id == message.plan_id)
+    known = opened or next(opening, None)
+    if known is None:
+      return
+    if not known.plan.has(sender):
+      raise ProtocolError(f"{sender} has no stage in plan {message.plan_id}")
+    if not self.residents.may_go(known.plan, opened, message.wanted_by):
+      raise ModelInUseError(f"plan {message.plan_id} is in use")
+    error = PlanClosedError(f"its memory on {sender} was needed for another model")
+    if opened is None:
+      self._lose(message.plan_id, error)
+    else:
+      self._tasks.spawn(self._close_everywhere(opened, error), f"close {message.plan_id}")
 
   async def _retire(self, purpose: tuple[str, LoadedFor]) -> None:
     """Close all plans of a model that is loaded for the same but the one used last, once each has been idle for a while."""

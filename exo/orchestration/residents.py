@@ -19,11 +19,16 @@ class Residents:
     self._plans, self._awaited = plans, awaited
     self.kept: frozenset[str] = frozenset()
 
-  def least_used(self, worker: Worker, plan: RingPlan, but_model: str | None) -> OpenedPlan | None:
-    """Of those that may give way for a plan and serve nobody, the one that nobody has used for longest."""
+  def unused(self, worker: Worker, plan: RingPlan, but_model: str | None) -> list[OpenedPlan]:
+    """Those that may give way for a plan and serve nobody as far as is known here, the one first that was used longest ago."""
     others = self._others(worker, plan, but_model)
-    unused = (opened for opened in others if opened.unused and not self._awaited(opened.plan.plan_id))
-    return min(unused, key=lambda opened: opened.used_at, default=None)
+    return sorted((o for o in others if self.may_go(o.plan, o, plan.plan_id)), key=lambda opened: opened.used_at)
+
+  def may_go(self, plan: RingPlan, opened: OpenedPlan | None, wanted_by: str) -> bool:
+    """Whether a plan serves nobody; `opened` is what is open of it here. Of two whose requests wait until they are open, each for
+    the other's room, the one with the greater id gives way."""
+    unused = opened is None or opened.unused
+    return unused and (wanted_by < plan.plan_id or not self._awaited(plan.plan_id))
 
   def in_use(self, worker: Worker, plan: RingPlan, but_model: str | None) -> tuple[str, ...]:
     """The models that would give way for a plan if they served nobody."""

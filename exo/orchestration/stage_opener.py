@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _MB = 2**20
 _SPARE = 1.5
-_ROOM_POLL_S = 0.05
+_ROOM_POLL_S, _LONGEST_POLL_S = 0.05, 0.5
 _RETRY_S = 10
 
 
@@ -76,7 +76,7 @@ class StageOpener:
     self._opening.add(plan.plan_id)
     try:
       await self._files.fetch(shard, message.file)  # what is on disk already does not wait for it
-      give_up = time.monotonic() + message.room_s
+      give_up, pause_s = time.monotonic() + message.room_s, _ROOM_POLL_S
       while True:
         async with self._memory:
           in_use = await self._in_the_way(message, shard)
@@ -88,7 +88,8 @@ class StageOpener:
               f"{'is' if len(in_use) == 1 else 'are'} in use",
               retry_after_s=_RETRY_S
           )
-        await asyncio.sleep(_ROOM_POLL_S)
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, _LONGEST_POLL_S)
     finally:
       self._opening.discard(plan.plan_id)
       self._lost.pop(plan.plan_id, None)

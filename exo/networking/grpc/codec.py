@@ -165,6 +165,7 @@ _OUT: dict[type, Callable[[Any], dict[str, Any]]] = {
     m.Cancel: lambda x: {"cancel": pb.Cancel(plan_id=x.plan_id, request_id=x.request_id)},
     m.Failure: lambda x: {"failure": failure_out(x)},
     m.Done: lambda _: {"done": pb.Done()},
+    m.GiveWay: lambda x: {"give_way": pb.GiveWay(plan_id=x.plan_id, wanted_by=x.wanted_by)},
     m.Absolve: lambda x: {"absolve": pb.Absolve(model_id=x.model_id, fingerprint=x.fingerprint)},
     m.RequestFailed: lambda x:
     {"request_failed": pb.RequestFailed(plan_id=x.plan_id, request_id=x.request_id, failure=failure_out(x.failure))},
@@ -181,6 +182,7 @@ _IN: dict[str, Callable[[Any], m.Message]] = {
     "cancel": lambda x: m.Cancel(x.plan_id[:MAX_PLAN_ID], x.request_id[:MAX_REQUEST_ID]),
     "failure": failure_in,
     "done": lambda _: m.Done(),
+    "give_way": lambda x: m.GiveWay(x.plan_id[:MAX_PLAN_ID], x.wanted_by[:MAX_PLAN_ID]),
     "absolve": lambda x: m.Absolve(x.model_id[:MAX_MODEL_ID], x.fingerprint[:MAX_FINGERPRINT]),
     "request_failed": lambda x: m.
     RequestFailed(x.plan_id[:MAX_PLAN_ID], x.request_id[:MAX_REQUEST_ID], failure_in(x.failure)),

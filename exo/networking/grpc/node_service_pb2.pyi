@@ -13,7 +13,7 @@ class Envelope(_message.Message):
     def __init__(self, items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ...) -> None: ...
 
 class Item(_message.Message):
-    __slots__ = ("call_id", "is_reply", "hello", "frame", "step_result", "token_delivery", "submit", "cancel", "open_plan", "plan_opened", "close_plan", "request_failed", "failure", "done", "heartbeat", "step_failed", "absolve", "find_model", "model_found", "find_blocks", "blocks_found", "read_range", "range_data", "download_news", "list_models", "models_listed")
+    __slots__ = ("call_id", "is_reply", "hello", "frame", "step_result", "token_delivery", "submit", "cancel", "open_plan", "plan_opened", "close_plan", "request_failed", "failure", "done", "heartbeat", "step_failed", "absolve", "give_way", "find_model", "model_found", "find_blocks", "blocks_found", "read_range", "range_data", "download_news", "list_models", "models_listed")
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     IS_REPLY_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +31,7 @@ class Item(_message.Message):
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     STEP_FAILED_FIELD_NUMBER: _ClassVar[int]
     ABSOLVE_FIELD_NUMBER: _ClassVar[int]
+    GIVE_WAY_FIELD_NUMBER: _ClassVar[int]
     FIND_MODEL_FIELD_NUMBER: _ClassVar[int]
     MODEL_FOUND_FIELD_NUMBER: _ClassVar[int]
     FIND_BLOCKS_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +58,7 @@ class Item(_message.Message):
     heartbeat: Heartbeat
     step_failed: StepFailed
     absolve: Absolve
+    give_way: GiveWay
     find_model: FindModel
     model_found: ModelFound
     find_blocks: FindBlocks
@@ -66,7 +68,7 @@ class Item(_message.Message):
     download_news: DownloadNews
     list_models: ListModels
     models_listed: ModelsListed
-    def __init__(self, call_id: _Optional[int] = ..., is_reply: _Optional[bool] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., frame: _Optional[bytes] = ..., step_result: _Optional[bytes] = ..., token_delivery: _Optional[_Union[TokenDelivery, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., open_plan: _Optional[_Union[OpenPlan, _Mapping]] = ..., plan_opened: _Optional[_Union[PlanOpened, _Mapping]] = ..., close_plan: _Optional[_Union[ClosePlan, _Mapping]] = ..., request_failed: _Optional[_Union[RequestFailed, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., step_failed: _Optional[_Union[StepFailed, _Mapping]] = ..., absolve: _Optional[_Union[Absolve, _Mapping]] = ..., find_model: _Optional[_Union[FindModel, _Mapping]] = ..., model_found: _Optional[_Union[ModelFound, _Mapping]] = ..., find_blocks: _Optional[_Union[FindBlocks, _Mapping]] = ..., blocks_found: _Optional[_Union[BlocksFound, _Mapping]] = ..., read_range: _Optional[_Union[ReadRange, _Mapping]] = ..., range_data: _Optional[_Union[RangeData, _Mapping]] = ..., download_news: _Optional[_Union[DownloadNews, _Mapping]] = ..., list_models: _Optional[_Union[ListModels, _Mapping]] = ..., models_listed: _Optional[_Union[ModelsListed, _Mapping]] = ...) -> None: ...
+    def __init__(self, call_id: _Optional[int] = ..., is_reply: _Optional[bool] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., frame: _Optional[bytes] = ..., step_result: _Optional[bytes] = ..., token_delivery: _Optional[_Union[TokenDelivery, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., open_plan: _Optional[_Union[OpenPlan, _Mapping]] = ..., plan_opened: _Optional[_Union[PlanOpened, _Mapping]] = ..., close_plan: _Optional[_Union[ClosePlan, _Mapping]] = ..., request_failed: _Optional[_Union[RequestFailed, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., step_failed: _Optional[_Union[StepFailed, _Mapping]] = ..., absolve: _Optional[_Union[Absolve, _Mapping]] = ..., give_way: _Optional[_Union[GiveWay, _Mapping]] = ..., find_model: _Optional[_Union[FindModel, _Mapping]] = ..., model_found: _Optional[_Union[ModelFound, _Mapping]] = ..., find_blocks: _Optional[_Union[FindBlocks, _Mapping]] = ..., blocks_found: _Optional[_Union[BlocksFound, _Mapping]] = ..., read_range: _Optional[_Union[ReadRange, _Mapping]] = ..., range_data: _Optional[_Union[RangeData, _Mapping]] = ..., download_news: _Optional[_Union[DownloadNews, _Mapping]] = ..., list_models: _Optional[_Union[ListModels, _Mapping]] = ..., models_listed: _Optional[_Union[ModelsListed, _Mapping]] = ...) -> None: ...
 
 class DeviceCapabilities(_message.Message):
     __slots__ = ("model", "chip", "memory", "fp32", "fp16", "int8")
@@ -221,6 +223,14 @@ class Ailment(_message.Message):
     reason: str
     worker: str
     def __init__(self, model_id: _Optional[str] = ..., fingerprint: _Optional[str] = ..., reason: _Optional[str] = ..., worker: _Optional[str] = ...) -> None: ...
+
+class GiveWay(_message.Message):
+    __slots__ = ("plan_id", "wanted_by")
+    PLAN_ID_FIELD_NUMBER: _ClassVar[int]
+    WANTED_BY_FIELD_NUMBER: _ClassVar[int]
+    plan_id: str
+    wanted_by: str
+    def __init__(self, plan_id: _Optional[str] = ..., wanted_by: _Optional[str] = ...) -> None: ...
 
 class Absolve(_message.Message):
     __slots__ = ("model_id", "fingerprint")
