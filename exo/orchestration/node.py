@@ -339,7 +339,7 @@ class Node:
           await self._check_plan(sender, message)
         return await self.plans.open(message)
       case GiveWay():
-        self.plans.on_give_way(sender, message)
+        self.plans.residents.on_give_way(sender, message)
         return Done()
       case ListModels():
         return await self.ring_models.answer(message.model_id)

@@ -31,7 +31,6 @@ from exo.networking.messages import (
     ClosePlan,
     Failure,
     Frame,
-    GiveWay,
     Message,
     OpenPlan,
     PlanOpened,
@@ -50,19 +49,15 @@ from exo.orchestration.meter import Meter
 from exo.orchestration.opened_plan import OpenedPlan, Opening, RunningStage
 from exo.orchestration.plan_driver import PlanDriver
 from exo.orchestration.plan_start import Call, PlanStart
-from exo.orchestration.residents import Residents
+from exo.orchestration.residents import Closing, Residents
 from exo.orchestration.scheduler import Scheduler
 from exo.orchestration.stage_files import StageFiles
 from exo.orchestration.stage_opener import OpenedStage
 from exo.orchestration.stage_runner import StageRunner
 from exo.orchestration.worker_desk import WorkerDesk
 from exo.tasks import TaskOwner
-from exo.topology.loaded_for import LoadedFor
 from exo.topology.ring_plan import RingPlan
 from exo.worker.worker import Worker
-
-_RETIRE_S = 10.0
-_ASK_S = 5.0
 
 Send = Callable[[str, Message], None]
 
@@ -74,13 +69,14 @@ class PlanHost:
       rehearse: Callable[[str], None] | None, meter: Meter, speculate: bool, awake: AwakeCores, most_wait_s: float
   ) -> None:
     self._node_id, self.workers = node_id, tuple(workers)
-    self._send, self._call, self._rehearse, self._meter, self._awake = send, call, rehearse, meter, awake
+    self._send, self._rehearse, self._meter, self._awake = send, rehearse, meter, awake
     self._most_wait_s = most_wait_s
     self._open: dict[str, OpenedPlan] = {}
     self._opening: dict[tuple[str, int], Opening] = {}  # what is being loaded now, by plan and stage
     self._tasks = TaskOwner("plans")
     self._start = PlanStart(send, call, self._driver_of, self._tasks, speculate, most_wait_s)
-    self.residents = Residents(self._open.values(), self._start.__contains__)
+    closing = Closing(self._close_here, self._close_everywhere, self._begin_to_close, self._lose)
+    self.residents = Residents(node_id, self._open, self._opening, self._start.__contains__, call, closing)
     self._desks = {worker.name: WorkerDesk(worker, files, self._tasks, self) for worker in workers}
     for worker in workers:
       worker.health.on_broken(partial(self._leave, worker))
@@ -165,53 +161,9 @@ class PlanHost:
     opened = self._open.setdefault(plan.plan_id, OpenedPlan(plan))
     opened.stages[index] = stage
     log(1, "stage %d of plan %s is open here: %s", index, plan.plan_id, plan)
-    if any(_purpose(o.plan) == _purpose(plan) for o in self._open.values() if o is not opened):
-      self._tasks.spawn(self._retire(_purpose(plan)), f"retire plans of {plan.model_id}")
+    if self.residents.replaces(plan):
+      self._tasks.spawn(self.residents.retire(plan), f"retire plans of {plan.model_id}")
     return stage.limits
-
-  async def give_way(self, worker: Worker, plan: RingPlan, but_model: str | None) -> bool:
-    """See `Neighbours`."""
-    error = PlanClosedError(f"its memory was needed for {plan}")
-    for unused in self.residents.unused(worker, plan, but_model):
-      if (first := unused.plan.first.node_id) == self._node_id:
-        await self._close_everywhere(unused, error)
-        return True
-      try:
-        await self._call(first, GiveWay(unused.plan.plan_id, plan.plan_id), _ASK_S)
-      except ExoError as refused:  # it is in use, or its first stage does not answer
-        log(2, "%s does not give way for %s: %s", unused.plan, plan, refused)
-        continue
-      await self._close_here(unused.plan.plan_id, error)
-      return True
-    return False
-
-  def on_give_way(self, sender: str, message: GiveWay) -> None:
-    """Another stage's node asks for the room of a plan that begins here. Raises `ModelInUseError` while that serves somebody."""
-    opened = self._open.get(message.plan_id)
-    opening = (opening for (plan_id, _), opening in self._opening.items() if plan_id == message.plan_id)
-    known = opened or next(opening, None)
-    if known is None:
-      return
-    if not known.plan.has(sender):
-      raise ProtocolError(f"{sender} has no stage in plan {message.plan_id}")
-    if not self.residents.may_go(known.plan, opened, message.wanted_by):
-      raise ModelInUseError(f"plan {message.plan_id} is in use")
-    error = PlanClosedError(f"its memory on {sender} was needed for another model")
-    if opened is None:
-      self._lose(message.plan_id, error)
-    else:
-      self._tasks.spawn(self._close_everywhere(opened, error), f"close {message.plan_id}")
-
-  async def _retire(self, purpose: tuple[str, LoadedFor]) -> None:
-    """Close all plans of a model that is loaded for the same but the one used last, once each has been idle for a while."""
-    while True:
-      await asyncio.sleep(_RETIRE_S / 4)
-      plans = sorted((o for o in self._open.values() if _purpose(o.plan) == purpose), key=lambda o: o.used_at)
-      for opened in plans[:-1]:
-        if opened.unused and time.monotonic() - opened.used_at > _RETIRE_S:
-          await self._close_everywhere(opened, PlanClosedError("another plan has taken its place"))
-      if len(plans) < 2:
-        return
 
   # the first stage's part
 
@@ -229,7 +181,7 @@ class PlanHost:
         raise
       except Exception as error:  # who knows what the driver has of it now: the others begin anew on another plan
         closed = PlanClosedError(f"a request could not be taken: {in_words(error)}")
-        self._tasks.spawn(self._close_everywhere(opened, closed), f"close {plan.plan_id}")
+        self._begin_to_close(opened, closed)
         raise
       return
     self._start.add(message.open, message.request)
@@ -287,7 +239,7 @@ class PlanHost:
     """See `StageHost`."""
     opened = self._open.get(runner.plan.plan_id)
     if opened is not None:
-      self._tasks.spawn(self._close_everywhere(opened, error), f"close {opened.plan.plan_id}")
+      self._begin_to_close(opened, error)
 
   async def _leave(self, worker: Worker) -> None:
     """Close all plans that a worker takes part in: it is broken."""
@@ -308,7 +260,7 @@ class PlanHost:
       opened = self._open.get(getattr(message, "plan_id", ""))
       if opened is not None:
         failure = ExoError(in_words(error))
-        self._tasks.spawn(self._close_everywhere(opened, failure), f"close {opened.plan.plan_id}")
+        self._begin_to_close(opened, failure)
 
   def _on_message(self, sender: str, message: Message) -> None:
     match message:
@@ -405,7 +357,7 @@ class PlanHost:
     for opened in list(self._open.values()):
       if opened.plan.has(node_id):
         # the others may hear that node still: who does not close would wait for it
-        self._tasks.spawn(self._close_everywhere(opened, error), f"close {opened.plan.plan_id}")
+        self._begin_to_close(opened, error)
         continue
       try:
         if opened.driver is not None:
@@ -428,6 +380,9 @@ class PlanHost:
       raise ModelInUseError(f"{model_id} is in use: wait for its requests to end, or cancel them", model=model_id)
     for one in opened:
       await self._close_everywhere(one, PlanClosedError(f"{model_id} was deleted on {self._node_id}"))
+
+  def _begin_to_close(self, opened: OpenedPlan, error: ExoError) -> None:
+    self._tasks.spawn(self._close_everywhere(opened, error), f"close {opened.plan.plan_id}")
 
   async def _close_everywhere(self, opened: OpenedPlan, error: ExoError) -> None:
     async with AsyncExitStack() as at_end:  # here in any case, or its requests would keep their caches
@@ -458,8 +413,3 @@ class PlanHost:
         at_end.callback(opened.driver.close, error)
       self._lose(plan_id, error)  # where some of its stages are open and others not yet
     log(1, "plan %s is closed here: %s", plan_id, error)
-
-
-def _purpose(plan: RingPlan) -> tuple[str, LoadedFor]:
-  """Of plans that are for the same, a new one takes an old one's place."""
-  return plan.model_id, plan.loaded_for

@@ -1,32 +1,109 @@
-"""What is loaded on a worker beside a plan that wants its room: who gives way, who stays, and who is waited for."""
+"""What is loaded on a node beside a plan that wants its room: who gives way, who stays, and who is waited for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 
-from exo.orchestration.opened_plan import OpenedPlan
+from exo.errors import ExoError, ModelInUseError, PlanClosedError, ProtocolError
+from exo.log import log
+from exo.networking.messages import GiveWay
+from exo.orchestration.opened_plan import OpenedPlan, Opening
+from exo.orchestration.plan_start import Call
+from exo.topology.loaded_for import LoadedFor
 from exo.topology.ring_plan import RingPlan
 from exo.worker.worker import Worker
 
 _MB = 2**20
+_ASK_S = 5.0
+_RETIRE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Closing:
+  """How plans end, each with a reason: on this node, on all of their nodes (begun, but not waited for), before they are open."""
+  here: Callable[[str, ExoError], Awaitable[None]]
+  everywhere: Callable[[OpenedPlan, ExoError], Awaitable[None]]
+  begin_everywhere: Callable[[OpenedPlan, ExoError], None]
+  lose: Callable[[str, ExoError], None]
 
 
 class Residents:
-  """`plans` are those that are open on a node, as they are at any moment, and `awaited` says of which of them, by its id, requests
-  wait until all of its stages are open. Models that are `kept` give way for no other.
+  """Of one node. `opened` and `opening` are its plans as they are at any moment, the former by id, and `awaited` says of which of
+  them, by its id, requests wait until all of its stages are open. Models that are `kept` give way for no other.
   """
-  def __init__(self, plans: Iterable[OpenedPlan], awaited: Callable[[str], bool]) -> None:
-    self._plans, self._awaited = plans, awaited
+  def __init__(
+      self, node_id: str, opened: Mapping[str, OpenedPlan], opening: Mapping[tuple[str, int], Opening],
+      awaited: Callable[[str], bool], call: Call, closing: Closing
+  ) -> None:
+    self._node_id, self._opened, self._opening = node_id, opened, opening
+    self._awaited, self._call, self._closing = awaited, call, closing
     self.kept: frozenset[str] = frozenset()
 
-  def unused(self, worker: Worker, plan: RingPlan, but_model: str | None) -> list[OpenedPlan]:
-    """Those that may give way for a plan and serve nobody as far as is known here, the one first that was used longest ago."""
-    others = self._others(worker, plan, but_model)
-    return sorted((o for o in others if self.may_go(o.plan, o, plan.plan_id)), key=lambda opened: opened.used_at)
+  async def give_way(self, worker: Worker, plan: RingPlan, but_model: str | None) -> bool:
+    """Close one plan on this worker of those that may give way for another and serve nobody, of other models than `but_model`: the
+    one that was used longest ago. False where there is none."""
+    error = PlanClosedError(f"its memory was needed for {plan}")
+    for other in sorted(self._others(worker, plan, but_model), key=lambda opened: opened.used_at):
+      if await self._close_unused(other, plan.plan_id, error):
+        return True
+    return False
 
-  def may_go(self, plan: RingPlan, opened: OpenedPlan | None, wanted_by: str) -> bool:
-    """Whether a plan serves nobody; `opened` is what is open of it here. Of two whose requests wait until they are open, each for
-    the other's room, the one with the greater id gives way."""
+  async def _close_unused(self, opened: OpenedPlan, wanted_by: str, error: ExoError) -> bool:
+    """Close a plan everywhere, unless it serves somebody."""
+    plan = opened.plan
+    if not self._may_go(plan, opened, wanted_by):
+      return False
+    if plan.first.node_id == self._node_id:
+      await self._closing.everywhere(opened, error)
+      return True
+    try:
+      await self._call(plan.first.node_id, GiveWay(plan.plan_id, wanted_by), _ASK_S)
+    except ExoError as refused:  # it is in use, or its first stage does not answer
+      log(2, "%s stays: %s", plan, refused)
+      return False
+    await self._closing.here(plan.plan_id, error)
+    return True
+
+  def replaces(self, plan: RingPlan) -> bool:
+    """Whether another plan is open here that is for the same."""
+    return any(_purpose(o.plan) == _purpose(plan) for o in self._opened.values() if o.plan.plan_id != plan.plan_id)
+
+  async def retire(self, newest: RingPlan) -> None:
+    """Of all plans that are for the same as this one, close all but the one used last, once each has been idle for a while."""
+    error = PlanClosedError("another plan has taken its place")
+    while True:
+      await asyncio.sleep(_RETIRE_S / 4)
+      found = (o for o in self._opened.values() if _purpose(o.plan) == _purpose(newest))
+      plans = sorted(found, key=lambda opened: opened.used_at)
+      for opened in plans[:-1]:
+        if time.monotonic() - opened.used_at > _RETIRE_S:
+          await self._close_unused(opened, opened.plan.plan_id, error)
+      if len(plans) < 2:
+        return
+
+  def on_give_way(self, sender: str, message: GiveWay) -> None:
+    """Another stage's node wants a plan closed that begins here. Raises `ModelInUseError` while that serves somebody."""
+    opened = self._opened.get(message.plan_id)
+    opening = (opening for (plan_id, _), opening in self._opening.items() if plan_id == message.plan_id)
+    known = opened or next(opening, None)
+    if known is None:
+      return
+    if not known.plan.has(sender):
+      raise ProtocolError(f"{sender} has no stage in plan {message.plan_id}")
+    if not self._may_go(known.plan, opened, message.wanted_by):
+      raise ModelInUseError(f"plan {message.plan_id} is in use")
+    error = PlanClosedError(f"its memory on {sender} was needed for another plan")
+    if opened is None:
+      self._closing.lose(message.plan_id, error)
+    else:
+      self._closing.begin_everywhere(opened, error)
+
+  def _may_go(self, plan: RingPlan, opened: OpenedPlan | None, wanted_by: str) -> bool:
+    """Whether a plan serves nobody as far as is known here; `opened` is what is open of it here. Of two whose requests wait until
+    they are open, each for the other's room, the one with the greater id gives way."""
     unused = opened is None or opened.unused
     return unused and (wanted_by < plan.plan_id or not self._awaited(plan.plan_id))
 
@@ -36,13 +113,19 @@ class Residents:
 
   def _others(self, worker: Worker, plan: RingPlan, but_model: str | None) -> list[OpenedPlan]:
     stay = {but_model, *self.kept - {plan.model_id}}
-    return [opened for opened in self._plans if opened.on(worker) is not None and opened.plan.model_id not in stay]
+    found = (opened for opened in self._opened.values() if opened.plan.model_id not in stay)
+    return [opened for opened in found if opened.on(worker) is not None]
 
   def pinned_mb(self, worker: Worker) -> tuple[tuple[str, int], ...]:
     """The models on a worker that give way for no other, each with what it takes of its memory."""
     found: dict[str, int] = {}
-    for opened in self._plans:
+    for opened in self._opened.values():
       model_id, stage = opened.plan.model_id, opened.on(worker)
       if stage is not None and model_id in self.kept:
         found[model_id] = found.get(model_id, 0) + worker.taken_by(stage.loaded.model)
     return tuple((model_id, taken // _MB) for model_id, taken in found.items())
+
+
+def _purpose(plan: RingPlan) -> tuple[str, LoadedFor]:
+  """Of plans that are for the same, a new one takes an old one's place."""
+  return plan.model_id, plan.loaded_for

@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from exo.errors import ExoError, ModelTooLargeError, NoRoomError, PeerLostError, PlanClosedError
 from exo.inference.engine import StageModel
@@ -17,7 +17,6 @@ from exo.networking.messages import OpenPlan
 from exo.orchestration.frame_check import FrameBounds
 from exo.orchestration.stage_files import StageFiles
 from exo.topology.loaded_for import WHAT_FITS, LoadedFor
-from exo.topology.ring_plan import RingPlan
 from exo.worker.step_guard import check_step
 from exo.worker.worker import Worker
 
@@ -30,15 +29,6 @@ _ROOM_POLL_S, _LONGEST_POLL_S = 0.05, 0.5
 _RETRY_S = 10
 
 
-class Neighbours(Protocol):
-  """What is loaded already."""
-  residents: Residents
-
-  async def give_way(self, worker: Worker, plan: RingPlan, but_model: str | None) -> bool:
-    """Close the plan on this worker that nobody has used for longest, of those that may give way and of other models than
-    `but_model`; False where none is unused."""
-
-
 @dataclass(frozen=True, slots=True)
 class OpenedStage:
   """A stage that is ready. `grammars` on the last one."""
@@ -48,9 +38,9 @@ class OpenedStage:
 
 
 class StageOpener:
-  """For one worker; `neighbours` are what it has loaded."""
-  def __init__(self, worker: Worker, files: StageFiles, neighbours: Neighbours) -> None:
-    self._worker, self._files, self._neighbours = worker, files, neighbours
+  """For one worker; `residents` are what its node has loaded."""
+  def __init__(self, worker: Worker, files: StageFiles, residents: Residents) -> None:
+    self._worker, self._files, self._residents = worker, files, residents
     self._memory = asyncio.Lock()
     self._lost: dict[str, ExoError] = {}
     self._opening: set[str] = set()
@@ -123,18 +113,18 @@ class StageOpener:
     self._check_pinned(plan.model_id, needed)
     but_model = plan.model_id if beside else None
     while (lost := self._lost.get(plan.plan_id)) is None and self._worker.room < needed:
-      if await self._neighbours.give_way(self._worker, plan, but_model):
+      if await self._residents.give_way(self._worker, plan, but_model):
         continue
       if beside:
         raise ModelTooLargeError(f"{self._worker.label} has no room for {plan} beside what it runs", missing_mb=1)
-      return self._neighbours.residents.in_use(self._worker, plan, but_model)
+      return self._residents.in_use(self._worker, plan, but_model)
     if lost is not None:
       raise lost
     return ()
 
   def _check_pinned(self, model_id: str, needed: int) -> None:
     """Raises `ModelTooLargeError` where models that never give way leave no room for another one."""
-    pinned = {name: mb for name, mb in self._neighbours.residents.pinned_mb(self._worker) if name != model_id}
+    pinned = {name: mb for name, mb in self._residents.pinned_mb(self._worker) if name != model_id}
     missing_mb = math.ceil((needed + sum(pinned.values()) * _MB - self._worker.offered_bytes) / _MB)
     if pinned and missing_mb > 0:
       raise ModelTooLargeError(

@@ -16,8 +16,9 @@ from exo.errors import (
 )
 from exo.networking.messages import OpenPlan
 from exo.orchestration.ailments import Ailments, Illness
+from exo.orchestration.residents import Residents
 from exo.orchestration.stage_files import StageFiles
-from exo.orchestration.stage_opener import Neighbours, OpenedStage, StageOpener
+from exo.orchestration.stage_opener import OpenedStage, StageOpener
 from exo.tasks import TaskOwner
 from exo.worker.step_guard import check_step
 from exo.worker.worker import Worker
@@ -26,8 +27,10 @@ from exo.worker.worker import Worker
 _NO_AILMENT = (PeerLostError, PlanClosedError, DrainingError, ProtocolError, NoRoomError)
 
 
-class OpenStages(Neighbours, Protocol):
+class OpenStages(Protocol):
   """The stages that are open on the workers of a node."""
+  residents: Residents
+
   def find(self, worker: Worker, illness: Illness) -> OpenedStage | None:
     """The stage on that worker that runs these very layers of these files, if there is one."""
 
@@ -36,7 +39,7 @@ class WorkerDesk:
   """For one worker. `stages` has what is open on it."""
   def __init__(self, worker: Worker, files: StageFiles, tasks: TaskOwner, stages: OpenStages) -> None:
     self.worker, self._files, self._stages = worker, files, stages
-    self.opener = StageOpener(worker, files, stages)
+    self.opener = StageOpener(worker, files, stages.residents)
     self.ailments = Ailments(worker.name, worker.label, tasks, self._recover)
 
   async def open(self, message: OpenPlan) -> OpenedStage:
