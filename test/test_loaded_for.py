@@ -300,7 +300,6 @@ def test_line_4_what_finds_no_room_waits_and_is_refused_when_its_time_is_over(
   run(scenario)
 
 
-
 def test_line_4_models_that_want_the_same_room_of_a_ring_at_once_all_get_it(tmp_path: Path, goldens: Path) -> None:
   """None waits with a part of its own for the part of another one that waits for it."""
   async def scenario() -> None:

@@ -413,6 +413,7 @@ def test_line_1_who_asked_hears_of_what_is_freed_because_a_link_broke(tmp_path: 
         there.peer_left("n2", "cut by the test")
         there.peer_joined(entry.hello)
 
+      await settled(nodes)
       for node in nodes:  # they are loaded anew, to become slow
         await node.plans.close_model("dummy")
       if stage:
