@@ -147,10 +147,11 @@ class ModelCatalog:
     """Every model that can be asked for by name."""
     return await asyncio.to_thread(self.store.listed)
 
-  def context_of(self, file: ModelFile) -> int | None:
-    """How many tokens a model that has been opened can read; None of others."""
-    contexts = (o.checkpoint.config.max_context for o in self._opened.values() if o.file.key == file.key)
-    return next(contexts, None)
+  def context_of(self, model_id: str, file: ModelFile) -> int | None:
+    """How many tokens a model that has been opened can read, from these files or else from those that have its name; None of
+    others."""
+    opened = next((o for o in self._opened.values() if o.file.key == file.key), self._opened.get(model_id))
+    return None if opened is None else opened.checkpoint.config.max_context
 
   def _lock(self, model_id: str) -> asyncio.Lock:
     lock = self._locks.get(model_id)

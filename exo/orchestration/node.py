@@ -352,7 +352,9 @@ class Node:
           raise ProtocolError(f"{sender} cannot ask for {message.request.entry_node}")
         if sender != self.node_id:
           self._bounds.note_plan(sender, message.open.plan.plan_id)
-          self._bounds.check_prompt(message.request, self.catalog.context_of(message.open.file))
+          self._bounds.check_prompt(
+              message.request, self.catalog.context_of(message.open.plan.model_id, message.open.file)
+          )
         await self.plans.submit(message)
         return Done()
       case _:
