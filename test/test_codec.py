@@ -29,8 +29,8 @@ from exo.networking.grpc.tensor_codec import WireTensor, decode_tensor, encode_t
 from exo.networking.grpc.wire import envelope_bytes, envelope_items
 from exo.topology.device_capabilities import DeviceCapabilities, DeviceFlops
 from exo.topology.loaded_for import WHAT_FITS, LoadedFor
-from exo.topology.model_size import WeightMemory
 from exo.topology.ring_plan import RingPlan, Stage
+from exo.topology.weight_memory import WeightMemory
 
 PLAN = RingPlan("m", "epoch", (Stage("a", Shard("m", 0, 3, 8), "cpu"), Stage("b", Shard("m", 4, 7, 8), "cpu")))
 REQUEST = m.Request(

@@ -25,8 +25,9 @@ from exo.networking.messages import WorkerOffer
 from exo.orchestration.model_fit import RingWorker
 from exo.orchestration.node import Node
 from exo.orchestration.ring_view import ring_view
-from exo.topology.model_size import ModelSize, WeightMemory
+from exo.topology.model_size import ModelSize
 from exo.topology.ring_state import WorkerState
+from exo.topology.weight_memory import WeightMemory
 from exo.worker import engine_speeds
 from exo.worker.engine_speeds import EngineSpeeds
 from exo.worker.engines import WorkerEngines

@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 import exo.topology.placement
 from exo.errors import ConfigError, EngineUnavailableError, ModelTooLargeError, PeerUnreachableError
 from exo.topology.layer_fit import fit_layers
-from exo.topology.model_size import ModelSize, WeightMemory
+from exo.topology.model_size import ModelSize
 from exo.topology.partitioning_strategy import Partition, map_partitions_to_shards
 from exo.topology.placements import load_strategy, strategy_names
 from exo.topology.ring_plan import RingPlan
 from exo.topology.ring_state import ModelNeeds, RingState, WorkerState
+from exo.topology.weight_memory import WeightMemory
 from test.support.nodes import ROOT
 from test.support.nodes import exo as exo_command
 from test.support.nodes import ring as ring_of

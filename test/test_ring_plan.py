@@ -4,9 +4,10 @@ import pytest
 
 from exo.inference.shard import Shard
 from exo.topology.device_capabilities import DeviceCapabilities
-from exo.topology.model_size import ModelSize, WeightMemory
+from exo.topology.model_size import ModelSize
 from exo.topology.ring_plan import RingPlan, Stage
 from exo.topology.topology import PeerConnection, Topology
+from exo.topology.weight_memory import WeightMemory
 
 
 def stages(*spans: tuple[str, int, int], n_layers: int = 9) -> tuple[Stage, ...]:
@@ -43,7 +44,8 @@ def test_what_an_engine_holds_against_what_the_files_have(
     file_bytes_per_weight: float, memory: WeightMemory, scale: float
 ) -> None:
   size = ModelSize((int(10**6 * file_bytes_per_weight), ) * 4, 0, 0, 0, n_weights=4 * 10**6)
-  assert memory.scale(size) == pytest.approx(scale)
+  in_files = size.stage_bytes(0, 4)
+  assert memory.stage(size, 0, 4, 0) == pytest.approx((scale * in_files, scale * in_files))
 
 
 def test_a_stage_takes_its_layers_the_ends_where_they_live_and_a_small_cache() -> None:

@@ -230,9 +230,9 @@ def test_line_17_a_recovery_loads_with_the_options_of_every_load(tmp_path: Path)
       sick, options = Sickness(node), []
       load = node.workers[0].loader.load
 
-      async def noted(shard, checkpoint, given):  # type: ignore[no-untyped-def]
+      async def noted(shard, checkpoint, given, wanted):  # type: ignore[no-untyped-def]
         options.append(given)
-        return await load(shard, checkpoint, given)
+        return await load(shard, checkpoint, given, wanted)
 
       node.workers[0].loader.load = noted  # type: ignore[method-assign]
       sick.load = raising(MemoryError())

@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +12,7 @@ import pytest
 from exo import log
 from exo.control_groups import ControlGroups
 from exo.networking.refusals import MAX_REFUSALS, NOW_S, Refusals
+from test.support.control_groups import entering, group
 from test.support.nodes import ROOT, NodeProcess, exo, free_port, wait_until
 
 DUMMY = ("--inference-engine", "dummy", "--default-model", "dummy")
@@ -98,31 +96,9 @@ def test_line_16_a_system_without_control_groups_limits_nothing(tmp_path: Path) 
   assert not ControlGroups(tmp_path / "none").memory()
 
 
-@contextmanager
-def group(controller: str, limits: dict[str, str]) -> Iterator[Path]:
-  """A real control group below another that has the limits; skips where this machine allows none (version 1, root)."""
-  top = Path("/sys/fs/cgroup") / controller / f"exo-test-{os.getpid()}"
-  inner = top / "inner"
-  try:
-    inner.mkdir(parents=True)
-    for name, text in limits.items():
-      (top / name).write_text(text)
-  except OSError as error:
-    pytest.skip(f"no control groups of version 1 can be made here: {error}")
-  try:
-    yield inner / "cgroup.procs"
-  finally:
-    for folder in (inner, top):
-      for _ in range(100):  # until the processes in it are gone
-        with suppress(OSError):
-          folder.rmdir()
-          break
-        time.sleep(0.05)
-
-
 def test_line_16_a_node_in_a_control_group_offers_what_that_leaves(tmp_path: Path) -> None:
   with group("memory", {"memory.limit_in_bytes": str(1500 * MB)}) as procs:
-    enter = ("bash", "-c", f'echo $$ > {procs} && exec "$@"', "-")
+    enter = entering(procs)
     flags = (*DUMMY, "--discovery-module", "none")
     nodes = [NodeProcess(tmp_path, *flags, node_id=f"n{i}", prefix=enter) for i in range(2)]
     try:
@@ -148,7 +124,7 @@ def test_line_16_a_node_in_a_control_group_offers_what_that_leaves(tmp_path: Pat
 def test_line_16_threads_follow_the_quota_of_the_group_above(tmp_path: Path) -> None:
   with group("cpu", {"cpu.cfs_quota_us": "100000"}) as procs:
     code = "from exo.system_figures import processors; print(processors())"
-    done = subprocess.run(["bash", "-c", f'echo $$ > {procs} && exec "$@"', "-", sys.executable, "-c", code],
+    done = subprocess.run([*entering(procs), sys.executable, "-c", code],
                           cwd=ROOT,
                           capture_output=True,
                           text=True,

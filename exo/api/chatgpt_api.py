@@ -188,7 +188,8 @@ class ChatGPTAPI:
         "sequences": node.plans.sequences(plan.plan_id),
         "stages": [{
             "node_id": s.node_id, "worker": s.worker, "start_layer": s.shard.start_layer,
-            "end_layer": s.shard.end_layer, "n_layers": s.shard.n_layers
+            "end_layer": s.shard.end_layer, "n_layers": s.shard.n_layers,
+            "planned_memory": ring_stream.planned_json(s.memory)
         } for s in plan.stages],
         "file": ring_stream.file_json(plan.file, node.files.why(plan.model_id, plan.file)),
     } | _times(paces.get(plan.plan_id)) for plan in node.plans.plans]

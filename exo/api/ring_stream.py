@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from typing import Any
 
@@ -11,11 +12,13 @@ from aiohttp import web
 from exo.api.sse import event_stream
 from exo.inference.shard import Shard
 from exo.model_file import ModelFile
-from exo.networking.messages import PlanRoom
+from exo.networking.messages import PlanRoom, ShardMemory
 from exo.orchestration.node import Node
 from exo.orchestration.ring_view import NodeView, RingView, WorkerView, ring_view
+from exo.topology.weight_memory import StageBytes
 
 _TICK_S = 0.2
+_MB = 2**20
 
 
 async def ring_stream(request: web.Request, node: Node) -> web.StreamResponse:
@@ -88,9 +91,26 @@ def worker_json(view: WorkerView) -> dict[str, Any]:
       "used_memory": view.used_mb,
       "free_memory": view.free_mb,
       "layers": [_shard_json(shard) | {"model": shard.model_id} for shard in view.shards],
+      "loaded": [
+          _shard_json(shard) | {"model": shard.model_id} | _memory_json(memory)
+          for shard, memory in zip(view.shards, view.memory, strict=False)
+      ],
       "problem": view.problem,
       "loading": {model_id: round(done, 3)
                   for model_id, done in view.loading},
+  }
+
+
+def planned_json(memory: StageBytes) -> dict[str, int]:
+  """What a stage's plan says of its memory, in MB."""
+  return {"loading": math.ceil(memory.loading / _MB), "held": math.ceil(memory.held / _MB)}
+
+
+def _memory_json(memory: ShardMemory) -> dict[str, Any]:
+  """In MB: the most while it was loaded, and what was held when it was (planned: with its caches)."""
+  return {
+      "planned_memory": {"loading": memory.planned_loading_mb, "held": memory.planned_held_mb},
+      "measured_memory": {"loading": memory.loading_mb, "held": memory.held_mb},
   }
 
 

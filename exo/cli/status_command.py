@@ -123,6 +123,7 @@ def _lines(info: RuntimeInfo, ring: dict[str, Any] | None) -> list[str]:
         f"            {_size(node['used_memory'])} used, {_size(node['free_memory'])} free of {_size(node['memory'])}; "
         f"load {node['load']:.0%}; {layers}",
         *_workers(node),
+        *_memory(node),
         *(
             f"            {_of(w['name'], node)}loads {model}: {done:.0%}" for w in node.get("workers", ())
             for model, done in w.get("loading", {}).items()
@@ -151,6 +152,19 @@ def _workers(node: dict[str, Any]) -> list[str]:
       f"            {w['name']}: {', '.join(w['engines'])} on {w['device']}, {_size(w['used_memory'])} used of "
       f"{_size(w['memory'])}; {_layers(w)}{'; ' if w['problem'] else ''}{w['problem']}" for w in node["workers"]
   ]
+
+
+def _memory(node: dict[str, Any]) -> list[str]:
+  """What its devices hold, beside what was planned."""
+  lines = []
+  for worker in node.get("workers", ()):
+    for shard in worker.get("loaded", ()):  # a node of an older version tells none
+      planned, measured = shard["planned_memory"], shard["measured_memory"]
+      lines.append(
+          f"            {_layers({'layers': [shard]})}: {measured['held']} MB when loaded (plan, with caches: "
+          f"{planned['held']}), at most {measured['loading']} MB while loading (plan: {planned['loading']})"
+      )
+  return lines
 
 
 def _several(node: dict[str, Any]) -> bool:

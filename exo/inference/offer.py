@@ -11,7 +11,8 @@ import msgspec
 
 from exo.inference.model_facts import ModelFacts
 from exo.inference.repertoire import Repertoire
-from exo.topology.model_size import ModelSize, WeightMemory
+from exo.topology.model_size import ModelSize
+from exo.topology.weight_memory import WeightMemory
 
 PROMPT_TOKENS, DECODED_TOKENS = 512, 128  # what engines are compared by, as one stream
 _PerSecond = Annotated[float, msgspec.Meta(gt=0, lt=1e9)]  # checked where it comes from another node

@@ -149,12 +149,24 @@ class Ailment:
 
 
 @dataclass(frozen=True, slots=True)
+class ShardMemory:
+  """What a loaded shard takes, in MB: as it was planned, and as its process was measured to grow, at most while it was loaded and
+  when it was.
+  """
+  planned_loading_mb: int
+  planned_held_mb: int
+  loading_mb: int
+  held_mb: int
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerBeat:
   """What a worker has and does now, in MB: `usable_mb` it could use, `used_mb` of it are taken by weights.
 
   `problem` is why it can compute nothing and takes part in no plan; "" while it can. `news` is what the greeting does not tell
   of its engines. `pinned` are the models that never give way for others, each with what it takes, `loading` those whose layers are
-  on their way, each with how far they are, from 0 to 1.
+  on their way, each with how far they are, from 0 to 1, `memory` what each
+  of `loaded` takes, in their order.
   """
   name: str
   usable_mb: int
@@ -164,6 +176,7 @@ class WorkerBeat:
   news: EngineNews = field(default_factory=EngineNews)
   pinned: tuple[tuple[str, int], ...] = ()
   loading: tuple[tuple[str, float], ...] = ()
+  memory: tuple[ShardMemory, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,12 @@ from exo.download.sparse_file import held_spans
 from exo.errors import ProtocolError
 from exo.inference.weights.block_map import Span, merged
 from exo.orchestration.model_profile import ModelProfile
+from exo.topology.model_size import PackedWeights
 
 _MOST_MODELS, _MOST_FILES, _MOST_SPANS = 1024, 2048, 4096
 _MOST_BYTES = 2**50
 _MOST_TEXT, _MOST_NAME = 2000, 400
+_MOST_PACKINGS, _MOST_ENCODING = 32, 40
 _MOST_JSON = 3 * 2**20  # less than what a message may have
 _MOST_LAYERS = 512  # a strategy that tries every division of them must come to an end
 _Size = Annotated[int, msgspec.Meta(ge=0, le=_MOST_BYTES)]
@@ -117,6 +119,16 @@ def _is_plausible(model: HeldModel) -> bool:
       return False
     numbers += [
         *size.layer_bytes, size.embedding_bytes, size.head_bytes, size.kv_bytes_per_token, size.n_weights,
-        size.shared_bytes
+        size.shared_bytes, size.row_bytes
     ]
+    if len(size.packed
+           ) > _MOST_PACKINGS or not all(_is_plausible_packing(packed, size.n_layers) for packed in size.packed):
+      return False
   return all(0 <= number <= _MOST_BYTES for number in numbers)
+
+
+def _is_plausible_packing(packed: PackedWeights, n_layers: int) -> bool:
+  numbers = (*packed.layers, packed.embedding, packed.head, packed.shared, packed.largest)
+  return len(packed.encoding) <= _MOST_ENCODING and len(
+      packed.layers
+  ) == n_layers and 0 <= packed.file_bytes <= 16 and all(0 <= number <= _MOST_BYTES for number in numbers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -40,6 +41,7 @@ from exo.networking.messages import (
     PeerLink,
     ReadRange,
     RequestFailed,
+    ShardMemory,
     StepResult,
     Submit,
     TokenDelivery,
@@ -64,6 +66,7 @@ from exo.tasks import TaskOwner
 from exo.topology.loaded_for import LoadedFor
 from exo.topology.placements import Strategy
 from exo.topology.topology import Topology
+from exo.worker.shard_loader import LoadedShard
 from exo.worker.worker import Worker
 
 _MB = 2**20
@@ -381,14 +384,16 @@ class Node:
     if not self.catalog.store.is_vouched(shard.model_id) and not is_here:
       self._bounds.note_fetch(shard.model_id, needed)
 
-  def heartbeat(self) -> Heartbeat:
-    workers = tuple(
-        WorkerBeat(
-            w.name, self.planner.usable_mb(w.name), w.loaded_bytes // _MB, self.plans.shards(w),
-            without_paths(one_line(w.health.problem or ""))[:_LONGEST_PROBLEM], w.engines.news,
-            self.plans.residents.pinned_mb(w), tuple(w.loader.loading.items())
-        ) for w in self.workers
+  def _worker_beat(self, worker: Worker) -> WorkerBeat:
+    loaded = self.plans.loaded(worker)
+    return WorkerBeat(
+        worker.name, self.planner.usable_mb(worker.name), worker.loaded_bytes // _MB, self.plans.shards(worker),
+        without_paths(one_line(worker.health.problem or ""))[:_LONGEST_PROBLEM], worker.engines.news,
+        self.plans.residents.pinned_mb(worker), tuple(worker.loader.loading.items()), tuple(map(_memory_of, loaded))
     )
+
+  def heartbeat(self) -> Heartbeat:
+    workers = tuple(map(self._worker_beat, self.workers))
     links = tuple(PeerLink(n, p.rtt_ms, p.interface) for n, p in self._mesh.peers().items())
     return Heartbeat(
         0,
@@ -405,6 +410,11 @@ class Node:
         ailments=self.plans.ailments(),
         rooms=self.plans.rooms
     )
+
+
+def _memory_of(shard: LoadedShard) -> ShardMemory:
+  figures = (*shard.planned, *shard.measured)
+  return ShardMemory(*(math.ceil(n_bytes / _MB) for n_bytes in figures))
 
 
 def _tell(who: Callable[..., None], *what: str) -> None:

@@ -57,6 +57,7 @@ from exo.orchestration.stage_runner import StageRunner
 from exo.orchestration.worker_desk import WorkerDesk
 from exo.tasks import TaskOwner
 from exo.topology.ring_plan import RingPlan
+from exo.worker.shard_loader import LoadedShard
 from exo.worker.worker import Worker
 
 Send = Callable[[str, Message], None]
@@ -92,7 +93,13 @@ class PlanHost:
 
   def shards(self, worker: Worker) -> tuple[Shard, ...]:
     """What is loaded on a worker of plans that are open."""
-    return tuple(stage.loaded.model.shard for o in self._open.values() if (stage := o.on(worker)) is not None)
+    return tuple(loaded.model.shard for loaded in self.loaded(worker))
+
+  def loaded(self, worker: Worker) -> tuple[LoadedShard, ...]:
+    """The same with what was planned and measured of it."""
+    stages = (o.on(worker) for o in self._open.values())
+    found = (worker.shard_of(stage.loaded.model) for stage in stages if stage is not None)
+    return tuple(shard for shard in found if shard is not None)
 
   @property
   def paces(self) -> tuple[PlanPace, ...]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from exo.inference.shard import Shard
 from exo.model_file import ModelFile
-from exo.networking.messages import Ailment, Heartbeat, Hello, PlanRoom, WorkerBeat
+from exo.networking.messages import Ailment, Heartbeat, Hello, PlanRoom, ShardMemory, WorkerBeat
 from exo.orchestration.node import Node
 from exo.topology.device_capabilities import DeviceCapabilities
 from exo.topology.ring_plan import Stage
@@ -28,6 +28,7 @@ class WorkerView:
   shards: tuple[Shard, ...]
   problem: str
   loading: tuple[tuple[str, float], ...]
+  memory: tuple[ShardMemory, ...] = ()  # of each of `shards`; none of a node that does not tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +178,7 @@ def worker_views(hello: Hello, beat: Heartbeat | None) -> tuple[WorkerView, ...]
     views.append(
         WorkerView(
             offer.name, offer.device, offer.usable, offer.memory_mb, now.used_mb, free, now.loaded, now.problem,
-            now.loading
+            now.loading, now.memory
         )
     )
   return tuple(views)

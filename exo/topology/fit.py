@@ -108,7 +108,7 @@ def _room_tokens(model: ModelNeeds, workers: Iterable[WorkerState], plan: RingPl
   tokens = []
   for stage in plan.stages:
     worker, start, end = by_id[stage.by], stage.shard.start_layer, stage.shard.end_layer + 1
-    spare = worker.room_bytes - worker.stage_bytes(model, start, end)
+    spare = worker.room_bytes - worker.stage(model, start, end).held
     a_token = (end - start) * model.size.kv_bytes_per_token
     if a_token:
       tokens.append(model.kv_tokens + spare // a_token)

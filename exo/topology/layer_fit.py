@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from exo.errors import ModelTooLargeError
-from exo.topology.model_size import WeightMemory
 from exo.topology.ring_state import ModelNeeds, RingState, WorkerState, named
+from exo.topology.weight_memory import WeightMemory
 
 _MB = 2**20
 _Table = npt.NDArray[np.float64]
@@ -68,12 +68,9 @@ def _nearest(model: ModelNeeds, workers: Sequence[WorkerState], wanted: Sequence
 
 def _needs(model: ModelNeeds, worker: WorkerState) -> _Table:
   """The bytes that a stage takes on such a worker, by its start and end; infinite where it cannot run it."""
-  found = np.full((model.n_layers + 1, model.n_layers + 1), np.inf)
-  for start in range(model.n_layers + 1):
-    for end in range(start, model.n_layers + 1):
-      if worker.runs(model, start, end):
-        found[start, end] = worker.stage_bytes(model, start, end)
-  return found
+  counts = np.arange(model.n_layers + 1) - np.arange(model.n_layers + 1)[:, None]
+  runs = (counts == 0) | (counts == model.n_layers) if worker.whole_only else counts >= 0
+  return np.where(runs, worker.weights.table(model.size, model.kv_tokens), np.inf)
 
 
 def _too_large(

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from exo.inference.shard import Shard
 from exo.model_file import ModelFile
 from exo.topology.loaded_for import WHAT_FITS, LoadedFor
+from exo.topology.weight_memory import StageBytes
 
 
 class WorkerId(NamedTuple):
@@ -39,10 +40,11 @@ def names_of(workers: Iterable[WorkerId]) -> dict[WorkerId, str]:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-  """One worker's place in a plan."""
+  """One worker's place in a plan. `memory` is what it is to take of the worker's, zeros where nobody has reckoned it."""
   node_id: str
   shard: Shard
   worker: str
+  memory: StageBytes = field(default=StageBytes(0, 0), compare=False)
 
   @property
   def by(self) -> WorkerId:

@@ -10,8 +10,9 @@ from functools import cached_property
 from exo.errors import EngineUnavailableError, PeerUnreachableError
 from exo.inference.shard import Shard
 from exo.model_file import ModelFile
-from exo.topology.model_size import MIN_KV_TOKENS, ModelSize, WeightMemory
+from exo.topology.model_size import MIN_KV_TOKENS, ModelSize
 from exo.topology.ring_plan import RingPlan, Stage, WorkerId, names_of
+from exo.topology.weight_memory import StageBytes, WeightMemory
 
 _MOST_NAMED = 8  # workers in one error
 
@@ -54,9 +55,13 @@ class WorkerState:
     """The most that a stage of this worker may take."""
     return max(0, min(self.offered_bytes, self.usable_bytes) - self.pinned_bytes)
 
+  def stage(self, model: ModelNeeds, start: int, end: int) -> StageBytes:
+    """What layers [start, end) would take here, while they are loaded and afterwards with their KV cache."""
+    return self.weights.stage(model.size, start, end, model.kv_tokens)
+
   def stage_bytes(self, model: ModelNeeds, start: int, end: int) -> int:
-    """What layers [start, end) would take here, the KV cache included."""
-    return self.weights.stage_bytes(model.size, start, end, model.kv_tokens)
+    """The most of both."""
+    return self.stage(model, start, end).most
 
   def runs(self, model: ModelNeeds, start: int, end: int) -> bool:
     """Whether layers [start, end) are a stage that it can run, or none; room is another question."""
@@ -125,9 +130,8 @@ class RingState:
     stages, start = [], 0
     for worker, count in layers:
       if count:
-        stages.append(
-            Stage(worker.node_id, Shard(model.model_id, start, start + count - 1, model.n_layers), worker.worker)
-        )
+        shard = Shard(model.model_id, start, start + count - 1, model.n_layers)
+        stages.append(Stage(worker.node_id, shard, worker.worker, worker.stage(model, start, start + count)))
         start += count
     return RingPlan(model.model_id, self.epoch, tuple(stages), model.file)
 

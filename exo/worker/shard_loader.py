@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
+from dataclasses import dataclass, replace
 
 from exo.errors import EngineUnavailableError, ModelTooLargeError, OutOfMemoryError, in_words
 from exo.inference.engine import LoadOptions, StageModel
@@ -11,11 +13,25 @@ from exo.inference.offer import EngineOffer
 from exo.inference.shard import Shard
 from exo.inference.weights.checkpoint import Checkpoint
 from exo.log import log
-from exo.process_memory import give_back
+from exo.process_memory import PeakWatch, give_back, held_bytes
 from exo.topology.loaded_for import WHAT_FITS, LoadedFor
+from exo.topology.weight_memory import StageBytes
 from exo.worker.device_thread import DeviceThread
 from exo.worker.engines import WorkerEngines
 from exo.worker.heap import tidy
+
+_MB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedShard:
+  """`planned` is what the engine says beforehand of such a stage, `measured` by how much the process and its children grew, at most
+  while it was loaded and when it was; `overhead` are bytes of it that are neither weights nor caches.
+  """
+  model: StageModel
+  planned: StageBytes
+  measured: StageBytes
+  overhead: int
 
 
 class ShardLoader:
@@ -25,28 +41,24 @@ class ShardLoader:
     self.loading: dict[str, float] = {}  # model: how far its shard is, 0 to 1
 
   def needed_bytes(self, shard: Shard, checkpoint: Checkpoint, wanted: LoadedFor = WHAT_FITS) -> int:
-    """An estimate of the shard's weights in memory, with room for the KV cache that is wanted."""
-    held = self._able(shard, checkpoint)[0].weights
-    kv_tokens = wanted.kv_tokens(checkpoint.config.max_context)
-    return held.stage_bytes(checkpoint.size, shard.start_layer, shard.end_layer + 1, kv_tokens)
+    """The most that the shard ever takes of memory, with the KV cache that is wanted."""
+    return _planned(self._able(shard, checkpoint)[0], shard, checkpoint, wanted).most
 
   def _able(self, shard: Shard, checkpoint: Checkpoint) -> list[EngineOffer]:
     return self._engines.able(checkpoint.facts, shard, checkpoint.size, checkpoint.fingerprint)
 
-  async def load(self, shard: Shard, checkpoint: Checkpoint, options: LoadOptions) -> StageModel:
+  async def load(
+      self, shard: Shard, checkpoint: Checkpoint, options: LoadOptions, wanted: LoadedFor = WHAT_FITS
+  ) -> LoadedShard:
     """With the first of the worker's engines that can run it; where that fails for reasons of its own, with the next.
 
     Raises `ModelFilesError`, `UnsupportedModelError`, `EngineError`: what the first of them raised.
     """
-    def work() -> StageModel:
+    def work() -> LoadedShard:
       failures: list[Exception] = []
       for offer in self._able(shard, checkpoint):
         try:
-          loaded = self._engines.instance(offer.name).load(shard, checkpoint, options, progress)
-          self._engines.settle(checkpoint.fingerprint, offer.name)
-          checkpoint.let_go()
-          give_back()
-          return loaded
+          return load_with(offer)
         except (OutOfMemoryError, ModelTooLargeError, MemoryError):
           raise
         except EngineUnavailableError as error:
@@ -58,21 +70,49 @@ class ShardLoader:
           _let_go(error)
       raise failures[0]
 
+    def load_with(offer: EngineOffer) -> LoadedShard:
+      overhead = offer.weights.overhead(checkpoint.size)
+      planned = _planned(offer, shard, checkpoint, wanted)
+      if (missing := planned.loading - options.memory_bytes) > 0:
+        raise ModelTooLargeError(
+            f"{shard} takes {math.ceil(planned.loading / _MB)} MB while {offer.name} loads it, and there is room for "
+            f"{max(0, options.memory_bytes) // _MB}: {math.ceil(missing / _MB)} MB are missing",
+            missing_mb=math.ceil(missing / _MB)
+        )
+      own = replace(options, memory_bytes=max(0, options.memory_bytes - overhead))
+      before = held_bytes()
+      with PeakWatch() as watch:
+        model = self._engines.instance(offer.name).load(shard, checkpoint, own, progress)
+      self._engines.settle(checkpoint.fingerprint, offer.name)
+      checkpoint.let_go()
+      give_back()
+      measured = StageBytes(max(0, watch.peak - before), max(0, held_bytes() - before))
+      return LoadedShard(model, planned, measured, overhead)
+
     def progress(fraction: float) -> None:
       self.loading[shard.model_id] = fraction
       log(3, "%s: %.0f %%", shard, fraction * 100)
 
     started = time.monotonic()
     try:
-      model = await self._thread.run(work)
+      loaded = await self._thread.run(work)
     finally:
       self.loading.pop(shard.model_id, None)
     tidy()
+    planned, measured, memory = loaded.planned, loaded.measured, loaded.model.memory
     log(
-        1, "loaded %s in %.1f s: %d MB, room for %d tokens of KV", shard,
-        time.monotonic() - started, model.memory.weight_bytes // 2**20, model.memory.max_kv_tokens
+        1,
+        "loaded %s in %.1f s: %d MB (planned: %d with caches), at most %d MB meanwhile (planned: %d), room for %d tokens of KV",
+        shard,
+        time.monotonic() - started, measured.held // _MB, planned.held // _MB, measured.loading // _MB,
+        planned.loading // _MB, memory.max_kv_tokens
     )
-    return model
+    return loaded
+
+
+def _planned(offer: EngineOffer, shard: Shard, checkpoint: Checkpoint, wanted: LoadedFor) -> StageBytes:
+  kv_tokens = wanted.kv_tokens(checkpoint.config.max_context)
+  return offer.weights.stage(checkpoint.size, shard.start_layer, shard.end_layer + 1, kv_tokens)
 
 
 def _let_go(error: BaseException | None) -> None:

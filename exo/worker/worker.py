@@ -19,7 +19,7 @@ from exo.worker.device_thread import DeviceThread
 from exo.worker.engines import WorkerEngines
 from exo.worker.health import WorkerHealth
 from exo.worker.proof import prove
-from exo.worker.shard_loader import ShardLoader
+from exo.worker.shard_loader import LoadedShard, ShardLoader
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,17 @@ class WorkerOptions:
   kv_memory_bytes: int | None = None
   quantize: str | None = None
   library_debug: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Resident:
+  """`promised_bytes` are what its caches were promised, whether anything was written to them or not."""
+  shard: LoadedShard
+  promised_bytes: int
+
+  @property
+  def own_bytes(self) -> int:
+    return self.shard.model.memory.weight_bytes + self.shard.overhead
 
 
 class Worker:
@@ -44,21 +55,27 @@ class Worker:
     self.loader = ShardLoader(self.thread, self.engines)
     self.health = WorkerHealth(label, self._prove, self._renew, lambda: dict(self.loader.loading))
     self._threads = processors()
-    self._models: dict[StageModel, int] = {}  # with the bytes that its caches were promised
+    self._models: dict[StageModel, _Resident] = {}
 
   @property
   def loaded_bytes(self) -> int:
-    """Of weights."""
-    return sum(model.memory.weight_bytes for model in self._models)
+    """Of what is loaded, caches aside."""
+    return sum(resident.own_bytes for resident in self._models.values())
 
   @property
   def room(self) -> int:
-    """Bytes of the offer that neither weights take nor the caches for which what is loaded was promised room."""
-    return self.offered_bytes - self.loaded_bytes - sum(self._models.values())
+    """Bytes of the offer that neither what is loaded takes nor the caches for which it was promised room."""
+    return self.offered_bytes - self.loaded_bytes - sum(resident.promised_bytes for resident in self._models.values())
 
   def taken_by(self, model: StageModel) -> int:
     """Bytes of the offer that are not there for others while this model is loaded."""
-    return model.memory.weight_bytes + self._models.get(model, 0)
+    resident = self._models.get(model)
+    return model.memory.weight_bytes if resident is None else resident.own_bytes + resident.promised_bytes
+
+  def shard_of(self, model: StageModel) -> LoadedShard | None:
+    """What was planned and measured of a loaded model; None for one that is not loaded here any more."""
+    resident = self._models.get(model)
+    return None if resident is None else resident.shard
 
   async def load(self, shard: Shard, checkpoint: Checkpoint, wanted: LoadedFor = WHAT_FITS) -> StageModel:
     """With all room that there is, or what is wanted of it. Raises as `ShardLoader.load` does."""
@@ -68,10 +85,11 @@ class Worker:
     )
     if wanted.parallel is not None:
       options = replace(options, max_sequences=wanted.parallel)
-    model = await self.loader.load(shard, checkpoint, options)
-    memory = model.memory
-    self._models[model] = min(wanted.kv_tokens(model_context), memory.max_kv_tokens) * memory.kv_bytes_per_token
-    return model
+    loaded = await self.loader.load(shard, checkpoint, options, wanted)
+    memory = loaded.model.memory
+    promised = min(wanted.kv_tokens(model_context), memory.max_kv_tokens) * memory.kv_bytes_per_token
+    self._models[loaded.model] = _Resident(loaded, promised)
+    return loaded.model
 
   def _load_options(self) -> LoadOptions:
     given = self.options

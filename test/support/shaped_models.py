@@ -33,11 +33,13 @@ class Shape:
 
 
 LLAMA_1B = Shape(16, 2048, 8192, 32, 8, 128256, 131072)  # Llama 3.2 1B
+SMALL = Shape(4, 1024, 2816, 16, 4, 32768)
 TINY = Shape(2, 1024, 2816, 16, 4, 4096)
 
 
 def write_shaped(path: Path, shape: Shape, encoding: str) -> Path:
   """Write the model to `path`; `encoding` is one of `BLOCKS`, or "Q4_K_M" for llama.cpp's mixture of Q4_K and Q6_K."""
+  path.parent.mkdir(parents=True, exist_ok=True)
   writer = GGUFWriter(path, "llama")
   writer.add_block_count(shape.layers)
   writer.add_context_length(shape.context)

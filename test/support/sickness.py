@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from exo.inference.engine import Batch, StageModel
+from exo.inference.engine import Batch
 from exo.orchestration.node import Node
+from exo.worker.shard_loader import LoadedShard
 
 Step = Callable[[Batch], np.ndarray]
 
@@ -26,13 +27,13 @@ class Sickness:
     loader = node.workers[worker].loader
     original = loader.load
 
-    async def load(*arguments: object) -> StageModel:
+    async def load(*arguments: object) -> LoadedShard:
       self.loads += 1
       if self.load is not None:
         await node.workers[worker].thread.run(self.load)
-      model = await original(*arguments)  # type: ignore[arg-type]
-      model.step = partial(self._step, model.step)  # type: ignore[method-assign]
-      return model
+      loaded = await original(*arguments)  # type: ignore[arg-type]
+      loaded.model.step = partial(self._step, loaded.model.step)  # type: ignore[method-assign]
+      return loaded
 
     loader.load = load  # type: ignore[method-assign, assignment]
 

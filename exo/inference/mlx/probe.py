@@ -13,7 +13,7 @@ from exo.inference.mlx.model_types import modules, package_folder
 from exo.inference.offer import EngineOffer
 from exo.inference.quantize import Quantize, choose_quantize
 from exo.inference.repertoire import Repertoire
-from exo.topology.model_size import WeightMemory
+from exo.topology.weight_memory import WeightMemory
 
 QUANTIZE = (Quantize.NONE, Quantize.EIGHT, Quantize.FOUR)
 # optimized BLAS libraries with the C interface, best first, by the name that the system's linker knows
@@ -24,6 +24,7 @@ DESCRIBED = ("gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen
 # a stage would need what only other stages have
 _UNCUT = ("afm7", "deepseek_v41", "gemma3n", "gemma4", "gemma4_text", "gemma4_unified", "gptj")
 _UNREAD = (("gpt_oss", ".mlp.experts.gate_up_proj"), )  # experts that are floats, stacked
+_LIBRARY_BYTES = 30 << 20
 _LINKER_CACHE = Path("/etc/ld.so.cache")
 _LIBRARY_FOLDERS = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib")
 
@@ -79,8 +80,18 @@ def probe(quantize: str | None = None) -> EngineOffer:
 
 
 def _weight_memory(quantize: str | None) -> WeightMemory:
-  """On a CPU everything is float32; on Metal as in the file, Q6_K and what `--quantize` rounds a little wider."""
+  """On a CPU everything is float32, laid out anew one matrix after the other; on Metal as in the file, GGML's blocks and what
+  `--quantize` rounds with scales and biases of two bytes. Caches have room to grow, and batches empty columns.
+  """
   chosen = choose_quantize("mlx", QUANTIZE, quantize)
   if not on_apple_silicon():
-    return WeightMemory(plain=4.0, packed=4.0)
-  return WeightMemory(plain={Quantize.EIGHT: 1.125, Quantize.FOUR: 0.625, Quantize.NONE: 0.0}[chosen])
+    return WeightMemory(plain=4.0, packed=4.0, copies=1.0, fixed_bytes=_LIBRARY_BYTES, rows=1.0, cache=1.5)
+  bits = {"Q4_0": 4, "Q4_1": 4, "Q4_K": 4, "Q5_0": 5, "Q5_1": 5, "Q5_K": 5, "Q8_0": 8, "Q6_K": 8}
+  return WeightMemory(
+      plain={Quantize.EIGHT: 1.125, Quantize.FOUR: 0.625, Quantize.NONE: 0.0}[chosen],
+      each=tuple((encoding, n / 8 + 0.125) for encoding, n in bits.items()),
+      copies=1.0,
+      fixed_bytes=_LIBRARY_BYTES,
+      rows=0.5,
+      cache=0.75
+  )

@@ -30,6 +30,7 @@ class GraphBuilder:
     self._outputs: list[onnx.ValueInfoProto] = []
     self._weights: dict[str, npt.NDArray[Any]] = {}
     self._count = 0
+    self.packed_bytes = 0  # that the session makes of weights beside their number
 
   def fresh(self, stem: str) -> str:
     self._count += 1
@@ -61,7 +62,8 @@ class GraphBuilder:
 
   @property
   def weight_bytes(self) -> int:
-    return sum(value.nbytes for value in self._weights.values())
+    """Of what the session will hold of the weights."""
+    return sum(value.nbytes for value in self._weights.values()) + self.packed_bytes
 
   def session(self, threads: int) -> ort.InferenceSession:
     """Open the session. The builder must not be used afterwards: its weights are given away."""

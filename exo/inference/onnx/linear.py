@@ -134,6 +134,7 @@ class LinearLayers:
     if with_zeros:
       x, columns = self._with_block_means(x, block), columns + columns // block
     names = [graph.weight(array) for array in made]
+    graph.packed_bytes += 2 * made[1].nbytes  # scales once more, in the order of its kernels, and a sum for each block
     inputs = [
         x, *names[:2], names[2] if with_zeros else "", "",
         "" if bias is None else graph.weight(bias.astype(np.float32))

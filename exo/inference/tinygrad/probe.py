@@ -13,10 +13,11 @@ from exo.inference.llama_line import llama_line
 from exo.inference.offer import EngineOffer
 from exo.inference.quantize import Quantize, choose_quantize
 from exo.inference.repertoire import Repertoire
-from exo.topology.model_size import WeightMemory
+from exo.topology.weight_memory import WeightMemory
 
 QUANTIZE = (Quantize.NONE, Quantize.EIGHT, Quantize.FOUR)
 CLANG_ADVICE = "tinygrad compiles for a CPU with clang: install the package clang (Debian, Ubuntu, Fedora, Arch)"
+_LIBRARY_BYTES = 60 << 20  # with the pieces that weights are made of, and kernels
 _INTEL = "0x8086"
 _MODELS = ("gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3", "qwen3_moe")
 
@@ -98,8 +99,8 @@ def probe(quantize: str | None = None) -> EngineOffer:
 
 
 def _weight_memory(quantize: str | None) -> WeightMemory:
-  """Everything is float32 on a CPU and float16 on a GPU, or codes with a float32 scale for each block of 32."""
+  """Everything is float32 on a CPU and float16 on a GPU, or codes with a float32 scale for each block of 32, made piece by piece."""
   floats = 2.0 if find_gpu() else 4.0
   by_bits = {Quantize.EIGHT: 1.125, Quantize.FOUR: 0.625, Quantize.NONE: floats}
   held = by_bits[choose_quantize("tinygrad", QUANTIZE, quantize)]
-  return WeightMemory(plain=held, packed=held)
+  return WeightMemory(plain=held, packed=held, embedding_in_file=True, fixed_bytes=_LIBRARY_BYTES, rows=0.5)

@@ -35,15 +35,23 @@ from exo.networking.grpc.request_codec import request_in, request_out
 from exo.networking.grpc.tensor_codec import WireDtype
 from exo.topology.loaded_for import LoadedFor
 from exo.topology.ring_plan import RingPlan, Stage
+from exo.topology.weight_memory import StageBytes
 
 _MAX_TOKENS = 4096  # of one step and sequence
+_MOST_STAGE_BYTES = 2**50
 _MOST_ROOM_S = 3600.0
 
 
 def _plan_out(plan: RingPlan, addresses: dict[str, str]) -> pb.Plan:
   stages = [
-      pb.Stage(node_id=s.node_id, worker=s.worker, shard=shard_out(s.shard), address=addresses.get(s.node_id, ""))
-      for s in plan.stages
+      pb.Stage(
+          node_id=s.node_id,
+          worker=s.worker,
+          shard=shard_out(s.shard),
+          address=addresses.get(s.node_id, ""),
+          loading_bytes=s.memory.loading,
+          held_bytes=s.memory.held
+      ) for s in plan.stages
   ]
   wanted = plan.loaded_for
   return pb.Plan(
@@ -56,6 +64,11 @@ def _plan_out(plan: RingPlan, addresses: dict[str, str]) -> pb.Plan:
   )
 
 
+def _stage_in(s: pb.Stage) -> Stage:
+  memory = StageBytes(min(s.loading_bytes, _MOST_STAGE_BYTES), min(s.held_bytes, _MOST_STAGE_BYTES))
+  return Stage(s.node_id, shard_in(s.shard), s.worker, memory)
+
+
 def _plan_in(plan: pb.Plan) -> RingPlan:
   if len(plan.stages) > MAX_STAGES or len(plan.model_id) > MAX_MODEL_ID or len(plan.epoch) > MAX_PLAN_ID:
     raise ProtocolError("a plan is malformed: it has too many stages, or endless names")
@@ -65,8 +78,8 @@ def _plan_in(plan: pb.Plan) -> RingPlan:
     raise ProtocolError(f"a plan is for {plan.parallel} requests of {plan.context} tokens at once")
   try:
     return RingPlan(
-        plan.model_id, plan.epoch, tuple(Stage(s.node_id, shard_in(s.shard), s.worker) for s in plan.stages),
-        file_in(plan.file), LoadedFor(plan.context or None, plan.parallel or None)
+        plan.model_id, plan.epoch, tuple(map(_stage_in, plan.stages)), file_in(plan.file),
+        LoadedFor(plan.context or None, plan.parallel or None)
     )
   except ValueError as error:
     raise ProtocolError(f"a plan is malformed: {error}") from error

@@ -119,7 +119,7 @@ class WorkerOffer(_message.Message):
     def __init__(self, name: _Optional[str] = ..., engines: _Optional[bytes] = ..., memory_mb: _Optional[int] = ...) -> None: ...
 
 class WorkerBeat(_message.Message):
-    __slots__ = ("name", "usable_mb", "used_mb", "loaded", "problem", "news", "pinned", "loading")
+    __slots__ = ("name", "usable_mb", "used_mb", "loaded", "problem", "news", "pinned", "loading", "memory")
     class Pinned(_message.Message):
         __slots__ = ("model_id", "mb")
         MODEL_ID_FIELD_NUMBER: _ClassVar[int]
@@ -134,6 +134,17 @@ class WorkerBeat(_message.Message):
         model_id: str
         done: float
         def __init__(self, model_id: _Optional[str] = ..., done: _Optional[float] = ...) -> None: ...
+    class Memory(_message.Message):
+        __slots__ = ("planned_loading_mb", "planned_held_mb", "loading_mb", "held_mb")
+        PLANNED_LOADING_MB_FIELD_NUMBER: _ClassVar[int]
+        PLANNED_HELD_MB_FIELD_NUMBER: _ClassVar[int]
+        LOADING_MB_FIELD_NUMBER: _ClassVar[int]
+        HELD_MB_FIELD_NUMBER: _ClassVar[int]
+        planned_loading_mb: int
+        planned_held_mb: int
+        loading_mb: int
+        held_mb: int
+        def __init__(self, planned_loading_mb: _Optional[int] = ..., planned_held_mb: _Optional[int] = ..., loading_mb: _Optional[int] = ..., held_mb: _Optional[int] = ...) -> None: ...
     NAME_FIELD_NUMBER: _ClassVar[int]
     USABLE_MB_FIELD_NUMBER: _ClassVar[int]
     USED_MB_FIELD_NUMBER: _ClassVar[int]
@@ -142,6 +153,7 @@ class WorkerBeat(_message.Message):
     NEWS_FIELD_NUMBER: _ClassVar[int]
     PINNED_FIELD_NUMBER: _ClassVar[int]
     LOADING_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
     name: str
     usable_mb: int
     used_mb: int
@@ -150,7 +162,8 @@ class WorkerBeat(_message.Message):
     news: bytes
     pinned: _containers.RepeatedCompositeFieldContainer[WorkerBeat.Pinned]
     loading: _containers.RepeatedCompositeFieldContainer[WorkerBeat.Loading]
-    def __init__(self, name: _Optional[str] = ..., usable_mb: _Optional[int] = ..., used_mb: _Optional[int] = ..., loaded: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ..., problem: _Optional[str] = ..., news: _Optional[bytes] = ..., pinned: _Optional[_Iterable[_Union[WorkerBeat.Pinned, _Mapping]]] = ..., loading: _Optional[_Iterable[_Union[WorkerBeat.Loading, _Mapping]]] = ...) -> None: ...
+    memory: _containers.RepeatedCompositeFieldContainer[WorkerBeat.Memory]
+    def __init__(self, name: _Optional[str] = ..., usable_mb: _Optional[int] = ..., used_mb: _Optional[int] = ..., loaded: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ..., problem: _Optional[str] = ..., news: _Optional[bytes] = ..., pinned: _Optional[_Iterable[_Union[WorkerBeat.Pinned, _Mapping]]] = ..., loading: _Optional[_Iterable[_Union[WorkerBeat.Loading, _Mapping]]] = ..., memory: _Optional[_Iterable[_Union[WorkerBeat.Memory, _Mapping]]] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("number", "is_answer", "active", "leaving", "rumours", "workers", "load", "frames", "links", "cpu_s", "rss_mb", "paces", "data_bytes", "data_read_bytes", "link_keys", "ailments", "rooms", "retired")
@@ -315,16 +328,20 @@ class Shard(_message.Message):
     def __init__(self, model_id: _Optional[str] = ..., start_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., n_layers: _Optional[int] = ...) -> None: ...
 
 class Stage(_message.Message):
-    __slots__ = ("node_id", "shard", "address", "worker")
+    __slots__ = ("node_id", "shard", "address", "worker", "loading_bytes", "held_bytes")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
+    LOADING_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HELD_BYTES_FIELD_NUMBER: _ClassVar[int]
     node_id: str
     shard: Shard
     address: str
     worker: str
-    def __init__(self, node_id: _Optional[str] = ..., shard: _Optional[_Union[Shard, _Mapping]] = ..., address: _Optional[str] = ..., worker: _Optional[str] = ...) -> None: ...
+    loading_bytes: int
+    held_bytes: int
+    def __init__(self, node_id: _Optional[str] = ..., shard: _Optional[_Union[Shard, _Mapping]] = ..., address: _Optional[str] = ..., worker: _Optional[str] = ..., loading_bytes: _Optional[int] = ..., held_bytes: _Optional[int] = ...) -> None: ...
 
 class Plan(_message.Message):
     __slots__ = ("model_id", "epoch", "stages", "file", "context", "parallel")

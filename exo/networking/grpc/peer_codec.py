@@ -28,7 +28,7 @@ from exo.networking import messages as m
 from exo.networking.grpc import node_service_pb2 as pb
 from exo.topology.device_capabilities import DeviceCapabilities, DeviceFlops
 from exo.topology.loaded_for import LoadedFor
-from exo.topology.model_size import WeightMemory
+from exo.topology.weight_memory import WeightMemory
 
 STREAM_KINDS = ("data", "control", "heartbeat", "bulk")
 _MAX_LINKS = 256
@@ -37,6 +37,7 @@ _MOST_OFFERED = 2**16  # bytes of a worker's engines: a few hundred types of mod
 _OFFERS = msgspec.msgpack.Decoder(Annotated[tuple[EngineOffer, ...], msgspec.Meta(max_length=MAX_ENGINES)])
 _NEWS, _MOST_NEWS = msgspec.msgpack.Decoder(EngineNews), 2**15
 _MAX_KEYS = 8
+_MAX_ENCODINGS, _MOST_FIXED = 64, 2**40
 _MAX_AILMENTS = 64  # as many as a worker remembers of itself
 _MAX_SHARDS = 256
 _MAX_LOCAL_MODELS = 256
@@ -73,8 +74,22 @@ def _capabilities_in(c: pb.DeviceCapabilities) -> DeviceCapabilities:
   return DeviceCapabilities(c.model[:200], c.chip[:200], max(0, c.memory), flops)
 
 
-def _bounded(weight_bytes: float) -> float:
-  return weight_bytes if 0 <= weight_bytes <= 16 else 0.0  # also not a number
+def _weights_in(told: WeightMemory) -> WeightMemory:
+  return replace(
+      told,
+      plain=_bounded(told.plain),
+      packed=_bounded(told.packed),
+      each=tuple((one_line(name)[:MAX_NAME], _bounded(held)) for name, held in told.each[:_MAX_ENCODINGS]),
+      beside=_bounded(told.beside),
+      copies=_bounded(told.copies),
+      fixed_bytes=min(max(0, told.fixed_bytes), _MOST_FIXED),
+      rows=_bounded(told.rows),
+      cache=_bounded(told.cache)
+  )
+
+
+def _bounded(part: float) -> float:
+  return part if 0 <= part <= 16 else 0.0  # also not a number
 
 
 def hello_out(hello: m.Hello, stream: str) -> pb.Item:
@@ -136,7 +151,7 @@ def _engines_in(data: bytes) -> tuple[EngineOffer, ...]:
           reason=one_line(offer.reason)[:MAX_REASON],
           version=one_line(offer.version)[:MAX_NAME],
           missing=one_line(offer.missing)[:MAX_REASON],
-          weights=WeightMemory(_bounded(offer.weights.plain), _bounded(offer.weights.packed))
+          weights=_weights_in(offer.weights)
       ) for offer in offers
   )
 
@@ -177,7 +192,15 @@ def _state_out(worker: m.WorkerBeat) -> pb.WorkerBeat:
       problem=worker.problem,
       news=_news_out(worker.news),
       pinned=[pb.WorkerBeat.Pinned(model_id=name, mb=mb) for name, mb in worker.pinned],
-      loading=[pb.WorkerBeat.Loading(model_id=name, done=done) for name, done in worker.loading]
+      loading=[pb.WorkerBeat.Loading(model_id=name, done=done) for name, done in worker.loading],
+      memory=[
+          pb.WorkerBeat.Memory(
+              planned_loading_mb=x.planned_loading_mb,
+              planned_held_mb=x.planned_held_mb,
+              loading_mb=x.loading_mb,
+              held_mb=x.held_mb
+          ) for x in worker.memory
+      ]
   )
 
 
@@ -194,8 +217,14 @@ def _state_in(w: pb.WorkerBeat) -> m.WorkerBeat:
       w.name, int(real(w.usable_mb, _MOST_MB)), int(real(w.used_mb, _MOST_MB)),
       tuple(shard_in(s) for s in w.loaded[:_MAX_SHARDS]), one_line(w.problem[:MAX_REASON]), _news_in(w.news),
       tuple((pinned.model_id[:MAX_MODEL_ID], int(real(pinned.mb, _MOST_MB))) for pinned in w.pinned[:_MAX_SHARDS]),
-      tuple((one_line(of.model_id[:MAX_MODEL_ID]), real(of.done, 1.0)) for of in w.loading[:_MAX_SHARDS])
+      tuple((one_line(of.model_id[:MAX_MODEL_ID]), real(of.done, 1.0)) for of in w.loading[:_MAX_SHARDS]),
+      tuple(map(_memory_in, w.memory[:_MAX_SHARDS]))
   )
+
+
+def _memory_in(x: pb.WorkerBeat.Memory) -> m.ShardMemory:
+  figures = (x.planned_loading_mb, x.planned_held_mb, x.loading_mb, x.held_mb)
+  return m.ShardMemory(*(int(real(mb, _MOST_MB)) for mb in figures))
 
 
 def heartbeat_out(message: m.Heartbeat) -> dict[str, Any]:
