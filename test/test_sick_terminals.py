@@ -47,9 +47,11 @@ class Sick:
     if kind == "closed descriptors":
       command = ["bash", "-c", 'exec "$@" >&- 2>&-', "x", *command]
     out = self._output()
+    ours = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever ran these tests with nohup would have it ignored
     self.process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=ROOT, env=env, start_new_session=True
     )
+    signal.signal(signal.SIGHUP, ours)
     os.close(out)
     if kind in ("a gone reader", "a terminal that is gone"):
       os.close(self.reader)
