@@ -87,7 +87,9 @@ def test_within_two_percent_of_float32(engine: str, form: Checkpoint, float32_nl
   assert nll == pytest.approx(float32_nll, rel=0.02)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "engine", ["onnx", *(pytest.param(engine, marks=pytest.mark.slow) for engine in ENGINES if engine != "onnx")]
+)
 def test_gemma_within_two_percent_of_llama_cpp(engine: str, gemma: Checkpoint) -> None:
   """The longest text reaches beyond the sliding window of 512 tokens."""
   probe = probe_engine(engine)

@@ -147,7 +147,7 @@ def check_figures(engine: str, shape: Shape, encoding: str, tmp_path: Path) -> N
       (shard, ) = topology["nodes"]["n"]["workers"][0]["loaded"]
       told = {"loading": -(-planned.loading // MB), "held": -(-planned.held // MB)}
       assert shard["planned_memory"] == told == topology["plans"][0]["stages"][0]["planned_memory"]
-      assert f"(planned: {planned.loading // MB})" in node.log
+      node.wait_said(f"(planned: {planned.loading // MB})")
       status_text = exo(tmp_path / "home", "status").stdout
       assert f"(plan, with caches: {told['held']})" in status_text and f"(plan: {told['loading']})" in status_text
       print(
@@ -162,7 +162,10 @@ def check_figures(engine: str, shape: Shape, encoding: str, tmp_path: Path) -> N
 @pytest.mark.skipif(
     not Path("/proc/self/smaps_rollup").exists(), reason="this system does not tell what processes share"
 )
-@pytest.mark.parametrize("engine", [*ENGINES, "dummy"])
+@pytest.mark.parametrize(
+    "engine",
+    [*(pytest.param(name, marks=pytest.mark.slow) if name == "tinygrad" else name for name in ENGINES), "dummy"]
+)
 def test_line_4_both_figures_of_a_plan_are_what_is_measured(engine: str, tmp_path: Path) -> None:
   check_figures(engine, SMALL, "Q4_K_M", tmp_path)
 

@@ -33,7 +33,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 def node(server: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
   home = tmp_path_factory.mktemp("home")
   env = {"HF_ENDPOINT": server.url, "HF_HOME": str(home / "hf"), "PIP_NO_INDEX": "1"}
-  with ring(home, 1, "--inference-engine", "dummy", "--default-model", "dummy", env=env) as (one, ):
+  with ring(home, 1, "--inference-engine", "onnx", env=env) as (one, ):
     yield one
 
 

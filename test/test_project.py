@@ -231,11 +231,12 @@ def test_engines_can_be_told_from_the_rest() -> None:
 @pytest.mark.parametrize(
     "platforms", [
         ["macosx_14_0_arm64", "macosx_13_0_arm64", "macosx_12_0_arm64", "macosx_11_0_arm64", "macosx_10_13_universal2"],
-        [
+        pytest.param([
             "manylinux_2_35_aarch64", "manylinux_2_34_aarch64", "manylinux_2_31_aarch64", "manylinux_2_28_aarch64",
             "manylinux_2_27_aarch64", "manylinux_2_26_aarch64", "manylinux_2_24_aarch64", "manylinux_2_17_aarch64",
             "manylinux2014_aarch64"
         ],
+                     marks=pytest.mark.slow),
     ],
     ids=["macOS arm64", "Linux aarch64"]
 )
