@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from exo.system_figures import own_memory
+from exo.errors import in_words
+from exo.log import log
+from exo.system_figures import note_unreadable, own_memory
 
 _EVERY_S = 0.2
 _SHARE = re.compile(r"^Pss:\s+(\d+) kB", re.MULTILINE)
@@ -21,7 +23,11 @@ def held_bytes(pid: int | None = None) -> int:
   """Of a process and all below it, this one by default: pages that several share are counted once, and those of mapped files as
   long as they are in memory. Of this process alone where the system tells no more, 0 where it tells nothing.
   """
-  found = sum(map(_share, _family(os.getpid() if pid is None else pid)))
+  try:
+    found = sum(map(_share, _family(os.getpid() if pid is None else pid)))
+  except Exception as error:  # noqa: BLE001 - no load fails for a figure
+    note_unreadable("the memory of this node's processes", error, "that of the node's own is shown instead")
+    found = 0
   return found or (own_memory() if pid is None else 0)
 
 
@@ -47,8 +53,10 @@ def _family(pid: int) -> Iterator[int]:
 
 
 def _command(pid: int) -> bytes:
+  """What a process runs; nothing for one that is gone."""
+  file = Path(f"/proc/{pid}/cmdline")
   try:
-    return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return file.read_bytes()
   except OSError:
     return b""
 
@@ -80,6 +88,9 @@ class PeakWatch:
     self.peak = max(self.peak, held_bytes())
 
   def _look(self) -> None:
-    while not self._ended.is_set():
-      self.peak = max(self.peak, held_bytes())
-      self._ended.wait(_EVERY_S)
+    try:
+      while not self._ended.is_set():
+        self.peak = max(self.peak, held_bytes())
+        self._ended.wait(_EVERY_S)
+    except Exception as error:  # noqa: BLE001 - of a figure that is only shown
+      log(1, "how much memory a load takes was not seen: %s", in_words(error))

@@ -21,8 +21,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from exo.download import model_index, transfer
+from exo.download import model_index
 from exo.download.manifest import Manifest, RepoFile
+from exo.download.model_fetcher import ModelFetcher
 from exo.download.model_library import read_manifest, wheel_manifest
 from exo.download.model_state import ModelState, model_state
 from exo.download.model_store import Holding, ModelEntry, ModelStore
@@ -552,13 +553,13 @@ def test_line_10_what_turns_out_false_is_let_go_of(tmp_path: Path, monkeypatch: 
     shard = Shard(REPO, 0, 0, before.config.n_layers)
     await catalog.fetch_shard(shard)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    check, may_check = transfer.Transfer.check, asyncio.Event()
+    vouch, may_check = ModelFetcher._vouch_for_list, asyncio.Event()
 
-    async def later(checked: transfer.Transfer) -> bool:
+    async def later(fetcher: ModelFetcher, *of: object) -> bool:
       await may_check.wait()  # what is false is fetched anew from then on, and a load would wait for that
-      return await check(checked)
+      return await vouch(fetcher, *of)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(transfer.Transfer, "check", later)
+    monkeypatch.setattr(ModelFetcher, "_vouch_for_list", later)
     await catalog.fetch_shard(shard)
     async with asyncio.timeout(10):
       await catalog.fetch_shard(shard)
