@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -61,21 +62,21 @@ class WeightMemory:
 
   def stage(self, size: ModelSize, start: int, end: int, kv_tokens: int = MIN_KV_TOKENS) -> StageBytes:
     """Both figures of such a stage."""
-    loading, held = self._figures(size, np.array([start]), np.array([end]), kv_tokens)
-    return StageBytes(int(loading[0]), int(held[0]))
+    return _stage(self, size, start, end, kv_tokens)
 
   def table(self, size: ModelSize, kv_tokens: int = MIN_KV_TOKENS) -> _Table:
     """`stage_bytes` of all stages at once, by start and end, (n_layers + 1, n_layers + 1); what has no layers takes nothing."""
     every = np.arange(size.n_layers + 1)
-    return np.maximum(*self._figures(size, every[:, None], every[None, :], kv_tokens))
+    return np.maximum(*self.figures(size, every[:, None], every[None, :], kv_tokens))
 
   def overhead(self, size: ModelSize) -> int:
     """Bytes of a stage that are neither weights nor caches."""
     return self.fixed_bytes + math.ceil(self.rows * size.row_bytes * STEP_ROWS)
 
-  def _figures(self, size: ModelSize, starts: npt.NDArray[np.int_], ends: npt.NDArray[np.int_],
-               kv_tokens: int) -> tuple[_Table, _Table]:
-    """(while loading, afterwards) of stages of layers [start, end)."""
+  def figures(self, size: ModelSize, starts: npt.NDArray[np.int_], ends: npt.NDArray[np.int_],
+              kv_tokens: int) -> tuple[_Table, _Table]:
+    """(while loading, afterwards), in bytes, of stages of layers [start, end): two arrays of the shape that `starts` and `ends`
+    have together."""
     sums = np.zeros(size.n_layers + 1)
     embedding = head = shared = largest = 0.0
     for weights, rate in () if self.weightless else self._parts(size):
@@ -111,3 +112,9 @@ class WeightMemory:
   def _held(self, encoding: str) -> float:
     known = dict(self.each).get(encoding)
     return known if known is not None else self.plain if encoding in _FLOATS else self.packed
+
+
+@lru_cache(maxsize=512)  # every request asks for the same few, and each takes as long as all stages at once
+def _stage(memory: WeightMemory, size: ModelSize, start: int, end: int, kv_tokens: int) -> StageBytes:
+  loading, held = memory.figures(size, np.array([start]), np.array([end]), kv_tokens)
+  return StageBytes(int(loading[0]), int(held[0]))
