@@ -16,7 +16,6 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from exo.api.ring_stream import ring_json
-from exo.config import Config
 from exo.download.content_sample import KnownContents, content_sample
 from exo.download.manifest import Manifest, RepoFile
 from exo.download.model_library import Holding
@@ -31,8 +30,6 @@ from exo.inference.shard import Shard
 from exo.inference.weights.checkpoint import open_checkpoint
 from exo.model_file import ModelFile
 from exo.models import CARDS
-from exo.networking.local.local_mesh import LocalNetwork
-from exo.networking.messages import WorkerOffer
 from exo.orchestration.file_choice import Candidate, choose
 from exo.orchestration.file_identity import comparable, file_of
 from exo.orchestration.generation import GenerationSpec
@@ -42,10 +39,9 @@ from exo.orchestration.node import Node
 from exo.orchestration.ring_view import file_views
 from exo.topology.ring_plan import RingPlan, Stage
 from exo.topology.ring_state import WorkerState
-from test.support.engine_rings import MEMORY_MB, scores
+from test.support.engine_rings import ring_of, scores
 from test.support.families import TOLERANCE, Form, families_folder
 from test.support.hub import COMMIT, sha256_of
-from test.support.local_rings import make_node
 from test.support.nodes import ROOT
 from test.support.stores import held_by, hub_here, store
 
@@ -68,18 +64,11 @@ def other_weights(folder: Path, seed: int) -> Path:
 @asynccontextmanager
 async def ring(tmp_path: Path, *shelves: Path | None, engines: Sequence[EngineOffer] = ()) -> AsyncIterator[list[Node]]:
   """Nodes n0, n1, … that share nothing, each with what lies in its shelf, in one process."""
-  network, nodes, config = LocalNetwork(), list[Node](), Config(chatgpt_api_response_timeout=60)
-  for i, shelf in enumerate(shelves):
-    engine = engines[i] if engines else probe_engine("onnx")
-    offers = (WorkerOffer("cpu", (engine, ), MEMORY_MB), )
-    dirs = [] if shelf is None else [shelf]
-    nodes.append(make_node(tmp_path / f"home{i}", network, f"n{i}", MEMORY_MB, dirs, offers, config))
-    await nodes[-1].start()
-  try:
+  each = engines or [probe_engine("onnx")] * len(shelves)
+  members = [(tmp_path / f"home{i}", shelf, (engine, ))
+             for i, (shelf, engine) in enumerate(zip(shelves, each, strict=True))]
+  async with ring_of(*members) as nodes:
     yield nodes
-  finally:
-    for node in nodes:
-      await node.stop()
 
 
 async def alone(tmp_path: Path, folder: Path) -> np.ndarray:

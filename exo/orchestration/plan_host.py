@@ -346,9 +346,8 @@ class PlanHost:
       driver.cancel(message.request_id)
 
   def _on_close(self, sender: str, message: ClosePlan) -> None:
-    opening = (opening for (plan_id, _), opening in self._opening.items() if plan_id == message.plan_id)
-    known = self._open.get(message.plan_id) or next(opening, None)
-    if known is not None and known.plan.has(sender):
+    plan = self.residents.plan_of(message.plan_id)
+    if plan is not None and plan.has(sender):
       # the reason names the node that was lost, if one was
       error = PlanClosedError(f"{sender} closed the plan") if message.reason is None else failure_error(message.reason)
       self._lose(message.plan_id, error)

@@ -42,6 +42,12 @@ class Residents:
     self._awaited, self._call, self._closing = awaited, call, closing
     self.kept: frozenset[str] = frozenset()
 
+  def plan_of(self, plan_id: str) -> RingPlan | None:
+    """What is open here under this id, or still being loaded."""
+    if (opened := self._opened.get(plan_id)) is not None:
+      return opened.plan
+    return next((opening.plan for (known, _), opening in self._opening.items() if known == plan_id), None)
+
   async def give_way(self, worker: Worker, plan: RingPlan, but_model: str | None) -> bool:
     """Close one plan on this worker of those that may give way for another and serve nobody, of other models than `but_model`: the
     one that was used longest ago. False where there is none."""
@@ -86,14 +92,12 @@ class Residents:
 
   def on_give_way(self, sender: str, message: GiveWay) -> None:
     """Another stage's node wants a plan closed that begins here. Raises `ModelInUseError` while that serves somebody."""
-    opened = self._opened.get(message.plan_id)
-    opening = (opening for (plan_id, _), opening in self._opening.items() if plan_id == message.plan_id)
-    known = opened or next(opening, None)
-    if known is None:
+    opened, plan = self._opened.get(message.plan_id), self.plan_of(message.plan_id)
+    if plan is None:
       return
-    if not known.plan.has(sender):
+    if not plan.has(sender):
       raise ProtocolError(f"{sender} has no stage in plan {message.plan_id}")
-    if not self._may_go(known.plan, opened, message.wanted_by):
+    if not self._may_go(plan, opened, message.wanted_by):
       raise ModelInUseError(f"plan {message.plan_id} is in use")
     error = PlanClosedError(f"its memory on {sender} was needed for another plan")
     if opened is None:

@@ -24,10 +24,18 @@ MEMORY_MB = 2000
 @asynccontextmanager
 async def engine_ring(home: Path, shelf: Path, *engines: Sequence[EngineOffer]) -> AsyncIterator[list[Node]]:
   """Nodes n0, n1, … with these engines each, and the models that lie in `shelf`."""
+  async with ring_of(*((home, shelf, each) for each in engines)) as nodes:
+    yield nodes
+
+
+@asynccontextmanager
+async def ring_of(*members: tuple[Path, Path | None, Sequence[EngineOffer]]) -> AsyncIterator[list[Node]]:
+  """Nodes n0, n1, …, each with a home, what lies in its shelf, and engines."""
   network, nodes, config = LocalNetwork(), list[Node](), Config(chatgpt_api_response_timeout=60)
-  for i, each in enumerate(engines):
-    offers = (WorkerOffer("cpu", tuple(each), MEMORY_MB), )
-    nodes.append(make_node(home, network, f"n{i}", MEMORY_MB, [shelf], offers, config))
+  for i, (home, shelf, engines) in enumerate(members):
+    offers = (WorkerOffer("cpu", tuple(engines), MEMORY_MB), )
+    dirs = [] if shelf is None else [shelf]
+    nodes.append(make_node(home, network, f"n{i}", MEMORY_MB, dirs, offers, config))
     await nodes[-1].start()
   try:
     yield nodes
