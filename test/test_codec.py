@@ -27,6 +27,7 @@ from exo.networking.grpc.frame_codec import FrameBody
 from exo.networking.grpc.peer_codec import hello_in, hello_out
 from exo.networking.grpc.tensor_codec import WireTensor, decode_tensor, encode_tensor
 from exo.networking.grpc.wire import envelope_bytes, envelope_items
+from exo.networking.peer_messages import Heartbeat, Hello, PeerLink, PlanRoom, WorkerBeat, WorkerOffer
 from exo.topology.device_capabilities import DeviceCapabilities, DeviceFlops
 from exo.topology.loaded_for import WHAT_FITS, LoadedFor
 from exo.topology.ring_plan import RingPlan, Stage
@@ -44,25 +45,24 @@ FRAME = m.Frame(
 )
 NEWS = EngineNews({"mlx": EngineSpeed(900.5, 80.25)}, {"onnx": "its library is gone"}, {"0f" * 8: "mlx"})
 ROOMS = (
-    m.PlanRoom("p", "m", LoadedFor(4096, 4), 4, 4096, 16384,
-               kept=True), m.PlanRoom("q", "m", WHAT_FITS, 64, 8192, 10**9)
+    PlanRoom("p", "m", LoadedFor(4096, 4), 4, 4096, 16384, kept=True), PlanRoom("q", "m", WHAT_FITS, 64, 8192, 10**9)
 )
 MESSAGES = [
-    m.Heartbeat(
+    Heartbeat(
         3,
         True,
         True, (
-            m.WorkerBeat("cpu", 1000, 300, (Shard("m", 0, 3, 8), )),
-            m.WorkerBeat("gpu0", 500, problem="no device", news=NEWS, pinned=(("m", 300), ), loading=(("m", 0.5), ))
+            WorkerBeat("cpu", 1000, 300, (Shard("m", 0, 3, 8), )),
+            WorkerBeat("gpu0", 500, problem="no device", news=NEWS, pinned=(("m", 300), ), loading=(("m", 0.5), ))
         ),
         0.25,
-        17, (m.PeerLink("other", 0.5, "eth0"), ),
+        17, (PeerLink("other", 0.5, "eth0"), ),
         rooms=ROOMS
     ),
     m.OpenPlan(PLAN, (("b", "10.0.0.2:50"), ), stage=1),
     m.OpenPlan(replace(PLAN, loaded_for=LoadedFor(4096, 4)), room_s=1.5),
     m.OpenPlan(replace(PLAN, file=ModelFile("ab", "cd", "ef", "org/name", "0123", "model.gguf", 2**40))),
-    m.PlanOpened("p", 10**9, 64, 8192),
+    m.PlanOpened("p", 10**9, 64, 8192, 1, 10**8),
     m.ClosePlan("p", m.Failure("peer_lost", "gone", "{}")),
     m.ClosePlan("p"),
     m.Submit(m.OpenPlan(PLAN), REQUEST),
@@ -70,6 +70,9 @@ MESSAGES = [
     m.Submit(m.OpenPlan(PLAN), replace(REQUEST, replay_ids=(4, 5, 6, 7), replay_wide=(m.WideStep(1, 2, 5), ))),
     m.Cancel("p", "r1"),
     m.GiveWay("p", "q"),
+    m.ShrinkLease("p", 10**9),
+    m.GrowLease("p", 2, 10**9),
+    m.Lease("p", 10**9),
     m.Failure("x", "y", '{"a": 1}'),
     m.Done(),
     m.RequestFailed("p", "r1", m.Failure("x", "y")),
@@ -218,10 +221,10 @@ ENGINE = EngineOffer(
 
 
 def test_greetings() -> None:
-  hello = m.Hello(
+  hello = Hello(
       "a", 5, 1234, DeviceCapabilities("Mac", "M3", 8192, DeviceFlops(1, 2, 3)), (
-          m.WorkerOffer("gpu0", (ENGINE, EngineOffer("onnx", "CPU", "", 0, missing="is not installed")),
-                        8000), m.WorkerOffer("cpu", (ENGINE, ), 192)
+          WorkerOffer("gpu0", (ENGINE, EngineOffer("onnx", "CPU", "", 0, missing="is not installed")),
+                      8000), WorkerOffer("cpu", (ENGINE, ), 192)
       ), "1.0", ("x", )
   )
   assert hello_in(hello_out(hello, "data")) == (hello, "data")

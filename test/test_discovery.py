@@ -12,7 +12,7 @@ from exo.networking.manual import manual_discovery
 from exo.networking.manual.manual_discovery import ManualDiscovery
 from exo.networking.manual.network_config import read_network_config
 from exo.networking.mesh import PeerCandidate
-from exo.networking.messages import Hello
+from exo.networking.peer_messages import Hello
 from exo.networking.udp.beacon import MAX_BYTES, decode_beacon, encode_beacon
 from exo.networking.udp.interfaces import interface_kind, list_interfaces
 from exo.networking.udp.udp_discovery import UdpDiscovery

@@ -21,7 +21,7 @@ from exo.inference.offer import EngineOffer, EngineSpeed, Suitability, choose, i
 from exo.inference.repertoire import Repertoire
 from exo.inference.shard import Shard
 from exo.networking.local.local_mesh import LocalNetwork
-from exo.networking.messages import WorkerOffer
+from exo.networking.peer_messages import WorkerOffer
 from exo.orchestration.model_fit import RingWorker
 from exo.orchestration.node import Node
 from exo.orchestration.ring_view import ring_view

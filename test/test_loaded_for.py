@@ -20,7 +20,7 @@ from exo.errors import ConfigError, InvalidRequestError, ModelTooLargeError, Que
 from exo.inference.engines import probe_engine
 from exo.inference.sampling import SamplingParams
 from exo.networking.local.local_mesh import LocalNetwork
-from exo.networking.messages import WorkerOffer
+from exo.networking.peer_messages import WorkerOffer
 from exo.orchestration.generation import GenerationSpec
 from exo.orchestration.model_list import list_models
 from exo.orchestration.node import Node

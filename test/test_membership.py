@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from exo.networking.membership import Membership, State, Timing
-from exo.networking.messages import Rumour
+from exo.networking.peer_messages import Rumour
 
 BEAT_S = 0.5
 TIMING = Timing()

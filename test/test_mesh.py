@@ -11,7 +11,8 @@ from exo.networking.arrival import ArrivalWatch
 from exo.networking.grpc.grpc_mesh import GrpcMesh
 from exo.networking.grpc.link import Link
 from exo.networking.mesh import PeerCandidate
-from exo.networking.messages import Cancel, ClosePlan, Done, Heartbeat, Hello, Message, WorkerBeat
+from exo.networking.messages import Cancel, ClosePlan, Done, Message
+from exo.networking.peer_messages import Heartbeat, Hello, WorkerBeat
 from exo.topology.device_capabilities import DeviceCapabilities
 from test.support.workers import dummy_offers
 

@@ -214,7 +214,7 @@ def test_half_precision_travels_between_stages(goldens: Path, monkeypatch: pytes
     hold_packed(monkeypatch, dtype)
     stages = Stages("mlx", opened, (2, 4))
     assert error(stages.step([(1, 0, tokens)]), expected) < 0.1
-    assert stages.models[0].memory.kv_bytes_per_token == 2 * opened.config.kv_elements_per_token * 2
+    assert stages.models[0].memory.kv_bytes_per_token == 3 * opened.config.kv_elements_per_token * 2
 
 
 class Recording(Checkpoint):

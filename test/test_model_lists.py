@@ -29,7 +29,7 @@ from exo.inference.weights.checkpoint import open_checkpoint
 from exo.inference.weights.contradictions import check_consistent
 from exo.model_file import ModelFile
 from exo.models import CARDS, card_of
-from exo.networking.messages import ListModels, ModelsListed
+from exo.networking.model_messages import ListModels, ModelsListed
 from exo.orchestration.held_model import HeldFile, HeldModel, are_whole, from_json, to_json
 from exo.orchestration.model_fit import RingWorker, fit_model
 from exo.orchestration.model_profile import ModelProfile, capabilities_of, profile_of_card, profile_of_checkpoint

@@ -36,7 +36,7 @@ from exo.inference.weights.block_map import block_bytes, digests_of
 from exo.inference.weights.checkpoint import Checkpoint, open_checkpoint
 from exo.inference.weights.parts import file_spans, shard_tensors
 from exo.models import CARDS
-from exo.networking.messages import FindModel
+from exo.networking.model_messages import FindModel
 from exo.orchestration import model_catalog
 from exo.orchestration.model_catalog import ModelCatalog
 from test.support.hub import Hub, hub, sha256_of

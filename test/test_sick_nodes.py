@@ -22,7 +22,8 @@ from exo.inference.dummy.engine import DummyStage
 from exo.inference.engine import Batch
 from exo.inference.shard import Shard
 from exo.networking.grpc.peer_codec import heartbeat_in, heartbeat_out
-from exo.networking.messages import Ailment, ClosePlan, Heartbeat, Message, TokenDelivery
+from exo.networking.messages import ClosePlan, Message, TokenDelivery
+from exo.networking.peer_messages import Ailment, Heartbeat
 from exo.orchestration.node import Node
 from exo.worker.worker import WorkerOptions
 from test.support.local_rings import local_ring, run, settled, spec, text_of

@@ -288,10 +288,12 @@ def test_line_9_shares_count_while_a_plan_opens_too() -> None:
 
     async def call(node_id: str, message: Message, timeout_s: float) -> Message:
       await opened.wait()
-      return PlanOpened(plan.plan_id, 10_000, 2, 512)
+      return PlanOpened(plan.plan_id, 10_000, 2, 512, 0, 10_000)
 
     def ready(plan: RingPlan, limits: Limits) -> PlanDriver:
-      drivers.append(PlanDriver(plan, Scheduler(limits), lambda frame: None, send, Meter(), 300.0))
+      drivers.append(
+          PlanDriver(plan, Scheduler(limits), lambda frame: None, send, Meter(), 300.0, lambda plan_id, tokens: None)
+      )
       return drivers[0]
 
     def send(node_id: str, message: Message) -> None:

@@ -31,7 +31,7 @@ from exo.machine import process_started, this_machine
 from exo.networking.address_rule import parse_address
 from exo.networking.discovery import NoDiscovery
 from exo.networking.mesh import PeerCandidate
-from exo.networking.messages import Hello
+from exo.networking.peer_messages import Hello
 from exo.orchestration.identity import claim_identity
 from exo.runtime_file import RuntimeInfo, running_nodes, runtime_path, write_runtime_file
 from test.support.http import call

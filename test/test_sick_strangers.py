@@ -43,6 +43,16 @@ from exo.networking.grpc.unfinished import Unfinished
 from exo.networking.grpc.wire import MAX_BYTES, PIECE_BYTES, envelope_bytes, envelope_items
 from exo.networking.membership import Membership, State
 from exo.networking.mesh import PeerCandidate
+from exo.networking.model_messages import (
+    BlocksFound,
+    DownloadNews,
+    FindBlocks,
+    FindModel,
+    ModelFound,
+    RangeData,
+    ReadRange,
+)
+from exo.networking.peer_messages import Heartbeat, Rumour, WorkerBeat
 from exo.networking.place import place_of
 from exo.networking.udp.beacon import decode_beacon
 from exo.networking.udp.guard import DatagramGuard
@@ -90,8 +100,8 @@ def request(by: str, prompt: tuple[int, ...] = (1, 2), **more: object) -> m.Requ
 # what it keeps
 
 
-def news(i: int) -> m.DownloadNews:
-  return m.DownloadNews(f"made-up/{i}", 1, 2, False, 1.0, 0, 0, "e" * 2000, "s" * 2000)
+def news(i: int) -> DownloadNews:
+  return DownloadNews(f"made-up/{i}", 1, 2, False, 1.0, 0, 0, "e" * 2000, "s" * 2000)
 
 
 def test_line_11_download_notices_are_bounded_and_a_flood_of_them_is_cut_off(victim: NodeProcess) -> None:
@@ -238,7 +248,7 @@ def test_line_11_what_nobody_reads_is_bounded() -> None:
     stream = EnvelopeStream("bulk", never, lambda _: never())  # type: ignore[arg-type, return-value]
     running = asyncio.create_task(stream.run(lambda *_: None))
     await asyncio.sleep(0)
-    block, posted = encode(m.RangeData(bytes(2**22), bytes(32)), 1, is_reply=True), 0
+    block, posted = encode(RangeData(bytes(2**22), bytes(32)), 1, is_reply=True), 0
     with pytest.raises(ProtocolError, match="the other side does not read"):
       while posted < 4096:
         stream.post(block)
@@ -262,8 +272,8 @@ def test_line_11_made_up_nodes_crowd_nobody_out() -> None:
   assert known is not None and ("10.0.0.7", 5001) in known.candidates and len(known.candidates) == 6
 
   members = Membership("me", 1, 0.0)
-  members.heard("gossip", [m.Rumour(f"made-up-{i}", 1, 1) for i in range(5000)], 0.0)
-  members.heard("honest", [m.Rumour("honest", 1, 1)], 0.0)
+  members.heard("gossip", [Rumour(f"made-up-{i}", 1, 1) for i in range(5000)], 0.0)
+  members.heard("honest", [Rumour("honest", 1, 1)], 0.0)
   assert len(members.states) == 1024 and members.state("honest") is State.ALIVE
 
 
@@ -294,7 +304,7 @@ def test_line_11_heartbeats_are_brought_within_bounds() -> None:
       workers=[pb.WorkerBeat(name="cpu", usable_mb=-5, used_mb=2**62, loaded=[shard()] * 1000, problem="a\nb")]
   )
   read, _, _ = decode(pb.Item(heartbeat=beat))
-  assert isinstance(read, m.Heartbeat)
+  assert isinstance(read, Heartbeat)
   assert (read.free_memory_mb, read.load, read.cpu_s) == (0, 0, 0) and read.used_memory_mb <= 2**40
   assert [(link.node_id, link.rtt_ms) for link in read.links] == [("b", 0)] and not read.rumours
   (pace, ) = read.paces
@@ -528,8 +538,8 @@ def test_line_11_a_claim_that_no_machine_can_make_gets_no_layers(victim: NodePro
       asked.append(type(message))
       return m.Done()
 
-    def heartbeat(self) -> m.Heartbeat:
-      return m.Heartbeat(0, workers=(m.WorkerBeat("cpu", 100 * 2**20), ))
+    def heartbeat(self) -> Heartbeat:
+      return Heartbeat(0, workers=(WorkerBeat("cpu", 100 * 2**20), ))
 
   async def scenario() -> None:
     async with stranger(victim, says("giant", 100 * 2**20), Giant()):
@@ -592,8 +602,8 @@ def test_line_11_the_hub_sees_no_token_on_a_strangers_word(hubbed: tuple[NodePro
       with pytest.raises(ExoError):  # this model's files are others than the plan's
         await ask("open")
       assert server.requests and set(server.authorizations) == {None}
-      holding = await it.mesh.call("hubbed", m.FindModel("nobody/asked"), 30)
-      assert holding == m.ModelFound("") and not any("nobody" in asked for asked in server.requests)
+      holding = await it.mesh.call("hubbed", FindModel("nobody/asked"), 30)
+      assert holding == ModelFound("") and not any("nobody" in asked for asked in server.requests)
       # what a client of this node asks for is its user's own business
       server.forget()
       status, _ = await asyncio.to_thread(node.post, "/download", {"model": "some/model", "wait": True})
@@ -612,16 +622,16 @@ class Giver(Mute):
 
   async def answer(self, sender: str, message: m.Message) -> m.Message:
     match message:
-      case m.FindModel():
-        return m.ModelFound(self.manifest.to_json() if message.model_id == "gift" else "")
-      case m.FindBlocks():
-        return m.BlocksFound(tuple((file.name, ((0, file.size), )) for file in self.manifest.files))
-      case m.ReadRange():
+      case FindModel():
+        return ModelFound(self.manifest.to_json() if message.model_id == "gift" else "")
+      case FindBlocks():
+        return BlocksFound(tuple((file.name, ((0, file.size), )) for file in self.manifest.files))
+      case ReadRange():
         data = bytes(message.end - message.start)
         file = self.manifest.file(message.name)
         assert file is not None
         self.given += len(data)
-        return m.RangeData(data, digests_of(data, block_bytes(file.size)))
+        return RangeData(data, digests_of(data, block_bytes(file.size)))
     return m.Done()
 
 

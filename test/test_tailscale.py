@@ -14,7 +14,7 @@ from exo import log
 from exo.config import Config, config_from
 from exo.errors import ConfigError
 from exo.networking.mesh import PeerCandidate
-from exo.networking.messages import Hello
+from exo.networking.peer_messages import Hello
 from exo.networking.tailscale import tailscale_discovery
 from exo.networking.tailscale.tailscale_discovery import TailscaleDiscovery
 from exo.topology.device_capabilities import DeviceCapabilities

@@ -21,6 +21,7 @@ from exo.networking.grpc.codec import decode, encode
 from exo.networking.grpc.peer_codec import hello_in, hello_out
 from exo.networking.grpc.wire import MAX_BYTES, envelope_bytes
 from exo.networking.local.local_mesh import LocalNetwork
+from exo.networking.peer_messages import Hello, WorkerOffer
 from exo.orchestration.node import Node
 from exo.orchestration.ring_view import ring_view
 from exo.topology.device_capabilities import DeviceCapabilities
@@ -195,7 +196,7 @@ def test_line_1_a_frame_is_for_the_stage_that_it_names_and_from_the_one_before(t
 
 # what nodes say of their workers
 
-HELLO = m.Hello("a", 5, 1234, DeviceCapabilities(memory=1000), dummy_offers(1000, TWO), "1")
+HELLO = Hello("a", 5, 1234, DeviceCapabilities(memory=1000), dummy_offers(1000, TWO), "1")
 
 
 @pytest.mark.parametrize(
@@ -212,7 +213,7 @@ HELLO = m.Hello("a", 5, 1234, DeviceCapabilities(memory=1000), dummy_offers(1000
         tuple(replace(HELLO.workers[0], name=f"w{i}", memory_mb=1) for i in range(MAX_WORKERS + 1)),
     ]
 )
-def test_line_1_greetings_name_workers_that_can_be(workers: tuple[m.WorkerOffer, ...]) -> None:
+def test_line_1_greetings_name_workers_that_can_be(workers: tuple[WorkerOffer, ...]) -> None:
   assert hello_in(hello_out(HELLO, "data")) == (HELLO, "data")
   with pytest.raises(ProtocolError):
     hello_in(hello_out(replace(HELLO, workers=workers), "data"))
@@ -220,7 +221,7 @@ def test_line_1_greetings_name_workers_that_can_be(workers: tuple[m.WorkerOffer,
 
 def test_line_1_as_many_workers_as_a_node_may_have_fit_into_its_greeting() -> None:
   engines = tuple(replace(probe_engine(name), missing="m" * 200) for name in engine_names())
-  workers = tuple(m.WorkerOffer(f"gpu{i}", engines, 1) for i in range(MAX_WORKERS))
+  workers = tuple(WorkerOffer(f"gpu{i}", engines, 1) for i in range(MAX_WORKERS))
   hello = replace(HELLO, workers=workers, local_models=tuple(f"model-{i:050}" for i in range(256)))
   assert hello_in(hello_out(hello, "data"))[0] == hello
   assert len(envelope_bytes([hello_out(hello, "data")])) < MAX_BYTES[""]
@@ -276,7 +277,7 @@ def create():
   engines = (probe_engine("slow_loader"), )
 
   async def scenario() -> None:
-    network, offers = LocalNetwork(), tuple(m.WorkerOffer(name, engines, 500) for name in TWO)
+    network, offers = LocalNetwork(), tuple(WorkerOffer(name, engines, 500) for name in TWO)
     nodes = [make_node(tmp_path, network, "n0", 1000, offers=offers), make_node(tmp_path, network, "n1", 0)]
     for node in nodes:
       await node.start()

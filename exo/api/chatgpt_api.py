@@ -37,7 +37,7 @@ from exo.api.request_id import add_request_id, count_requests, request_id_middle
 from exo.config import DEFAULT_API_PORT
 from exo.errors import ConfigError
 from exo.networking.address_rule import parse_address
-from exo.networking.messages import PlanPace
+from exo.networking.peer_messages import PlanPace
 from exo.orchestration.node import Node
 from exo.orchestration.ring_view import rooms_of, worker_views
 from exo.topology.device_capabilities import DeviceCapabilities

@@ -104,12 +104,12 @@ class _NodeCollector:
       waiting[key] = waiting.get(key, 0) + counts.waiting
       running[key] = running.get(key, 0) + counts.running
       used[key] = used.get(key, 0) + counts.reserved_kv_tokens
-      room[key] = room.get(key, 0) + driver.scheduler.limits.max_kv_tokens
+      room[key] = room.get(key, 0) + driver.scheduler.lease
     label = ("model", )
     yield _gauge("exo_queue_requests", "Requests that wait at the first stage here.", label, waiting)
     yield _gauge("exo_running_sequences", "Sequences that the first stage here keeps going.", label, running)
     yield _gauge("exo_kv_cache_used_tokens", "Tokens of KV cache promised to running sequences.", label, used)
-    yield _gauge("exo_kv_cache_capacity_tokens", "Tokens that the KV cache has room for.", label, room)
+    yield _gauge("exo_kv_cache_capacity_tokens", "Tokens that the KV cache may hold now.", label, room)
 
   def _ring(self) -> Iterable[Metric]:
     node, view = self._node, ring_view(self._node)

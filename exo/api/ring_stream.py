@@ -12,7 +12,7 @@ from aiohttp import web
 from exo.api.sse import event_stream
 from exo.inference.shard import Shard
 from exo.model_file import ModelFile
-from exo.networking.messages import PlanRoom, ShardMemory
+from exo.networking.peer_messages import PlanRoom, ShardMemory
 from exo.orchestration.node import Node
 from exo.orchestration.ring_view import NodeView, RingView, WorkerView, ring_view
 from exo.topology.weight_memory import StageBytes
@@ -92,7 +92,7 @@ def worker_json(view: WorkerView) -> dict[str, Any]:
       "free_memory": view.free_mb,
       "layers": [_shard_json(shard) | {"model": shard.model_id} for shard in view.shards],
       "loaded": [
-          _shard_json(shard) | {"model": shard.model_id} | _memory_json(memory)
+          _shard_json(shard) | {"model": shard.model_id, "engine": memory.engine} | _memory_json(memory)
           for shard, memory in zip(view.shards, view.memory, strict=False)
       ],
       "problem": view.problem,

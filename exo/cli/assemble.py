@@ -28,7 +28,7 @@ from exo.networking.address_rule import AddressRule
 from exo.networking.cluster_key import ClusterKeyring, open_keyring
 from exo.networking.discovery import Discovery, NoDiscovery
 from exo.networking.grpc.grpc_mesh import GrpcMesh
-from exo.networking.messages import Hello
+from exo.networking.peer_messages import Hello
 from exo.networking.seeds import SeededDiscovery, read_seeds
 from exo.orchestration.identity import claim_identity
 from exo.orchestration.model_catalog import ModelCatalog

@@ -155,13 +155,14 @@ def _workers(node: dict[str, Any]) -> list[str]:
 
 
 def _memory(node: dict[str, Any]) -> list[str]:
-  """What its devices hold, beside what was planned."""
+  """What its devices hold and by which engine, beside what was planned."""
   lines = []
   for worker in node.get("workers", ()):
     for shard in worker.get("loaded", ()):  # a node of an older version tells none
       planned, measured = shard["planned_memory"], shard["measured_memory"]
+      by = f" on {shard['engine']}" if shard.get("engine") else ""
       lines.append(
-          f"            {_layers({'layers': [shard]})}: {measured['held']} MB when loaded (plan, with caches: "
+          f"            {_layers({'layers': [shard]})}{by}: {measured['held']} MB when loaded (plan, with caches: "
           f"{planned['held']}), at most {measured['loading']} MB while loading (plan: {planned['loading']})"
       )
   return lines

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from exo.config import Config
 from exo.inference.offer import EngineOffer
-from exo.networking.messages import WorkerOffer
+from exo.networking.peer_messages import WorkerOffer
 from exo.topology.ring_plan import WorkerId, names_of
 from exo.worker.devices import engines_by_device, offers_mb
 from exo.worker.engine_speeds import EngineSpeeds

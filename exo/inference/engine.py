@@ -77,11 +77,12 @@ class Batch(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class StageMemory:
-  """What a loaded shard occupies and how much more it can keep.
+  """What a loaded shard occupies and how much more it can keep; `kv_bytes_per_token` is what a token takes at most.
 
   `max_drafting` is how many sequences of one step may have drafts verified: 1 where an entry of several tokens is a run
   of its own, more where such entries are computed together, 0 where caches cannot always be shortened afterwards.
   `near_context`: the model computes sequences that stay within so many tokens otherwise than longer ones; 0 where it does not.
+  `kv_at_once`: memory for all tokens of KV is taken when the shard is loaded, not when they are written.
   """
   weight_bytes: int
   kv_bytes_per_token: int
@@ -90,11 +91,13 @@ class StageMemory:
   max_context: int
   max_drafting: int = 1
   near_context: int = 0
+  kv_at_once: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-  """`memory_bytes` bounds weights and KV together; `kv_memory_bytes` and `max_kv_tokens`, where given, bound the KV alone. `quantize` is what
+  """`memory_bytes` bounds weights and KV together, `free_bytes`, where given, what of that is taken while the shard is loaded: the rest is
+  there once other models' caches have given it up. `kv_memory_bytes` and `max_kv_tokens`, where given, bound the KV alone. `quantize` is what
   `--quantize` says, which each engine reads with `choose_quantize`.
 
   `library_debug` is how much the engine's library prints of its own work (TINYGRAD_DEBUG); 0 is nothing. `device` is the short
@@ -103,6 +106,7 @@ class LoadOptions:
   memory_bytes: int
   threads: int
   kv_memory_bytes: int | None = None
+  free_bytes: int | None = None
   max_sequences: int = 64
   max_context: int | None = None
   max_kv_tokens: int | None = None

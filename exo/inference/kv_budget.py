@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from exo.inference.engine import LoadOptions
@@ -12,16 +13,24 @@ from exo.inference.shard import Shard
 @dataclass(frozen=True, slots=True)
 class KvBudget:
   """`token_bytes` are the keys and values of one token in all layers of the stage; `model_context` the longest sequence
-  that the model knows.
+  that the model knows; `spare` is the room that caches leave empty at most, as a share of what they use.
   """
   options: LoadOptions
   token_bytes: int
   model_context: int
+  spare: float = 0.0
 
   @classmethod
-  def of(cls, shard: Shard, config: ModelConfig, options: LoadOptions, element_bytes: int) -> KvBudget:
+  def of(
+      cls, shard: Shard, config: ModelConfig, options: LoadOptions, element_bytes: int, spare: float = 0.0
+  ) -> KvBudget:
     """Of an engine that keeps keys and values in numbers of so many bytes."""
-    return cls(options, shard.layer_count * config.kv_elements_per_token * element_bytes, config.max_context)
+    return cls(options, shard.layer_count * config.kv_elements_per_token * element_bytes, config.max_context, spare)
+
+  @property
+  def most_token_bytes(self) -> int:
+    """What one token takes at most."""
+    return math.ceil(self.token_bytes * (1 + self.spare))
 
   @property
   def max_context(self) -> int:
@@ -29,10 +38,13 @@ class KvBudget:
     asked = min(self.model_context, self.options.max_context or self.model_context)
     return min(asked, max(2, self.options.memory_bytes // self.token_bytes))
 
-  def tokens(self, weight_bytes: int, spare: float = 0.0) -> int:
-    """How many fit beside the weights; `spare` is the room that a cache leaves empty, as a share of what it uses."""
-    left = max(0, self.options.memory_bytes - weight_bytes)
+  def tokens(self, weight_bytes: int, at_once: bool = False) -> int:
+    """How many fit beside the weights; `at_once`: their memory is taken while the shard is loaded."""
+    memory_bytes = self.options.memory_bytes
+    if at_once and self.options.free_bytes is not None:
+      memory_bytes = min(memory_bytes, self.options.free_bytes)
+    left = max(0, memory_bytes - weight_bytes)
     if self.options.kv_memory_bytes is not None:
       left = min(left, self.options.kv_memory_bytes)
-    tokens = int(left / (1 + spare)) // self.token_bytes
+    tokens = left // self.most_token_bytes
     return tokens if self.options.max_kv_tokens is None else min(tokens, self.options.max_kv_tokens)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 from exo.networking.mesh import PeerCandidate
-from exo.networking.messages import Hello
+from exo.networking.peer_messages import Hello
 
 
 class Discovery(ABC):

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
-from exo.networking.messages import Rumour
+from exo.networking.peer_messages import Rumour
 
 _MAX_MEMBERS = 1024
 _MAX_RUMOURS = 32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from exo.networking.messages import Hello
+from exo.networking.peer_messages import Hello
 from exo.networking.refusals import Refusals
 
 MOST_OF_STRANGERS_MB = 2**21  # 2 TB: what a machine of a home or a lab may have

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from exo.networking.messages import Heartbeat, Hello, Message
+from exo.networking.messages import Message
+from exo.networking.peer_messages import Heartbeat, Hello
 
 
 @dataclass(frozen=True, slots=True)

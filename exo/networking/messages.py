@@ -5,7 +5,7 @@ What is made for every token is a `msgspec.Struct` instead, which is the same to
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import msgspec
@@ -13,210 +13,26 @@ import numpy as np
 import numpy.typing as npt
 
 from exo.inference.engine import BatchEntry, Count, TokenIds
-from exo.inference.engine_news import EngineNews
-from exo.inference.offer import EngineOffer
 from exo.inference.sampling import SamplingParams, TokenLogprob
-from exo.inference.shard import Shard
 from exo.model_file import ModelFile
-from exo.topology.device_capabilities import DeviceCapabilities
-from exo.topology.loaded_for import LoadedFor
+from exo.networking.model_messages import (
+    BlocksFound,
+    DownloadNews,
+    FindBlocks,
+    FindModel,
+    ListModels,
+    ModelFound,
+    ModelsListed,
+    RangeData,
+    ReadRange,
+)
+from exo.networking.peer_messages import Heartbeat, Hello
 from exo.topology.ring_plan import RingPlan
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 # of frames and results from other nodes: numbers that can be reckoned with, and no more of them than any step has
 StageMs = Annotated[tuple[Annotated[float, msgspec.Meta(ge=0, le=1e9)], ...], msgspec.Meta(max_length=2048)]
 MOST_OF_A_STEP = msgspec.Meta(max_length=2**16)
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerOffer:
-  """One device of a node: its short name there, its engines, at least one, and the MB that it offers to the ring.
-
-  The engines stand in the order in which one is chosen for a model, until heartbeats tell otherwise.
-  """
-  name: str
-  engines: tuple[EngineOffer, ...]
-  memory_mb: int
-
-  @property
-  def device(self) -> str:
-    """What it is, for people."""
-    return self.engines[0].device
-
-  @property
-  def usable(self) -> tuple[str, ...]:
-    """The names of the engines that can run something."""
-    return tuple(engine.name for engine in self.engines if engine.available)
-
-
-@dataclass(frozen=True, slots=True)
-class Hello:
-  """Who a node is. `incarnation` grows with every start; `local_models` are names that only some nodes can provide.
-
-  `workers` are its devices, at least one; `capabilities.memory` is what they offer together.
-  """
-  node_id: str
-  incarnation: int
-  port: int
-  capabilities: DeviceCapabilities
-  workers: tuple[WorkerOffer, ...]
-  version: str
-  local_models: tuple[str, ...] = ()
-
-  @property
-  def engine(self) -> str:
-    """The engine of its first worker."""
-    return self.workers[0].engines[0].name
-
-  @property
-  def device(self) -> str:
-    """Its devices, for people."""
-    return ", ".join(dict.fromkeys(worker.device for worker in self.workers))
-
-  def since(self, beat: Heartbeat | None) -> Hello:
-    """As it would be told now, after a heartbeat of the node's."""
-    news = {} if beat is None else {worker.name: worker.news for worker in beat.workers}
-    workers = (replace(w, engines=news[w.name].of(w.engines)) if w.name in news else w for w in self.workers)
-    return replace(self, workers=tuple(workers))
-
-
-@dataclass(frozen=True, slots=True)
-class PeerLink:
-  """A link that a node has, as it tells the others. `rtt_ms` 0 until measured."""
-  node_id: str
-  rtt_ms: float
-  interface: str
-
-
-@dataclass(frozen=True, slots=True)
-class PlanPace:
-  """What recent steps of decodes took on a plan whose first stage is the sender; medians in ms where not said.
-
-  `compute_ms` and `wait_ms` have one entry a stage: its engine's time, and what a frame waited there beside. `hop_ms` is
-  a lap's time less all compute, divided by the hops, of the `laps` that had the ring to themselves; `transport_ms` that
-  of all laps less all that the stages spent, which leaves codec, gRPC and the wire. `drafted` and `accepted` count tokens,
-  `wasted` is the part of the compute of all decodes that went to wrong drafts.
-  """
-  plan_id: str
-  lap_ms: float
-  compute_ms: tuple[float, ...]
-  wait_ms: tuple[float, ...]
-  hop_ms: float
-  hop_p99_ms: float
-  transport_ms: float
-  laps: int
-  drafted: int = 0
-  accepted: int = 0
-  wasted: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class PlanRoom:
-  """Of an open plan whose first stage is the sender: what its model is loaded for, and what there is room for: so many requests at
-  once, tokens in one of them, and tokens in all their caches together. `kept`: the sender does not unload it for other models.
-  """
-  plan_id: str
-  model_id: str
-  loaded_for: LoadedFor
-  max_sequences: int
-  max_context: int
-  max_kv_tokens: int
-  kept: bool = False
-
-  def __str__(self) -> str:
-    return (
-        f"{'kept, ' if self.kept else ''}loaded for {self.loaded_for}; room for {self.max_kv_tokens} tokens, {self.max_context} in one request, "
-        f"{self.max_sequences} at once"
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Rumour:
-  """The highest count of a node's heartbeats that somebody has seen, and where it was reached ("host:port" or "")."""
-  node_id: str
-  incarnation: int
-  beat: int
-  address: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Ailment:
-  """Why a node's worker takes no part in a model's plans for now. `fingerprint` is of the model's files."""
-  model_id: str
-  fingerprint: str
-  reason: str
-  worker: str
-
-
-@dataclass(frozen=True, slots=True)
-class ShardMemory:
-  """What a loaded shard takes, in MB: as it was planned, and as its process was measured to grow, at most while it was loaded and
-  when it was.
-  """
-  planned_loading_mb: int
-  planned_held_mb: int
-  loading_mb: int
-  held_mb: int
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerBeat:
-  """What a worker has and does now, in MB: `usable_mb` it could use, `used_mb` of it are taken by weights.
-
-  `problem` is why it can compute nothing and takes part in no plan; "" while it can. `news` is what the greeting does not tell
-  of its engines. `pinned` are the models that never give way for others, each with what it takes, `loading` those whose layers are
-  on their way, each with how far they are, from 0 to 1, `memory` what each
-  of `loaded` takes, in their order.
-  """
-  name: str
-  usable_mb: int
-  used_mb: int = 0
-  loaded: tuple[Shard, ...] = ()
-  problem: str = ""
-  news: EngineNews = field(default_factory=EngineNews)
-  pinned: tuple[tuple[str, int], ...] = ()
-  loading: tuple[tuple[str, float], ...] = ()
-  memory: tuple[ShardMemory, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Heartbeat:
-  """Sent on a connection of its own; an answer bears the number of what it answers.
-
-  `load` is the part of the last seconds, 0..1, in which the device computed; `frames` counts what it has computed in all.
-  `cpu_s` is the processor time that the process has used so far, `rss_mb` the memory that it occupies.
-  `rumours` are what `membership.py` passes on. `leaving`: no new plans for this node, it shuts down or all its workers are broken.
-  `data_bytes` is what its sender has put on the data stream of this link so far, `data_read_bytes` what it has read;
-  `link_keys` names all links that it has with the peer; `retired`: this one is used no more. `ailments` are the models that it
-  cannot run. `rooms` are of the plans that begin there.
-  """
-  number: int
-  is_answer: bool = False
-  active: bool = False
-  workers: tuple[WorkerBeat, ...] = ()
-  load: float = 0.0
-  frames: int = 0
-  links: tuple[PeerLink, ...] = ()
-  cpu_s: float = 0.0
-  rss_mb: int = 0
-  paces: tuple[PlanPace, ...] = ()
-  leaving: bool = False
-  rumours: tuple[Rumour, ...] = ()
-  data_bytes: int = 0
-  data_read_bytes: int = 0
-  link_keys: tuple[str, ...] = ()
-  ailments: tuple[Ailment, ...] = ()
-  rooms: tuple[PlanRoom, ...] = ()
-  retired: bool = False
-
-  @property
-  def free_memory_mb(self) -> int:
-    """What its workers could use, together."""
-    return sum(worker.usable_mb for worker in self.workers)
-
-  @property
-  def used_memory_mb(self) -> int:
-    return sum(worker.used_mb for worker in self.workers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,12 +94,15 @@ class OpenPlan:
 
 @dataclass(frozen=True, slots=True)
 class PlanOpened:
-  """The stage is ready; what it can keep. `max_drafting` is as in `StageMemory`."""
+  """The stage is ready; what it can keep. `max_drafting` is as in `StageMemory`; of `max_kv_tokens` its caches may hold `lease_tokens`
+  at first.
+  """
   plan_id: str
   max_kv_tokens: int
   max_sequences: int
   max_context: int
-  max_drafting: int = 0
+  max_drafting: int
+  lease_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +139,32 @@ class GiveWay:
   """
   plan_id: str
   wanted_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShrinkLease:
+  """To the first stage of a plan, from a node with a stage of it: let its caches hold no more than so many tokens, or than running
+  sequences need. The answer is the `Lease` that is left.
+  """
+  plan_id: str
+  tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class GrowLease:
+  """From the first stage of a plan: are the caches of its stage number `stage`, which is yours, allowed to hold so many tokens? The answer
+  is the `Lease` that there is room for.
+  """
+  plan_id: str
+  stage: int
+  tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+  """How many tokens the caches of a plan may hold now."""
+  plan_id: str
+  tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -448,77 +293,10 @@ class TokenDelivery(msgspec.Struct, frozen=True):
   embedding: npt.NDArray[np.float32] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class FindModel:
-  """Which files does this model have, as you hold it?"""
-  model_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFound:
-  """`manifest_json` is empty where the node holds nothing of the model."""
-  manifest_json: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ListModels:
-  """Which models do you hold something of? Of this one alone where one is named."""
-  model_id: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelsListed:
-  """`models_json` is a list of `HeldModel`."""
-  models_json: str = "[]"
-
-
-@dataclass(frozen=True, slots=True)
-class FindBlocks:
-  """Which bytes of these files (name, identity) do you have?"""
-  model_id: str
-  files: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class BlocksFound:
-  """By file, spans [start, end) of whole blocks."""
-  files: tuple[tuple[str, tuple[tuple[int, int], ...]], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ReadRange:
-  """Give me bytes [start, end) of a file. Travels, with its answer, on the bulk stream."""
-  model_id: str
-  name: str
-  identity: str
-  start: int
-  end: int
-
-
-@dataclass(frozen=True, slots=True)
-class RangeData:
-  """`digests` holds the SHA-256 of each block of `data`, one after the other."""
-  data: bytes
-  digests: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class DownloadNews:
-  """How far a download of the sender's has come; the fields are those of `DownloadProgress`."""
-  model_id: str
-  downloaded_bytes: int
-  total_bytes: int
-  done: bool
-  bytes_per_s: float
-  from_peers_bytes: int
-  from_hub_bytes: int
-  error: str
-  status: str
-
-
 Message = (
     Hello | Heartbeat | OpenPlan | PlanOpened | ClosePlan | Submit | Cancel | Failure | Done | RequestFailed | Frame
-    | Absolve | GiveWay | StepResult | StepFailed | TokenDelivery | FindModel | ModelFound | FindBlocks | BlocksFound
+    | Absolve | GiveWay | ShrinkLease | GrowLease | Lease | StepResult | StepFailed | TokenDelivery | FindModel
+    | ModelFound | FindBlocks | BlocksFound
     | ReadRange
     | RangeData | DownloadNews | ListModels | ModelsListed
 )

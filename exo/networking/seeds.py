@@ -9,7 +9,7 @@ from pathlib import Path
 from exo.errors import ConfigError
 from exo.networking.discovery import Discovery
 from exo.networking.mesh import PeerCandidate
-from exo.networking.messages import Hello
+from exo.networking.peer_messages import Hello
 from exo.tasks import TaskOwner
 
 _OFFER_S = 5.0

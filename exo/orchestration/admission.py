@@ -87,7 +87,7 @@ class Admission:
     """How many of these, in their order, could begin now."""
     rows, reserved = self._limits.max_sequences - len(self._running), self._room.reserved
     for count, request in enumerate(requests[:rows]):
-      reserved += min(self.needed(request), self._limits.max_kv_tokens)
+      reserved += self._claim(request)
       if reserved > self._limits.max_kv_tokens:
         return count
     return min(rows, len(requests))
@@ -117,9 +117,23 @@ class Admission:
   def has_room(self, request: Request) -> bool:
     return len(self._running) < self._limits.max_sequences and self._lacking(request) <= 0
 
+  def _claim(self, request: Request) -> int:
+    """KV tokens that are reserved for a request when it begins."""
+    return min(self.needed(request), self._limits.max_kv_tokens)
+
   def _lacking(self, request: Request) -> int:
-    needed = min(self.needed(request), self._limits.max_kv_tokens)
-    return self._room.reserved + needed - self._limits.max_kv_tokens
+    return self._room.reserved + self._claim(request) - self._room.lease
+
+  @property
+  def wanted_lease(self) -> int:
+    """How many tokens caches would have to hold for the next waiting request to begin beside those that run; 0 where the lease is not
+    what it waits for.
+    """
+    request = self.line.next()
+    if request is None or len(self._running) >= self._limits.max_sequences or self._lacking(request) <= 0:
+      return 0
+    wanted = self._room.reserved + self._claim(request)
+    return wanted if wanted <= self._limits.max_kv_tokens else 0
 
   def giving_up(self, in_flight: Iterable[tuple[BatchEntry, ...]]) -> list[RunningSequence]:
     """Sequences that give up their places for the next request: none unless its share has nothing running, and enough.

@@ -20,7 +20,7 @@ from exo.errors import (
 from exo.inference.shard import Shard
 from exo.log import log, say
 from exo.model_file import ModelFile
-from exo.networking.messages import Ailment
+from exo.networking.peer_messages import Ailment
 from exo.oldest import forget_oldest
 from exo.tasks import TaskOwner
 

@@ -21,6 +21,7 @@ _COPIES_PER_TOKEN = 16
 class Limits:
   """The least of what the plan's stages can do, and the bounds of one step. Counts of tokens unless said.
 
+  `lease_tokens` are those that caches may hold at first, None for all that they ever may, `max_kv_tokens`.
   `max_drafting` is the number of sequences of one step that may have drafts verified, 0 for no speculation; `near_context` is as in
   `StageMemory`.
   """
@@ -33,10 +34,14 @@ class Limits:
   keep_caches: bool = True
   max_drafting: int = 0
   near_context: int = 0
+  lease_tokens: int | None = None
 
 
 class KvRoom:
-  """`kept` are the caches of finished requests, `reserved` what the `running` sequences may come to need, in tokens."""
+  """`kept` are the caches of finished requests, `reserved` what the `running` sequences may come to need, in tokens.
+
+  All of them hold no more than the `lease`: the memory may be needed for other models, or be given back by them.
+  """
   def __init__(self, limits: Limits, running: Mapping[int, RunningSequence]) -> None:
     self.limits, self._running = limits, running
     self.kept = PrefixCache()
@@ -44,6 +49,18 @@ class KvRoom:
     self._drops: list[int] = []
     self._ends: list[int] = []
     self._next_sequence = 1
+    self._lease = limits.max_kv_tokens if limits.lease_tokens is None else limits.lease_tokens
+
+  @property
+  def lease(self) -> int:
+    """How many tokens the caches may hold now: what running sequences were promised is not taken from them."""
+    return max(self._lease, self.reserved)
+
+  def set_lease(self, tokens: int) -> int:
+    """Let the caches hold so many tokens, or as few more as running sequences need. Returns how many those are."""
+    self._lease = min(tokens, self.limits.max_kv_tokens)
+    self.make_room(0)
+    return self.lease
 
   @property
   def untold(self) -> bool:
@@ -64,6 +81,7 @@ class KvRoom:
       gone = self.kept.keep(number, sequence.tokens[:sequence.computed], sequence.salt)
       self._ends = [n for n in (*self._ends, number) if n not in gone]
       self._drops.extend(gone)
+      self.make_room(0)  # what was its own while it ran is not any more
     else:
       self._drops.append(number)
 
@@ -83,7 +101,7 @@ class KvRoom:
     rows = self.limits.max_sequences - len(self._running)
     while len(self.kept) >= rows and (oldest := self.kept.oldest(needed_now)) is not None:
       self._evict(oldest)
-    if self.kept and (len(self.kept) >= rows or self._use + tokens > self.limits.max_kv_tokens):
+    if self.kept and (len(self.kept) >= rows or self._use + tokens > self.lease):
       return self._take_over(source, length, tokens) if kept and not sources else None
     if kept:
       self.kept.touch(source)
@@ -107,7 +125,7 @@ class KvRoom:
 
   def make_room(self, tokens: int, but: Collection[int] = ()) -> None:
     """Forget kept caches, the least recently used first, until so many more tokens would fit."""
-    while self._use + tokens > self.limits.max_kv_tokens and (oldest := self.kept.oldest(but)) is not None:
+    while self._use + tokens > self.lease and (oldest := self.kept.oldest(but)) is not None:
       self._evict(oldest)
 
   def forget(self, sequences: Iterable[int]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from exo.networking.messages import Ailment
+from exo.networking.peer_messages import Ailment
 from exo.oldest import forget_oldest
 from exo.orchestration.model_catalog import ModelInfo
 from exo.topology.ring_plan import WorkerId

@@ -20,10 +20,7 @@ async def judge_of(node: Node) -> ModelJudge:
       chain.model_id: tuple(dict.fromkeys(stage.node_id for stage in chain.stages))
       for chain in ring_view(node).chains
   }
-  contexts = {
-      room.model_id: min(room.max_context, room.max_kv_tokens)
-      for _, room in reversed(rooms_of(node))
-  }  # own ones last
+  contexts = {room.model_id: room.max_context for _, room in reversed(rooms_of(node))}  # own ones last
   return ModelJudge(
       node.profiles, node.node_id, node.planner.workers(node.hello), node.planner.place, node.planner.wanted, chains,
       contexts, others, node.planner.refused.told()

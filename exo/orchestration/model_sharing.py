@@ -16,12 +16,12 @@ from exo.download.sparse_file import held_spans
 from exo.errors import ExoError, ModelFilesError, PeerUnreachableError, ProtocolError
 from exo.inference.weights.block_map import BlockMap, Span, block_bytes, digests_of
 from exo.log import log
-from exo.networking.messages import (
+from exo.networking.messages import Message
+from exo.networking.model_messages import (
     BlocksFound,
     DownloadNews,
     FindBlocks,
     FindModel,
-    Message,
     ModelFound,
     RangeData,
     ReadRange,

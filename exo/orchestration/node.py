@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -19,8 +18,6 @@ from exo.errors import (
     ProtocolError,
     StartingError,
     in_words,
-    one_line,
-    without_paths,
 )
 from exo.inference.offer import EngineOffer
 from exo.log import log
@@ -28,25 +25,19 @@ from exo.networking.discovery import Discovery
 from exo.networking.mesh import Mesh
 from exo.networking.messages import (
     Done,
-    DownloadNews,
-    FindBlocks,
-    FindModel,
     Frame,
     GiveWay,
-    Heartbeat,
-    Hello,
-    ListModels,
+    GrowLease,
     Message,
     OpenPlan,
-    PeerLink,
-    ReadRange,
     RequestFailed,
-    ShardMemory,
+    ShrinkLease,
     StepResult,
     Submit,
     TokenDelivery,
-    WorkerBeat,
 )
+from exo.networking.model_messages import DownloadNews, FindBlocks, FindModel, ListModels, ReadRange
+from exo.networking.peer_messages import Heartbeat, Hello
 from exo.orchestration.activity import Activity
 from exo.orchestration.awake_cores import AwakeCores
 from exo.orchestration.entry_desk import EntryDesk
@@ -55,24 +46,22 @@ from exo.orchestration.meter import Meter
 from exo.orchestration.model_catalog import ModelCatalog, ModelInfo
 from exo.orchestration.model_profiles import ModelProfiles
 from exo.orchestration.model_sharing import ModelSharing
+from exo.orchestration.node_news import heartbeat_of
 from exo.orchestration.peer_bounds import PeerBounds
 from exo.orchestration.plan_host import PlanHost
 from exo.orchestration.planner import ModelRing, Planner
 from exo.orchestration.ring_files import RingFiles
 from exo.orchestration.ring_models import RingModels
 from exo.orchestration.stage_files import StageFiles
-from exo.system_figures import own_memory
 from exo.tasks import TaskOwner
 from exo.topology.loaded_for import LoadedFor
 from exo.topology.placements import Strategy
 from exo.topology.topology import Topology
-from exo.worker.shard_loader import LoadedShard
 from exo.worker.worker import Worker
 
 _MB = 2**20
 _DRAIN_POLL_S = 0.05
 _DROP_EVERY_S = 1.0
-_LONGEST_PROBLEM = 400
 
 
 class Node:
@@ -344,6 +333,10 @@ class Node:
       case GiveWay():
         self.plans.residents.on_give_way(sender, message)
         return Done()
+      case ShrinkLease():
+        return self.plans.leases.on_shrink(sender, message)
+      case GrowLease():
+        return await self.plans.leases.on_grow(sender, message)
       case ListModels():
         return await self.ring_models.answer(message.model_id)
       case FindModel() | FindBlocks() | ReadRange():
@@ -384,37 +377,9 @@ class Node:
     if not self.catalog.store.is_vouched(shard.model_id) and not is_here:
       self._bounds.note_fetch(shard.model_id, needed)
 
-  def _worker_beat(self, worker: Worker) -> WorkerBeat:
-    loaded = self.plans.loaded(worker)
-    return WorkerBeat(
-        worker.name, self.planner.usable_mb(worker.name), worker.loaded_bytes // _MB, self.plans.shards(worker),
-        without_paths(one_line(worker.health.problem or ""))[:_LONGEST_PROBLEM], worker.engines.news,
-        self.plans.residents.pinned_mb(worker), tuple(worker.loader.loading.items()), tuple(map(_memory_of, loaded))
-    )
-
   def heartbeat(self) -> Heartbeat:
-    workers = tuple(map(self._worker_beat, self.workers))
-    links = tuple(PeerLink(n, p.rtt_ms, p.interface) for n, p in self._mesh.peers().items())
-    return Heartbeat(
-        0,
-        False,
-        self.plans.busy,
-        workers,
-        self.meter.load,
-        self.meter.frames,
-        links,
-        time.process_time(),
-        own_memory() // _MB,
-        self.plans.paces,
-        self.leaving,
-        ailments=self.plans.ailments(),
-        rooms=self.plans.rooms
-    )
-
-
-def _memory_of(shard: LoadedShard) -> ShardMemory:
-  figures = (*shard.planned, *shard.measured)
-  return ShardMemory(*(math.ceil(n_bytes / _MB) for n_bytes in figures))
+    usable_mb = {worker.name: self.planner.usable_mb(worker.name) for worker in self.workers}
+    return heartbeat_of(self.plans, usable_mb, self.meter, self._mesh.peers(), self.leaving)
 
 
 def _tell(who: Callable[..., None], *what: str) -> None:

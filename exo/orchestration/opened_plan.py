@@ -29,7 +29,8 @@ class RunningStage:
     """What it can keep, for the plan's first stage."""
     memory = self.loaded.model.memory
     return PlanOpened(
-        self.runner.plan.plan_id, memory.max_kv_tokens, memory.max_sequences, memory.max_context, memory.max_drafting
+        self.runner.plan.plan_id, memory.max_kv_tokens, memory.max_sequences, memory.max_context, memory.max_drafting,
+        self.worker.lease(self.loaded.model)
     )
 
 

@@ -10,7 +10,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from exo.inference.engine import LogitsOf
-from exo.networking.messages import PlanPace, StepResult
+from exo.networking.messages import StepResult
+from exo.networking.peer_messages import PlanPace
 from exo.orchestration.prompt_chunks import PromptChunks
 from exo.orchestration.step import Step
 

@@ -9,15 +9,8 @@ from dataclasses import replace
 
 from exo.errors import BadNumbersError, ExoError
 from exo.log import enabled, log
-from exo.networking.messages import (
-    Frame,
-    Message,
-    PlanPace,
-    PlanRoom,
-    Request,
-    StepFailed,
-    StepResult,
-)
+from exo.networking.messages import Frame, Message, Request, StepFailed, StepResult
+from exo.networking.peer_messages import PlanPace, PlanRoom
 from exo.orchestration.failures import failure_error, tell_failed
 from exo.orchestration.meter import Meter
 from exo.orchestration.pace import Pace
@@ -29,12 +22,16 @@ _LONGEST_LOOK_S = 1.0
 
 
 class PlanDriver:
-  """Purely driven by events, and by one timer: a request waits for its turn for at most `most_wait_s`, or is refused."""
+  """Purely driven by events, and by one timer: a request waits for its turn for at most `most_wait_s`, or is refused.
+
+  `want_lease` is called, as often as may be, while requests wait for caches to be allowed to hold so many tokens.
+  """
   def __init__(
       self, plan: RingPlan, scheduler: Scheduler, feed: Callable[[Frame], None], send: Callable[[str, Message], None],
-      meter: Meter, most_wait_s: float
+      meter: Meter, most_wait_s: float, want_lease: Callable[[str, int], None]
   ) -> None:
-    self.plan, self.scheduler = plan, scheduler
+    self.plan, self.scheduler, self._want_lease = plan, scheduler, want_lease
+    self.times_shrunk = 0
     self._most_wait_s = most_wait_s
     self._look_again: asyncio.TimerHandle | None = None
     self._feed, self._send, self._meter = feed, send, meter
@@ -60,8 +57,9 @@ class PlanDriver:
   def room(self) -> PlanRoom:
     """What the plan's model is loaded for, and what all of its stages have room for."""
     of = self.scheduler.limits
+    context = min(of.max_context, of.max_kv_tokens)
     return PlanRoom(
-        self.plan.plan_id, self.plan.model_id, self.plan.loaded_for, of.max_sequences, of.max_context, of.max_kv_tokens
+        self.plan.plan_id, self.plan.model_id, self.plan.loaded_for, of.max_sequences, context, self.scheduler.lease
     )
 
   def submit(self, request: Request) -> None:
@@ -84,6 +82,23 @@ class PlanDriver:
     self._refuse_later()  # first, whatever becomes of this time
     for request in self.scheduler.admission.overdue(self._most_wait_s):
       self._tell_failed(request, self.scheduler.admission.overdue_error(request, self._most_wait_s))
+    self._ask_for_lease()
+
+  def _ask_for_lease(self) -> None:
+    if self.scheduler.waiting and not self._closed and (wanted := self.scheduler.admission.wanted_lease):
+      self._want_lease(self.plan.plan_id, wanted)
+
+  def shrink_lease(self, tokens: int) -> int:
+    """Let the caches hold no more than so many tokens, or as many more as those who run need; returns how many those are."""
+    self.times_shrunk += 1
+    held = self.scheduler.set_lease(min(tokens, self.scheduler.lease))
+    self._pump()
+    return held
+
+  def grow_lease(self, tokens: int) -> None:
+    """All stages have room for so many tokens now."""
+    self.scheduler.set_lease(max(tokens, self.scheduler.lease))
+    self._pump()
 
   def cancel(self, request_id: str) -> None:
     if self.scheduler.cancel(request_id):
@@ -167,3 +182,4 @@ class PlanDriver:
               truncates=step.truncates
           )
       )
+    self._ask_for_lease()

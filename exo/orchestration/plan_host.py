@@ -26,7 +26,6 @@ from exo.inference.shard import Shard
 from exo.log import log
 from exo.networking.messages import (
     Absolve,
-    Ailment,
     Cancel,
     ClosePlan,
     Failure,
@@ -34,16 +33,16 @@ from exo.networking.messages import (
     Message,
     OpenPlan,
     PlanOpened,
-    PlanPace,
-    PlanRoom,
     StepFailed,
     StepResult,
     Submit,
 )
+from exo.networking.peer_messages import Ailment, PlanPace, PlanRoom
 from exo.orchestration.ailments import Illness
 from exo.orchestration.awake_cores import AwakeCores
 from exo.orchestration.failures import failure_error
 from exo.orchestration.frame_check import check_frame
+from exo.orchestration.kv_leases import KvLeases
 from exo.orchestration.kv_room import Limits
 from exo.orchestration.meter import Meter
 from exo.orchestration.opened_plan import OpenedPlan, Opening, RunningStage
@@ -78,6 +77,10 @@ class PlanHost:
     self._start = PlanStart(send, call, self._driver_of, self._tasks, speculate, most_wait_s)
     closing = Closing(self._close_here, self._close_everywhere, self._begin_to_close, self._lose)
     self.residents = Residents(node_id, self._open, self._opening, self._start.__contains__, call, closing)
+    self.leases = KvLeases(
+        node_id, self._open, lambda plan_id: self.residents.plan_of(plan_id) is not None,
+        lambda worker, plan: self.residents.give_way(worker, plan, None), call, self._tasks
+    )
     self._desks = {worker.name: WorkerDesk(worker, files, self._tasks, self) for worker in workers}
     for worker in workers:
       worker.health.on_broken(partial(self._leave, worker))
@@ -200,7 +203,9 @@ class PlanHost:
       raise PlanClosedError(f"plan {plan.plan_id} was closed while it opened")
     feed = here.stages[0].runner.feed
     limits = replace(limits, near_context=here.stages[0].loaded.model.memory.near_context)
-    here.driver = PlanDriver(plan, Scheduler(limits), feed, self._send, self._meter, self._most_wait_s)
+    here.driver = PlanDriver(
+        plan, Scheduler(limits), feed, self._send, self._meter, self._most_wait_s, self.leases.grow
+    )
     return here.driver
 
   # sickness

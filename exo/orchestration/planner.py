@@ -19,7 +19,8 @@ from exo.errors import (
 from exo.inference.engine_news import EngineNews
 from exo.log import log
 from exo.networking.mesh import Mesh
-from exo.networking.messages import Absolve, Ailment, Hello, OpenPlan, WorkerOffer
+from exo.networking.messages import Absolve, OpenPlan
+from exo.networking.peer_messages import Ailment, Hello, WorkerOffer
 from exo.oldest import forget_oldest
 from exo.orchestration.left_out import LeftOut
 from exo.orchestration.model_catalog import ModelInfo

@@ -117,7 +117,8 @@ class Residents:
 
   def _others(self, worker: Worker, plan: RingPlan, but_model: str | None) -> list[OpenedPlan]:
     stay = {but_model, *self.kept - {plan.model_id}}
-    found = (opened for opened in self._opened.values() if opened.plan.model_id not in stay)
+    plans = (opened for opened in self._opened.values() if opened.plan.plan_id != plan.plan_id)
+    found = (opened for opened in plans if opened.plan.model_id not in stay)
     return [opened for opened in found if opened.on(worker) is not None]
 
   def pinned_mb(self, worker: Worker) -> tuple[tuple[str, int], ...]:

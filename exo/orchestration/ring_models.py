@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from exo.download.model_store import ModelEntry, ModelStore
 from exo.errors import ExoError, ModelNotFoundError, in_words
 from exo.log import log
-from exo.networking.messages import ListModels, Message, ModelsListed
+from exo.networking.messages import Message
+from exo.networking.model_messages import ListModels, ModelsListed
 from exo.orchestration.held_model import HeldModel, from_json, held_model, to_json
 from exo.orchestration.model_profiles import ModelProfiles
 from exo.orchestration.plan_start import Call

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from exo.inference.shard import Shard
 from exo.model_file import ModelFile
-from exo.networking.messages import Ailment, Heartbeat, Hello, PlanRoom, ShardMemory, WorkerBeat
+from exo.networking.peer_messages import Ailment, Heartbeat, Hello, PlanRoom, ShardMemory, WorkerBeat
 from exo.orchestration.node import Node
 from exo.topology.device_capabilities import DeviceCapabilities
 from exo.topology.ring_plan import Stage

@@ -75,6 +75,15 @@ class Scheduler:
         self._room.kept.tokens
     )
 
+  @property
+  def lease(self) -> int:
+    """How many tokens all caches may hold now."""
+    return self._room.lease
+
+  def set_lease(self, tokens: int) -> int:
+    """As `KvRoom.set_lease`; the next step tells the stages what is forgotten for it."""
+    return self._room.set_lease(tokens)
+
   def add(self, request: Request, most_wait_s: float = math.inf) -> list[Request]:
     """Queue a request; see `Admission.add`."""
     return self.admission.add(request, most_wait_s)

@@ -12,6 +12,7 @@ from exo.errors import ExoError, ModelTooLargeError, NoRoomError, PeerLostError,
 from exo.inference.engine import StageModel
 from exo.inference.grammar import GrammarCompiler
 from exo.inference.shard import Shard
+from exo.inference.weights.checkpoint import Checkpoint
 from exo.model_file import ModelFile
 from exo.networking.messages import OpenPlan
 from exo.orchestration.frame_check import FrameBounds
@@ -21,6 +22,7 @@ from exo.worker.step_guard import check_step
 from exo.worker.worker import Worker
 
 if TYPE_CHECKING:
+  from exo.orchestration.kv_leases import KvLeases
   from exo.orchestration.residents import Residents
 
 _MB = 2**20
@@ -38,9 +40,9 @@ class OpenedStage:
 
 
 class StageOpener:
-  """For one worker; `residents` are what its node has loaded."""
-  def __init__(self, worker: Worker, files: StageFiles, residents: Residents) -> None:
-    self._worker, self._files, self._residents = worker, files, residents
+  """For one worker; `residents` are what its node has loaded, and `leases` what their caches may hold."""
+  def __init__(self, worker: Worker, files: StageFiles, residents: Residents, leases: KvLeases) -> None:
+    self._worker, self._files, self._residents, self._leases = worker, files, residents, leases
     self._memory = asyncio.Lock()
     self._lost: dict[str, ExoError] = {}
     self._opening: set[str] = set()
@@ -69,9 +71,10 @@ class StageOpener:
       give_up, pause_s = time.monotonic() + message.room_s, _ROOM_POLL_S
       while True:
         async with self._memory:
-          in_use = await self._in_the_way(message, shard)
+          checkpoint = await self._files.checkpoint(shard, message.file)
+          in_use = await self._in_the_way(message, self._worker.loader.needed_bytes(shard, checkpoint, plan.loaded_for))
           if not in_use:
-            return await self._load(shard, message.file, plan.loaded_for, plan.plan_id)
+            return await self._load(shard, message.file, checkpoint, plan.loaded_for, plan.plan_id)
         if time.monotonic() >= give_up:
           raise NoRoomError(
               f"{self._worker.label} has no room for {plan.model_id} while {', '.join(in_use)} "
@@ -91,28 +94,26 @@ class StageOpener:
     """
     await self._files.fetch(shard, file)
     async with self._memory:
-      if self._worker.room < await self._needed_bytes(shard, file, WHAT_FITS):
+      checkpoint = await self._files.checkpoint(shard, file)
+      needed = self._worker.loader.needed_bytes(shard, checkpoint, WHAT_FITS)
+      if self._worker.room < needed or not await self._leases.free(self._worker, needed):
         if not lacked_memory:
           return
         raise ModelTooLargeError(f"there is no room to try {shard} beside what runs", missing_mb=1)
-      stage = await self._load(shard, file, WHAT_FITS, "")
+      stage = await self._load(shard, file, checkpoint, WHAT_FITS)
       await self._worker.unload(stage.model)
 
-  async def _needed_bytes(self, shard: Shard, file: ModelFile, wanted: LoadedFor) -> int:
-    return self._worker.loader.needed_bytes(shard, await self._files.checkpoint(shard, file), wanted)
-
-  async def _in_the_way(self, message: OpenPlan, shard: Shard) -> tuple[str, ...]:
-    """The models that have to drain before the new stage has room, which is made by closing what nobody uses; none once there is
-    some, or where none is in its way: then the engine itself says what is missing.
+  async def _in_the_way(self, message: OpenPlan, needed: int) -> tuple[str, ...]:
+    """The models that have to drain before the new stage has room, which is made by what others' caches give up and by closing what
+    nobody uses; none once there is some, or where none is in its way: then the engine itself says what is missing.
     """
     plan, beside = message.plan, message.beside
-    needed = await self._needed_bytes(shard, message.file, plan.loaded_for)
     if beside and not plan.loaded_for.is_bounded:
       # with room to spare, since what is left after the weights is all that its cache will ever get
       needed = int(needed * _SPARE)
     self._check_pinned(plan.model_id, needed)
     but_model = plan.model_id if beside else None
-    while (lost := self._lost.get(plan.plan_id)) is None and self._worker.room < needed:
+    while (lost := self._lost.get(plan.plan_id)) is None and not await self._has_room(needed):
       if await self._residents.give_way(self._worker, plan, but_model):
         continue
       if beside:
@@ -121,6 +122,15 @@ class StageOpener:
     if lost is not None:
       raise lost
     return ()
+
+  async def _has_room(self, needed: int) -> bool:
+    """Whether so many bytes are free, once others' caches have given up half of what is left beside, so that the new ones begin with
+    the other half, or as much as they can."""
+    if self._worker.room < needed:
+      return False
+    half = (self._worker.room - needed) // 2
+    await self._leases.free(self._worker, needed + half)
+    return self._worker.free >= needed
 
   def _check_pinned(self, model_id: str, needed: int) -> None:
     """Raises `ModelTooLargeError` where models that never give way leave no room for another one."""
@@ -133,8 +143,9 @@ class StageOpener:
           missing_mb=missing_mb
       )
 
-  async def _load(self, shard: Shard, file: ModelFile, wanted: LoadedFor, plan_id: str) -> OpenedStage:
-    checkpoint = await self._files.checkpoint(shard, file)
+  async def _load(
+      self, shard: Shard, file: ModelFile, checkpoint: Checkpoint, wanted: LoadedFor, plan_id: str = ""
+  ) -> OpenedStage:
     model = await self._worker.load(shard, checkpoint, wanted)
     try:
       self._check_cache(model, 2 if wanted == WHAT_FITS else wanted.kv_tokens(checkpoint.config.max_context))

@@ -16,6 +16,7 @@ from exo.errors import (
 )
 from exo.networking.messages import OpenPlan
 from exo.orchestration.ailments import Ailments, Illness
+from exo.orchestration.kv_leases import KvLeases
 from exo.orchestration.residents import Residents
 from exo.orchestration.stage_files import StageFiles
 from exo.orchestration.stage_opener import OpenedStage, StageOpener
@@ -30,6 +31,7 @@ _NO_AILMENT = (PeerLostError, PlanClosedError, DrainingError, ProtocolError, NoR
 class OpenStages(Protocol):
   """The stages that are open on the workers of a node."""
   residents: Residents
+  leases: KvLeases
 
   def find(self, worker: Worker, illness: Illness) -> OpenedStage | None:
     """The stage on that worker that runs these very layers of these files, if there is one."""
@@ -39,7 +41,7 @@ class WorkerDesk:
   """For one worker. `stages` has what is open on it."""
   def __init__(self, worker: Worker, files: StageFiles, tasks: TaskOwner, stages: OpenStages) -> None:
     self.worker, self._files, self._stages = worker, files, stages
-    self.opener = StageOpener(worker, files, stages.residents)
+    self.opener = StageOpener(worker, files, stages.residents, stages.leases)
     self.ailments = Ailments(worker.name, worker.label, tasks, self._recover)
 
   async def open(self, message: OpenPlan) -> OpenedStage:

@@ -25,10 +25,11 @@ _MB = 2**20
 
 @dataclass(frozen=True, slots=True)
 class LoadedShard:
-  """`planned` is what the engine says beforehand of such a stage, `measured` by how much the process and its children grew, at most
+  """`engine` has loaded it; `planned` is what the engine says beforehand of such a stage, `measured` by how much the process and its children grew, at most
   while it was loaded and when it was; `overhead` are bytes of it that are neither weights nor caches.
   """
   model: StageModel
+  engine: str
   planned: StageBytes
   measured: StageBytes
   overhead: int
@@ -87,7 +88,7 @@ class ShardLoader:
       checkpoint.let_go()
       give_back()
       measured = StageBytes(max(0, watch.peak - before), max(0, held_bytes() - before))
-      return LoadedShard(model, planned, measured, overhead)
+      return LoadedShard(model, offer.name, planned, measured, overhead)
 
     def progress(fraction: float) -> None:
       self.loading[shard.model_id] = fraction

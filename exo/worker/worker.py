@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from exo.errors import in_words
-from exo.inference.engine import LoadOptions, StageModel
+from exo.inference.engine import LoadOptions, StageMemory, StageModel
 from exo.inference.offer import EngineOffer, EngineSpeed
 from exo.inference.shard import Shard
 from exo.inference.weights.checkpoint import Checkpoint
@@ -30,15 +30,28 @@ class WorkerOptions:
   library_debug: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Resident:
-  """`promised_bytes` are what its caches were promised, whether anything was written to them or not."""
+  """Its caches may always hold `least_tokens`, and `lease_tokens` for now, whether anything was written to them or not."""
   shard: LoadedShard
-  promised_bytes: int
+  least_tokens: int
+  lease_tokens: int
+
+  @property
+  def memory(self) -> StageMemory:
+    return self.shard.model.memory
 
   @property
   def own_bytes(self) -> int:
-    return self.shard.model.memory.weight_bytes + self.shard.overhead
+    return self.memory.weight_bytes + self.shard.overhead
+
+  @property
+  def least_bytes(self) -> int:
+    return self.own_bytes + self.least_tokens * self.memory.kv_bytes_per_token
+
+  @property
+  def bytes(self) -> int:
+    return self.own_bytes + self.lease_tokens * self.memory.kv_bytes_per_token
 
 
 class Worker:
@@ -55,6 +68,7 @@ class Worker:
     self.loader = ShardLoader(self.thread, self.engines)
     self.health = WorkerHealth(label, self._prove, self._renew, lambda: dict(self.loader.loading))
     self._threads = processors()
+    self._set_aside = 0
     self._models: dict[StageModel, _Resident] = {}
 
   @property
@@ -64,13 +78,42 @@ class Worker:
 
   @property
   def room(self) -> int:
-    """Bytes of the offer that neither what is loaded takes nor the caches for which it was promised room."""
-    return self.offered_bytes - self.loaded_bytes - sum(resident.promised_bytes for resident in self._models.values())
+    """Bytes of the offer that would be there if the caches of what is loaded held no more than they always may."""
+    return self.offered_bytes - sum(resident.least_bytes for resident in self._models.values())
+
+  @property
+  def free(self) -> int:
+    """Bytes of the offer that nobody may take as things are."""
+    return self.offered_bytes - sum(resident.bytes for resident in self._models.values()) - self._set_aside
+
+  def lease(self, model: StageModel) -> int:
+    """How many tokens the caches of a model may hold now."""
+    resident = self._models.get(model)
+    return model.memory.max_kv_tokens if resident is None else resident.lease_tokens
+
+  def shrink_lease(self, model: StageModel, tokens: int) -> None:
+    """From now on its caches hold no more than so many tokens; what they always may stays theirs."""
+    if (resident := self._models.get(model)) is not None:
+      resident.lease_tokens = max(resident.least_tokens, min(tokens, resident.lease_tokens))
+
+  def grow_lease(self, model: StageModel, tokens: int) -> int:
+    """Let its caches hold so many tokens, or as many as there is free memory for. Returns how many they may hold now."""
+    if (resident := self._models.get(model)) is None:
+      return 0
+    memory = resident.memory
+    more = max(0, min(tokens, memory.max_kv_tokens) - resident.lease_tokens)
+    resident.lease_tokens += min(more, max(0, self.free) // memory.kv_bytes_per_token)
+    return resident.lease_tokens
+
+  def least_lease(self, model: StageModel) -> int:
+    """How many tokens the caches of a model may always hold."""
+    resident = self._models.get(model)
+    return 0 if resident is None else resident.least_tokens
 
   def taken_by(self, model: StageModel) -> int:
     """Bytes of the offer that are not there for others while this model is loaded."""
     resident = self._models.get(model)
-    return model.memory.weight_bytes if resident is None else resident.own_bytes + resident.promised_bytes
+    return model.memory.weight_bytes if resident is None else resident.least_bytes
 
   def shard_of(self, model: StageModel) -> LoadedShard | None:
     """What was planned and measured of a loaded model; None for one that is not loaded here any more."""
@@ -78,17 +121,30 @@ class Worker:
     return None if resident is None else resident.shard
 
   async def load(self, shard: Shard, checkpoint: Checkpoint, wanted: LoadedFor = WHAT_FITS) -> StageModel:
-    """With all room that there is, or what is wanted of it. Raises as `ShardLoader.load` does."""
+    """For as long and as many sequences as there would be room for if the others' caches held their least, or for what is wanted of
+    that; at first its own may hold what the others leave. Raises as `ShardLoader.load` does.
+    """
     model_context = checkpoint.config.max_context
     options = replace(
-        self._load_options(), max_context=wanted.context, max_kv_tokens=wanted.max_kv_tokens(model_context)
+        self._load_options(),
+        free_bytes=self.free,
+        max_context=wanted.context,
+        max_kv_tokens=wanted.max_kv_tokens(model_context)
     )
     if wanted.parallel is not None:
       options = replace(options, max_sequences=wanted.parallel)
-    loaded = await self.loader.load(shard, checkpoint, options, wanted)
+    needed = self.loader.needed_bytes(shard, checkpoint, wanted)
+    self._set_aside += needed  # before anything is awaited: whoever has seen to it that this is free loads at once
+    try:
+      loaded = await self.loader.load(shard, checkpoint, options, wanted)
+    finally:
+      self._set_aside -= needed
     memory = loaded.model.memory
-    promised = min(wanted.kv_tokens(model_context), memory.max_kv_tokens) * memory.kv_bytes_per_token
-    self._models[loaded.model] = _Resident(loaded, promised)
+    least = min(wanted.kv_tokens(model_context), memory.max_kv_tokens)
+    if memory.kv_at_once:
+      least = memory.max_kv_tokens
+    self._models[loaded.model] = _Resident(loaded, least, least)
+    self.grow_lease(loaded.model, memory.max_kv_tokens)
     return loaded.model
 
   def _load_options(self) -> LoadOptions:

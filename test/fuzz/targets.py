@@ -36,6 +36,7 @@ from exo.networking.grpc.peer_codec import hello_in, hello_out
 from exo.networking.grpc.wire import envelope_bytes, envelope_items
 from exo.networking.join_token import JoinToken, decode_token, encode_token
 from exo.networking.manual.network_config import read_network_config
+from exo.networking.peer_messages import Heartbeat, Hello, WorkerBeat
 from exo.networking.udp.beacon import decode_beacon, encode_beacon
 from exo.networking.udp.guard import DatagramGuard
 from exo.networking.udp.seal import DatagramSeal
@@ -45,7 +46,7 @@ from test.support.workers import dummy_offers
 
 CORPUS = Path(__file__).resolve().parents[1] / "data" / "fuzz"
 KEY = "a key of the fuzzer, which is long enough"
-HELLO = m.Hello("node", 7, 50000, DeviceCapabilities("Model", "Chip", 1000), dummy_offers(1000), "1", ("mine", ))
+HELLO = Hello("node", 7, 50000, DeviceCapabilities("Model", "Chip", 1000), dummy_offers(1000), "1", ("mine", ))
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def _envelopes() -> tuple[bytes, ...]:
       "p", "e", 9, entries, np.array([5, 6, 7], np.int32), hidden, (m.SequenceOpen(2, request, 3), ), (8, 9), (1.5, )
   )
   said: list[m.Message] = [
-      frame, m.Heartbeat(3, True, True, (m.WorkerBeat("cpu", 1000, 3, (Shard("m", 0, 3, 8), )), )), m.Submit(m.OpenPlan(plan), request),
+      frame, Heartbeat(3, True, True, (WorkerBeat("cpu", 1000, 3, (Shard("m", 0, 3, 8), )), )), m.Submit(m.OpenPlan(plan), request),
       m.OpenPlan(plan, (("b", "10.0.0.2:50"), )), m.ClosePlan("p", m.Failure("peer_lost", "gone", "{}")),
       m.StepResult("p", 9, (m.SequenceToken(1, 7, "stop"), ), (1.0, 2.0)), m.Cancel("p", "r"), m.Done(),
       m.TokenDelivery("p", "r", 1, 4, (), "stop"), m.RequestFailed("p", "r", m.Failure("x", "y"))

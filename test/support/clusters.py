@@ -12,7 +12,7 @@ from exo.networking.cluster_key import ClusterKeyring, new_key_text
 from exo.networking.grpc.peer_codec import hello_out
 from exo.networking.grpc.stream import METHOD
 from exo.networking.grpc.wire import envelope_bytes
-from exo.networking.messages import Hello
+from exo.networking.peer_messages import Hello
 from exo.topology.device_capabilities import DeviceCapabilities
 from test.support.workers import dummy_offers
 

@@ -13,7 +13,7 @@ from exo.config import Config
 from exo.inference.offer import EngineOffer
 from exo.inference.sampling import SamplingParams
 from exo.networking.local.local_mesh import LocalNetwork
-from exo.networking.messages import WorkerOffer
+from exo.networking.peer_messages import WorkerOffer
 from exo.orchestration.generation import GenerationSpec
 from exo.orchestration.node import Node
 from test.support.local_rings import make_node

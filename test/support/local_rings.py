@@ -14,7 +14,7 @@ from exo.download.model_store import ModelStore
 from exo.inference.sampling import SamplingParams
 from exo.networking.discovery import NoDiscovery
 from exo.networking.local.local_mesh import LocalMesh, LocalNetwork
-from exo.networking.messages import Hello, WorkerOffer
+from exo.networking.peer_messages import Hello, WorkerOffer
 from exo.orchestration.generation import GenerationSpec
 from exo.orchestration.model_catalog import ModelCatalog
 from exo.orchestration.node import Node

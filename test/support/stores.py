@@ -17,7 +17,8 @@ from exo.download.model_store import DownloadOptions, ModelStore
 from exo.download.neighbours import Held, RangeRead
 from exo.download.retry import RetryPolicy
 from exo.inference.weights.block_map import BlockMap, digests_of, map_path
-from exo.networking.messages import FindBlocks, FindModel, Message, ReadRange
+from exo.networking.messages import Message
+from exo.networking.model_messages import FindBlocks, FindModel, ReadRange
 from exo.orchestration.model_sharing import ModelSharing
 from test.support.hub import COMMIT, Hub, git_oid_of, hub, sha256_of
 
@@ -64,7 +65,7 @@ class Ring:
 
   async def _call(self, node_id: str, message: Message, timeout_s: float) -> Message:
     from exo.errors import PeerLostError
-    from exo.networking.messages import RangeData
+    from exo.networking.model_messages import RangeData
     if node_id in self.down:
       raise PeerLostError(f"{node_id} is gone")
     assert isinstance(message, FindModel | FindBlocks | ReadRange)

@@ -15,7 +15,8 @@ from exo.networking.grpc.grpc_mesh import GrpcMesh
 from exo.networking.grpc.link import Link
 from exo.networking.grpc.stream import EnvelopeStream
 from exo.networking.mesh import PeerCandidate
-from exo.networking.messages import Done, Heartbeat, Hello, Message, WorkerBeat
+from exo.networking.messages import Done, Message
+from exo.networking.peer_messages import Heartbeat, Hello, WorkerBeat
 from exo.topology.device_capabilities import DeviceCapabilities, DeviceFlops
 from test.support.nodes import NodeProcess
 from test.support.workers import dummy_offers

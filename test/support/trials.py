@@ -21,7 +21,7 @@ from exo.log import log
 from exo.networking.discovery import NoDiscovery
 from exo.networking.grpc.grpc_mesh import GrpcMesh
 from exo.networking.mesh import PeerCandidate
-from exo.networking.messages import Hello
+from exo.networking.peer_messages import Hello
 from exo.orchestration.model_catalog import ModelCatalog
 from exo.orchestration.node import Node
 from exo.topology.device_capabilities import DeviceCapabilities

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from exo.inference.engines import probe_engine
-from exo.networking.messages import WorkerOffer
+from exo.networking.peer_messages import WorkerOffer
 from exo.topology.ring_plan import WorkerId, names_of
 from exo.worker.worker import Worker, WorkerOptions
 

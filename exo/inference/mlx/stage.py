@@ -80,11 +80,11 @@ class MlxStage(StageBase):
     weight_bytes = sum(array.nbytes for array in parameters.values())
     self._model, self._abilities = rehearse(model, shard, config, held.dtype)
     mx.clear_cache()
-    budget = KvBudget.of(shard, config, options, held.dtype.size)
+    budget = KvBudget.of(shard, config, options, held.dtype.size, _MAX_PADDING)  # batches have empty columns, too
     memory = StageMemory(
         weight_bytes,
-        budget.token_bytes,
-        budget.tokens(weight_bytes, spare=_MAX_PADDING),  # the empty columns of batches take memory too
+        budget.most_token_bytes,
+        budget.tokens(weight_bytes),
         options.max_sequences,
         budget.max_context,
         max_drafting=1 if self._model.is_plain else 0,

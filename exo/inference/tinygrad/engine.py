@@ -51,8 +51,9 @@ class TinygradStage(StageBase):
     self._device = ComputeDevice(devices(options.device), options.library_debug)
     self._decoder = Decoder(self._device, shard, tensors, context, options.max_sequences, bits)
     self._decoder.load(lambda fraction: progress(fraction / 2))
-    tokens = budget.tokens(self._device.weight_bytes)
-    if not self._device.on_cpu:  # taken at once there, where a CPU's memory is taken page by page
+    at_once = not self._device.on_cpu  # where a CPU's memory is taken page by page
+    tokens = budget.tokens(self._device.weight_bytes, at_once)
+    if at_once:
       tokens = min(tokens, max(context, _GPU_KV_TOKENS))
     # a sequence's last page is partly empty
     self._kv = KvPages(tokens // PAGE + options.max_sequences, options.max_sequences, self._device.on_cpu)
@@ -61,7 +62,7 @@ class TinygradStage(StageBase):
     n_words = config.vocab_size if self._embedding is None else self._embedding.n_words
     memory = StageMemory(
         self._device.weight_bytes, budget.token_bytes, tokens, options.max_sequences, context, _MAX_DRAFTING,
-        config.near_context
+        config.near_context, at_once
     )
     super().__init__(shard, memory, config.hidden_size, n_words)
     self._final_norm = FinalNorm(checkpoint)

@@ -19,7 +19,7 @@ from exo.networking.grpc.peer_codec import OtherProtocolError, hello_in, hello_o
 from exo.networking.grpc.stream import EnvelopeStream, reader
 from exo.networking.grpc.unfinished import Unfinished
 from exo.networking.memory_claims import MemoryClaims
-from exo.networking.messages import Hello
+from exo.networking.peer_messages import Hello
 from exo.networking.place import place_of
 from exo.networking.refusals import Refusals
 from exo.tasks import TaskOwner

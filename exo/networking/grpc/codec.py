@@ -33,6 +33,7 @@ from exo.networking.grpc.model_codec import file_in, file_out
 from exo.networking.grpc.peer_codec import heartbeat_in, heartbeat_out, shard_in, shard_out
 from exo.networking.grpc.request_codec import request_in, request_out
 from exo.networking.grpc.tensor_codec import WireDtype
+from exo.networking.peer_messages import Heartbeat
 from exo.topology.loaded_for import LoadedFor
 from exo.topology.ring_plan import RingPlan, Stage
 from exo.topology.weight_memory import StageBytes
@@ -103,7 +104,9 @@ def _open_in(o: pb.OpenPlan) -> m.OpenPlan:
 
 
 def _opened_in(o: pb.PlanOpened) -> m.PlanOpened:
-  return m.PlanOpened(o.plan_id[:MAX_PLAN_ID], o.max_kv_tokens, o.max_sequences, o.max_context, o.max_drafting)
+  return m.PlanOpened(
+      o.plan_id[:MAX_PLAN_ID], o.max_kv_tokens, o.max_sequences, o.max_context, o.max_drafting, o.lease_tokens
+  )
 
 
 def _opened_out(message: m.PlanOpened) -> dict[str, Any]:
@@ -113,7 +116,8 @@ def _opened_out(message: m.PlanOpened) -> dict[str, Any]:
           max_kv_tokens=message.max_kv_tokens,
           max_sequences=message.max_sequences,
           max_context=message.max_context,
-          max_drafting=message.max_drafting
+          max_drafting=message.max_drafting,
+          lease_tokens=message.lease_tokens
       )
   }
 
@@ -170,7 +174,7 @@ def _delivery_in(d: pb.TokenDelivery) -> m.TokenDelivery:
 
 
 _OUT: dict[type, Callable[[Any], dict[str, Any]]] = {
-    m.Heartbeat: heartbeat_out,
+    Heartbeat: heartbeat_out,
     m.OpenPlan: lambda x: {"open_plan": _open_out(x)},
     m.PlanOpened: _opened_out,
     m.ClosePlan: _close_out,
@@ -179,6 +183,9 @@ _OUT: dict[type, Callable[[Any], dict[str, Any]]] = {
     m.Failure: lambda x: {"failure": failure_out(x)},
     m.Done: lambda _: {"done": pb.Done()},
     m.GiveWay: lambda x: {"give_way": pb.GiveWay(plan_id=x.plan_id, wanted_by=x.wanted_by)},
+    m.ShrinkLease: lambda x: {"shrink_lease": pb.ShrinkLease(plan_id=x.plan_id, tokens=x.tokens)},
+    m.GrowLease: lambda x: {"grow_lease": pb.GrowLease(plan_id=x.plan_id, stage=x.stage, tokens=x.tokens)},
+    m.Lease: lambda x: {"lease": pb.Lease(plan_id=x.plan_id, tokens=x.tokens)},
     m.Absolve: lambda x: {"absolve": pb.Absolve(model_id=x.model_id, fingerprint=x.fingerprint)},
     m.RequestFailed: lambda x:
     {"request_failed": pb.RequestFailed(plan_id=x.plan_id, request_id=x.request_id, failure=failure_out(x.failure))},
@@ -196,6 +203,9 @@ _IN: dict[str, Callable[[Any], m.Message]] = {
     "failure": failure_in,
     "done": lambda _: m.Done(),
     "give_way": lambda x: m.GiveWay(x.plan_id[:MAX_PLAN_ID], x.wanted_by[:MAX_PLAN_ID]),
+    "shrink_lease": lambda x: m.ShrinkLease(x.plan_id[:MAX_PLAN_ID], x.tokens),
+    "grow_lease": lambda x: m.GrowLease(x.plan_id[:MAX_PLAN_ID], x.stage, x.tokens),
+    "lease": lambda x: m.Lease(x.plan_id[:MAX_PLAN_ID], x.tokens),
     "absolve": lambda x: m.Absolve(x.model_id[:MAX_MODEL_ID], x.fingerprint[:MAX_FINGERPRINT]),
     "request_failed": lambda x: m.
     RequestFailed(x.plan_id[:MAX_PLAN_ID], x.request_id[:MAX_REQUEST_ID], failure_in(x.failure)),

@@ -43,7 +43,8 @@ from exo.networking.grpc.warm_path import WarmPath
 from exo.networking.membership import Change, Membership, State, Timing
 from exo.networking.memory_claims import MOST_OF_STRANGERS_MB, MemoryClaims
 from exo.networking.mesh import Mesh, MeshHandler, PeerCandidate, PeerStatus
-from exo.networking.messages import Hello, Message, Rumour
+from exo.networking.messages import Message
+from exo.networking.peer_messages import Hello, Rumour
 from exo.networking.refusals import Refusals
 from exo.tasks import TaskOwner
 

@@ -28,7 +28,9 @@ from exo.networking.grpc.stream import EnvelopeStream
 from exo.networking.grpc.tensor_codec import WireDtype
 from exo.networking.membership import Membership
 from exo.networking.mesh import MeshHandler
-from exo.networking.messages import Failure, Heartbeat, Hello, Message, ReadRange, Rumour
+from exo.networking.messages import Failure, Message
+from exo.networking.model_messages import ReadRange
+from exo.networking.peer_messages import Heartbeat, Hello, Rumour
 from exo.tasks import TaskOwner
 
 HEARTBEAT_S = 0.5

@@ -13,7 +13,7 @@ class Envelope(_message.Message):
     def __init__(self, items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ...) -> None: ...
 
 class Item(_message.Message):
-    __slots__ = ("call_id", "is_reply", "hello", "frame", "step_result", "token_delivery", "submit", "cancel", "open_plan", "plan_opened", "close_plan", "request_failed", "failure", "done", "heartbeat", "step_failed", "absolve", "give_way", "find_model", "model_found", "find_blocks", "blocks_found", "read_range", "range_data", "download_news", "list_models", "models_listed")
+    __slots__ = ("call_id", "is_reply", "hello", "frame", "step_result", "token_delivery", "submit", "cancel", "open_plan", "plan_opened", "close_plan", "request_failed", "failure", "done", "heartbeat", "step_failed", "absolve", "give_way", "shrink_lease", "grow_lease", "lease", "find_model", "model_found", "find_blocks", "blocks_found", "read_range", "range_data", "download_news", "list_models", "models_listed")
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     IS_REPLY_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
@@ -32,6 +32,9 @@ class Item(_message.Message):
     STEP_FAILED_FIELD_NUMBER: _ClassVar[int]
     ABSOLVE_FIELD_NUMBER: _ClassVar[int]
     GIVE_WAY_FIELD_NUMBER: _ClassVar[int]
+    SHRINK_LEASE_FIELD_NUMBER: _ClassVar[int]
+    GROW_LEASE_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
     FIND_MODEL_FIELD_NUMBER: _ClassVar[int]
     MODEL_FOUND_FIELD_NUMBER: _ClassVar[int]
     FIND_BLOCKS_FIELD_NUMBER: _ClassVar[int]
@@ -59,6 +62,9 @@ class Item(_message.Message):
     step_failed: StepFailed
     absolve: Absolve
     give_way: GiveWay
+    shrink_lease: ShrinkLease
+    grow_lease: GrowLease
+    lease: Lease
     find_model: FindModel
     model_found: ModelFound
     find_blocks: FindBlocks
@@ -68,7 +74,7 @@ class Item(_message.Message):
     download_news: DownloadNews
     list_models: ListModels
     models_listed: ModelsListed
-    def __init__(self, call_id: _Optional[int] = ..., is_reply: _Optional[bool] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., frame: _Optional[bytes] = ..., step_result: _Optional[bytes] = ..., token_delivery: _Optional[_Union[TokenDelivery, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., open_plan: _Optional[_Union[OpenPlan, _Mapping]] = ..., plan_opened: _Optional[_Union[PlanOpened, _Mapping]] = ..., close_plan: _Optional[_Union[ClosePlan, _Mapping]] = ..., request_failed: _Optional[_Union[RequestFailed, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., step_failed: _Optional[_Union[StepFailed, _Mapping]] = ..., absolve: _Optional[_Union[Absolve, _Mapping]] = ..., give_way: _Optional[_Union[GiveWay, _Mapping]] = ..., find_model: _Optional[_Union[FindModel, _Mapping]] = ..., model_found: _Optional[_Union[ModelFound, _Mapping]] = ..., find_blocks: _Optional[_Union[FindBlocks, _Mapping]] = ..., blocks_found: _Optional[_Union[BlocksFound, _Mapping]] = ..., read_range: _Optional[_Union[ReadRange, _Mapping]] = ..., range_data: _Optional[_Union[RangeData, _Mapping]] = ..., download_news: _Optional[_Union[DownloadNews, _Mapping]] = ..., list_models: _Optional[_Union[ListModels, _Mapping]] = ..., models_listed: _Optional[_Union[ModelsListed, _Mapping]] = ...) -> None: ...
+    def __init__(self, call_id: _Optional[int] = ..., is_reply: _Optional[bool] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., frame: _Optional[bytes] = ..., step_result: _Optional[bytes] = ..., token_delivery: _Optional[_Union[TokenDelivery, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., open_plan: _Optional[_Union[OpenPlan, _Mapping]] = ..., plan_opened: _Optional[_Union[PlanOpened, _Mapping]] = ..., close_plan: _Optional[_Union[ClosePlan, _Mapping]] = ..., request_failed: _Optional[_Union[RequestFailed, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., step_failed: _Optional[_Union[StepFailed, _Mapping]] = ..., absolve: _Optional[_Union[Absolve, _Mapping]] = ..., give_way: _Optional[_Union[GiveWay, _Mapping]] = ..., shrink_lease: _Optional[_Union[ShrinkLease, _Mapping]] = ..., grow_lease: _Optional[_Union[GrowLease, _Mapping]] = ..., lease: _Optional[_Union[Lease, _Mapping]] = ..., find_model: _Optional[_Union[FindModel, _Mapping]] = ..., model_found: _Optional[_Union[ModelFound, _Mapping]] = ..., find_blocks: _Optional[_Union[FindBlocks, _Mapping]] = ..., blocks_found: _Optional[_Union[BlocksFound, _Mapping]] = ..., read_range: _Optional[_Union[ReadRange, _Mapping]] = ..., range_data: _Optional[_Union[RangeData, _Mapping]] = ..., download_news: _Optional[_Union[DownloadNews, _Mapping]] = ..., list_models: _Optional[_Union[ListModels, _Mapping]] = ..., models_listed: _Optional[_Union[ModelsListed, _Mapping]] = ...) -> None: ...
 
 class DeviceCapabilities(_message.Message):
     __slots__ = ("model", "chip", "memory", "fp32", "fp16", "int8")
@@ -135,16 +141,18 @@ class WorkerBeat(_message.Message):
         done: float
         def __init__(self, model_id: _Optional[str] = ..., done: _Optional[float] = ...) -> None: ...
     class Memory(_message.Message):
-        __slots__ = ("planned_loading_mb", "planned_held_mb", "loading_mb", "held_mb")
+        __slots__ = ("planned_loading_mb", "planned_held_mb", "loading_mb", "held_mb", "engine")
         PLANNED_LOADING_MB_FIELD_NUMBER: _ClassVar[int]
         PLANNED_HELD_MB_FIELD_NUMBER: _ClassVar[int]
         LOADING_MB_FIELD_NUMBER: _ClassVar[int]
         HELD_MB_FIELD_NUMBER: _ClassVar[int]
+        ENGINE_FIELD_NUMBER: _ClassVar[int]
         planned_loading_mb: int
         planned_held_mb: int
         loading_mb: int
         held_mb: int
-        def __init__(self, planned_loading_mb: _Optional[int] = ..., planned_held_mb: _Optional[int] = ..., loading_mb: _Optional[int] = ..., held_mb: _Optional[int] = ...) -> None: ...
+        engine: str
+        def __init__(self, planned_loading_mb: _Optional[int] = ..., planned_held_mb: _Optional[int] = ..., loading_mb: _Optional[int] = ..., held_mb: _Optional[int] = ..., engine: _Optional[str] = ...) -> None: ...
     NAME_FIELD_NUMBER: _ClassVar[int]
     USABLE_MB_FIELD_NUMBER: _ClassVar[int]
     USED_MB_FIELD_NUMBER: _ClassVar[int]
@@ -244,6 +252,32 @@ class GiveWay(_message.Message):
     plan_id: str
     wanted_by: str
     def __init__(self, plan_id: _Optional[str] = ..., wanted_by: _Optional[str] = ...) -> None: ...
+
+class ShrinkLease(_message.Message):
+    __slots__ = ("plan_id", "tokens")
+    PLAN_ID_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    plan_id: str
+    tokens: int
+    def __init__(self, plan_id: _Optional[str] = ..., tokens: _Optional[int] = ...) -> None: ...
+
+class GrowLease(_message.Message):
+    __slots__ = ("plan_id", "stage", "tokens")
+    PLAN_ID_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    plan_id: str
+    stage: int
+    tokens: int
+    def __init__(self, plan_id: _Optional[str] = ..., stage: _Optional[int] = ..., tokens: _Optional[int] = ...) -> None: ...
+
+class Lease(_message.Message):
+    __slots__ = ("plan_id", "tokens")
+    PLAN_ID_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    plan_id: str
+    tokens: int
+    def __init__(self, plan_id: _Optional[str] = ..., tokens: _Optional[int] = ...) -> None: ...
 
 class Absolve(_message.Message):
     __slots__ = ("model_id", "fingerprint")
@@ -392,18 +426,20 @@ class OpenPlan(_message.Message):
     def __init__(self, plan: _Optional[_Union[Plan, _Mapping]] = ..., beside: _Optional[bool] = ..., stage: _Optional[int] = ..., room_s: _Optional[float] = ...) -> None: ...
 
 class PlanOpened(_message.Message):
-    __slots__ = ("plan_id", "max_kv_tokens", "max_sequences", "max_context", "max_drafting")
+    __slots__ = ("plan_id", "max_kv_tokens", "max_sequences", "max_context", "max_drafting", "lease_tokens")
     PLAN_ID_FIELD_NUMBER: _ClassVar[int]
     MAX_KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     MAX_CONTEXT_FIELD_NUMBER: _ClassVar[int]
     MAX_DRAFTING_FIELD_NUMBER: _ClassVar[int]
+    LEASE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     plan_id: str
     max_kv_tokens: int
     max_sequences: int
     max_context: int
     max_drafting: int
-    def __init__(self, plan_id: _Optional[str] = ..., max_kv_tokens: _Optional[int] = ..., max_sequences: _Optional[int] = ..., max_context: _Optional[int] = ..., max_drafting: _Optional[int] = ...) -> None: ...
+    lease_tokens: int
+    def __init__(self, plan_id: _Optional[str] = ..., max_kv_tokens: _Optional[int] = ..., max_sequences: _Optional[int] = ..., max_context: _Optional[int] = ..., max_drafting: _Optional[int] = ..., lease_tokens: _Optional[int] = ...) -> None: ...
 
 class ClosePlan(_message.Message):
     __slots__ = ("plan_id", "reason")

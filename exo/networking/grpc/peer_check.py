@@ -14,7 +14,7 @@ from exo.networking.grpc.link import HEARTBEAT_S, Link
 from exo.networking.grpc.peer_codec import OtherProtocolError
 from exo.networking.grpc.tls import explain_refusal
 from exo.networking.mesh import PeerCandidate
-from exo.networking.messages import Hello
+from exo.networking.peer_messages import Hello
 from exo.networking.refusals import Refusals
 
 _SILENCE_S = 3 * HEARTBEAT_S

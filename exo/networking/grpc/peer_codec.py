@@ -26,6 +26,18 @@ from exo.inference.offer import EngineOffer
 from exo.inference.shard import Shard
 from exo.networking import messages as m
 from exo.networking.grpc import node_service_pb2 as pb
+from exo.networking.peer_messages import (
+    Ailment,
+    Heartbeat,
+    Hello,
+    PeerLink,
+    PlanPace,
+    PlanRoom,
+    Rumour,
+    ShardMemory,
+    WorkerBeat,
+    WorkerOffer,
+)
 from exo.topology.device_capabilities import DeviceCapabilities, DeviceFlops
 from exo.topology.loaded_for import LoadedFor
 from exo.topology.weight_memory import WeightMemory
@@ -92,7 +104,7 @@ def _bounded(part: float) -> float:
   return part if 0 <= part <= 16 else 0.0  # also not a number
 
 
-def hello_out(hello: m.Hello, stream: str) -> pb.Item:
+def hello_out(hello: Hello, stream: str) -> pb.Item:
   body = pb.Hello(
       node_id=hello.node_id,
       incarnation=hello.incarnation,
@@ -107,7 +119,7 @@ def hello_out(hello: m.Hello, stream: str) -> pb.Item:
   return pb.Item(hello=body)
 
 
-def hello_in(item: pb.Item) -> tuple[m.Hello, str]:
+def hello_in(item: pb.Item) -> tuple[Hello, str]:
   """(who it is, which kind of stream this is). Raises `OtherProtocolError`, in words that are as true on the other side."""
   h, own = item.hello, m.PROTOCOL_VERSION
   if h.protocol != own:  # what else its greeting says may be written otherwise, too
@@ -121,19 +133,19 @@ def hello_in(item: pb.Item) -> tuple[m.Hello, str]:
     raise ProtocolError("a stream began with a malformed greeting")
   capabilities, workers = _capabilities_in(h.capabilities), tuple(map(_offer_in, h.workers[:MAX_WORKERS + 1]))
   _check_workers(workers, capabilities.memory)
-  hello = m.Hello(
+  hello = Hello(
       h.node_id, h.incarnation, h.port, capabilities, workers, h.version[:40],
       tuple(name[:MAX_MODEL_ID] for name in h.local_models[:_MAX_LOCAL_MODELS])
   )
   return hello, h.stream
 
 
-def _offer_out(worker: m.WorkerOffer) -> pb.WorkerOffer:
+def _offer_out(worker: WorkerOffer) -> pb.WorkerOffer:
   return pb.WorkerOffer(name=worker.name, engines=msgspec.msgpack.encode(worker.engines), memory_mb=worker.memory_mb)
 
 
-def _offer_in(w: pb.WorkerOffer) -> m.WorkerOffer:
-  return m.WorkerOffer(w.name, _engines_in(w.engines), max(0, w.memory_mb))
+def _offer_in(w: pb.WorkerOffer) -> WorkerOffer:
+  return WorkerOffer(w.name, _engines_in(w.engines), max(0, w.memory_mb))
 
 
 def _engines_in(data: bytes) -> tuple[EngineOffer, ...]:
@@ -172,7 +184,7 @@ def _news_in(data: bytes) -> EngineNews:
   return replace(news, broken={name: one_line(why) for name, why in news.broken.items()})
 
 
-def _check_workers(workers: tuple[m.WorkerOffer, ...], memory_mb: int) -> None:
+def _check_workers(workers: tuple[WorkerOffer, ...], memory_mb: int) -> None:
   """Raises `ProtocolError` for workers that cannot be those of one node."""
   names = {worker.name for worker in workers}
   if not 0 < len(workers) <= MAX_WORKERS or len(names) < len(workers) or not all(map(is_worker_name, names)):
@@ -183,7 +195,7 @@ def _check_workers(workers: tuple[m.WorkerOffer, ...], memory_mb: int) -> None:
     raise ProtocolError("the workers of a greeting offer more memory than their node")
 
 
-def _state_out(worker: m.WorkerBeat) -> pb.WorkerBeat:
+def _state_out(worker: WorkerBeat) -> pb.WorkerBeat:
   return pb.WorkerBeat(
       name=worker.name,
       usable_mb=worker.usable_mb,
@@ -195,6 +207,7 @@ def _state_out(worker: m.WorkerBeat) -> pb.WorkerBeat:
       loading=[pb.WorkerBeat.Loading(model_id=name, done=done) for name, done in worker.loading],
       memory=[
           pb.WorkerBeat.Memory(
+              engine=x.engine,
               planned_loading_mb=x.planned_loading_mb,
               planned_held_mb=x.planned_held_mb,
               loading_mb=x.loading_mb,
@@ -204,7 +217,7 @@ def _state_out(worker: m.WorkerBeat) -> pb.WorkerBeat:
   )
 
 
-def _states_in(told: Sequence[pb.WorkerBeat]) -> tuple[m.WorkerBeat, ...]:
+def _states_in(told: Sequence[pb.WorkerBeat]) -> tuple[WorkerBeat, ...]:
   """Raises `ProtocolError` for workers that cannot be those of one node."""
   names = {worker.name for worker in told[:MAX_WORKERS + 1]}
   if len(told) > MAX_WORKERS or len(names) < len(told) or not all(map(is_worker_name, names)):
@@ -212,8 +225,8 @@ def _states_in(told: Sequence[pb.WorkerBeat]) -> tuple[m.WorkerBeat, ...]:
   return tuple(map(_state_in, told))
 
 
-def _state_in(w: pb.WorkerBeat) -> m.WorkerBeat:
-  return m.WorkerBeat(
+def _state_in(w: pb.WorkerBeat) -> WorkerBeat:
+  return WorkerBeat(
       w.name, int(real(w.usable_mb, _MOST_MB)), int(real(w.used_mb, _MOST_MB)),
       tuple(shard_in(s) for s in w.loaded[:_MAX_SHARDS]), one_line(w.problem[:MAX_REASON]), _news_in(w.news),
       tuple((pinned.model_id[:MAX_MODEL_ID], int(real(pinned.mb, _MOST_MB))) for pinned in w.pinned[:_MAX_SHARDS]),
@@ -222,12 +235,12 @@ def _state_in(w: pb.WorkerBeat) -> m.WorkerBeat:
   )
 
 
-def _memory_in(x: pb.WorkerBeat.Memory) -> m.ShardMemory:
+def _memory_in(x: pb.WorkerBeat.Memory) -> ShardMemory:
   figures = (x.planned_loading_mb, x.planned_held_mb, x.loading_mb, x.held_mb)
-  return m.ShardMemory(*(int(real(mb, _MOST_MB)) for mb in figures))
+  return ShardMemory(one_line(x.engine[:MAX_NAME]), *(int(real(mb, _MOST_MB)) for mb in figures))
 
 
-def heartbeat_out(message: m.Heartbeat) -> dict[str, Any]:
+def heartbeat_out(message: Heartbeat) -> dict[str, Any]:
   return {
       "heartbeat": pb.Heartbeat(
           number=message.number,
@@ -258,19 +271,19 @@ def heartbeat_out(message: m.Heartbeat) -> dict[str, Any]:
   }
 
 
-def heartbeat_in(h: pb.Heartbeat) -> m.Heartbeat:
-  return m.Heartbeat(
+def heartbeat_in(h: pb.Heartbeat) -> Heartbeat:
+  return Heartbeat(
       h.number, h.is_answer, h.active, _states_in(h.workers), real(h.load, 1.0), h.frames,
       tuple(
-          m.PeerLink(p.node_id, real(p.rtt_ms, _MOST_MS), p.interface[:40]) for p in h.links[:_MAX_LINKS]
+          PeerLink(p.node_id, real(p.rtt_ms, _MOST_MS), p.interface[:40]) for p in h.links[:_MAX_LINKS]
           if is_node_id(p.node_id)
       ), real(h.cpu_s, _MOST_S), h.rss_mb, tuple(_pace_in(p) for p in h.paces[:_MAX_PACES]), h.leaving,
       tuple(
-          m.Rumour(r.node_id, r.incarnation, r.beat, r.address[:80]) for r in h.rumours[:_MAX_LINKS]
+          Rumour(r.node_id, r.incarnation, r.beat, r.address[:80]) for r in h.rumours[:_MAX_LINKS]
           if is_node_id(r.node_id)
       ), h.data_bytes, h.data_read_bytes, tuple(key[:64] for key in h.link_keys[:_MAX_KEYS]),
       tuple(
-          m.Ailment(
+          Ailment(
               one_line(a.model_id[:MAX_MODEL_ID]), a.fingerprint[:MAX_FINGERPRINT], one_line(a.reason[:MAX_REASON]),
               a.worker
           ) for a in h.ailments[:_MAX_AILMENTS] if is_worker_name(a.worker)
@@ -278,7 +291,7 @@ def heartbeat_in(h: pb.Heartbeat) -> m.Heartbeat:
   )
 
 
-def _room_out(r: m.PlanRoom) -> pb.PlanRoom:
+def _room_out(r: PlanRoom) -> pb.PlanRoom:
   return pb.PlanRoom(
       plan_id=r.plan_id,
       model_id=r.model_id,
@@ -291,14 +304,14 @@ def _room_out(r: m.PlanRoom) -> pb.PlanRoom:
   )
 
 
-def _room_in(r: pb.PlanRoom) -> m.PlanRoom:
-  return m.PlanRoom(
+def _room_in(r: pb.PlanRoom) -> PlanRoom:
+  return PlanRoom(
       r.plan_id[:MAX_PLAN_ID], one_line(r.model_id[:MAX_MODEL_ID]), LoadedFor(r.context or None, r.parallel or None),
       r.max_sequences, r.max_context, r.max_kv_tokens, r.kept
   )
 
 
-def _pace_out(p: m.PlanPace) -> pb.PlanPace:
+def _pace_out(p: PlanPace) -> pb.PlanPace:
   return pb.PlanPace(
       plan_id=p.plan_id,
       lap_ms=p.lap_ms,
@@ -314,11 +327,11 @@ def _pace_out(p: m.PlanPace) -> pb.PlanPace:
   )
 
 
-def _pace_in(p: pb.PlanPace) -> m.PlanPace:
+def _pace_in(p: pb.PlanPace) -> PlanPace:
   def ms(number: float) -> float:
     return real(number, _MOST_MS)
 
-  return m.PlanPace(
+  return PlanPace(
       p.plan_id[:MAX_PLAN_ID], ms(p.lap_ms), tuple(map(ms, p.compute_ms[:MAX_STAGES])),
       tuple(map(ms, p.wait_ms[:MAX_STAGES])), ms(p.hop_ms), ms(p.hop_p99_ms), ms(p.transport_ms), p.laps, p.drafted,
       p.accepted, real(p.wasted, 1.0)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 from exo.errors import DeadlineError, PeerLostError, PeerUnreachableError
 from exo.networking.mesh import Mesh, MeshHandler, PeerCandidate, PeerStatus
-from exo.networking.messages import Heartbeat, Hello, Message
+from exo.networking.messages import Message
+from exo.networking.peer_messages import Heartbeat, Hello
 from exo.tasks import TaskOwner
 
 _BEAT_S = 0.05

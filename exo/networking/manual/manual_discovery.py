@@ -11,7 +11,7 @@ from exo.log import log, say
 from exo.networking.discovery import Discovery
 from exo.networking.manual.network_config import ConfiguredPeer, read_network_config
 from exo.networking.mesh import PeerCandidate
-from exo.networking.messages import Hello
+from exo.networking.peer_messages import Hello
 from exo.tasks import TaskOwner
 
 REREAD_S = 5.0

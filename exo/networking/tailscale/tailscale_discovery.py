@@ -9,7 +9,7 @@ from exo.errors import ConfigError, DiscoveryError
 from exo.log import say
 from exo.networking.discovery import Discovery
 from exo.networking.mesh import PeerCandidate
-from exo.networking.messages import Hello
+from exo.networking.peer_messages import Hello
 from exo.networking.refusals import Refusals
 from exo.networking.tailscale.tailscale_api import API_URL, Device, TailscaleApi
 from exo.networking.udp.interfaces import list_interfaces

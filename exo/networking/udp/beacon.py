@@ -9,7 +9,7 @@ import msgspec
 
 from exo.bounds import is_node_id
 from exo.errors import ProtocolError
-from exo.networking.messages import Hello
+from exo.networking.peer_messages import Hello
 
 MAX_BYTES = 1400
 MAX_BODY_BYTES = MAX_BYTES - 64  # a cluster key adds its seal

@@ -17,7 +17,7 @@ from exo.log import log
 from exo.networking.address_rule import AddressRule
 from exo.networking.discovery import Discovery
 from exo.networking.mesh import PeerCandidate
-from exo.networking.messages import Hello
+from exo.networking.peer_messages import Hello
 from exo.networking.refusals import Refusals
 from exo.networking.token_bucket import Buckets
 from exo.networking.udp import sockets

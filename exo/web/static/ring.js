@@ -51,7 +51,8 @@ export class Ring {
 
   /** Layers of a node, or of one device of it, in words: "smollm2-135m 0–14". */
   held(node) {
-    return node.layers.map((s) => `${s.model} ${s.start_layer}–${s.end_layer} of ${s.n_layers}`);
+    const by = Object.fromEntries((node.workers ?? [node]).flatMap((w) => w.loaded).map((s) => [`${s.model} ${s.start_layer}`, s.engine]));
+    return node.layers.map((s) => `${s.model} ${s.start_layer}–${s.end_layer} of ${s.n_layers}${by[`${s.model} ${s.start_layer}`] ? ` (${by[`${s.model} ${s.start_layer}`]})` : ""}`);
   }
 
   /** One device of a node in words. */
@@ -172,6 +173,7 @@ export class Ring {
         ...(node.workers.length > 1 ? node.workers.map((w) => [w.name, this.worker(w)]) : []),
         ...node.workers.flatMap((w) => Object.entries(w.loading).map(([model, done]) => ["Loads", `${node.workers.length > 1 ? `${w.name}: ` : ""}${model}, ${Math.round(100 * done)} %`])),
         ...node.ailments.map((a) => ["Cannot run", `${node.workers.length > 1 ? `${a.worker}: ` : ""}${a.model}: ${a.reason}`]),
+        ...(here ? state.files.map((f) => ["File", `${f.model}: ${f.name}${f.repository ? ` of ${f.repository}` : ""}${f.why ? `: ${f.why}` : ""}`]) : []),
         ...(here ? Object.entries(state.refused_models).map(([model, reason]) => ["Refused", `${model}: ${reason}`]) : []),
       ];
       return { id, title: `${id}${here ? " (this node)" : ""}`, rows };

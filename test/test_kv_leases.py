@@ -1,0 +1,259 @@
+"""Models that are loaded for what fits share a worker's memory: all their weights and caches together never exceed its offer."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from exo.errors import ModelInUseError, ProtocolError
+from exo.inference.sampling import SamplingParams
+from exo.networking.messages import GrowLease, Lease, ShrinkLease
+from exo.orchestration.generation import GenerationSpec
+from exo.orchestration.node import Node
+from exo.orchestration.opened_plan import OpenedPlan
+from exo.orchestration.scheduler import Scheduler
+from test.support.local_rings import CONFIG, run
+from test.test_loaded_for import _until, loaded, nodes_with
+from test.test_scheduler import LIMITS, FakeRing, request
+
+
+def plan_of(node: Node, model_id: str) -> OpenedPlan:
+  (found, ) = (opened for opened in node.plans._open.values() if opened.plan.model_id == model_id)
+  return found
+
+
+def lease_of(node: Node, model_id: str) -> int:
+  """In tokens, of the worker's."""
+  (stage, ) = plan_of(node, model_id).stages.values()
+  return node.workers[0].lease(stage.loaded.model)
+
+
+def assert_true(nodes: list[Node]) -> None:
+  """Nothing that may be in a node's memory exceeds its offer."""
+  for node in nodes:
+    (worker, ) = node.workers
+    assert worker.free >= 0, f"{node.node_id} has promised {-worker.free} bytes that it has not"
+    for opened in node.plans._open.values():
+      if opened.driver is None:
+        continue
+      scheduler = opened.driver.scheduler
+      assert scheduler.counts.reserved_kv_tokens <= scheduler.lease
+      assert scheduler.counts.kept_kv_tokens <= scheduler.lease
+      for other in nodes:
+        for stage in other.plans._open[opened.plan.plan_id
+                                       ].stages.values() if opened.plan.plan_id in other.plans._open else ():
+          assert scheduler.lease <= stage.worker.lease(stage.loaded.model)
+
+
+@asynccontextmanager
+async def watched(nodes: list[Node]) -> AsyncIterator[None]:
+  """The same at every moment until the end of the block."""
+  async def watch() -> None:
+    while True:
+      assert_true(nodes)
+      await asyncio.sleep(0)
+
+  watching = asyncio.create_task(watch())
+  try:
+    yield
+  finally:
+    if not watching.done():
+      watching.cancel()
+    with pytest.raises(asyncio.CancelledError):  # nothing else has ended it
+      await watching
+
+
+async def tokens_of(node: Node, name: str, prompt: int = 3, max_tokens: int = 4, n: int = 1) -> list[list[int]]:
+  wanted = GenerationSpec(
+      uuid.uuid4().hex, tuple(range(1, prompt + 1)), max_tokens, frozenset(), SamplingParams(temperature=0), n
+  )
+  out: list[list[int]] = [[] for _ in range(n)]
+  async with node.generation(wanted, await node.model(name)) as generation:
+    async for delivery in generation:
+      out[delivery.choice] += [token.token_id for token in delivery.tokens]
+  return out
+
+
+# the policy of a first stage
+
+
+def test_line_4_a_smaller_lease_is_kept_to_at_once_by_all_but_those_who_run() -> None:
+  scheduler = Scheduler(replace(LIMITS, lease_tokens=300))
+  ring = FakeRing(scheduler)
+  for name, first in (("a", 10), ("b", 200)):
+    scheduler.add(replace(request(name, 40, 20), prompt_ids=tuple(range(first, first + 40))))
+    while ring.turn():
+      pass
+  assert scheduler.counts.kept == 2 and scheduler.lease == 300
+  scheduler.add(replace(request("c", 50, 70), prompt_ids=tuple(range(400, 450))))
+  ring.turn()
+  assert scheduler.counts.reserved_kv_tokens == 120
+  assert scheduler.set_lease(10) == 120 and scheduler.counts.kept == 0
+  scheduler.add(replace(request("d", 5, 5), prompt_ids=tuple(range(600, 605))))
+  assert scheduler.admission.wanted_lease == 130
+  while ring.turn():
+    assert scheduler.counts.running <= 1
+  assert ring.output["c"] == ring.expected(50, 70) and ring.output["d"] == ring.expected(5, 5)  # d fits exactly
+  assert scheduler.lease == 10 and sum(map(len, ring.caches.values())) <= 10
+  scheduler.add(request("e", 50, 70))
+  assert not ring.turn()
+  assert scheduler.waiting == 1 and scheduler.admission.wanted_lease == 120
+  assert scheduler.set_lease(1000) == LIMITS.max_kv_tokens and scheduler.admission.wanted_lease == 0
+  assert ring.turn()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.tuples(st.integers(1, 60), st.integers(1, 40), st.integers(1, 400)), min_size=1, max_size=12),
+    st.integers(1, 3)
+)
+def test_line_4_whatever_the_lease_answers_are_the_same(requests: list[tuple[int, int, int]], stages: int) -> None:
+  """It shrinks and grows between all steps; whoever waits for it is served once it has grown."""
+  scheduler = Scheduler(replace(LIMITS, stages=stages))
+  ring, wanted = FakeRing(scheduler), {}
+  for i, (prompt, max_tokens, lease) in enumerate(requests):
+    wanted[str(i)] = ring.expected(prompt, max_tokens)
+    scheduler.add(request(str(i), prompt, max_tokens))
+    assert scheduler.set_lease(lease) == max(lease, scheduler.counts.reserved_kv_tokens)
+    ring.turn()
+    assert scheduler.counts.kept_kv_tokens <= scheduler.lease
+  while scheduler.requests():
+    if not ring.turn():
+      lease = scheduler.admission.wanted_lease
+      assert lease > scheduler.lease
+      scheduler.set_lease(lease)
+  ring.finish()
+  assert ring.output == wanted
+
+
+# workers
+
+
+def test_line_4_a_second_model_takes_its_memory_from_what_the_first_does_not_need(
+    tmp_path: Path, goldens: Path
+) -> None:
+  async def scenario() -> None:
+    async with nodes_with(tmp_path, goldens, (200, CONFIG)) as (nodes, _):
+      (node, ) = nodes
+      alone = await tokens_of(node, "a")
+      before = lease_of(node, "a")
+      assert before == plan_of(node, "a").driver.scheduler.lease  # type: ignore[union-attr]
+      async with watched(nodes):
+        await tokens_of(node, "b")
+        assert loaded(node) == {"a", "b"} and 0 < lease_of(node, "a") < before and lease_of(node, "b") > 0
+        rooms = {room.model_id: room.max_kv_tokens for room in node.plans.rooms}
+        assert rooms == {name: lease_of(node, name) for name in "ab"}
+        # halves of what was left, as near as a token of each goes
+        shares = [lease_of(node, name) * kv_bytes(node, name) for name in "ab"]
+        assert shares[0] == pytest.approx(shares[1], rel=0.1)
+        assert await tokens_of(node, "a") == alone
+
+  run(scenario)
+
+
+def kv_bytes(node: Node, name: str) -> int:
+  (stage, ) = plan_of(node, name).stages.values()
+  return stage.loaded.model.memory.kv_bytes_per_token
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_line_4_who_needs_more_gets_it_from_whoever_does_not(tmp_path: Path, goldens: Path, count: int) -> None:
+  """Of a model that has given up nearly all, a request that needs much is served; the other one has given it."""
+  async def scenario() -> None:
+    async with nodes_with(tmp_path, goldens, *[(200, CONFIG)] * count) as (nodes, _):
+      node = nodes[0]
+      expected = await tokens_of(node, "a", 100, 100, n=8)
+      await tokens_of(node, "b")
+      for one in nodes:  # as if a third model had come and gone
+        await one.plans.leases.free(one.workers[0], 10**12)
+      (first, ) = (one for one in nodes if plan_of(one, "a").driver is not None)
+      driver = plan_of(first, "a").driver
+      assert driver is not None and driver.scheduler.lease < 1600
+      for one in nodes:  # and b had taken all of it
+        worker = one.workers[0]
+        (stage, ) = plan_of(one, "b").stages.values()
+        worker.grow_lease(stage.loaded.model, 10**9)
+      other = next(plan_of(one, "b").driver for one in nodes if plan_of(one, "b").driver is not None)
+      assert other is not None
+      other.grow_lease(min(lease_of(one, "b") for one in nodes))
+      had = other.scheduler.lease
+      async with watched(nodes):
+        assert await tokens_of(node, "a", 100, 100, n=8) == expected
+        assert driver.scheduler.lease >= 1600 and other.scheduler.lease < had
+        assert loaded(node) == {"a", "b"}
+
+  run(scenario)
+
+
+def test_line_4_caches_of_running_requests_are_not_taken(tmp_path: Path, goldens: Path) -> None:
+  """A model for which there is no room beside them waits, and its turn comes."""
+  async def scenario() -> None:
+    async with nodes_with(tmp_path, goldens, (110, CONFIG)) as (nodes, _):
+      (node, ) = nodes
+      await tokens_of(node, "a")
+      driver = plan_of(node, "a").driver
+      assert driver is not None
+      context = driver.room.max_context
+      many = driver.scheduler.limits.max_kv_tokens // context
+      async with watched(nodes):
+        running = asyncio.create_task(tokens_of(node, "a", 8, context - 8, n=min(many, 16)))
+        await _until(lambda: driver.scheduler.counts.reserved_kv_tokens > 0)
+        reserved = driver.scheduler.counts.reserved_kv_tokens
+        assert driver.shrink_lease(0) >= reserved
+        assert await tokens_of(node, "b")
+        texts = await running
+      assert len({tuple(text) for text in texts}) == 1 and len(texts[0]) == context - 8
+
+  run(scenario)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_line_4_three_models_in_a_small_memory_all_answer_and_nothing_exceeds_it(
+    tmp_path: Path, goldens: Path, count: int
+) -> None:
+  async def scenario() -> None:
+    sizes = [(7, 5), (40, 30), (100, 60)]
+    async with nodes_with(tmp_path, goldens, *[(280 // count, CONFIG)] * count) as (nodes, _):
+      expected = {(name, size): await tokens_of(nodes[0], name, *size) for name in "abc" for size in sizes}
+      choose = random.Random(count)
+      async with watched(nodes):
+        for _ in range(4):
+          asked = [(choose.choice("abc"), choose.choice(sizes), choose.choice([1, 3])) for _ in range(6)]
+          got = await asyncio.gather(*(tokens_of(nodes[0], name, *size, n=n) for name, size, n in asked))
+          for (name, size, n), texts in zip(asked, got, strict=True):
+            assert texts == expected[name, size] * n
+      assert not any(node.planner.ailments() for node in nodes)
+
+  run(scenario)
+
+
+def test_line_4_only_those_who_have_part_in_a_plan_change_what_it_holds(tmp_path: Path, goldens: Path) -> None:
+  async def scenario() -> None:
+    async with nodes_with(tmp_path, goldens, (200, CONFIG)) as ((node, ), _):
+      await tokens_of(node, "a")
+      leases, plan_id = node.plans.leases, plan_of(node, "a").plan.plan_id
+      before = lease_of(node, "a")
+      with pytest.raises(ProtocolError, match="stranger has no stage"):
+        leases.on_shrink("stranger", ShrinkLease(plan_id, 0))
+      for sender, message in (("stranger", GrowLease(plan_id, 0,
+                                                     9)), ("n0", GrowLease(plan_id, 1,
+                                                                           9)), ("n0", GrowLease("other", 0, 9))):
+        with pytest.raises(ProtocolError, match="has no plan"):
+          await leases.on_grow(sender, message)
+      assert leases.on_shrink("n0", ShrinkLease("other", 9)) == Lease("other", 0)
+      plan_of(node, "a").driver, driver = None, plan_of(node, "a").driver
+      with pytest.raises(ModelInUseError, match="not open yet"):
+        leases.on_shrink("n0", ShrinkLease(plan_id, 9))
+      plan_of(node, "a").driver = driver
+      assert await leases.on_grow("n0", GrowLease(plan_id, 0, 2**62)) == Lease(plan_id, before)
+
+  run(scenario)
