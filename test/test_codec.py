@@ -71,7 +71,7 @@ MESSAGES = [
     m.Cancel("p", "r1"),
     m.GiveWay("p", "q"),
     m.ShrinkLease("p", 10**9),
-    m.GrowLease("p", 2, 10**9),
+    m.GrowLease("p", 2, 10**9, True),
     m.Lease("p", 10**9),
     m.Failure("x", "y", '{"a": 1}'),
     m.Done(),

@@ -216,6 +216,40 @@ def test_line_4_caches_of_running_requests_are_not_taken(tmp_path: Path, goldens
   run(scenario)
 
 
+def test_line_4_memory_that_becomes_free_is_filled_with_kept_caches_again(tmp_path: Path, goldens: Path) -> None:
+  """Of the model that stays; while both are there, neither takes it from the other for that."""
+  async def scenario() -> None:
+    async with nodes_with(tmp_path, goldens, (200, CONFIG)) as (nodes, _):
+      (node, ) = nodes
+      await tokens_of(node, "a")
+      alone = lease_of(node, "a")
+      await tokens_of(node, "b")
+      driver = plan_of(node, "a").driver
+      assert driver is not None
+      driver.shrink_lease(1300)
+      node.workers[0].shrink_lease(plan_of(node, "a").stages[0].loaded.model, 1300)
+      node.workers[0].grow_lease(plan_of(node, "b").stages[0].loaded.model, 10**9)
+
+      async def fill() -> None:  # with prompts that have nothing in common
+        for first in range(1, 5):
+          wanted = GenerationSpec(uuid.uuid4().hex, (first, ) * 400, 4, frozenset(), SamplingParams(temperature=0))
+          async with node.generation(wanted, await node.model("a")) as generation:
+            async for _ in generation:
+              pass
+
+      async with watched(nodes):
+        await fill()
+        assert driver.scheduler.counts.kept == 3 and driver.scheduler.lease == 1300 and loaded(node) == {"a", "b"}
+        await node.plans.close_model("b")
+        node.plans.leases._growing.clear()  # instead of waiting
+        await fill()
+        await _until(lambda: driver.scheduler.lease == 2600 <= lease_of(node, "a") < alone)
+        await fill()
+        assert driver.scheduler.counts.kept == 4
+
+  run(scenario)
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_line_4_three_models_in_a_small_memory_all_answer_and_nothing_exceeds_it(
     tmp_path: Path, goldens: Path, count: int
@@ -226,7 +260,7 @@ def test_line_4_three_models_in_a_small_memory_all_answer_and_nothing_exceeds_it
       expected = {(name, size): await tokens_of(nodes[0], name, *size) for name in "abc" for size in sizes}
       choose = random.Random(count)
       async with watched(nodes):
-        for _ in range(4):
+        for _ in range(2):
           asked = [(choose.choice("abc"), choose.choice(sizes), choose.choice([1, 3])) for _ in range(6)]
           got = await asyncio.gather(*(tokens_of(nodes[0], name, *size, n=n) for name, size, n in asked))
           for (name, size, n), texts in zip(asked, got, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -175,7 +176,9 @@ def test_line_6_every_engine_checks_by_the_same_code(engine: str, goldens: Any) 
 def test_line_6_room_for_keys_and_values(options: LoadOptions, context: int, tokens: int) -> None:
   budget = KvBudget(options, token_bytes=100, model_context=100)
   assert (budget.max_context, budget.tokens(1_000)) == (context, tokens)
-  assert budget.tokens(1_000, spare=0.5) == int(tokens / 1.5)
+  assert replace(budget, spare=0.5).tokens(1_000) == int(tokens / 1.5)
+  free = replace(budget, options=replace(options, free_bytes=3_000))
+  assert free.tokens(1_000) == tokens and free.tokens(1_000, at_once=True) == min(20, tokens)
 
 
 def test_line_6_a_tokens_bytes_are_those_of_the_stages_layers() -> None:

@@ -153,11 +153,12 @@ class ShrinkLease:
 @dataclass(frozen=True, slots=True)
 class GrowLease:
   """From the first stage of a plan: are the caches of its stage number `stage`, which is yours, allowed to hold so many tokens? The answer
-  is the `Lease` that there is room for.
+  is the `Lease` that there is room for; `spare`: none is made for it.
   """
   plan_id: str
   stage: int
   tokens: int
+  spare: bool = False
 
 
 @dataclass(frozen=True, slots=True)

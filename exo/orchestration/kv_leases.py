@@ -22,7 +22,7 @@ from exo.topology.ring_plan import RingPlan
 from exo.worker.worker import Worker
 
 _ASK_S = 5.0
-_ASK_AGAIN_S = 1.0
+_ASK_AGAIN_S, _ASK_FOR_SPARE_S = 1.0, 10.0
 
 
 class KvLeases:
@@ -35,7 +35,8 @@ class KvLeases:
   ) -> None:
     self._node_id, self._opened, self._is_opening, self._give_way = node_id, opened, is_opening, give_way
     self._call, self._tasks = call, tasks
-    self._growing: dict[str, float] = {}  # by plan: from when on its stages may be asked again
+    self._growing: dict[tuple[str, bool],
+                        float] = {}  # by plan, and as `grow`: from when on its stages may be asked again
 
   # a worker's side: memory for a new model, or for the caches of one that is there
 
@@ -74,8 +75,9 @@ class KvLeases:
     worker, model = stage.worker, stage.loaded.model
     more = min(message.tokens, model.memory.max_kv_tokens) - worker.lease(model)
     wanted_bytes = more * model.memory.kv_bytes_per_token
-    while not await self.free(worker, wanted_bytes, message.plan_id) and await self._give_way(worker, opened.plan):
-      pass
+    if not message.spare:
+      while not await self.free(worker, wanted_bytes, message.plan_id) and await self._give_way(worker, opened.plan):
+        pass
     return Lease(message.plan_id, worker.grow_lease(model, message.tokens))
 
   # the first stage's side
@@ -91,32 +93,34 @@ class KvLeases:
       raise ProtocolError(f"{sender} has no stage in plan {message.plan_id}")
     return Lease(message.plan_id, opened.driver.shrink_lease(message.tokens))
 
-  def grow(self, plan_id: str, tokens: int) -> None:
-    """Ask the stages of a plan that begins here to let its caches hold so many tokens; its driver hears what comes of it."""
-    if time.monotonic() >= self._growing.get(plan_id, 0.0):
-      self._growing = {known: at for known, at in self._growing.items() if known in self._opened}
-      self._growing[plan_id] = float("inf")
-      self._tasks.spawn(self._grow(plan_id, tokens), f"grow caches of {plan_id}")
+  def grow(self, plan_id: str, tokens: int, spare: bool) -> None:
+    """Ask the stages of a plan that begins here to let its caches hold so many tokens, of `spare` memory or of what others give up; its
+    driver hears what comes of it."""
+    if time.monotonic() >= self._growing.get((plan_id, spare), 0.0):
+      self._growing = {known: at for known, at in self._growing.items() if known[0] in self._opened}
+      self._growing[plan_id, spare] = float("inf")
+      self._tasks.spawn(self._grow(plan_id, tokens, spare), f"grow caches of {plan_id}")
 
-  async def _grow(self, plan_id: str, tokens: int) -> None:
-    opened, again_at = self._opened.get(plan_id), 0.0
+  async def _grow(self, plan_id: str, tokens: int, spare: bool) -> None:
+    opened, again_at, pause_s = self._opened.get(plan_id), 0.0, _ASK_FOR_SPARE_S if spare else _ASK_AGAIN_S
     try:
       if opened is None or (driver := opened.driver) is None:
         return
       shrunk = driver.times_shrunk
       stages = enumerate(opened.plan.stages)
       granted = min(
-          await asyncio.gather(*(self._ask(stage.node_id, GrowLease(plan_id, i, tokens)) for i, stage in stages))
+          await
+          asyncio.gather(*(self._ask(stage.node_id, GrowLease(plan_id, i, tokens, spare)) for i, stage in stages))
       )
       if driver.times_shrunk != shrunk or granted < tokens:
-        again_at = time.monotonic() + _ASK_AGAIN_S
+        again_at = time.monotonic() + pause_s
       if driver.times_shrunk == shrunk:  # else what was granted may be somebody else's by now
         driver.grow_lease(granted)
     except ExoError as error:
-      again_at = time.monotonic() + _ASK_AGAIN_S
+      again_at = time.monotonic() + pause_s
       log(2, "caches of plan %s hold no more than before: %s", plan_id, error)
     finally:
-      self._growing[plan_id] = again_at
+      self._growing[plan_id, spare] = again_at
 
   async def _ask(self, node_id: str, message: GrowLease) -> int:
     told = await self._call(node_id, message, _ASK_S)

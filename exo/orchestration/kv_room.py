@@ -50,6 +50,7 @@ class KvRoom:
     self._ends: list[int] = []
     self._next_sequence = 1
     self._lease = limits.max_kv_tokens if limits.lease_tokens is None else limits.lease_tokens
+    self.is_cramped = False  # a kept cache was given up that a greater lease would have held
 
   @property
   def lease(self) -> int:
@@ -60,6 +61,7 @@ class KvRoom:
     """Let the caches hold so many tokens, or as few more as running sequences need. Returns how many those are."""
     self._lease = min(tokens, self.limits.max_kv_tokens)
     self.make_room(0)
+    self.is_cramped = False
     return self.lease
 
   @property
@@ -127,6 +129,7 @@ class KvRoom:
     """Forget kept caches, the least recently used first, until so many more tokens would fit."""
     while self._use + tokens > self.lease and (oldest := self.kept.oldest(but)) is not None:
       self._evict(oldest)
+      self.is_cramped = self.lease < self.limits.max_kv_tokens
 
   def forget(self, sequences: Iterable[int]) -> None:
     """Of these, caches of finished requests are not kept: a stage has lost them, or may have."""

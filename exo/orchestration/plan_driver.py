@@ -24,11 +24,12 @@ _LONGEST_LOOK_S = 1.0
 class PlanDriver:
   """Purely driven by events, and by one timer: a request waits for its turn for at most `most_wait_s`, or is refused.
 
-  `want_lease` is called, as often as may be, while requests wait for caches to be allowed to hold so many tokens.
+  `want_lease` is called, as often as may be, while requests wait for the caches of a plan to be allowed to hold so many tokens, or (True)
+  while caches of requests that are over would fill them.
   """
   def __init__(
       self, plan: RingPlan, scheduler: Scheduler, feed: Callable[[Frame], None], send: Callable[[str, Message], None],
-      meter: Meter, most_wait_s: float, want_lease: Callable[[str, int], None]
+      meter: Meter, most_wait_s: float, want_lease: Callable[[str, int, bool], None]
   ) -> None:
     self.plan, self.scheduler, self._want_lease = plan, scheduler, want_lease
     self.times_shrunk = 0
@@ -85,8 +86,12 @@ class PlanDriver:
     self._ask_for_lease()
 
   def _ask_for_lease(self) -> None:
-    if self.scheduler.waiting and not self._closed and (wanted := self.scheduler.admission.wanted_lease):
-      self._want_lease(self.plan.plan_id, wanted)
+    if self._closed:
+      return
+    if self.scheduler.waiting and (wanted := self.scheduler.admission.wanted_lease):
+      self._want_lease(self.plan.plan_id, wanted, False)
+    elif self.scheduler.is_cramped:
+      self._want_lease(self.plan.plan_id, 2 * self.scheduler.lease, True)
 
   def shrink_lease(self, tokens: int) -> int:
     """Let the caches hold no more than so many tokens, or as many more as those who run need; returns how many those are."""

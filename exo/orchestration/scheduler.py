@@ -80,6 +80,11 @@ class Scheduler:
     """How many tokens all caches may hold now."""
     return self._room.lease
 
+  @property
+  def is_cramped(self) -> bool:
+    """Whether caches of requests that are over were given up that a greater lease would have held."""
+    return self._room.is_cramped
+
   def set_lease(self, tokens: int) -> int:
     """As `KvRoom.set_lease`; the next step tells the stages what is forgotten for it."""
     return self._room.set_lease(tokens)

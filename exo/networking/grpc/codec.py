@@ -184,7 +184,8 @@ _OUT: dict[type, Callable[[Any], dict[str, Any]]] = {
     m.Done: lambda _: {"done": pb.Done()},
     m.GiveWay: lambda x: {"give_way": pb.GiveWay(plan_id=x.plan_id, wanted_by=x.wanted_by)},
     m.ShrinkLease: lambda x: {"shrink_lease": pb.ShrinkLease(plan_id=x.plan_id, tokens=x.tokens)},
-    m.GrowLease: lambda x: {"grow_lease": pb.GrowLease(plan_id=x.plan_id, stage=x.stage, tokens=x.tokens)},
+    m.GrowLease: lambda x:
+    {"grow_lease": pb.GrowLease(plan_id=x.plan_id, stage=x.stage, tokens=x.tokens, spare=x.spare)},
     m.Lease: lambda x: {"lease": pb.Lease(plan_id=x.plan_id, tokens=x.tokens)},
     m.Absolve: lambda x: {"absolve": pb.Absolve(model_id=x.model_id, fingerprint=x.fingerprint)},
     m.RequestFailed: lambda x:
@@ -204,7 +205,7 @@ _IN: dict[str, Callable[[Any], m.Message]] = {
     "done": lambda _: m.Done(),
     "give_way": lambda x: m.GiveWay(x.plan_id[:MAX_PLAN_ID], x.wanted_by[:MAX_PLAN_ID]),
     "shrink_lease": lambda x: m.ShrinkLease(x.plan_id[:MAX_PLAN_ID], x.tokens),
-    "grow_lease": lambda x: m.GrowLease(x.plan_id[:MAX_PLAN_ID], x.stage, x.tokens),
+    "grow_lease": lambda x: m.GrowLease(x.plan_id[:MAX_PLAN_ID], x.stage, x.tokens, x.spare),
     "lease": lambda x: m.Lease(x.plan_id[:MAX_PLAN_ID], x.tokens),
     "absolve": lambda x: m.Absolve(x.model_id[:MAX_MODEL_ID], x.fingerprint[:MAX_FINGERPRINT]),
     "request_failed": lambda x: m.

@@ -262,14 +262,16 @@ class ShrinkLease(_message.Message):
     def __init__(self, plan_id: _Optional[str] = ..., tokens: _Optional[int] = ...) -> None: ...
 
 class GrowLease(_message.Message):
-    __slots__ = ("plan_id", "stage", "tokens")
+    __slots__ = ("plan_id", "stage", "tokens", "spare")
     PLAN_ID_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SPARE_FIELD_NUMBER: _ClassVar[int]
     plan_id: str
     stage: int
     tokens: int
-    def __init__(self, plan_id: _Optional[str] = ..., stage: _Optional[int] = ..., tokens: _Optional[int] = ...) -> None: ...
+    spare: bool
+    def __init__(self, plan_id: _Optional[str] = ..., stage: _Optional[int] = ..., tokens: _Optional[int] = ..., spare: _Optional[bool] = ...) -> None: ...
 
 class Lease(_message.Message):
     __slots__ = ("plan_id", "tokens")
