@@ -396,7 +396,7 @@ def test_the_topology_follows_as_a_node_joins_and_is_killed(browser: Chrome, tmp
       until(browser, lambda: all_of(browser, "#picture .frame"))  # frames on their way
       held = by_id(browser, "nodes").text
       assert "dummy 0–3 of 8" in held and "dummy 4–7 of 8" in held and "dummy on none" in held and "GB free of" in held
-      label = browser.find_element(By.CSS_SELECTOR, "#picture svg").get_attribute("aria-label")
+      label = until(browser, lambda: browser.find_element(By.CSS_SELECTOR, "#picture svg").get_attribute("aria-label"))
       assert label and "2 nodes" in label and "dummy over" in label
       finished(browser)
       other.kill()

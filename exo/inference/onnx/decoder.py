@@ -3,7 +3,8 @@
 Inputs: `x` (B, S, hidden), `seqlens_k` (B,) int32 with each row's total length less one, `total` (1,) int32 the longest
 total length, on the last stage `rows` (R,) int64 choosing tokens of the flattened batch, and per layer `past_k.i`,
 `past_v.i` (B, KV heads, room, head dim), which the operator updates in place; where sequences have one of two rotary
-embeddings, its `tables`. Output, named by `output`: hidden states
+embeddings, its `tables`; where a lone row may be given twice (`lone_rows.py`), `tokens` (1,) int64, how many of the S are
+tokens, and `repeat` (3,) int64, how often attention's rows are repeated to be S again. Output, named by `output`: hidden states
 (B, S, hidden) or logits (R, 1, vocabulary); on the last stage `hidden` names what its head sees, (B, S, hidden).
 """
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from exo.inference.onnx.graph import MICROSOFT, Dims, GraphBuilder
 from exo.inference.onnx.linear import LinearLayers
+from exo.inference.onnx.lone_rows import lone_rows_differ
 from exo.inference.onnx.probe import repertoire
 from exo.inference.rope import cos_sin
 from exo.inference.shard import Shard
@@ -30,6 +32,7 @@ class DecoderGraph:
     self.graph = GraphBuilder()
     self._shard, self._tensors, self._config, self._context = shard, tensors, config, context
     self._linear = LinearLayers(self.graph, bits)
+    self._may_double = lone_rows_differ()
     self.hidden: str | None = None
     self.tables: dict[str, tuple[Floats,
                                  Floats]] = {}  # inputs (positions, rotary dim / 2): of near sequences, of far ones
@@ -39,6 +42,9 @@ class DecoderGraph:
     residual = g.input("x", "float32", ["B", "S", config.hidden_size])
     g.input("seqlens_k", "int32", ["B"])
     g.input("total", "int32", [1])
+    if self._may_double:
+      g.input("tokens", "int64", [1])
+      g.input("repeat", "int64", [3])
     added: str | None = None
     if not shard.is_first:
       # x + 0 through the same operator that the undivided model uses here, so that a split changes no bit
@@ -55,6 +61,16 @@ class DecoderGraph:
       self.output = g.node("Add", [residual, added])
       g.output(self.output, "float32", ["B", "S", config.hidden_size])
     return g
+
+  @property
+  def takes_tokens(self) -> bool:
+    """Whether there are the inputs `tokens` and `repeat`."""
+    return self._may_double
+
+  @property
+  def doubles(self) -> bool:
+    """Whether lone rows are to be given twice."""
+    return self._may_double and self._linear.is_narrow
 
   def _norm_weight(self, name: str) -> str:
     return self.graph.weight(self._tensors.tensor(name).to_float32() + np.float32(self._config.norm_offset), "norm")
@@ -109,6 +125,9 @@ class DecoderGraph:
     qkv = self._project(
         x, layer, "self_attn.qkv_proj", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", row_scale=scale
     )
+    if self._may_double:
+      ends = [g.weight(np.array([n], np.int64), name=f"constant {n}") for n in (0, 1)]
+      qkv = g.node("Slice", [qkv, ends[0], "tokens", ends[1]])
     cos, sin = self._cos_sin(layer)
     cache: Dims = ["B", config.n_kv_heads, "T", config.head_dim]
     past = [g.input(f"past_{part}.{layer}", "float32", cache) for part in "kv"]
@@ -120,7 +139,7 @@ class DecoderGraph:
       attributes["softcap"] = config.attention_softcap
     if (window := config.sliding_window[layer]) is not None:
       attributes["local_window_size"] = window
-    return g.nodes(
+    attended = g.nodes(
         "GroupQueryAttention",
         inputs, [g.fresh("attention"), *present],
         domain=MICROSOFT,
@@ -131,6 +150,7 @@ class DecoderGraph:
         scale=1.0,
         **attributes
     )[0]
+    return g.node("Expand", [attended, "repeat"]) if self._may_double else attended
 
   def _normed_heads(self, layer: int, qkv: str) -> list[str]:
     """Queries, keys and values apart, each head of the first two with its own RMS norm."""

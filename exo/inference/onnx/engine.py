@@ -42,7 +42,10 @@ _SCRATCH_BYTES = 2**28  # of a run's attention: a number for each of its tokens,
 
 
 class _Binding:
-  """Buffers of one shape bound to one window of KV rows. Fill `x`, `seqlens`, `total` and `rows`, then `run`."""
+  """Buffers of one shape bound to one window of KV rows. Fill `x`, `seqlens`, `total` and `rows`, then `run`.
+
+  Where the stage doubles lone rows, they are there twice for it, and once for whoever fills and reads.
+  """
   def __init__(
       self,
       stage: OnnxStage,
@@ -54,20 +57,28 @@ class _Binding:
       hidden: str | None = None
   ) -> None:
     self._session, self._io = stage.session, stage.session.io_binding()
-    self.x = np.zeros((batch, length, stage.hidden_size), np.float32)
     self.seqlens, self.total = np.zeros(batch, np.int32), np.zeros(1, np.int32)
-    self.rows = np.zeros(n_rows, np.int64)
-    inputs: list[tuple[str, npt.NDArray[Any]]] = [("x", self.x), ("seqlens_k", self.seqlens), ("total", self.total)]
+    times = 2 if stage.doubles and batch * length == 1 else 1
+    x = np.zeros((batch, times * length, stage.hidden_size), np.float32)
+    self.x, self._twin = x[:, :length], x[:, length:]
+    rows = np.zeros(2 if stage.doubles and n_rows == 1 else n_rows, np.int64)
+    self.rows, self._twin_rows = rows[:n_rows], rows[n_rows:]
+    inputs: list[tuple[str, npt.NDArray[Any]]] = [("x", x), ("seqlens_k", self.seqlens), ("total", self.total)]
     if stage.shard.is_last:
-      inputs.append(("rows", self.rows))
+      inputs.append(("rows", rows))
+    if stage.takes_tokens:
+      self._lengths = np.array([length], np.int64), np.array([1, times, 1], np.int64)
+      inputs += zip(("tokens", "repeat"), self._lengths, strict=True)
     inputs += [(name, tables[far]) for name, tables in stage.tables.items()]
     if stage.shard.is_last and hidden is None:
-      self.y = np.zeros((n_rows, 1, stage.vocab_size), np.float32)
+      y = np.zeros((len(rows), 1, stage.vocab_size), np.float32)
+      self.y = y[:n_rows]
     else:
-      self.y = np.zeros((batch, length, stage.hidden_size), np.float32)
+      y = np.zeros(x.shape, np.float32)
+      self.y = y[:, :length]
     for name, array in inputs:
       self._io.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-    self._io.bind_output(hidden or stage.output_name, "cpu", 0, np.float32, self.y.shape, self.y.ctypes.data)
+    self._io.bind_output(hidden or stage.output_name, "cpu", 0, np.float32, y.shape, y.ctypes.data)
     for layer, pair in zip(stage.shard.layers, stage.arena.arrays, strict=True):
       for part, array in zip("kv", pair, strict=True):
         view = array[start:start + batch]
@@ -76,6 +87,7 @@ class _Binding:
         self._io.bind_output(f"present_{part}.{layer}", *args)
 
   def run(self) -> Floats:
+    self._twin[:], self._twin_rows[:] = self.x[:, :self._twin.shape[1]], self.rows[:len(self._twin_rows)]
     self._session.run_with_iobinding(self._io)
     return self.y
 
@@ -93,7 +105,7 @@ class OnnxStage(StageBase):
     decoder = DecoderGraph(shard, tensors, budget.max_context, bits)
     graph = decoder.build(progress)
     self.output_name, self._hidden_name, weight_bytes = decoder.output, decoder.hidden, graph.weight_bytes
-    self.tables = decoder.tables
+    self.tables, self.takes_tokens, self.doubles = decoder.tables, decoder.takes_tokens, decoder.doubles
     self._embedding = EmbeddingTable(tensors) if shard.is_first else None
     n_words = config.vocab_size if self._embedding is None else self._embedding.n_words
     self.arena = KvArena(
