@@ -292,7 +292,9 @@ def test_line_9_shares_count_while_a_plan_opens_too() -> None:
 
     def ready(plan: RingPlan, limits: Limits) -> PlanDriver:
       drivers.append(
-          PlanDriver(plan, Scheduler(limits), lambda frame: None, send, Meter(), 300.0, lambda plan_id, tokens, spare: None)
+          PlanDriver(
+              plan, Scheduler(limits), lambda frame: None, send, Meter(), 300.0, lambda plan_id, tokens, spare: None
+          )
       )
       return drivers[0]
 
