@@ -14,13 +14,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exo.errors import ModelInUseError, ProtocolError
+from exo.errors import NoRoomError, PlanClosedError, ProtocolError
 from exo.inference.sampling import SamplingParams
-from exo.networking.messages import GrowLease, Lease, ShrinkLease
+from exo.inference.shard import Shard
+from exo.networking.messages import Done, GrowLease, Lease, Message, ShrinkLease
 from exo.orchestration.generation import GenerationSpec
+from exo.orchestration.meter import Meter
 from exo.orchestration.node import Node
 from exo.orchestration.opened_plan import OpenedPlan
+from exo.orchestration.plan_driver import PlanDriver
 from exo.orchestration.scheduler import Scheduler
+from exo.topology.ring_plan import RingPlan, Stage
 from test.support.local_rings import CONFIG, run
 from test.test_loaded_for import _until, loaded, nodes_with
 from test.test_scheduler import LIMITS, FakeRing, request
@@ -49,9 +53,14 @@ def assert_true(nodes: list[Node]) -> None:
       assert scheduler.counts.reserved_kv_tokens <= scheduler.lease
       assert scheduler.counts.kept_kv_tokens <= scheduler.lease
       for other in nodes:
-        for stage in other.plans._open[opened.plan.plan_id
-                                       ].stages.values() if opened.plan.plan_id in other.plans._open else ():
+        same = other.plans._open.get(opened.plan.plan_id)
+        for stage in same.stages.values() if same is not None else ():
           assert scheduler.lease <= stage.worker.lease(stage.loaded.model)
+    for opened in node.plans._open.values():
+      for stage in opened.stages.values():
+        arena = stage.loaded.model.arena  # type: ignore[attr-defined]
+        held = sum(held.length for held in list(arena._held.values()))
+        assert held <= worker.lease(stage.loaded.model), f"{opened.plan.model_id} holds what it has given up"
 
 
 @asynccontextmanager
@@ -74,7 +83,8 @@ async def watched(nodes: list[Node]) -> AsyncIterator[None]:
 
 async def tokens_of(node: Node, name: str, prompt: int = 3, max_tokens: int = 4, n: int = 1) -> list[list[int]]:
   wanted = GenerationSpec(
-      uuid.uuid4().hex, tuple(range(1, prompt + 1)), max_tokens, frozenset(), SamplingParams(temperature=0), n
+      uuid.uuid4().hex, tuple(1 + i % 300 for i in range(prompt)), max_tokens, frozenset(),
+      SamplingParams(temperature=0), n
   )
   out: list[list[int]] = [[] for _ in range(n)]
   async with node.generation(wanted, await node.model(name)) as generation:
@@ -184,7 +194,8 @@ def test_line_4_who_needs_more_gets_it_from_whoever_does_not(tmp_path: Path, gol
         worker.grow_lease(stage.loaded.model, 10**9)
       other = next(plan_of(one, "b").driver for one in nodes if plan_of(one, "b").driver is not None)
       assert other is not None
-      other.grow_lease(min(lease_of(one, "b") for one in nodes))
+      most = min(lease_of(one, "b") for one in nodes)
+      other.grow_lease(most, most, most)
       had = other.scheduler.lease
       async with watched(nodes):
         assert await tokens_of(node, "a", 100, 100, n=8) == expected
@@ -194,24 +205,72 @@ def test_line_4_who_needs_more_gets_it_from_whoever_does_not(tmp_path: Path, gol
   run(scenario)
 
 
-def test_line_4_caches_of_running_requests_are_not_taken(tmp_path: Path, goldens: Path) -> None:
-  """A model for which there is no room beside them waits, and its turn comes."""
+@pytest.mark.parametrize("keep", [(), ("a", )])
+def test_line_4_caches_of_running_requests_are_not_taken(tmp_path: Path, goldens: Path, keep: tuple[str, ...]) -> None:
+  """A model for which there is no room beside them waits, and its turn comes, whether the one that runs is kept or not."""
   async def scenario() -> None:
-    async with nodes_with(tmp_path, goldens, (110, CONFIG)) as (nodes, _):
+    async with nodes_with(tmp_path, goldens, (100, replace(CONFIG, keep=keep))) as (nodes, _):
       (node, ) = nodes
+      alone = await tokens_of(node, "b")
+      await _until(lambda: plan_of(node, "b").unused)
+      await node.plans.close_model("b")
       await tokens_of(node, "a")
       driver = plan_of(node, "a").driver
       assert driver is not None
-      context = driver.room.max_context
-      many = driver.scheduler.limits.max_kv_tokens // context
       async with watched(nodes):
-        running = asyncio.create_task(tokens_of(node, "a", 8, context - 8, n=min(many, 16)))
-        await _until(lambda: driver.scheduler.counts.reserved_kv_tokens > 0)
-        reserved = driver.scheduler.counts.reserved_kv_tokens
-        assert driver.shrink_lease(0) >= reserved
-        assert await tokens_of(node, "b")
-        texts = await running
-      assert len({tuple(text) for text in texts}) == 1 and len(texts[0]) == context - 8
+        # 64 requests of 512 tokens: 50 MB, which leave less than the 35 MB that b takes
+        running = asyncio.create_task(tokens_of(node, "a", 8, 504, n=64))
+        await _until(lambda: driver.scheduler.counts.reserved_kv_tokens == 64 * 512)
+        waiting = asyncio.create_task(tokens_of(node, "b"))
+        await _until(lambda: node.workers[0]._claimed > 0)
+        await asyncio.sleep(0.3)
+        assert loaded(node) == {"a"} and not waiting.done() and not running.done()
+        # what becomes free is for who waits: a does not get more meanwhile
+        assert node.workers[0].grow_lease(plan_of(node, "a").stages[0].loaded.model, 10**9) == driver.scheduler.lease
+        running.cancel()
+        assert await waiting == alone
+      assert loaded(node) == {"a", "b"}
+
+  run(scenario)
+
+
+def test_line_4_a_model_that_is_not_open_yet_begins_with_what_was_left_to_it(tmp_path: Path, goldens: Path) -> None:
+  """One of its stages waits for another, and has memory that somebody wants."""
+  async def scenario() -> None:
+    async with nodes_with(tmp_path, goldens, (200, CONFIG)) as (nodes, _):
+      (node, ) = nodes
+      await tokens_of(node, "a")
+      opened, leases = plan_of(node, "a"), node.plans.leases
+      opened.driver, driver = None, opened.driver
+      assert driver is not None
+      assert await leases.on_shrink("n0", ShrinkLease(opened.plan.plan_id, 2000)) == Lease(opened.plan.plan_id, 2000)
+      assert await leases.on_shrink("n0", ShrinkLease(opened.plan.plan_id, 3000)) == Lease(opened.plan.plan_id, 3000)
+      opened.driver = node.plans._driver_of(opened.plan, driver.scheduler.limits)
+      assert opened.driver.scheduler.lease == 2000
+      assert leases.first_lease(opened.plan.plan_id, 5000) == 5000
+
+  run(scenario)
+
+
+def test_line_4_what_can_never_be_had_is_refused_and_keeps_nobody_waiting(tmp_path: Path, goldens: Path) -> None:
+  """A kept model takes for good what another one could have when it was loaded: its long prompts are refused, long answers cut."""
+  async def scenario() -> None:
+    async with nodes_with(tmp_path, goldens, (200, replace(CONFIG, keep=("b", )))) as (nodes, _):
+      (node, ) = nodes
+      await tokens_of(node, "a")
+      opened = plan_of(node, "a")
+      driver, (stage, ) = opened.driver, opened.stages.values()
+      assert driver is not None
+      driver.shrink_lease(300)
+      node.workers[0]._models[stage.loaded.model].least_tokens = 300
+      node.workers[0].shrink_lease(stage.loaded.model, 300)
+      node.workers[0].offered_bytes -= node.workers[0].free
+      with pytest.raises(
+          NoRoomError, match="its prompt has 400 tokens; beside other models there is room for the caches of 300"
+      ):
+        await tokens_of(node, "a", 400, 4)
+      assert len((await tokens_of(node, "a", 100, 300))[0]) == 200
+      assert len((await tokens_of(node, "a", 100, 50))[0]) == 50
 
   run(scenario)
 
@@ -277,17 +336,47 @@ def test_line_4_only_those_who_have_part_in_a_plan_change_what_it_holds(tmp_path
       leases, plan_id = node.plans.leases, plan_of(node, "a").plan.plan_id
       before = lease_of(node, "a")
       with pytest.raises(ProtocolError, match="stranger has no stage"):
-        leases.on_shrink("stranger", ShrinkLease(plan_id, 0))
+        await leases.on_shrink("stranger", ShrinkLease(plan_id, 0))
       for sender, message in (("stranger", GrowLease(plan_id, 0,
                                                      9)), ("n0", GrowLease(plan_id, 1,
                                                                            9)), ("n0", GrowLease("other", 0, 9))):
         with pytest.raises(ProtocolError, match="has no plan"):
           await leases.on_grow(sender, message)
-      assert leases.on_shrink("n0", ShrinkLease("other", 9)) == Lease("other", 0)
-      plan_of(node, "a").driver, driver = None, plan_of(node, "a").driver
-      with pytest.raises(ModelInUseError, match="not open yet"):
-        leases.on_shrink("n0", ShrinkLease(plan_id, 9))
-      plan_of(node, "a").driver = driver
-      assert await leases.on_grow("n0", GrowLease(plan_id, 0, 2**62)) == Lease(plan_id, before)
+      assert await leases.on_shrink("n0", ShrinkLease("other", 9)) == Lease("other", 0)
+      assert await leases.on_grow("n0", GrowLease(plan_id, 0, 2**62)) == Lease(plan_id, before, most=before)
+
+  run(scenario)
+
+
+def test_line_4_a_first_node_that_answers_nonsense_keeps_its_caches(tmp_path: Path, goldens: Path) -> None:
+  """And whoever needs memory gets it from the others, or waits."""
+  async def scenario() -> None:
+    async with nodes_with(tmp_path, goldens, (200, CONFIG)) as ((node, ), _):
+      await tokens_of(node, "a")
+      leases, before = node.plans.leases, lease_of(node, "a")
+
+      async def nonsense(node_id: str, message: Message, timeout_s: float) -> Message:
+        return Done()
+
+      leases._call = nonsense  # type: ignore[method-assign]
+      assert not await leases.free(node.workers[0], 10**9)
+      assert lease_of(node, "a") == before
+
+  run(scenario)
+
+
+def test_line_4_of_two_who_wait_one_gives_nothing_up(tmp_path: Path, goldens: Path) -> None:
+  """Else each would take from the other what it has gathered."""
+  scheduler = Scheduler(replace(LIMITS, lease_tokens=100))
+  plan = RingPlan("m", "epoch", (Stage("n", Shard("m", 0, 7, 8), "cpu"), ))
+  driver = PlanDriver(plan, scheduler, lambda _: None, lambda *_: None, Meter(), 300.0, lambda *_: None)
+
+  async def scenario() -> None:
+    driver.submit(request("a", 60, 100))
+    assert driver.shrink_lease(10, "~") == 100 and driver.times_shrunk == 0  # a greater id than any
+    assert driver.shrink_lease(10, "") == 10 and driver.times_shrunk == 1
+    driver.grow_lease(128, 128, 400)
+    assert driver.shrink_lease(10, "~") == 128 == scheduler.counts.reserved_kv_tokens  # it runs
+    driver.close(PlanClosedError("it ends"))
 
   run(scenario)

@@ -144,10 +144,11 @@ class GiveWay:
 @dataclass(frozen=True, slots=True)
 class ShrinkLease:
   """To the first stage of a plan, from a node with a stage of it: let its caches hold no more than so many tokens, or than running
-  sequences need. The answer is the `Lease` that is left.
+  sequences need, since the plan `wanted_by` needs memory there. The answer is the `Lease` that is left.
   """
   plan_id: str
   tokens: int
+  wanted_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +164,13 @@ class GrowLease:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-  """How many tokens the caches of a plan may hold now."""
+  """How many tokens the caches of a plan may hold now. After the plan's step number `step` they hold no more; `most` is what they could be
+  allowed to hold at most, as things are.
+  """
   plan_id: str
   tokens: int
+  step: int = 0
+  most: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,7 +87,7 @@ class Admission:
     """How many of these, in their order, could begin now."""
     rows, reserved = self._limits.max_sequences - len(self._running), self._room.reserved
     for count, request in enumerate(requests[:rows]):
-      reserved += self._claim(request)
+      reserved += self.claim(request)
       if reserved > self._limits.max_kv_tokens:
         return count
     return min(rows, len(requests))
@@ -117,12 +117,24 @@ class Admission:
   def has_room(self, request: Request) -> bool:
     return len(self._running) < self._limits.max_sequences and self._lacking(request) <= 0
 
-  def _claim(self, request: Request) -> int:
-    """KV tokens that are reserved for a request when it begins."""
-    return min(self.needed(request), self._limits.max_kv_tokens)
+  def claim(self, request: Request) -> int:
+    """KV tokens that are reserved for a request when it begins: no more than there could be, if its prompt has room in that."""
+    most = self._limits.max_kv_tokens
+    if len(request.prompt_ids) + len(request.replay_ids) < self._room.most_tokens:
+      most = min(most, self._room.most_tokens)
+    return min(self.needed(request), most)
 
   def _lacking(self, request: Request) -> int:
-    return self._room.reserved + self._claim(request) - self._room.lease
+    return self._room.reserved + self.claim(request) - self._room.lease
+
+  def hopeless(self) -> list[Request]:
+    """Forget, and return, the requests whose prompts alone have no room, whatever other models give up; those that have begun may
+    still get it."""
+    most = self._room.most_tokens
+    gone = [r for r in self.line if not r.replay_ids and len(r.prompt_ids) + min(1, r.max_tokens) > most]
+    ids = {request.request_id for request in gone}
+    self.line.forget(lambda request: request.request_id in ids)
+    return gone
 
   @property
   def wanted_lease(self) -> int:
@@ -132,7 +144,7 @@ class Admission:
     request = self.line.next()
     if request is None or len(self._running) >= self._limits.max_sequences or self._lacking(request) <= 0:
       return 0
-    wanted = self._room.reserved + self._claim(request)
+    wanted = self._room.reserved + self.claim(request)
     return wanted if wanted <= self._limits.max_kv_tokens else 0
 
   def giving_up(self, in_flight: Iterable[tuple[BatchEntry, ...]]) -> list[RunningSequence]:
@@ -143,6 +155,8 @@ class Admission:
     """
     request = self.line.next()
     if request is None or self.line.running(request) or not self.line.some_have_several or self.has_room(request):
+      return []
+    if self.wanted_lease and not self._room.is_denied:  # memory may be had without anybody's giving up anything
       return []
     rows, tokens = 1 + len(self._running) - self._limits.max_sequences, self._lacking(request)
     running = Counter(share_of(s.request) for s in self._running.values())

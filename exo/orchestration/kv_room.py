@@ -51,6 +51,8 @@ class KvRoom:
     self._next_sequence = 1
     self._lease = limits.max_kv_tokens if limits.lease_tokens is None else limits.lease_tokens
     self.is_cramped = False  # a kept cache was given up that a greater lease would have held
+    self.is_denied = False  # a greater lease was asked for in vain
+    self.most_tokens = limits.max_kv_tokens  # that the lease could be, as far as is known
 
   @property
   def lease(self) -> int:
@@ -61,7 +63,7 @@ class KvRoom:
     """Let the caches hold so many tokens, or as few more as running sequences need. Returns how many those are."""
     self._lease = min(tokens, self.limits.max_kv_tokens)
     self.make_room(0)
-    self.is_cramped = False
+    self.is_cramped = self.is_denied = False
     return self.lease
 
   @property

@@ -334,7 +334,7 @@ class Node:
         self.plans.residents.on_give_way(sender, message)
         return Done()
       case ShrinkLease():
-        return self.plans.leases.on_shrink(sender, message)
+        return await self.plans.leases.on_shrink(sender, message)
       case GrowLease():
         return await self.plans.leases.on_grow(sender, message)
       case ListModels():

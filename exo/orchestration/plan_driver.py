@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from exo.errors import BadNumbersError, ExoError
+from exo.errors import BadNumbersError, ExoError, NoRoomError
 from exo.log import enabled, log
 from exo.networking.messages import Frame, Message, Request, StepFailed, StepResult
 from exo.networking.peer_messages import PlanPace, PlanRoom
@@ -19,6 +19,8 @@ from exo.topology.ring_plan import RingPlan
 
 _QUICK_STEP_MS = 12.0
 _LONGEST_LOOK_S = 1.0
+_TOLD_POLL_S = 0.005
+_RETRY_S = 10
 
 
 class PlanDriver:
@@ -69,8 +71,6 @@ class PlanDriver:
       log(1, "another share's request takes its place in the line", request=gone.request_id)
       self._tell_failed(gone, self.scheduler.admission.queue_full(gone))
     self._pump()
-    if self._look_again is None and self.scheduler.waiting:
-      self._refuse_later()
 
   def _refuse_later(self) -> None:
     pause_s = min(_LONGEST_LOOK_S, self._most_wait_s / 4)
@@ -93,16 +93,42 @@ class PlanDriver:
     elif self.scheduler.is_cramped:
       self._want_lease(self.plan.plan_id, 2 * self.scheduler.lease, True)
 
-  def shrink_lease(self, tokens: int) -> int:
-    """Let the caches hold no more than so many tokens, or as many more as those who run need; returns how many those are."""
+  def shrink_lease(self, tokens: int, wanted_by: str = "") -> int:
+    """Let the caches hold no more than so many tokens, or as many more as those who run need; returns how many those are.
+
+    A plan whose next request waits for more gives nothing up for one with a greater id: of two such, one gets all that it needs.
+    """
+    if self.scheduler.waiting and self.plan.plan_id < wanted_by and self.scheduler.admission.wanted_lease:
+      return self.scheduler.lease
     self.times_shrunk += 1
     held = self.scheduler.set_lease(min(tokens, self.scheduler.lease))
     self._pump()
     return held
 
-  def grow_lease(self, tokens: int) -> None:
-    """All stages have room for so many tokens now."""
-    self.scheduler.set_lease(max(tokens, self.scheduler.lease))
+  async def told(self, timeout_s: float) -> int | None:
+    """The number of the step after which no stage holds anything that was given up before this call; None where none could be let out
+    for so long."""
+    deadline = time.monotonic() + timeout_s
+    while self.scheduler.untold and not self._closed:
+      if time.monotonic() > deadline:
+        return None
+      await asyncio.sleep(_TOLD_POLL_S)
+    return self.scheduler.last_step
+
+  def grow_lease(self, granted: int, wanted: int, most: int) -> None:
+    """Of the tokens that were wanted all stages have room for those that are granted, and could have for `most` at most."""
+    self.scheduler.set_most(most)
+    self.scheduler.set_lease(max(granted, self.scheduler.lease))
+    if granted < wanted:
+      self.scheduler.deny_lease()
+    for request in self.scheduler.admission.hopeless():
+      self._tell_failed(
+          request,
+          NoRoomError(
+              f"its prompt has {len(request.prompt_ids)} tokens; beside other models there is room for the caches of {most}",
+              retry_after_s=_RETRY_S
+          )
+      )
     self._pump()
 
   def cancel(self, request_id: str) -> None:
@@ -188,3 +214,5 @@ class PlanDriver:
           )
       )
     self._ask_for_lease()
+    if self._look_again is None and self.scheduler.waiting and not self._closed:
+      self._refuse_later()  # whoever waits for memory alone has nobody else who wakes it

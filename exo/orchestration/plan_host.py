@@ -77,10 +77,7 @@ class PlanHost:
     self._start = PlanStart(send, call, self._driver_of, self._tasks, speculate, most_wait_s)
     closing = Closing(self._close_here, self._close_everywhere, self._begin_to_close, self._lose)
     self.residents = Residents(node_id, self._open, self._opening, self._start.__contains__, call, closing)
-    self.leases = KvLeases(
-        node_id, self._open, lambda plan_id: self.residents.plan_of(plan_id) is not None,
-        lambda worker, plan: self.residents.give_way(worker, plan, None), call, self._tasks
-    )
+    self.leases = KvLeases(node_id, self._open, self.residents, call, self._tasks)
     self._desks = {worker.name: WorkerDesk(worker, files, self._tasks, self) for worker in workers}
     for worker in workers:
       worker.health.on_broken(partial(self._leave, worker))
@@ -202,7 +199,10 @@ class PlanHost:
     if here is None or 0 not in here.stages:
       raise PlanClosedError(f"plan {plan.plan_id} was closed while it opened")
     feed = here.stages[0].runner.feed
-    limits = replace(limits, near_context=here.stages[0].loaded.model.memory.near_context)
+    lease = self.leases.first_lease(
+        plan.plan_id, limits.max_kv_tokens if limits.lease_tokens is None else limits.lease_tokens
+    )
+    limits = replace(limits, near_context=here.stages[0].loaded.model.memory.near_context, lease_tokens=lease)
     here.driver = PlanDriver(
         plan, Scheduler(limits), feed, self._send, self._meter, self._most_wait_s, self.leases.grow
     )

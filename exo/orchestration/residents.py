@@ -115,6 +115,22 @@ class Residents:
     """The models that would give way for a plan if they served nobody."""
     return tuple(dict.fromkeys(opened.plan.model_id for opened in self._others(worker, plan, but_model)))
 
+  def holders(self, worker: Worker, plan: RingPlan) -> tuple[str, ...]:
+    """All models on a worker but what it has of this plan, kept ones, too."""
+    others = (o for o in self._opened.values() if o.plan.plan_id != plan.plan_id and o.on(worker) is not None)
+    return tuple(dict.fromkeys(opened.plan.model_id for opened in others))
+
+  def idle_bytes(self, worker: Worker, plan: RingPlan) -> int:
+    """What would be free if all plans closed that may give way for another, as far as is known here."""
+    stages = (o.on(worker) for o in self._others(worker, plan, None) if o.unused)
+    return sum(worker.all_of(stage.loaded.model) for stage in stages if stage is not None)
+
+  def kept_bytes(self, worker: Worker, plan: RingPlan) -> int:
+    """What those take at least that give way for none."""
+    kept = self.kept - {plan.model_id}
+    stages = (o.on(worker) for o in self._opened.values() if o.plan.model_id in kept)
+    return sum(worker.taken_by(stage.loaded.model) for stage in stages if stage is not None)
+
   def _others(self, worker: Worker, plan: RingPlan, but_model: str | None) -> list[OpenedPlan]:
     stay = {but_model, *self.kept - {plan.model_id}}
     plans = (opened for opened in self._opened.values() if opened.plan.plan_id != plan.plan_id)

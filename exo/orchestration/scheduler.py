@@ -81,6 +81,20 @@ class Scheduler:
     return self._room.lease
 
   @property
+  def last_step(self) -> int:
+    """The number of the one that was let out last."""
+    return self._next_step - 1
+
+  @property
+  def untold(self) -> bool:
+    """Caches are given up of which no step has told the stages yet."""
+    return self._room.untold
+
+  def deny_lease(self) -> None:
+    """A greater lease was asked for, and is not to be had now."""
+    self._room.is_denied, self._room.is_cramped = True, False
+
+  @property
   def is_cramped(self) -> bool:
     """Whether caches of requests that are over were given up that a greater lease would have held."""
     return self._room.is_cramped
@@ -88,6 +102,10 @@ class Scheduler:
   def set_lease(self, tokens: int) -> int:
     """As `KvRoom.set_lease`; the next step tells the stages what is forgotten for it."""
     return self._room.set_lease(tokens)
+
+  def set_most(self, tokens: int) -> None:
+    """How many tokens the lease could be at most, as things are."""
+    self._room.most_tokens = min(tokens, self.limits.max_kv_tokens)
 
   def add(self, request: Request, most_wait_s: float = math.inf) -> list[Request]:
     """Queue a request; see `Admission.add`."""
@@ -271,7 +289,7 @@ class Scheduler:
     match, soon = self._find_prefix(request, draft)
     if soon:  # a step later, more of its prompt will be there to copy
       return None
-    needed = min(self.admission.needed(request), self.limits.max_kv_tokens)
+    needed = self.admission.claim(request)
     place = self._room.place(match, needed, draft.sources)
     if place is None:
       return None

@@ -18,6 +18,7 @@ from exo.networking.messages import OpenPlan
 from exo.orchestration.frame_check import FrameBounds
 from exo.orchestration.stage_files import StageFiles
 from exo.topology.loaded_for import WHAT_FITS, LoadedFor
+from exo.topology.ring_plan import RingPlan
 from exo.worker.step_guard import check_step
 from exo.worker.worker import Worker
 
@@ -69,20 +70,24 @@ class StageOpener:
     try:
       await self._files.fetch(shard, message.file)  # what is on disk already does not wait for it
       give_up, pause_s = time.monotonic() + message.room_s, _ROOM_POLL_S
-      while True:
-        async with self._memory:
-          checkpoint = await self._files.checkpoint(shard, message.file)
-          in_use = await self._in_the_way(message, self._worker.loader.needed_bytes(shard, checkpoint, plan.loaded_for))
-          if not in_use:
-            return await self._load(shard, message.file, checkpoint, plan.loaded_for, plan.plan_id)
-        if time.monotonic() >= give_up:
-          raise NoRoomError(
-              f"{self._worker.label} has no room for {plan.model_id} while {', '.join(in_use)} "
-              f"{'is' if len(in_use) == 1 else 'are'} in use",
-              retry_after_s=_RETRY_S
-          )
-        await asyncio.sleep(pause_s)
-        pause_s = min(2 * pause_s, _LONGEST_POLL_S)
+      with self._worker.claiming() as claim:
+        while True:
+          async with self._memory:
+            claim(0)
+            checkpoint = await self._files.checkpoint(shard, message.file)
+            needed = self._worker.loader.needed_bytes(shard, checkpoint, plan.loaded_for)
+            in_use = await self._in_the_way(message, needed)
+            if not in_use:
+              return await self._load(shard, message.file, checkpoint, plan.loaded_for, plan.plan_id)
+            claim(needed)
+          if time.monotonic() >= give_up:
+            raise NoRoomError(
+                f"{self._worker.label} has no room for {plan.model_id} while {', '.join(in_use)} "
+                f"{'is' if len(in_use) == 1 else 'are'} in use",
+                retry_after_s=_RETRY_S
+            )
+          await asyncio.sleep(pause_s)
+          pause_s = min(2 * pause_s, _LONGEST_POLL_S)
     finally:
       self._opening.discard(plan.plan_id)
       self._lost.pop(plan.plan_id, None)
@@ -96,7 +101,10 @@ class StageOpener:
     async with self._memory:
       checkpoint = await self._files.checkpoint(shard, file)
       needed = self._worker.loader.needed_bytes(shard, checkpoint, WHAT_FITS)
-      if self._worker.room < needed or not await self._leases.free(self._worker, needed):
+      enough = self._worker.free >= needed
+      if not enough and lacked_memory and self._worker.room >= needed:
+        enough = await self._leases.free(self._worker, needed)
+      if not enough:
         if not lacked_memory:
           return
         raise ModelTooLargeError(f"there is no room to try {shard} beside what runs", missing_mb=1)
@@ -113,23 +121,27 @@ class StageOpener:
       needed = int(needed * _SPARE)
     self._check_pinned(plan.model_id, needed)
     but_model = plan.model_id if beside else None
-    while (lost := self._lost.get(plan.plan_id)) is None and not await self._has_room(needed):
+    while (lost := self._lost.get(plan.plan_id)) is None and not await self._has_room(plan, needed):
       if await self._residents.give_way(self._worker, plan, but_model):
         continue
+      busy = self._worker.room >= needed  # of caches alone, which are given up as soon as requests have ended
       if beside:
-        raise ModelTooLargeError(f"{self._worker.label} has no room for {plan} beside what it runs", missing_mb=1)
-      return self._residents.in_use(self._worker, plan, but_model)
+        why = f"{self._worker.label} has no room for {plan} beside what it runs"
+        raise NoRoomError(why, retry_after_s=_RETRY_S) if busy else ModelTooLargeError(why, missing_mb=1)
+      in_the_way = self._residents.in_use(self._worker, plan, but_model)
+      return in_the_way or (self._residents.holders(self._worker, plan) if busy else ())
     if lost is not None:
       raise lost
     return ()
 
-  async def _has_room(self, needed: int) -> bool:
+  async def _has_room(self, plan: RingPlan, needed: int) -> bool:
     """Whether so many bytes are free, once others' caches have given up half of what is left beside, so that the new ones begin with
-    the other half, or as much as they can."""
+    the other half, or as much as they can; for a plan whose caches are bounded, only what it needs."""
     if self._worker.room < needed:
       return False
-    half = (self._worker.room - needed) // 2
-    await self._leases.free(self._worker, needed + half)
+    is_bounded = plan.loaded_for.is_bounded or self._worker.options.kv_memory_bytes is not None
+    half = 0 if is_bounded else (self._worker.room - needed) // 2
+    await self._leases.free(self._worker, needed + half, plan.plan_id)
     return self._worker.free >= needed
 
   def _check_pinned(self, model_id: str, needed: int) -> None:

@@ -125,6 +125,11 @@ class StageRunner:
     return len(self._prompts)
 
   @property
+  def changed_step(self) -> int:
+    """The last step whose changes of caches are made."""
+    return self._changed
+
+  @property
   def idle(self) -> bool:
     """No sequence is open, kept caches aside, and no frame is on its way."""
     return not self._prompts and not self._waiting

@@ -74,13 +74,15 @@ class ShardLoader:
     def load_with(offer: EngineOffer) -> LoadedShard:
       overhead = offer.weights.overhead(checkpoint.size)
       planned = _planned(offer, shard, checkpoint, wanted)
-      if (missing := planned.loading - options.memory_bytes) > 0:
+      room = options.memory_bytes if options.free_bytes is None else min(options.memory_bytes, options.free_bytes)
+      if (missing := planned.loading - room) > 0:
         raise ModelTooLargeError(
             f"{shard} takes {math.ceil(planned.loading / _MB)} MB while {offer.name} loads it, and there is room for "
-            f"{max(0, options.memory_bytes) // _MB}: {math.ceil(missing / _MB)} MB are missing",
+            f"{max(0, room) // _MB}: {math.ceil(missing / _MB)} MB are missing",
             missing_mb=math.ceil(missing / _MB)
         )
-      own = replace(options, memory_bytes=max(0, options.memory_bytes - overhead))
+      free = None if options.free_bytes is None else max(0, options.free_bytes - overhead)
+      own = replace(options, memory_bytes=max(0, options.memory_bytes - overhead), free_bytes=free)
       before = held_bytes()
       with PeakWatch() as watch:
         model = self._engines.instance(offer.name).load(shard, checkpoint, own, progress)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,7 +69,7 @@ class Worker:
     self.loader = ShardLoader(self.thread, self.engines)
     self.health = WorkerHealth(label, self._prove, self._renew, lambda: dict(self.loader.loading))
     self._threads = processors()
-    self._set_aside = 0
+    self._set_aside = self._claimed = 0
     self._models: dict[StageModel, _Resident] = {}
 
   @property
@@ -86,6 +87,39 @@ class Worker:
     """Bytes of the offer that nobody may take as things are."""
     return self.offered_bytes - sum(resident.bytes for resident in self._models.values()) - self._set_aside
 
+  @property
+  def spare(self) -> int:
+    """Bytes of it that caches of what is loaded may have: whoever waits to be loaded goes before them."""
+    return self.free - self._claimed
+
+  @contextmanager
+  def claiming(self) -> Iterator[Callable[[int], None]]:
+    """For a model that waits for room here, if it says how much: what becomes free is kept for it."""
+    claimed = 0
+
+    def claim(n_bytes: int) -> None:
+      nonlocal claimed
+      self._claimed += n_bytes - claimed
+      claimed = n_bytes
+
+    try:
+      yield claim
+    finally:
+      claim(0)
+
+  def all_of(self, model: StageModel) -> int:
+    """Bytes of the offer that are free once this model is not there."""
+    resident = self._models.get(model)
+    return 0 if resident is None else resident.bytes
+
+  def most_lease(self, model: StageModel, taken_bytes: int) -> int:
+    """How many tokens the caches of a model could hold if others took so many bytes."""
+    resident = self._models.get(model)
+    if resident is None:
+      return 0
+    left = max(0, self.offered_bytes - taken_bytes - resident.own_bytes)
+    return max(resident.least_tokens, min(resident.memory.max_kv_tokens, left // resident.memory.kv_bytes_per_token))
+
   def lease(self, model: StageModel) -> int:
     """How many tokens the caches of a model may hold now."""
     resident = self._models.get(model)
@@ -102,7 +136,7 @@ class Worker:
       return 0
     memory = resident.memory
     more = max(0, min(tokens, memory.max_kv_tokens) - resident.lease_tokens)
-    resident.lease_tokens += min(more, max(0, self.free) // memory.kv_bytes_per_token)
+    resident.lease_tokens += min(more, max(0, self.spare) // memory.kv_bytes_per_token)
     return resident.lease_tokens
 
   def least_lease(self, model: StageModel) -> int:

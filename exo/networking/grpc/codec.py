@@ -183,10 +183,11 @@ _OUT: dict[type, Callable[[Any], dict[str, Any]]] = {
     m.Failure: lambda x: {"failure": failure_out(x)},
     m.Done: lambda _: {"done": pb.Done()},
     m.GiveWay: lambda x: {"give_way": pb.GiveWay(plan_id=x.plan_id, wanted_by=x.wanted_by)},
-    m.ShrinkLease: lambda x: {"shrink_lease": pb.ShrinkLease(plan_id=x.plan_id, tokens=x.tokens)},
+    m.ShrinkLease: lambda x:
+    {"shrink_lease": pb.ShrinkLease(plan_id=x.plan_id, tokens=x.tokens, wanted_by=x.wanted_by)},
     m.GrowLease: lambda x:
     {"grow_lease": pb.GrowLease(plan_id=x.plan_id, stage=x.stage, tokens=x.tokens, spare=x.spare)},
-    m.Lease: lambda x: {"lease": pb.Lease(plan_id=x.plan_id, tokens=x.tokens)},
+    m.Lease: lambda x: {"lease": pb.Lease(plan_id=x.plan_id, tokens=x.tokens, step=x.step, most=x.most)},
     m.Absolve: lambda x: {"absolve": pb.Absolve(model_id=x.model_id, fingerprint=x.fingerprint)},
     m.RequestFailed: lambda x:
     {"request_failed": pb.RequestFailed(plan_id=x.plan_id, request_id=x.request_id, failure=failure_out(x.failure))},
@@ -204,9 +205,9 @@ _IN: dict[str, Callable[[Any], m.Message]] = {
     "failure": failure_in,
     "done": lambda _: m.Done(),
     "give_way": lambda x: m.GiveWay(x.plan_id[:MAX_PLAN_ID], x.wanted_by[:MAX_PLAN_ID]),
-    "shrink_lease": lambda x: m.ShrinkLease(x.plan_id[:MAX_PLAN_ID], x.tokens),
+    "shrink_lease": lambda x: m.ShrinkLease(x.plan_id[:MAX_PLAN_ID], x.tokens, x.wanted_by[:MAX_PLAN_ID]),
     "grow_lease": lambda x: m.GrowLease(x.plan_id[:MAX_PLAN_ID], x.stage, x.tokens, x.spare),
-    "lease": lambda x: m.Lease(x.plan_id[:MAX_PLAN_ID], x.tokens),
+    "lease": lambda x: m.Lease(x.plan_id[:MAX_PLAN_ID], x.tokens, x.step, x.most),
     "absolve": lambda x: m.Absolve(x.model_id[:MAX_MODEL_ID], x.fingerprint[:MAX_FINGERPRINT]),
     "request_failed": lambda x: m.
     RequestFailed(x.plan_id[:MAX_PLAN_ID], x.request_id[:MAX_REQUEST_ID], failure_in(x.failure)),

@@ -254,12 +254,14 @@ class GiveWay(_message.Message):
     def __init__(self, plan_id: _Optional[str] = ..., wanted_by: _Optional[str] = ...) -> None: ...
 
 class ShrinkLease(_message.Message):
-    __slots__ = ("plan_id", "tokens")
+    __slots__ = ("plan_id", "tokens", "wanted_by")
     PLAN_ID_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
+    WANTED_BY_FIELD_NUMBER: _ClassVar[int]
     plan_id: str
     tokens: int
-    def __init__(self, plan_id: _Optional[str] = ..., tokens: _Optional[int] = ...) -> None: ...
+    wanted_by: str
+    def __init__(self, plan_id: _Optional[str] = ..., tokens: _Optional[int] = ..., wanted_by: _Optional[str] = ...) -> None: ...
 
 class GrowLease(_message.Message):
     __slots__ = ("plan_id", "stage", "tokens", "spare")
@@ -274,12 +276,16 @@ class GrowLease(_message.Message):
     def __init__(self, plan_id: _Optional[str] = ..., stage: _Optional[int] = ..., tokens: _Optional[int] = ..., spare: _Optional[bool] = ...) -> None: ...
 
 class Lease(_message.Message):
-    __slots__ = ("plan_id", "tokens")
+    __slots__ = ("plan_id", "tokens", "step", "most")
     PLAN_ID_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    MOST_FIELD_NUMBER: _ClassVar[int]
     plan_id: str
     tokens: int
-    def __init__(self, plan_id: _Optional[str] = ..., tokens: _Optional[int] = ...) -> None: ...
+    step: int
+    most: int
+    def __init__(self, plan_id: _Optional[str] = ..., tokens: _Optional[int] = ..., step: _Optional[int] = ..., most: _Optional[int] = ...) -> None: ...
 
 class Absolve(_message.Message):
     __slots__ = ("model_id", "fingerprint")
