@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from exo.errors import EngineError, InvalidRequestError, ModelNotFoundError, ModelTooLargeError, ProtocolError
-from exo.networking.messages import TokenDelivery
+from exo.errors import (
+    EngineError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    ModelTooLargeError,
+    PeerLostError,
+    ProtocolError,
+)
+from exo.networking.messages import OpenPlan, TokenDelivery
 from exo.orchestration.planner import Planner
 from exo.worker.shard_loader import ShardLoader
-from exo.worker.worker import Worker
+from exo.worker.worker import Resident
 from test.support.local_rings import local_ring, make_node, run, runner_of, settled, spec, text_of
 
 
@@ -115,7 +123,7 @@ def test_where_two_plans_do_not_fit_the_old_one_drains_first(tmp_path: Path, mon
     async with local_ring(tmp_path, 10, 10) as (nodes, network):
       expected = await text_of(nodes[0], spec("hello", 300))
       # as if every stage needed more than half of the memory that is offered
-      monkeypatch.setattr(Worker, "loaded_bytes", property(lambda self: len(self._models) * 6 * 2**20))
+      monkeypatch.setattr(Resident, "own_bytes", 6 * 2**20)
       monkeypatch.setattr(ShardLoader, "needed_bytes", lambda *_: 6 * 2**20)
       newcomer = make_node(tmp_path, network, "n9", 10)
       model = await nodes[0].model("dummy")
@@ -130,6 +138,32 @@ def test_where_two_plans_do_not_fit_the_old_one_drains_first(tmp_path: Path, mon
       assert await text_of(nodes[0], spec("hello", 300)) == expected
       assert {plan.node_ids for plan in nodes[0].plans.plans} == {("n9", "n1", "n0")}
       await newcomer.stop()
+
+  run(scenario)
+
+
+def test_line_2_a_plan_that_outlives_its_first_node_is_neither_opened_nor_kept(tmp_path: Path) -> None:
+  """Nobody would close it: a message that is read after its sender has left opens nothing, and what is left of such a plan makes room."""
+  async def scenario() -> None:
+    async with local_ring(tmp_path, 10, 10) as (nodes, network):
+      expected = await text_of(nodes[0], spec("hello", 20))
+      await settled(nodes)
+      (opened, ) = nodes[0].plans._open.values()
+      plan = opened.plan
+      first, other = (n for name in plan.node_ids for n in nodes if n.node_id == name)
+      leftover = dict(other.plans._open)
+      await network.kill(first.node_id)
+      for _ in range(500):
+        if not other.plans._open:
+          break
+        await asyncio.sleep(0.01)
+      with pytest.raises(PeerLostError, match=f"{first.node_id}, where the plan begins, has left"):
+        await other.plans.open(OpenPlan(plan, stage=1))
+      assert not other.plans._open and not other.plans._opening
+      # as if it had been opened all the same
+      other.plans._open |= leftover
+      assert await other.plans.residents.give_way(other.workers[0], replace(plan, epoch="another"), None)
+      assert not other.plans._open and await text_of(other, spec("hello", 20)) == expected
 
   run(scenario)
 

@@ -82,8 +82,9 @@ class Node:
     offered = hello.capabilities.memory * _MB
     rehearse = mesh.rehearse if config.awake_cores == "auto" else None
     self.plans = PlanHost(
-        hello.node_id, self.workers, StageFiles(catalog), self.send, self.call, rehearse, self.meter,
-        config.speculation == "auto", AwakeCores(config.awake_cores == "auto"), config.queue_timeout
+        hello.node_id, self.workers, StageFiles(catalog),
+        self.send, self.call, rehearse, self.meter, config.speculation == "auto",
+        AwakeCores(config.awake_cores == "auto"), config.queue_timeout, lambda node_id: node_id in mesh.peers()
     )
     wanted = LoadedFor(config.context, config.parallel)
     self.planner = Planner(hello.node_id, mesh, place, wanted, self.plans, self.send, self.call, self.problems)

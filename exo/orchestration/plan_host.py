@@ -66,11 +66,12 @@ class PlanHost:
   """Opens, serves and closes plans on the workers of one node."""
   def __init__(
       self, node_id: str, workers: Sequence[Worker], files: StageFiles, send: Send, call: Call,
-      rehearse: Callable[[str], None] | None, meter: Meter, speculate: bool, awake: AwakeCores, most_wait_s: float
+      rehearse: Callable[[str], None] | None, meter: Meter, speculate: bool, awake: AwakeCores, most_wait_s: float,
+      is_linked: Callable[[str], bool]
   ) -> None:
     self._node_id, self.workers = node_id, tuple(workers)
     self._send, self._rehearse, self._meter, self._awake = send, rehearse, meter, awake
-    self._most_wait_s = most_wait_s
+    self._most_wait_s, self._is_linked = most_wait_s, is_linked
     self._open: dict[str, OpenedPlan] = {}
     self._opening: dict[tuple[str, int], Opening] = {}  # what is being loaded now, by plan and stage
     self._tasks = TaskOwner("plans")
@@ -147,6 +148,10 @@ class PlanHost:
     opened = self._open.get(plan.plan_id)
     if opened is not None and index in opened.stages:
       return opened.stages[index].limits
+    first = plan.first.node_id
+    if first != self._node_id and not self._is_linked(first):
+      # its message has outlived it: nobody would ever close what is opened now
+      raise PeerLostError(f"{first}, where the plan begins, has left the ring", node=first)
     if (key := (plan.plan_id, index)) not in self._opening:
       task = self._tasks.spawn(self._load(desk, message), f"open stage {index} of {plan.plan_id}")
       self._opening[key] = Opening(plan, task)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-from exo.errors import ExoError, ModelInUseError, PlanClosedError, ProtocolError
+from exo.errors import ExoError, ModelInUseError, PeerLostError, PeerUnreachableError, PlanClosedError, ProtocolError
 from exo.log import log
 from exo.networking.messages import GiveWay
 from exo.orchestration.opened_plan import OpenedPlan, Opening
@@ -67,6 +67,8 @@ class Residents:
       return True
     try:
       await self._call(plan.first.node_id, GiveWay(plan.plan_id, wanted_by), _ASK_S)
+    except (PeerLostError, PeerUnreachableError) as gone:
+      log(1, "%s is over here: where it begins cannot be reached (%s)", plan, gone)
     except ExoError as refused:  # it is in use, or its first stage does not answer
       log(2, "%s stays: %s", plan, refused)
       return False

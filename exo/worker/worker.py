@@ -32,7 +32,7 @@ class WorkerOptions:
 
 
 @dataclass(slots=True)
-class _Resident:
+class Resident:
   """Its caches may always hold `least_tokens`, and `lease_tokens` for now, whether anything was written to them or not."""
   shard: LoadedShard
   least_tokens: int
@@ -70,7 +70,7 @@ class Worker:
     self.health = WorkerHealth(label, self._prove, self._renew, lambda: dict(self.loader.loading))
     self._threads = processors()
     self._set_aside = self._claimed = 0
-    self._models: dict[StageModel, _Resident] = {}
+    self._models: dict[StageModel, Resident] = {}
 
   @property
   def loaded_bytes(self) -> int:
@@ -177,7 +177,7 @@ class Worker:
     least = min(wanted.kv_tokens(model_context), memory.max_kv_tokens)
     if memory.kv_at_once:
       least = memory.max_kv_tokens
-    self._models[loaded.model] = _Resident(loaded, least, least)
+    self._models[loaded.model] = Resident(loaded, least, least)
     self.grow_lease(loaded.model, memory.max_kv_tokens)
     return loaded.model
 
