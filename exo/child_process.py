@@ -14,7 +14,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
@@ -29,7 +29,7 @@ _MAX_MESSAGE = 2**30
 _NICE = 10
 # the folder that this very package lies in goes first, unless the interpreter looks there by itself
 _CODE = (
-    "import sys; root, module = sys.argv[1:]; sys.path[:0] = [root] if root not in sys.path else []; "
+    "import sys; root, module = sys.argv[1:3]; sys.path[:0] = [root] if root not in sys.path else []; "
     "from importlib import import_module; import_module(module).main()"
 )
 
@@ -40,9 +40,21 @@ class ChildGoneError(ExoError):
 
 
 class ChildProcess:
-  """Started by the first call, and again after its death. For any thread."""
-  def __init__(self, module: str, what: str) -> None:
+  """Started by the first call, and again after its death. For any thread.
+
+  The module finds `arguments` at the end of `sys.argv`; `environment` is added to the node's own, and `descriptors` are open there, too.
+  """
+  def __init__(
+      self,
+      module: str,
+      what: str,
+      arguments: Sequence[str] = (),
+      environment: Mapping[str, str] | None = None,
+      descriptors: Sequence[int] = ()
+  ) -> None:
     self._module, self._what = module, what
+    self._arguments, self._descriptors = tuple(arguments), tuple(descriptors)
+    self._environment = None if environment is None else {**os.environ, **environment}
     self._lock = threading.Lock()
     self._process: subprocess.Popen[bytes] | None = None
     self._waiting: dict[int, Future[Any]] = {}
@@ -79,10 +91,13 @@ class ChildProcess:
     process = self._process
     if process is None or process.poll() is not None:
       root = str(Path(__file__).resolve().parents[1])
-      process = self._process = subprocess.Popen([sys.executable, "-P", "-c", _CODE, root, self._module],
+      command = [sys.executable, "-P", "-c", _CODE, root, self._module, *self._arguments]
+      process = self._process = subprocess.Popen(command,
                                                  stdin=subprocess.PIPE,
                                                  stdout=subprocess.PIPE,
-                                                 stderr=subprocess.DEVNULL)
+                                                 stderr=subprocess.DEVNULL,
+                                                 env=self._environment,
+                                                 pass_fds=self._descriptors)
       self.generation += 1
       atexit.register(process.kill)
       waiting = self._waiting = {}

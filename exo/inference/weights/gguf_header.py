@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from exo.errors import ModelFilesError
-from exo.inference.weights.tensor import BLOCKS, row_bytes
+from exo.inference.weights.tensor import row_bytes
 
 MAX_HEADER_BYTES = 256 * 2**20
 _MAX_KEYS = 1 << 16
@@ -21,11 +21,12 @@ _MAX_TENSORS = 1 << 20
 _MAX_DIMS = 4
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
-# GGML's numbers of the encodings that exo reads
-_ENCODINGS = {
-    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K",
-    30: "BF16"
-}
+# GGML's numbers of its encodings
+ENCODINGS = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K",
+    14: "Q6_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8",
+    25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 30: "BF16", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4"
+}  # yapf: disable
 
 
 class GgufCutOffError(ModelFilesError):
@@ -44,9 +45,11 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufHeader:
+  """`kinds` are GGUF's numbers for the kinds of the values in `metadata`, of a list that of its elements."""
   metadata: dict[str, Any]
   tensors: dict[str, GgufTensor]
   header_bytes: int
+  kinds: dict[str, int] = field(default_factory=dict)
 
 
 class _Cursor:
@@ -76,27 +79,28 @@ def _string(cursor: _Cursor) -> str:
   return bytes(cursor.skip(cursor.take(_U64))).decode("utf-8", errors="replace")
 
 
-def _array(cursor: _Cursor) -> list[Any]:
+def _array(cursor: _Cursor) -> tuple[int, list[Any]]:
   kind, count = cursor.take(_U32), cursor.take(_U64)
   if kind == _STRING:
     if count * 8 > len(cursor.data) - cursor.at:
       raise GgufCutOffError("the GGUF header claims more strings than the file could hold")
-    return [_string(cursor) for _ in range(count)]
+    return kind, [_string(cursor) for _ in range(count)]
   if kind not in _SCALARS:
     raise ModelFilesError(f"the GGUF header holds an array of unknown kind {kind}")
   fmt = _SCALARS[kind]
   raw = cursor.skip(count * struct.calcsize(fmt))
-  return list(struct.unpack(f"<{count}{fmt[1]}", raw))
+  return kind, list(struct.unpack(f"<{count}{fmt[1]}", raw))
 
 
-def _value(cursor: _Cursor, kind: int) -> Any:
+def _value(cursor: _Cursor, kind: int) -> tuple[int, Any]:
+  """(kind, of a list that of its elements, and value)."""
   if kind == _STRING:
-    return _string(cursor)
+    return kind, _string(cursor)
   if kind == _ARRAY:
     return _array(cursor)
   if kind not in _SCALARS:
     raise ModelFilesError(f"the GGUF header holds a value of unknown kind {kind}")
-  return cursor.take(struct.Struct(_SCALARS[kind]))
+  return kind, cursor.take(struct.Struct(_SCALARS[kind]))
 
 
 def parse_gguf_header(data: memoryview, file_size: int) -> GgufHeader:
@@ -114,10 +118,10 @@ def parse_gguf_header(data: memoryview, file_size: int) -> GgufHeader:
   n_tensors, n_keys = cursor.take(_U64), cursor.take(_U64)
   if n_tensors > _MAX_TENSORS or n_keys > _MAX_KEYS:
     raise ModelFilesError(f"the GGUF header claims {n_tensors} tensors and {n_keys} keys, which no real model has")
-  metadata = {}
+  metadata, kinds = dict[str, Any](), dict[str, int]()
   for _ in range(n_keys):
     key = _string(cursor)
-    metadata[key] = _value(cursor, cursor.take(_U32))
+    kinds[key], metadata[key] = _value(cursor, cursor.take(_U32))
   infos = [_tensor_info(cursor) for _ in range(n_tensors)]
   alignment = metadata.get("general.alignment", 32)
   if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 16:
@@ -129,7 +133,7 @@ def parse_gguf_header(data: memoryview, file_size: int) -> GgufHeader:
       raise ModelFilesError(f"the GGUF header names tensor {name!r} twice")
     tensors[name] = GgufTensor(name, shape, encoding, data_start + offset, _n_bytes(name, shape, encoding))
   _check_spans(sorted(tensors.values(), key=lambda tensor: tensor.start), data_start, file_size)
-  return GgufHeader(metadata, tensors, cursor.at)
+  return GgufHeader(metadata, tensors, cursor.at, kinds)
 
 
 def _tensor_info(cursor: _Cursor) -> tuple[str, tuple[int, ...], str, int]:
@@ -137,10 +141,10 @@ def _tensor_info(cursor: _Cursor) -> tuple[str, tuple[int, ...], str, int]:
   if not 1 <= n_dims <= _MAX_DIMS:
     raise ModelFilesError(f"GGUF tensor {name!r} has {n_dims} dimensions")
   shape = tuple(cursor.take(_U64) for _ in range(n_dims))[::-1]
-  encoding = _ENCODINGS.get(kind := cursor.take(_U32))
+  encoding = ENCODINGS.get(kind := cursor.take(_U32))
   if encoding is None:
     raise ModelFilesError(
-        f"GGUF tensor {name!r} has encoding number {kind}, which exo cannot read: take it in one of {', '.join(sorted(BLOCKS))}"
+        f"GGUF tensor {name!r} has encoding number {kind}, which exo does not know: take it in one of {', '.join(sorted(ENCODINGS.values()))}"
     )
   return name, shape, encoding, cursor.take(_U64)
 

@@ -27,6 +27,12 @@ BLOCKS: dict[str, tuple[int, int]] = {
     "Q5_K": (256, 176),
     "Q6_K": (256, 210),
 }
+# of further encodings no more is known than their size
+UNREAD_BLOCKS: dict[str, tuple[int, int]] = {
+    "F64": (1, 8), "I8": (1, 1), "I16": (1, 2), "I32": (1, 4), "I64": (1, 8), "Q2_K": (256, 84), "Q3_K": (256, 110), "IQ1_S": (256, 50),
+    "IQ1_M": (256, 56), "IQ2_XXS": (256, 66), "IQ2_XS": (256, 74), "IQ2_S": (256, 82), "IQ3_XXS": (256, 98), "IQ3_S": (256, 110),
+    "IQ4_NL": (32, 18), "IQ4_XS": (256, 136), "TQ1_0": (256, 54), "TQ2_0": (256, 66), "MXFP4": (32, 17)
+}  # yapf: disable
 # what `StoredTensor.to_float32` knows
 READABLE = frozenset({*BLOCKS, "F64", "MLX"})
 
@@ -68,7 +74,7 @@ class AffineGroups:
 
 def row_bytes(encoding: str, columns: int) -> int:
   """Bytes of one row of `columns` weights. Raises ValueError when they do not fill whole blocks."""
-  block, size = BLOCKS[encoding]
+  block, size = BLOCKS.get(encoding) or UNREAD_BLOCKS[encoding]
   if columns % block:
     raise ValueError(f"{columns} columns are not a multiple of {encoding}'s block of {block}")
   return columns // block * size

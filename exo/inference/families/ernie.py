@@ -1,0 +1,5 @@
+"""ERNIE 4.5 with experts in every n-th layer."""
+
+from exo.inference.families.family import Cut, Family
+
+FAMILIES = (Family(("ernie4_5-moe", ), Cut(starts_at_key="interleave_moe_layer_step")), )

@@ -1,0 +1,82 @@
+"""What is known of a family of models that its files do not say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class LayerKind(StrEnum):
+  """What a layer keeps of the text before: keys and values of all of it, or of a window, or a state; or nothing at all."""
+  FULL = "full"
+  WINDOW = "window"
+  ATTENTION = "attention"
+  RECURRENT = "recurrent"
+  FEED_FORWARD = "feed_forward"
+
+
+@dataclass(frozen=True, slots=True)
+class Every:
+  """One layer in `period` is of the other kind: the last of them, or the first."""
+  period: int
+  first: bool = False
+
+  def is_other(self, layer: int) -> bool:
+    return layer % self.period == (0 if self.first else self.period - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+  """What a stage that does not begin with the first layer needs, since llama.cpp does something with a model's input: metadata that
+  are left out, tensors that are zeros there, and the node of the graph that takes what comes in (see `Cut.feed`).
+  """
+  drop: tuple[str, ...] = ()
+  zero: tuple[str, ...] = ()
+  feed: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unsaid:
+  """Metadata that llama.cpp guesses from a model's numbers of `layers` and `words`, and would not of a stage."""
+  layers: tuple[int, ...]
+  words: int
+  key: str
+  value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+  """How layers a to b of a GGUF model become a model of its own that llama.cpp computes as it computes the whole.
+
+  Where the file does not list them, `windows` says which layers have full attention among such with a window, and `recurrent` which
+  have attention among such with a state. A stage has at least one layer of each kind in `needs`; one that is missing is there
+  as zeros, which change nothing. `starts_at`: the graph itself counts layers, so that a stage begins at a multiple of that and of what the
+  key `starts_at_key` says, with zeros before. `least` is the smallest number of layers, `not_so_many` are numbers that are taken
+  for another model, and a whole of `same` layers is one whose stages must have as many.
+
+  `feed` is the node that is overwritten with a stage's input where llama.cpp refuses or changes what is given as embeddings; with
+  `scales_tokens` it scales tokens' embeddings, and given ones not. `out` is the node with a layer's result. `fill` are metadata that are
+  written where the file has none, as are those of `unsaid` models. `refused` is why there is no cut at all.
+  """
+  windows: Every | None = None
+  recurrent: Every | None = None
+  needs: tuple[LayerKind, ...] = ()
+  starts_at: int = 1
+  starts_at_key: str = ""
+  later: Later = Later()
+  feed: str = ""
+  out: str = "l_out"
+  scales_tokens: bool = False
+  least: int = 1
+  not_so_many: tuple[int, ...] = ()
+  same: tuple[int, ...] = ()
+  fill: tuple[tuple[str, int], ...] = ()
+  unsaid: tuple[Unsaid, ...] = ()
+  refused: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+  """Models that are alike. `architectures` are GGUF's names of theirs; every cut of them has been compared with the whole."""
+  architectures: tuple[str, ...]
+  cut: Cut = Cut()

@@ -1,0 +1,5 @@
+"""OLMo 2 and 3, and their experts."""
+
+from exo.inference.families.family import Cut, Every, Family, LayerKind
+
+FAMILIES = (Family(("olmo2", ), Cut(windows=Every(4), needs=(LayerKind.WINDOW, ))), Family(("olmoe", )))

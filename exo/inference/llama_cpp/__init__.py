@@ -1,0 +1,1 @@
+"""llama.cpp, unpatched, computing stages of GGUF models."""

@@ -1,0 +1,87 @@
+"""The process in which llama.cpp computes for one device. What ends it is the error of a load or a step, and its node starts another."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from exo.child_process import serve
+from exo.errors import EngineError
+from exo.inference.engine import BatchEntry
+from exo.inference.llama_cpp.binding import load_library
+from exo.inference.llama_cpp.child_stage import ChildStage
+from exo.inference.llama_cpp.llama_model import KvType, LastWords
+from exo.inference.shard import Shard
+from exo.shared_memory import SharedMemory
+
+
+class Child:
+  """Its methods are the calls of `stage.py`; stages have numbers, which their node gives them."""
+  def __init__(self, library: Path, memory: SharedMemory) -> None:
+    self._library: Any = load_library(library)
+    self._words = LastWords(self._library)
+    self._library.llama_backend_init()
+    self._memory = memory
+    self._stages: dict[int, ChildStage] = {}
+
+  def load(
+      self, number: int, path: str, shard: tuple[str, int, int, int], threads: int, kv: tuple[str, str, bool],
+      kv_token_bytes: int, kv_bytes: int, most_length: int
+  ) -> tuple[int, int]:
+    """(width, words)"""
+    stage = self._stages[number] = ChildStage(
+        self._library, self._words, Path(path), Shard(*shard), threads, KvType(*kv), kv_token_bytes, kv_bytes,
+        most_length, lambda _: None
+    )
+    return stage.width, stage.n_words
+
+  def step(
+      self, number: int, entries: list[Any], n_tokens: int, given_at: int, out_at: int, out_rows: int, out_columns: int
+  ) -> None:
+    """Token ids lie at the beginning of the shared memory, hidden states at `given_at` where that is not 0."""
+    stage, memory = self._stages[number], self._memory
+    ids = memory.view(0, 4 * n_tokens).view(np.int32)
+    given = None
+    if given_at:
+      given = memory.view(given_at, 4 * n_tokens * stage.width).view(np.float32).reshape(n_tokens, stage.width)
+    out = memory.view(out_at, 4 * out_rows * out_columns).view(np.float32).reshape(out_rows, out_columns)
+    stage.step(msgspec.convert(entries, list[BatchEntry]), ids, given, out)
+
+  def drop(self, number: int, sequence: int) -> None:
+    self._stages[number].drop(sequence)
+
+  def truncate(self, number: int, sequence: int, length: int) -> None:
+    self._stages[number].truncate(sequence, length)
+
+  def copy(self, number: int, source: int, target: int, length: int, held: int) -> None:
+    self._stages[number].copy(source, target, length, held)
+
+  def close(self, number: int) -> None:
+    stage = self._stages.pop(number, None)
+    if stage is not None:
+      stage.close()
+
+
+def main() -> None:
+  library, descriptor = sys.argv[-2:]
+  child: list[Child] = []
+
+  def start() -> int:
+    """Load the library: what is wrong with it is the answer."""
+    child.append(Child(Path(library), SharedMemory(int(descriptor))))
+    return os.getpid()
+
+  def named(name: str) -> Any:
+    def call(*arguments: Any) -> Any:
+      if not child:
+        raise EngineError("llama.cpp is not loaded")
+      return getattr(child[0], name)(*arguments)
+
+    return call
+
+  serve({"start": start} | {name: named(name) for name in ("load", "step", "drop", "truncate", "copy", "close")}, 1)

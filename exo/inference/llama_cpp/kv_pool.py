@@ -1,0 +1,145 @@
+"""Where sequences keep what they have read: contexts by class of length, each with as many places as are wanted.
+
+A context takes all the memory that it was made for, whatever is used of it. So sequences begin in the shortest class that holds them and
+move when they grow out of it, and a class gets more places when it is full: by a larger context, into which all move. Moving is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from exo.errors import CacheReuseError, EngineError, OutOfMemoryError
+from exo.inference.llama_cpp.llama_model import LlamaContext
+
+_SHORTEST = 512
+_MOST_PLACES = 256  # of a context of llama.cpp
+
+
+@dataclass
+class _Class:
+  """`places` holds the sequences by their number in the context, None where one is free."""
+  length: int
+  context: LlamaContext | None = None
+  places: list[int | None] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+  context: LlamaContext
+  number: int
+
+
+class KvPool:
+  """`make` gives a context for so many sequences of so many tokens, which takes `token_bytes` for each token of each of them.
+
+  All together take at most `most_bytes`, and the longest class is `most_length`.
+  """
+  def __init__(
+      self, make: Callable[[int, int], LlamaContext], token_bytes: int, most_bytes: int, most_length: int
+  ) -> None:
+    self._make, self._token_bytes, self._most_bytes, self._most_length = make, token_bytes, most_bytes, most_length
+    self._classes: dict[int, _Class] = {}
+    self._places: dict[int, tuple[_Class, int]] = {}
+
+  @property
+  def n_bytes(self) -> int:
+    return sum(len(of.places) * of.length * self._token_bytes for of in self._classes.values())
+
+  def place(self, sequence: int, length: int) -> Place:
+    """Where a sequence is that is to hold so many tokens, new or not. Raises `OutOfMemoryError`; what was there stays."""
+    held = self._places.get(sequence)
+    if held is None or held[0].length < length:
+      target = self._free_place(self._class_for(length))
+      if held is not None:
+        self._move(held, target)
+      target[0].places[target[1]] = sequence
+      self._places[sequence] = held = target
+    assert held[0].context is not None
+    return Place(held[0].context, held[1])
+
+  def _class_for(self, length: int) -> _Class:
+    size = _SHORTEST
+    while size < length:
+      size *= 2
+    size = min(size, self._most_length)
+    if size < length:
+      raise EngineError(f"a sequence is longer than {self._most_length} tokens")
+    return self._classes.setdefault(size, _Class(size))
+
+  def _free_place(self, of: _Class) -> tuple[_Class, int]:
+    if None not in of.places:
+      self._grow(of)
+    return of, of.places.index(None)
+
+  def _grow(self, of: _Class) -> None:
+    count = len(of.places)
+    if count >= _MOST_PLACES:
+      raise OutOfMemoryError(f"llama.cpp keeps at most {_MOST_PLACES} sequences of {of.length} tokens")
+    each = of.length * self._token_bytes
+    # both are there while all move
+    room = (self._most_bytes - self.n_bytes) // each
+    wanted = min(count + max(1, count // 2), room, _MOST_PLACES)
+    if wanted <= count:
+      raise OutOfMemoryError(f"there is no memory for the caches of {count + 1} sequences of {of.length} tokens")
+    context = self._make(of.length, wanted)
+    old, of.context = of.context, context
+    if old is not None:
+      for number, sequence in enumerate(of.places):
+        if sequence is not None:
+          context.set_state(number, old.state(number))
+      old.close()
+    of.places += [None] * (wanted - count)
+
+  def _move(self, held: tuple[_Class, int], target: tuple[_Class, int]) -> None:
+    (source, number), (aim, place) = held, target
+    assert source.context is not None and aim.context is not None
+    aim.context.set_state(place, source.context.state(number))
+    self._free(source, number)
+
+  def _free(self, of: _Class, number: int) -> None:
+    assert of.context is not None
+    of.context.drop(number)
+    of.places[number] = None
+    if not any(sequence is not None for sequence in of.places):  # a context holds all of its memory, used or not
+      of.context.close()
+      del self._classes[of.length]
+
+  def drop(self, sequence: int) -> None:
+    held = self._places.pop(sequence, None)
+    if held is not None:
+      self._free(*held)
+
+  def truncate(self, sequence: int, length: int) -> None:
+    """Raises `CacheReuseError` where what is kept cannot be shortened."""
+    held = self._places.get(sequence)
+    if held is None:
+      return
+    if length == 0:
+      self.drop(sequence)
+      return
+    assert held[0].context is not None
+    held[0].context.truncate(held[1], length)
+
+  def copy(self, source: int, target: int, length: int, held: int) -> None:
+    """Let `target` begin with `length` tokens of the `held` that `source` has. Raises `CacheReuseError`, `EngineError`."""
+    origin = self._places.get(source)
+    if origin is None:
+      raise CacheReuseError("nothing is kept of this sequence")
+    place = self.place(target, held)  # copied whole and then cut: parts of a stream of its own cannot be copied
+    of, number = self._places[source]  # it may have moved to make room
+    try:
+      assert of.context is not None
+      place.context.set_state(place.number, of.context.state(number))
+      if length < held:
+        place.context.truncate(place.number, length)
+    except BaseException:
+      self.drop(target)
+      raise
+
+  def close(self) -> None:
+    for of in self._classes.values():
+      if of.context is not None:
+        of.context.close()
+    self._classes.clear()
+    self._places.clear()

@@ -1,0 +1,224 @@
+"""A stage's weights as llama.cpp holds them, and a context in which sequences are computed with them.
+
+Everything here blocks, and belongs in a process of its own: an assertion in native code ends it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from exo.errors import CacheReuseError, EngineError, ModelFilesError, OutOfMemoryError
+from exo.inference.llama_cpp.binding import EvalCallback, LlamaBatch, LogCallback, ProgressCallback
+from exo.inference.llama_cpp.stage_file import StageFile
+from exo.inference.llama_cpp.virtual_file import VirtualFile
+
+Floats = npt.NDArray[np.float32]
+_READ, _MAPPED = 0, 1  # load_mode
+TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8}  # of keys and values, by GGML's numbers
+
+
+@dataclass(frozen=True, slots=True)
+class KvType:
+  """How keys and values are kept; flash attention is the only kind that can read values that are quantized."""
+  k: str = "f16"
+  v: str = "f16"
+  flash: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+  """A token of a call: the number of its sequence in the context, its position there, and whether its result is wanted."""
+  sequence: int
+  position: int
+  is_wanted: bool = True
+
+
+class LastWords:
+  """What the library has complained of most recently: its functions say that something failed, its log says what."""
+  def __init__(self, library: Any) -> None:
+    self._lines: list[str] = []
+    self._callback = LogCallback(self._note)  # kept while the library has it
+    library.llama_log_set(self._callback, None)
+
+  def _note(self, level: int, text: bytes, _: object) -> None:
+    if level >= 3:  # warnings and errors
+      self._lines = [*self._lines[-4:], text.decode(errors="replace").strip()]
+
+  def take(self) -> str:
+    lines, self._lines = self._lines, []
+    return "; ".join(line for line in lines if line)
+
+
+class LlamaModel:
+  """The weights of a GGUF file, or of a stage that is only virtually one. `words` says why something failed."""
+  def __init__(
+      self, library: Any, words: LastWords, file: Path | StageFile, progress: Callable[[float], None],
+      repack: bool = True
+  ) -> None:
+    """Raises `ModelFilesError` with what the library says of it."""
+    self.library, self._words = library, words
+    params = library.llama_model_default_params()
+    params.n_gpu_layers, params.load_mode, params.use_extra_bufts = 0, _READ, repack
+
+    def report(done: float, _: object) -> bool:
+      progress(done)
+      return True
+
+    callback = ProgressCallback(report)
+    params.progress = callback
+    self.pointer = self._load(file, params)
+    if not self.pointer:
+      raise ModelFilesError(f"llama.cpp does not load it: {words.take() or 'it does not say why'}")
+    self.width: int = library.llama_model_n_embd(self.pointer)
+    self.n_words: int = library.llama_vocab_n_tokens(library.llama_model_get_vocab(self.pointer))
+
+  def _load(self, file: Path | StageFile, params: Any) -> Any:
+    if isinstance(file, Path):
+      return self.library.llama_model_load_from_file(str(file).encode(), params)
+    stream = VirtualFile(file)
+    try:
+      pointer = self.library.llama_model_load_from_file_ptr(stream.stream, params)
+    finally:
+      stream.close()
+    if not pointer and stream.error is not None:
+      raise ModelFilesError(f"its file cannot be read: {stream.error}") from stream.error
+    return pointer
+
+  def close(self) -> None:
+    if self.pointer:
+      self.library.llama_model_free(self.pointer)
+      self.pointer = None
+
+
+class LlamaContext:
+  """`n_sequences` sequences of up to `length` tokens each, numbered from 0, which share nothing (own streams).
+
+  `out` and `feed` are as in `StageCut`: nodes of the graph that are read and overwritten.
+  """
+  def __init__(
+      self, model: LlamaModel, length: int, n_sequences: int, n_rows: int, threads: int, kv: KvType, out: str = "",
+      feed: str = ""
+  ) -> None:
+    """Computes at most `n_rows` tokens a call. Raises `OutOfMemoryError`."""
+    self._model, self._library, self.length, self.n_rows = model, model.library, length, n_rows
+    self._out, self._feed = out.encode(), feed.encode()
+    self._hidden: Floats | None = None
+    self._given: Floats | None = None
+    params = self._library.llama_context_default_params()
+    params.n_ctx, params.n_seq_max = length * n_sequences, n_sequences
+    params.n_batch = params.n_ubatch = n_rows
+    params.n_threads = params.n_threads_batch = threads
+    params.type_k, params.type_v = TYPES[kv.k], TYPES[kv.v]
+    params.flash_attn, params.kv_unified, params.swa_full = int(kv.flash), False, True
+    self._callback = EvalCallback(self._seen)  # kept while the library has it
+    if out or feed:
+      params.cb_eval = self._callback
+    self._pointer = self._library.llama_init_from_model(model.pointer, params)
+    if not self._pointer:
+      raise OutOfMemoryError(f"llama.cpp gives no context for {n_sequences} sequences of {length} tokens: {model._words.take()}")
+    self._memory = self._library.llama_get_memory(self._pointer)
+
+  def _seen(self, tensor: int, ask: bool, _: object) -> bool:
+    name = self._library.ggml_get_name(tensor)
+    if ask:
+      return bool(name == self._out or (self._feed and name == self._feed))
+    if name == self._feed and self._given is not None:
+      self._library.ggml_backend_tensor_set(tensor, self._given.ctypes.data, 0, self._given.nbytes)
+      return True
+    found = np.empty(self._library.ggml_nelements(tensor), np.float32)
+    self._library.ggml_backend_tensor_get(tensor, found.ctypes.data, 0, found.nbytes)
+    self._hidden = found
+    return False  # what follows in the graph is not wanted
+
+  def compute(self, rows: Sequence[Row], token_ids: npt.NDArray[np.int32] | None, given: Floats | None, positions: int) -> Floats:
+    """One call. Tokens, or `given` (rows, width) where the stage takes embeddings, each at `positions` positions.
+
+    Returns hidden states (rows, width), or for the last stage logits (wanted rows, words), which are valid until the next call.
+    Raises `EngineError`; what was there before the call is as it was.
+    """
+    n = len(rows)
+    batch, keep = self._batch(rows, token_ids, given, positions)
+    self._given, self._hidden = given if self._feed else None, None
+    status = self._library.llama_decode(self._pointer, batch)
+    del keep
+    if status:
+      raise _error(status, self._model._words.take())
+    if self._out:
+      if self._hidden is None:
+        raise EngineError(f"llama.cpp has no node {self._out.decode()}")
+      return self._hidden.reshape(n, -1)
+    wanted = sum(row.is_wanted for row in rows)
+    if not wanted:
+      return np.empty((0, self._model.n_words), np.float32)
+    return np.ctypeslib.as_array(self._library.llama_get_logits(self._pointer), (wanted, self._model.n_words))
+
+  def _batch(
+      self, rows: Sequence[Row], token_ids: npt.NDArray[np.int32] | None, given: Floats | None, positions: int
+  ) -> tuple[LlamaBatch, list[Any]]:
+    """With what must stay alive as long as the batch is used."""
+    n = len(rows)
+    sequences = (ctypes.c_int32 * n)(*(row.sequence for row in rows))
+    at = np.zeros((positions, n), np.int32)
+    at[:min(positions, 3)] = [row.position for row in rows]  # M-RoPE's: three alike, then none
+    counts = np.ones(n, np.int32)
+    # every token of a stage that is no last one is marked, since its result is read
+    marked = np.array([bool(self._out) or row.is_wanted for row in rows], np.int8)
+    address = ctypes.addressof(sequences)
+    lists = (ctypes.POINTER(ctypes.c_int32) * n)(
+        *(ctypes.cast(address + 4 * i, ctypes.POINTER(ctypes.c_int32)) for i in range(n))
+    )
+    batch = LlamaBatch(n_tokens=n, n_seq_id=_as(counts, ctypes.c_int32), seq_id=lists, logits=_as(marked, ctypes.c_int8))
+    keep: list[Any] = [sequences, at, counts, marked, lists]
+    if given is not None and not self._feed:
+      given = np.ascontiguousarray(given, np.float32)
+      batch.embd, batch.pos = _as(given, ctypes.c_float), _as(at, ctypes.c_int32)
+      keep.append(given)
+    else:
+      ids = np.zeros(n, np.int32) if token_ids is None or given is not None else np.ascontiguousarray(token_ids, np.int32)
+      batch.token, batch.pos = _as(ids, ctypes.c_int32), _as(at[:1].copy(), ctypes.c_int32)
+      keep += [ids, batch.pos]
+    return batch, keep
+
+  def drop(self, sequence: int) -> None:
+    self._library.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+
+  def truncate(self, sequence: int, length: int) -> None:
+    """Raises `CacheReuseError` where its layers keep what cannot be shortened; then it is unchanged."""
+    if not self._library.llama_memory_seq_rm(self._memory, sequence, length, -1):
+      raise CacheReuseError(f"llama.cpp cannot shorten what this model keeps of a text to {length} tokens")
+
+  def state(self, sequence: int) -> npt.NDArray[np.uint8]:
+    """All that is kept of a sequence, to be put into another one, of this context or another of the same model."""
+    size = self._library.llama_state_seq_get_size(self._pointer, sequence)
+    data = np.empty(size, np.uint8)
+    got = self._library.llama_state_seq_get_data(self._pointer, data.ctypes.data, size, sequence)
+    return data[:got]
+
+  def set_state(self, sequence: int, state: npt.NDArray[np.uint8]) -> None:
+    """Raises `EngineError` where there is no room for it."""
+    if not self._library.llama_state_seq_set_data(self._pointer, state.ctypes.data, len(state), sequence):
+      self.drop(sequence)
+      raise EngineError(f"llama.cpp does not take a sequence over: {self._model._words.take()}")
+
+  def close(self) -> None:
+    if self._pointer:
+      self._library.llama_free(self._pointer)
+      self._pointer = None
+
+
+def _as(array: npt.NDArray[Any], kind: Any) -> Any:
+  return array.ctypes.data_as(ctypes.POINTER(kind))
+
+
+def _error(status: int, words: str) -> EngineError:
+  """Of `llama_decode`: 1 is a full cache, which is only the affair of who asked."""
+  if status == 1:
+    return OutOfMemoryError("llama.cpp has no room left for the request in its KV cache")
+  return EngineError(f"llama.cpp gave up a step with {status}: {words or 'it does not say why'}")

@@ -1,0 +1,27 @@
+"""Whether a library of llama.cpp is here, found out without loading it. For now the engine is used where it is asked for by name."""
+
+from __future__ import annotations
+
+from exo.inference.library_version import library_version
+from exo.inference.llama_cpp.library_file import library_files
+from exo.inference.offer import EngineOffer
+from exo.inference.quantize import Quantize, choose_quantize
+from exo.inference.repertoire import Repertoire
+from exo.topology.weight_memory import WeightMemory
+
+QUANTIZE = (Quantize.NONE, )
+_MODELS = ("gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3", "qwen3_moe", "mixtral")
+_LIBRARY_BYTES = 120 << 20  # with the process, and what lies between operators
+
+
+def probe(quantize: str | None = None) -> EngineOffer:
+  choose_quantize("llama_cpp", QUANTIZE, quantize)
+  repertoire = Repertoire(models=_MODELS, containers=("gguf", ))
+  file = next(library_files(), None)
+  if file is None:
+    return EngineOffer(
+        "llama_cpp", "CPU", "", -1, missing="is not installed (pip install xllamacpp)", repertoire=repertoire
+    )
+  weights = WeightMemory(fixed_bytes=_LIBRARY_BYTES, rows=2.0, cache=1.0)
+  version = library_version("xllamacpp" if "xllamacpp" in file.origin else "llama-cpp-python")
+  return EngineOffer("llama_cpp", "CPU", f"llama.cpp is here ({file.origin})", -1, version, "", repertoire, weights)

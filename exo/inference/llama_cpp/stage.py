@@ -1,0 +1,163 @@
+"""A stage whose numbers come from a process of their own, in which llama.cpp computes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from exo.child_process import ChildGoneError, ChildProcess
+from exo.errors import CacheReuseError, EngineError, EngineUnavailableError
+from exo.inference.embedding_table import EmbeddingTable
+from exo.inference.engine import Batch, BatchEntry, LoadOptions, StageMemory
+from exo.inference.kv_budget import KvBudget
+from exo.inference.llama_cpp.library_file import library_files
+from exo.inference.shard import Shard
+from exo.inference.stage_base import StageBase
+from exo.inference.weights.stage_tensors import StageTensors
+from exo.inference.whole_blocks import whole_blocks
+from exo.shared_memory import SharedMemory
+
+if TYPE_CHECKING:
+  from exo.inference.weights.checkpoint import Checkpoint
+
+_KV = ("f16", "f16", False)
+_KV_ELEMENT_BYTES = 2
+_KV_SPARE = 1.0  # of a class of length up to half is empty
+_LINE = 64
+# passive threads cost a third of the speed of two; spinning for ever takes the core from whoever else wants it
+_ENVIRONMENT = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "20000"}
+
+
+class Device:
+  """The process for one device, and the memory that it shares with the node. It is started by the first call."""
+  def __init__(self) -> None:
+    file = next(library_files(), None)
+    if file is None:
+      raise EngineUnavailableError("llama.cpp is not installed (pip install xllamacpp)")
+    self.memory = SharedMemory()
+    self._process = ChildProcess(
+        "exo.inference.llama_cpp.child", "llama.cpp", (str(file.path), str(self.memory.descriptor)), _ENVIRONMENT,
+        (self.memory.descriptor, )
+    )
+    self._generation = 0
+    self.numbers = itertools.count(1)
+
+  @property
+  def generation(self) -> int:
+    """Which process it is: what one has loaded, the next one has not."""
+    return self._generation
+
+  def call(self, name: str, *arguments: Any, generation: int | None = None) -> Any:
+    """Raises what the other side raises, and `EngineError` where it has ended, with all that it had loaded."""
+    try:
+      if self._process.pid is None or self._process.generation != self._generation:
+        if generation is not None:
+          raise EngineError("llama.cpp has ended, and with it what it had loaded")
+        started: Future[Any] = self._process.call("start")
+        self._generation = self._process.generation
+        started.result()
+      elif generation not in (None, self._generation):
+        raise EngineError("llama.cpp has ended, and with it what it had loaded")
+      return self._process.call(name, *arguments).result()
+    except ChildGoneError as error:
+      raise EngineError(f"llama.cpp ended in a {name}: {error.message}") from error
+
+
+class LlamaCppStage(StageBase):
+  library = "llama.cpp"
+
+  def __init__(
+      self, device: Device, shard: Shard, checkpoint: Checkpoint, options: LoadOptions,
+      progress: Callable[[float], None]
+  ) -> None:
+    config, tensors = checkpoint.config, StageTensors(checkpoint, shard)
+    self._device, self._number = device, next(device.numbers)
+    self._lengths: dict[int, int] = {}
+    self._torn: set[int] = set()  # sequences that may hold more on the other side
+    is_whole = shard.layer_count == shard.n_layers
+    self._embedding = EmbeddingTable(tensors) if shard.is_first and not is_whole else None
+    weight_bytes = sum(checkpoint.tensor_bytes(name) for name in tensors.names())
+    budget = KvBudget.of(shard, config, options, _KV_ELEMENT_BYTES, _KV_SPARE)
+    tokens = budget.tokens(weight_bytes)
+    context = whole_blocks(budget.max_context, 256)
+    self._width, self._n_words = device.call(
+        "load", self._number, str(checkpoint.path), (shard.model_id, shard.start_layer, shard.end_layer, shard.n_layers),
+        options.threads, _KV, budget.token_bytes, tokens * budget.most_token_bytes, context
+    )
+    self._generation = device.generation
+    memory = StageMemory(
+        weight_bytes, budget.most_token_bytes, tokens, options.max_sequences, budget.max_context, near_context=0
+    )
+    super().__init__(shard, memory, config.hidden_size, config.vocab_size)
+    progress(1.0)
+
+  def _call(self, name: str, *arguments: Any) -> Any:
+    return self._device.call(name, self._number, *arguments, generation=self._generation)
+
+  def step(self, batch: Batch) -> npt.NDArray[Any]:
+    return self._computed(batch, self._run)
+
+  def _run(self, batch: Batch) -> npt.NDArray[Any]:
+    n = batch.n_tokens
+    hidden = batch.hidden if self._embedding is None else self._embedding(batch.token_ids)
+    rows = sum(entry.logit_rows for entry in batch.entries) if self.shard.is_last else n
+    columns = self._n_words if self.shard.is_last else self._width
+    given_at = whole_blocks(4 * n, _LINE)
+    out_at = given_at + (0 if hidden is None else whole_blocks(hidden.size * 4, _LINE))
+    memory = self._device.memory
+    memory.grow(out_at + 4 * rows * columns)
+    memory.view(0, 4 * n).view(np.int32)[:] = batch.token_ids
+    if hidden is not None:
+      memory.view(given_at, hidden.size * 4).view(np.float32)[:] = hidden.reshape(-1)
+    entries = msgspec.to_builtins(batch.entries)
+    self._torn |= {entry.sequence for entry in batch.entries}
+    self._call("step", entries, n, 0 if hidden is None else given_at, out_at, rows, columns)
+    out = memory.view(out_at, 4 * rows * columns).view(np.float32).reshape(rows, columns)
+    return out if self.shard.is_last else out.copy()
+
+  def length(self, sequence: int) -> int:
+    return self._lengths.get(sequence, 0)
+
+  def _check_usable(self, sequence: int) -> None:
+    if sequence in self._torn:
+      raise EngineError("a step of this sequence failed: it has to be cut back or dropped first")
+
+  def _commit(self, entries: tuple[BatchEntry, ...]) -> None:
+    for entry in entries:
+      self._lengths[entry.sequence] = self.length(entry.sequence) + entry.n_tokens
+      self._torn.discard(entry.sequence)
+
+  def drop(self, sequence: int) -> None:
+    known = self._lengths.pop(sequence, None) is not None or sequence in self._torn
+    self._torn.discard(sequence)
+    if known:
+      self._call("drop", sequence)
+
+  def truncate(self, sequence: int, length: int) -> None:
+    if length >= self.length(sequence) and sequence not in self._torn:
+      return
+    length = min(length, self.length(sequence))
+    self._call("truncate", sequence, length)
+    self._torn.discard(sequence)
+    if length:
+      self._lengths[sequence] = length
+    else:
+      self._lengths.pop(sequence, None)
+
+  def _copy(self, source: int, target: int, length: int) -> None:
+    if source in self._torn:
+      raise CacheReuseError("a step of this sequence failed")
+    self._call("copy", source, target, length, self.length(source))
+    self._lengths[target] = length
+
+  def close(self) -> None:
+    try:
+      self._call("close")
+    except EngineError:  # there is nothing left of it
+      return
