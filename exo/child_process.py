@@ -92,12 +92,14 @@ class ChildProcess:
     if process is None or process.poll() is not None:
       root = str(Path(__file__).resolve().parents[1])
       command = [sys.executable, "-P", "-c", _CODE, root, self._module, *self._arguments]
-      process = self._process = subprocess.Popen(command,
-                                                 stdin=subprocess.PIPE,
-                                                 stdout=subprocess.PIPE,
-                                                 stderr=subprocess.DEVNULL,
-                                                 env=self._environment,
-                                                 pass_fds=self._descriptors)
+      process = self._process = subprocess.Popen(
+          command,
+          stdin=subprocess.PIPE,
+          stdout=subprocess.PIPE,
+          stderr=subprocess.DEVNULL,
+          env=self._environment,
+          pass_fds=self._descriptors
+      )
       self.generation += 1
       atexit.register(process.kill)
       waiting = self._waiting = {}

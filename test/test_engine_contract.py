@@ -18,10 +18,11 @@ from exo.inference.engines import load_engine, probe_engine
 from exo.inference.shard import Shard
 from exo.inference.weights.checkpoint import EMBEDDING, Checkpoint, open_checkpoint
 from test.support.interruptions import InterruptedCallError, Interruptions
+from test.support.shaped_models import Shape, write_shaped
 from test.support.stages import Stages
 
 # an engine, and after a colon how it holds the weights
-ENGINES = ["dummy", "mlx", "mlx:8", "onnx", "onnx:4", "onnx:none", "tinygrad", "tinygrad:8", "tinygrad:4"]
+ENGINES = ["dummy", "llama_cpp", "mlx", "mlx:8", "onnx", "onnx:4", "onnx:none", "tinygrad", "tinygrad:8", "tinygrad:4"]
 ARCHITECTURES = ["llama", "llama3_rope", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3"]
 EXACT = {"dummy", "onnx", "onnx:4", "onnx:none", "tinygrad", "tinygrad:8", "tinygrad:4"}
 # golden folders that an engine takes, and how far 8 bits may be off
@@ -37,8 +38,12 @@ def engine(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(engine: str, goldens: Path) -> Iterator[Checkpoint]:
-  opened = DummyCheckpoint() if engine == "dummy" else open_checkpoint(goldens / "llama")
+def checkpoint(engine: str, goldens: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkpoint]:
+  if engine == "llama_cpp":
+    path = tmp_path_factory.mktemp("gguf") / "model.gguf"
+    opened: Checkpoint = open_checkpoint(write_shaped(path, Shape(6, 256, 512, 8, 4, 320), "Q8_0"))
+  else:
+    opened = DummyCheckpoint() if engine == "dummy" else open_checkpoint(goldens / "llama")
   yield opened
   opened.close()
 
@@ -191,6 +196,8 @@ def relative_error(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
 def test_planning_knows_what_weights_take(engine: str, goldens: Path) -> None:
   """The engine's word beforehand is near what a loaded stage occupies (matrices this narrow fill their blocks badly)."""
   name, _, quantize = engine.partition(":")
+  if name == "llama_cpp":
+    pytest.skip("it reads GGUF files alone: test_llama_cpp.py")
   opened = open_checkpoint(goldens / "llama")
   stages, size, weights = Stages(engine, opened), opened.size, probe_engine(name, quantize or None).weights
   expected = weights.stage(size, 0, size.n_layers, 0).held - weights.overhead(size)
@@ -207,6 +214,8 @@ def test_what_embeddings_are_made_of(engine: str, architecture: str, goldens: Pa
   """Hidden states after the final norm, alike on all engines, also of the second half of a prompt and over two stages."""
   if engine == "dummy":
     pytest.skip("the dummy engine computes nothing that others do")
+  if engine == "llama_cpp":
+    pytest.skip("it gives no embeddings yet")
   opened = open_checkpoint(goldens / architecture)
 
   def hidden_states(name: str, cuts: tuple[int, ...]) -> npt.NDArray[Any]:
@@ -227,6 +236,8 @@ def test_what_embeddings_are_made_of(engine: str, architecture: str, goldens: Pa
 def test_a_stage_reads_its_own_tensors_only(engine: str, goldens: Path, monkeypatch: pytest.MonkeyPatch) -> None:
   if engine == "dummy":
     pytest.skip("the dummy engine has no weights")
+  if engine == "llama_cpp":
+    pytest.skip("it reads GGUF files alone: test_llama_cpp.py")
   opened, read = open_checkpoint(goldens / "gemma3_text"), []
   original = opened.tensor
   monkeypatch.setattr(opened, "tensor", lambda name: read.append(name) or original(name))
@@ -348,6 +359,7 @@ LIBRARY_CALLS = {
     "dummy": ("exo.inference.dummy.engine.DummyStage._layers", MemoryError()),
     "mlx": ("mlx.core.eval", RuntimeError("[malloc_or_wait] Unable to allocate 123 bytes.")),
     "onnx": ("exo.inference.onnx.engine._Binding.run", RuntimeError("Failed to allocate memory for requested buffer")),
+    "llama_cpp": ("exo.inference.llama_cpp.stage.LlamaCppStage._call", MemoryError("no memory is left")),
     "tinygrad": ("exo.inference.tinygrad.engine.run", MemoryError("Allocation of 1.00 MB failed")),
 }
 

@@ -104,8 +104,9 @@ assert not heavy, heavy
 
 
 def test_the_configuration_alone_reads_the_environment() -> None:
-  # the second hands its environment on to pip, the third sets a switch of onnxruntime's, the fourth folders of libraries
-  allowed = {"exo.config", "exo.download.wheel", "exo.inference.onnx.graph", "exo.library_files"}
+  # the second and third hand their environment on, to processes and to pip, the fourth sets a switch of onnxruntime's, the fifth
+  # folders of libraries
+  allowed = {"exo.config", "exo.child_process", "exo.download.wheel", "exo.inference.onnx.graph", "exo.library_files"}
   for module in MODULES:
     source = (ROOT / (module.replace(".", "/") + ".py")).read_text()
     assert module in allowed or not re.search(r"os\.environ|getenv", source), module

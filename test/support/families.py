@@ -42,15 +42,15 @@ class Form:
     """A model's folder with this form alone."""
     made = folder / str(self)
     made.mkdir(parents=True)
-    for file in self._source.iterdir():
+    for file in self.source.iterdir():
       if (file.suffix == ".gguf") == (self.form == "gguf") and not file.name.startswith("config."):
         (made / file.name).symlink_to(file)
     if self.form in _CONFIGS:
-      (made / "config.json").symlink_to(self._source / _CONFIGS[self.form])
+      (made / "config.json").symlink_to(self.source / _CONFIGS[self.form])
     return made
 
   @property
-  def _source(self) -> Path:
+  def source(self) -> Path:
     file = _FILES[self.form]
     return next(
         of / self.family for of in (_FEW, families_folder()) if of is not None and (of / self.family / file).is_file()
@@ -58,7 +58,7 @@ class Form:
 
   def references(self) -> Iterator[tuple[list[int], np.ndarray]]:
     """Token ids and the log probabilities of all but the first."""
-    found = json.loads((self._source / "ref.json").read_text())
+    found = json.loads((self.source / "ref.json").read_text())
     for ids, expected in zip(found["tokens"], found["logprobs"], strict=True):
       yield ids, np.array(expected)
 

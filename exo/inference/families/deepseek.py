@@ -9,7 +9,8 @@ FAMILIES = (
         Cut(
             fill=(("attention.q_lora_rank", 0), ),
             not_so_many=(26, 27),
-            unsaid=(Unsaid((47, 48), 154880, "expert_gating_func", 2), )  # GLM 4.7 Flash, whose files do not say sigmoid
+            unsaid=(Unsaid((47, 48), 154880, "expert_gating_func", 2),
+                    )  # GLM 4.7 Flash, whose files do not say sigmoid
         )
     ),
     Family(("deepseek32", )),

@@ -13,7 +13,8 @@ FAMILIES = (
     Family(
         ("gemma3n", ),
         Cut(
-            refused="four streams go between its layers, each of which also takes embeddings of the tokens, and the last ones share keys "
+            refused=
+            "four streams go between its layers, each of which also takes embeddings of the tokens, and the last ones share keys "
             "and values"
         )
     ),

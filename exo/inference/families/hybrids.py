@@ -3,7 +3,5 @@
 from exo.inference.families.family import Cut, Family, LayerKind
 
 FAMILIES = (
-    Family(
-        ("jamba", "kimi-linear", "lfm2", "lfm2moe"), Cut(needs=(LayerKind.RECURRENT, LayerKind.ATTENTION))
-    ),
+    Family(("jamba", "kimi-linear", "lfm2", "lfm2moe"), Cut(needs=(LayerKind.RECURRENT, LayerKind.ATTENTION))),
 )

@@ -2,4 +2,8 @@
 
 from exo.inference.families.family import Family
 
-FAMILIES = (Family(("llama", "mistral3", "arcee", "apertus", "bitnet", "seed_oss", "stablelm", "olmo", "ernie4_5", "hunyuan-dense")), )
+FAMILIES = (
+    Family((
+        "llama", "mistral3", "arcee", "apertus", "bitnet", "seed_oss", "stablelm", "olmo", "ernie4_5", "hunyuan-dense"
+    )),
+)

@@ -3,13 +3,11 @@
 from exo.inference.families.family import Cut, Every, Family, LayerKind
 
 FAMILIES = (
-    Family(
-        ("llama4", ),
-        Cut(
-            windows=Every(4),
-            starts_at=4,
-            starts_at_key="interleave_moe_layer_step",
-            needs=(LayerKind.WINDOW, LayerKind.FULL)
-        )
-    ),
+    Family(("llama4", ),
+           Cut(
+               windows=Every(4),
+               starts_at=4,
+               starts_at_key="interleave_moe_layer_step",
+               needs=(LayerKind.WINDOW, LayerKind.FULL)
+           )),
 )

@@ -3,8 +3,6 @@
 from exo.inference.families.family import Cut, Every, Family, LayerKind
 
 FAMILIES = (
-    Family(
-        ("qwen3next", "qwen35", "qwen35moe"),
-        Cut(recurrent=Every(4), needs=(LayerKind.RECURRENT, LayerKind.ATTENTION))
-    ),
+    Family(("qwen3next", "qwen35", "qwen35moe"),
+           Cut(recurrent=Every(4), needs=(LayerKind.RECURRENT, LayerKind.ATTENTION))),
 )

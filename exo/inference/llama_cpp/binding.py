@@ -59,8 +59,9 @@ class Layout:
     numbers = (context.n_ctx, context.n_batch, context.n_ubatch, context.n_seq_max, context.type_k, context.type_v)
     return (
         numbers == (512, 2048, 512, 1, 1, 1) and context.defrag == context.yarn_ext == -1.0
-        and context.pooling == context.attention == context.flash_attn == -1 and context.offload_kqv and context.op_offload
-        and not context.embeddings and model.use_extra_bufts and not model.vocab_only and not model.no_alloc
+        and context.pooling == context.attention == context.flash_attn == -1 and context.offload_kqv
+        and context.op_offload and not context.embeddings and model.use_extra_bufts and not model.vocab_only
+        and not model.no_alloc
     )
 
 

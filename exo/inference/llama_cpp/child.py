@@ -40,17 +40,12 @@ class Child:
     )
     return stage.width, stage.n_words
 
-  def step(
-      self, number: int, entries: list[Any], n_tokens: int, given_at: int, out_at: int, out_rows: int, out_columns: int
-  ) -> None:
-    """Token ids lie at the beginning of the shared memory, hidden states at `given_at` where that is not 0."""
+  def step(self, number: int, entries: list[Any], n_tokens: int, out_at: int, out_rows: int, out_columns: int) -> None:
+    """What goes in lies at the beginning of the shared memory, what comes out goes to `out_at`."""
     stage, memory = self._stages[number], self._memory
-    ids = memory.view(0, 4 * n_tokens).view(np.int32)
-    given = None
-    if given_at:
-      given = memory.view(given_at, 4 * n_tokens * stage.width).view(np.float32).reshape(n_tokens, stage.width)
+    given = memory.view(0, 4 * n_tokens * stage.width).view(np.float32).reshape(n_tokens, stage.width)
     out = memory.view(out_at, 4 * out_rows * out_columns).view(np.float32).reshape(out_rows, out_columns)
-    stage.step(msgspec.convert(entries, list[BatchEntry]), ids, given, out)
+    stage.step(msgspec.convert(entries, list[BatchEntry]), given, out)
 
   def drop(self, number: int, sequence: int) -> None:
     self._stages[number].drop(sequence)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from exo.inference.engine import BatchEntry
 from exo.inference.llama_cpp.kv_pool import KvPool
@@ -36,20 +35,15 @@ class ChildStage:
     self._is_last = shard.is_last
     n_words = header.tensors["token_embd.weight"].shape[0]
     self._cut = cut_of(header.metadata, header.tensors, shard, n_words)
-    self.takes_tokens = shard.layer_count == shard.n_layers
-    file: Path | StageFile = path
-    if not self.takes_tokens:
-      sources = {name: SourceTensor(info, path) for name, info in header.tensors.items()}
-      file = StageFile(self._cut, sources, header.kinds, str(header.metadata["general.architecture"]))
+    sources = {name: SourceTensor(info, path) for name, info in header.tensors.items()}
+    file = StageFile(self._cut, sources, header.kinds, str(header.metadata["general.architecture"]))
     try:
       self._model = LlamaModel(library, words, file, progress)
     finally:
-      if isinstance(file, StageFile):
-        file.close()
-    out, feed = ("", "") if self.takes_tokens else (self._cut.out, self._cut.feed)
+      file.close()
 
     def make(length: int, count: int) -> LlamaContext:
-      return LlamaContext(self._model, length, count, STEP_ROWS, threads, kv, out, feed)
+      return LlamaContext(self._model, length, count, STEP_ROWS, threads, kv, self._cut.out, self._cut.feed)
 
     self._pool = KvPool(make, kv_token_bytes, kv_bytes, most_length)
 
@@ -61,10 +55,8 @@ class ChildStage:
   def n_words(self) -> int:
     return self._model.n_words
 
-  def step(
-      self, entries: Sequence[BatchEntry], token_ids: npt.NDArray[np.int32], given: Floats | None, out: Floats
-  ) -> None:
-    """Hidden states (tokens, width), or logits (wanted rows, words), into `out`. Every entry is computed by itself, so that its bits
+  def step(self, entries: Sequence[BatchEntry], given: Floats, out: Floats) -> None:
+    """From embeddings or hidden states (tokens, width), hidden states or logits (wanted rows, words), into `out`. Every entry is computed by itself, so that its bits
     depend on no other. Raises `EngineError`; sequences may then be longer than they were."""
     start = row = 0
     for entry in entries:
@@ -76,12 +68,11 @@ class ChildStage:
         first_wanted = end - entry.logit_rows
         place = self._pool.place(entry.sequence, position + b - a)
         rows = [Row(place.number, position + i, a + i >= first_wanted) for i in range(b - a)]
-        ids = token_ids[a:b]
-        found = place.context.compute(
-            rows, ids, None if self.takes_tokens else _part(given, a, b), self._cut.positions
-        )
+        found = place.context.compute(rows, given[a:b], self._cut.positions)
         at = row if self._is_last else a
         out[at:at + len(found)] = found
+        if not np.isfinite(found).all():
+          self._pool.poison(entry.sequence)
         row += len(found)
       start = end
 
@@ -101,8 +92,3 @@ class ChildStage:
   def close(self) -> None:
     self._pool.close()
     self._model.close()
-
-
-def _part(given: Floats | None, start: int, end: int) -> Floats:
-  assert given is not None
-  return given[start:end]

@@ -41,6 +41,12 @@ class KvPool:
     self._make, self._token_bytes, self._most_bytes, self._most_length = make, token_bytes, most_bytes, most_length
     self._classes: dict[int, _Class] = {}
     self._places: dict[int, tuple[_Class, int]] = {}
+    self._poisoned: set[int] = set()
+
+  def poison(self, sequence: int) -> None:
+    """It has kept numbers that are not finite. They would come back from cells that are free, since nothing times NaN is NaN: what it
+    leaves is not used again."""
+    self._poisoned.add(sequence)
 
   @property
   def n_bytes(self) -> int:
@@ -82,14 +88,18 @@ class KvPool:
     wanted = min(count + max(1, count // 2), room, _MOST_PLACES)
     if wanted <= count:
       raise OutOfMemoryError(f"there is no memory for the caches of {count + 1} sequences of {of.length} tokens")
-    context = self._make(of.length, wanted)
+    self._renew(of, wanted)
+
+  def _renew(self, of: _Class, count: int) -> None:
+    """Let the class have another context, of so many places, into which all move."""
+    context = self._make(of.length, count)
     old, of.context = of.context, context
     if old is not None:
       for number, sequence in enumerate(of.places):
         if sequence is not None:
           context.set_state(number, old.state(number))
       old.close()
-    of.places += [None] * (wanted - count)
+    of.places += [None] * (count - len(of.places))
 
   def _move(self, held: tuple[_Class, int], target: tuple[_Class, int]) -> None:
     (source, number), (aim, place) = held, target
@@ -109,6 +119,13 @@ class KvPool:
     held = self._places.pop(sequence, None)
     if held is not None:
       self._free(*held)
+      self._clean(sequence, held[0])
+
+  def _clean(self, sequence: int, of: _Class) -> None:
+    if sequence in self._poisoned:
+      self._poisoned.discard(sequence)
+      if of.length in self._classes:
+        self._renew(of, len(of.places))
 
   def truncate(self, sequence: int, length: int) -> None:
     """Raises `CacheReuseError` where what is kept cannot be shortened."""
@@ -120,6 +137,7 @@ class KvPool:
       return
     assert held[0].context is not None
     held[0].context.truncate(held[1], length)
+    self._clean(sequence, held[0])
 
   def copy(self, source: int, target: int, length: int, held: int) -> None:
     """Let `target` begin with `length` tokens of the `held` that `source` has. Raises `CacheReuseError`, `EngineError`."""

@@ -21,6 +21,7 @@ from exo.inference.llama_cpp.virtual_file import VirtualFile
 
 Floats = npt.NDArray[np.float32]
 _READ, _MAPPED = 0, 1  # load_mode
+_HEAD_BYTES = 8  # of what llama.cpp writes of a sequence, before the number of streams
 TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8}  # of keys and values, by GGML's numbers
 
 
@@ -38,6 +39,13 @@ class Row:
   sequence: int
   position: int
   is_wanted: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceState:
+  """What a context keeps of one sequence: `head` as llama.cpp writes it, and the `cells` of its stream."""
+  head: npt.NDArray[np.uint8]
+  cells: npt.NDArray[np.uint8]
 
 
 class LastWords:
@@ -59,7 +67,11 @@ class LastWords:
 class LlamaModel:
   """The weights of a GGUF file, or of a stage that is only virtually one. `words` says why something failed."""
   def __init__(
-      self, library: Any, words: LastWords, file: Path | StageFile, progress: Callable[[float], None],
+      self,
+      library: Any,
+      words: LastWords,
+      file: Path | StageFile,
+      progress: Callable[[float], None],
       repack: bool = True
   ) -> None:
     """Raises `ModelFilesError` with what the library says of it."""
@@ -103,11 +115,18 @@ class LlamaContext:
   `out` and `feed` are as in `StageCut`: nodes of the graph that are read and overwritten.
   """
   def __init__(
-      self, model: LlamaModel, length: int, n_sequences: int, n_rows: int, threads: int, kv: KvType, out: str = "",
+      self,
+      model: LlamaModel,
+      length: int,
+      n_sequences: int,
+      n_rows: int,
+      threads: int,
+      kv: KvType,
+      out: str = "",
       feed: str = ""
   ) -> None:
     """Computes at most `n_rows` tokens a call. Raises `OutOfMemoryError`."""
-    self._model, self._library, self.length, self.n_rows = model, model.library, length, n_rows
+    self._model, self._library, self.length, self.n_sequences = model, model.library, length, n_sequences
     self._out, self._feed = out.encode(), feed.encode()
     self._hidden: Floats | None = None
     self._given: Floats | None = None
@@ -122,7 +141,9 @@ class LlamaContext:
       params.cb_eval = self._callback
     self._pointer = self._library.llama_init_from_model(model.pointer, params)
     if not self._pointer:
-      raise OutOfMemoryError(f"llama.cpp gives no context for {n_sequences} sequences of {length} tokens: {model._words.take()}")
+      raise OutOfMemoryError(
+          f"llama.cpp gives no context for {n_sequences} sequences of {length} tokens: {model._words.take()}"
+      )
     self._memory = self._library.llama_get_memory(self._pointer)
 
   def _seen(self, tensor: int, ask: bool, _: object) -> bool:
@@ -137,14 +158,15 @@ class LlamaContext:
     self._hidden = found
     return False  # what follows in the graph is not wanted
 
-  def compute(self, rows: Sequence[Row], token_ids: npt.NDArray[np.int32] | None, given: Floats | None, positions: int) -> Floats:
-    """One call. Tokens, or `given` (rows, width) where the stage takes embeddings, each at `positions` positions.
+  def compute(self, rows: Sequence[Row], given: Floats, positions: int) -> Floats:
+    """One call on embeddings, or hidden states, (rows, width), each at `positions` positions.
 
     Returns hidden states (rows, width), or for the last stage logits (wanted rows, words), which are valid until the next call.
     Raises `EngineError`; what was there before the call is as it was.
     """
     n = len(rows)
-    batch, keep = self._batch(rows, token_ids, given, positions)
+    given = np.ascontiguousarray(given, np.float32)
+    batch, keep = self._batch(rows, given, positions)
     self._given, self._hidden = given if self._feed else None, None
     status = self._library.llama_decode(self._pointer, batch)
     del keep
@@ -159,9 +181,7 @@ class LlamaContext:
       return np.empty((0, self._model.n_words), np.float32)
     return np.ctypeslib.as_array(self._library.llama_get_logits(self._pointer), (wanted, self._model.n_words))
 
-  def _batch(
-      self, rows: Sequence[Row], token_ids: npt.NDArray[np.int32] | None, given: Floats | None, positions: int
-  ) -> tuple[LlamaBatch, list[Any]]:
+  def _batch(self, rows: Sequence[Row], given: Floats, positions: int) -> tuple[LlamaBatch, list[Any]]:
     """With what must stay alive as long as the batch is used."""
     n = len(rows)
     sequences = (ctypes.c_int32 * n)(*(row.sequence for row in rows))
@@ -171,20 +191,18 @@ class LlamaContext:
     # every token of a stage that is no last one is marked, since its result is read
     marked = np.array([bool(self._out) or row.is_wanted for row in rows], np.int8)
     address = ctypes.addressof(sequences)
-    lists = (ctypes.POINTER(ctypes.c_int32) * n)(
-        *(ctypes.cast(address + 4 * i, ctypes.POINTER(ctypes.c_int32)) for i in range(n))
+    lists = (ctypes.POINTER(ctypes.c_int32) *
+             n)(*(ctypes.cast(address + 4 * i, ctypes.POINTER(ctypes.c_int32)) for i in range(n)))
+    batch = LlamaBatch(
+        n_tokens=n, n_seq_id=_as(counts, ctypes.c_int32), seq_id=lists, logits=_as(marked, ctypes.c_int8)
     )
-    batch = LlamaBatch(n_tokens=n, n_seq_id=_as(counts, ctypes.c_int32), seq_id=lists, logits=_as(marked, ctypes.c_int8))
-    keep: list[Any] = [sequences, at, counts, marked, lists]
-    if given is not None and not self._feed:
-      given = np.ascontiguousarray(given, np.float32)
-      batch.embd, batch.pos = _as(given, ctypes.c_float), _as(at, ctypes.c_int32)
-      keep.append(given)
+    ids = np.zeros(n, np.int32)
+    batch.pos = _as(at, ctypes.c_int32)  # of tokens the first row is read
+    if self._feed:  # whatever these are, what is made of them is overwritten
+      batch.token = _as(ids, ctypes.c_int32)
     else:
-      ids = np.zeros(n, np.int32) if token_ids is None or given is not None else np.ascontiguousarray(token_ids, np.int32)
-      batch.token, batch.pos = _as(ids, ctypes.c_int32), _as(at[:1].copy(), ctypes.c_int32)
-      keep += [ids, batch.pos]
-    return batch, keep
+      batch.embd = _as(given, ctypes.c_float)
+    return batch, [sequences, at, counts, marked, lists, ids, given]
 
   def drop(self, sequence: int) -> None:
     self._library.llama_memory_seq_rm(self._memory, sequence, -1, -1)
@@ -194,16 +212,30 @@ class LlamaContext:
     if not self._library.llama_memory_seq_rm(self._memory, sequence, length, -1):
       raise CacheReuseError(f"llama.cpp cannot shorten what this model keeps of a text to {length} tokens")
 
-  def state(self, sequence: int) -> npt.NDArray[np.uint8]:
-    """All that is kept of a sequence, to be put into another one, of this context or another of the same model."""
+  def state(self, sequence: int) -> SequenceState:
+    """All that is kept of a sequence, to be put into another one, of this context or another of the same model.
+
+    Raises `CacheReuseError` where it is laid out otherwise than a single cache of one stream.
+    """
     size = self._library.llama_state_seq_get_size(self._pointer, sequence)
     data = np.empty(size, np.uint8)
     got = self._library.llama_state_seq_get_data(self._pointer, data.ctypes.data, size, sequence)
-    return data[:got]
+    n, held = self.n_sequences, self._library.llama_memory_seq_pos_max(self._memory, sequence) + 1
+    begin, end = _HEAD_BYTES + 4 * (1 + sequence), got - 4 * (n - 1 - sequence)
+    numbers = data[_HEAD_BYTES:begin + 4].view(np.int32)
+    if numbers[0] != n or numbers[1:-1].any() or numbers[-1] != held or data[end:got].any():
+      raise CacheReuseError("llama.cpp keeps what this model has read in a way that exo cannot move")
+    return SequenceState(data[:_HEAD_BYTES].copy(), data[begin:end])
 
-  def set_state(self, sequence: int, state: npt.NDArray[np.uint8]) -> None:
+  def set_state(self, sequence: int, state: SequenceState) -> None:
     """Raises `EngineError` where there is no room for it."""
-    if not self._library.llama_state_seq_set_data(self._pointer, state.ctypes.data, len(state), sequence):
+    n = self.n_sequences
+    parts = (
+        state.head, np.array([n], np.int32), np.zeros(sequence,
+                                                      np.int32), state.cells, np.zeros(n - 1 - sequence, np.int32)
+    )
+    data = np.concatenate([part.view(np.uint8) for part in parts])
+    if not self._library.llama_state_seq_set_data(self._pointer, data.ctypes.data, len(data), sequence):
       self.drop(sequence)
       raise EngineError(f"llama.cpp does not take a sequence over: {self._model._words.take()}")
 

@@ -10,7 +10,9 @@ from exo.inference.repertoire import Repertoire
 from exo.topology.weight_memory import WeightMemory
 
 QUANTIZE = (Quantize.NONE, )
-_MODELS = ("gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3", "qwen3_moe", "mixtral")
+_MODELS = (
+    "llama", "mistral", "mixtral", "phi3", "qwen2", "qwen3", "qwen3_moe"
+)  # which keep one cache of keys and values
 _LIBRARY_BYTES = 120 << 20  # with the process, and what lies between operators
 
 

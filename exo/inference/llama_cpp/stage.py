@@ -19,6 +19,7 @@ from exo.inference.kv_budget import KvBudget
 from exo.inference.llama_cpp.library_file import library_files
 from exo.inference.shard import Shard
 from exo.inference.stage_base import StageBase
+from exo.inference.weights.parts import shard_tensors
 from exo.inference.weights.stage_tensors import StageTensors
 from exo.inference.whole_blocks import whole_blocks
 from exo.shared_memory import SharedMemory
@@ -73,22 +74,22 @@ class LlamaCppStage(StageBase):
   library = "llama.cpp"
 
   def __init__(
-      self, device: Device, shard: Shard, checkpoint: Checkpoint, options: LoadOptions,
-      progress: Callable[[float], None]
+      self, device: Device, shard: Shard, checkpoint: Checkpoint, options: LoadOptions, progress: Callable[[float],
+                                                                                                           None]
   ) -> None:
     config, tensors = checkpoint.config, StageTensors(checkpoint, shard)
     self._device, self._number = device, next(device.numbers)
     self._lengths: dict[int, int] = {}
     self._torn: set[int] = set()  # sequences that may hold more on the other side
-    is_whole = shard.layer_count == shard.n_layers
-    self._embedding = EmbeddingTable(tensors) if shard.is_first and not is_whole else None
-    weight_bytes = sum(checkpoint.tensor_bytes(name) for name in tensors.names())
+    self._embedding = EmbeddingTable(tensors) if shard.is_first else None
+    weight_bytes = sum(checkpoint.tensor_bytes(name) for name in shard_tensors(checkpoint, shard))
     budget = KvBudget.of(shard, config, options, _KV_ELEMENT_BYTES, _KV_SPARE)
     tokens = budget.tokens(weight_bytes)
     context = whole_blocks(budget.max_context, 256)
     self._width, self._n_words = device.call(
-        "load", self._number, str(checkpoint.path), (shard.model_id, shard.start_layer, shard.end_layer, shard.n_layers),
-        options.threads, _KV, budget.token_bytes, tokens * budget.most_token_bytes, context
+        "load", self._number, str(checkpoint.path),
+        (shard.model_id, shard.start_layer, shard.end_layer, shard.n_layers), options.threads, _KV, budget.token_bytes,
+        tokens * budget.most_token_bytes, context
     )
     self._generation = device.generation
     memory = StageMemory(
@@ -106,20 +107,17 @@ class LlamaCppStage(StageBase):
   def _run(self, batch: Batch) -> npt.NDArray[Any]:
     n = batch.n_tokens
     hidden = batch.hidden if self._embedding is None else self._embedding(batch.token_ids)
+    assert hidden is not None
     rows = sum(entry.logit_rows for entry in batch.entries) if self.shard.is_last else n
     columns = self._n_words if self.shard.is_last else self._width
-    given_at = whole_blocks(4 * n, _LINE)
-    out_at = given_at + (0 if hidden is None else whole_blocks(hidden.size * 4, _LINE))
+    out_at = whole_blocks(hidden.size * 4, _LINE)
     memory = self._device.memory
     memory.grow(out_at + 4 * rows * columns)
-    memory.view(0, 4 * n).view(np.int32)[:] = batch.token_ids
-    if hidden is not None:
-      memory.view(given_at, hidden.size * 4).view(np.float32)[:] = hidden.reshape(-1)
+    memory.view(0, hidden.size * 4).view(np.float32)[:] = hidden.reshape(-1)
     entries = msgspec.to_builtins(batch.entries)
     self._torn |= {entry.sequence for entry in batch.entries}
-    self._call("step", entries, n, 0 if hidden is None else given_at, out_at, rows, columns)
-    out = memory.view(out_at, 4 * rows * columns).view(np.float32).reshape(rows, columns)
-    return out if self.shard.is_last else out.copy()
+    self._call("step", entries, n, out_at, rows, columns)
+    return memory.view(out_at, 4 * rows * columns).view(np.float32).reshape(rows, columns).copy()
 
   def length(self, sequence: int) -> int:
     return self._lengths.get(sequence, 0)

@@ -15,7 +15,7 @@ from typing import Any
 
 from exo.errors import UnsupportedModelError
 from exo.inference.families.catalogue import family_of
-from exo.inference.families.family import Cut, LayerKind, Later
+from exo.inference.families.family import Cut, Later, LayerKind
 from exo.inference.shard import Shard
 
 # output.weight is required of these; all others take the embedding as the head where there is none
@@ -201,7 +201,8 @@ def _metadata(whole: _Whole, shard: Shard, layers: _Layers, later: Later, n_word
     short = key.removeprefix(f"{whole.architecture}.")
     if key.startswith(_OTHER_FILES) or short in _LEFT_OUT or short in later.drop:
       continue
-    if isinstance(value, list) and len(value) in (whole.n_layers, whole.n_blocks) and not short.startswith(_NOT_BY_LAYER):
+    if isinstance(value,
+                  list) and len(value) in (whole.n_layers, whole.n_blocks) and not short.startswith(_NOT_BY_LAYER):
       value = [value[layer] for layer in layers.of]
     elif short in _FROM_THE_START:
       value = sum(layer < value for layer in layers.of)
@@ -215,9 +216,8 @@ def _metadata(whole: _Whole, shard: Shard, layers: _Layers, later: Later, n_word
   said = [(u.key, u.value) for u in whole.cut.unsaid if whole.n_layers in u.layers and n_words == u.words]
   for key, number in (*whole.cut.fill, *said):
     found.setdefault(own(key), number)
-  if whole.cut.windows is not None and whole.own.get("attention.sliding_window") and not isinstance(
-      found.get(own(_WINDOWS)), list
-  ):
+  if whole.cut.windows is not None and whole.own.get("attention.sliding_window"
+                                                     ) and not isinstance(found.get(own(_WINDOWS)), list):
     found[own(_WINDOWS)] = [whole.has_window(layer) for layer in layers.of]
   if whole.cut.recurrent is not None and own(_RECURRENT) not in found:
     found[own(_RECURRENT)] = [whole.is_recurrent(layer) for layer in layers.of]
@@ -236,9 +236,9 @@ def _tensors(whole: _Whole, shard: Shard, layers: _Layers, later: Later) -> dict
       constant = None if not layers.is_zero(index) else 1.0 if "output_scale" in name else 0.0
       found[name.replace(f"blk.{layer}.", f"blk.{index}.", 1)] = Piece(name, constant=constant)
   for name in whole.tensors:
-    if not name.startswith("blk.") and name not in ("token_embd.weight", "output.weight", "output.bias"):
-      if not _is_unused(whole, name, layers.of):
-        found[name] = Piece(name, constant=0.0 if name in later.zero else None)
+    elsewhere = name.startswith("blk.") or name in ("token_embd.weight", "output.weight", "output.bias")
+    if not elsewhere and not _is_unused(whole, name, layers.of):
+      found[name] = Piece(name, constant=0.0 if name in later.zero else None)
   return found | _ends(whole, shard)
 
 

@@ -151,7 +151,8 @@ def _entry(key: str, value: Any, kind: int | None) -> bytes:
   """A key with its value, of the kind that it had in the whole model if that fits."""
   if isinstance(value, list):
     element = _kind(value[0]) if kind is None or (value and isinstance(value[0], bool)) else kind
-    packed = b"".join(map(_text, value)) if element == _STRING else struct.pack(f"<{len(value)}{_SCALARS[element]}", *value)
+    packed = b"".join(map(_text, value)
+                      ) if element == _STRING else struct.pack(f"<{len(value)}{_SCALARS[element]}", *value)
     return _text(key) + struct.pack("<IIQ", _ARRAY, element, len(value)) + packed
   if kind is None:
     kind = _kind(value)
