@@ -16,14 +16,17 @@ _MODELS = (
 _LIBRARY_BYTES = 120 << 20  # with the process, and what lies between operators
 
 
+def repertoire() -> Repertoire:
+  """What it has been compared with, and exo reads."""
+  return Repertoire(models=_MODELS, containers=("gguf", ))
+
+
 def probe(quantize: str | None = None) -> EngineOffer:
   choose_quantize("llama_cpp", QUANTIZE, quantize)
-  repertoire = Repertoire(models=_MODELS, containers=("gguf", ))
   file = next(library_files(), None)
   if file is None:
-    return EngineOffer(
-        "llama_cpp", "CPU", "", -1, missing="is not installed (pip install xllamacpp)", repertoire=repertoire
-    )
+    missing = "is not installed (pip install xllamacpp)"
+    return EngineOffer("llama_cpp", "CPU", "", -1, missing=missing, repertoire=repertoire())
   weights = WeightMemory(fixed_bytes=_LIBRARY_BYTES, rows=2.0, cache=1.0)
   version = library_version("xllamacpp" if "xllamacpp" in file.origin else "llama-cpp-python")
-  return EngineOffer("llama_cpp", "CPU", f"llama.cpp is here ({file.origin})", -1, version, "", repertoire, weights)
+  return EngineOffer("llama_cpp", "CPU", f"llama.cpp is here ({file.origin})", -1, version, "", repertoire(), weights)

@@ -17,6 +17,7 @@ from exo.inference.embedding_table import EmbeddingTable
 from exo.inference.engine import Batch, BatchEntry, LoadOptions, StageMemory
 from exo.inference.kv_budget import KvBudget
 from exo.inference.llama_cpp.library_file import library_files
+from exo.inference.llama_cpp.probe import repertoire
 from exo.inference.shard import Shard
 from exo.inference.stage_base import StageBase
 from exo.inference.weights.parts import shard_tensors
@@ -77,6 +78,7 @@ class LlamaCppStage(StageBase):
       self, device: Device, shard: Shard, checkpoint: Checkpoint, options: LoadOptions, progress: Callable[[float],
                                                                                                            None]
   ) -> None:
+    repertoire().check("llama_cpp", checkpoint.facts)
     config, tensors = checkpoint.config, StageTensors(checkpoint, shard)
     self._device, self._number = device, next(device.numbers)
     self._lengths: dict[int, int] = {}
