@@ -10,9 +10,8 @@ from exo.inference.repertoire import Repertoire
 from exo.topology.weight_memory import WeightMemory
 
 QUANTIZE = (Quantize.NONE, )
-_MODELS = (
-    "llama", "mistral", "mixtral", "phi3", "qwen2", "qwen3", "qwen3_moe"
-)  # which keep one cache of keys and values
+# those that keep one cache of keys and values, and whose rotary embedding is the same for short and long sequences
+_MODELS = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe")
 _LIBRARY_BYTES = 120 << 20  # with the process, and what lies between operators
 
 
