@@ -6,6 +6,7 @@ import multiprocessing
 from collections.abc import Iterator
 from dataclasses import replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from exo.inference.shard import Shard
 from exo.inference.stage_base import StageBase
 from exo.inference.weights.rounding import round_between, round_symmetric, round_to_extreme
 from exo.inference.whole_blocks import blocks_for, whole_blocks
+from test.support.shaped_models import Shape, write_shaped
 from test.support.stages import Stages
 
 # checks of a step
@@ -138,11 +140,14 @@ def test_line_6_a_step_that_raises_there_is_told_in_the_projects_words(distant: 
 
 
 @pytest.mark.parametrize("engine", engine_names())
-def test_line_6_every_engine_checks_by_the_same_code(engine: str, goldens: Any) -> None:
+def test_line_6_every_engine_checks_by_the_same_code(engine: str, goldens: Any, tmp_path: Path) -> None:
   if missing := probe_engine(engine).missing:
     pytest.skip(missing)
   from exo.inference.weights.checkpoint import open_checkpoint
-  checkpoint = DummyCheckpoint() if engine == "dummy" else open_checkpoint(goldens / "llama")
+  path = goldens / "llama"
+  if engine == "llama_cpp":
+    path = write_shaped(tmp_path / "model.gguf", Shape(6, 256, 512, 8, 4, 320), "Q8_0")
+  checkpoint = DummyCheckpoint() if engine == "dummy" else open_checkpoint(path)
   stages = Stages(engine, checkpoint, (3, ))
   for stage in stages.models:
     assert isinstance(stage, StageBase)

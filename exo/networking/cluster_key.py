@@ -38,7 +38,9 @@ class ClusterKey:
 
 def new_key_text() -> str:
   """256 random bits as 43 characters."""
-  return secrets.token_urlsafe(32)
+  while (text := secrets.token_urlsafe(32)).startswith("-"):  # which is taken for a flag after --cluster-key
+    pass
+  return text
 
 
 def check_key_text(text: str, source: str) -> str:

@@ -75,7 +75,9 @@ class KvLeases:
   async def _has_passed(self, stage: RunningStage, step: int) -> bool:
     """Wait until a stage has forgotten what this step says; False where that takes too long."""
     deadline = time.monotonic() + _ASK_S
-    while stage.runner.changed_step < step and stage.runner.plan.plan_id in self._opened:
+    while max(
+        0, stage.runner.changed_step
+    ) < step and stage.runner.plan.plan_id in self._opened:  # the first is number 1
       if time.monotonic() > deadline:
         return False
       await asyncio.sleep(_POLL_S)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from exo.inference.library_version import library_version
 from exo.inference.llama_cpp.library_file import library_files
 from exo.inference.offer import EngineOffer
-from exo.inference.quantize import Quantize, choose_quantize
+from exo.inference.quantize import Quantize
 from exo.inference.repertoire import Repertoire
 from exo.topology.weight_memory import WeightMemory
 
-QUANTIZE = (Quantize.NONE, )
 # those that keep one cache of keys and values, and whose rotary embedding is the same for short and long sequences
 _MODELS = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe")
 _LIBRARY_BYTES = 120 << 20  # with the process, and what lies between operators
@@ -21,7 +20,9 @@ def repertoire() -> Repertoire:
 
 
 def probe(quantize: str | None = None) -> EngineOffer:
-  choose_quantize("llama_cpp", QUANTIZE, quantize)
+  if quantize not in (None, Quantize.NONE):
+    missing = "has no --quantize: a GGUF file says how its weights are packed"
+    return EngineOffer("llama_cpp", "CPU", "", -1, missing=missing, repertoire=repertoire())
   file = next(library_files(), None)
   if file is None:
     missing = "is not installed (pip install xllamacpp)"
