@@ -1,7 +1,7 @@
 """The speed of another checkout's nodes beside this one's, in turn, on the default model.
 
   git worktree add /tmp/before COMMIT
-  python scripts/bench_checkouts.py /tmp/before [--nodes 2] [--rounds 14]
+  python scripts/bench_checkouts.py /tmp/before [--nodes 2] [--rounds 14] [--inference-engine onnx]
 
 Both rings run at once, only one of them works at a time. The figures are medians, and those of the pairs' ratios.
 """
@@ -25,9 +25,9 @@ STORY = "Tell me a long story about a lighthouse keeper and the sea."
 TOKENS = 160
 
 
-def started(home: Path, root: Path, count: int) -> list[NodeProcess]:
+def started(home: Path, root: Path, count: int, engine: str) -> list[NodeProcess]:
   port = str(free_port(socket.SOCK_DGRAM))
-  flags = ("--listen-port", port, "--broadcast-port", port)
+  flags = ("--listen-port", port, "--broadcast-port", port, "--inference-engine", engine)
   nodes = []
   for i in range(count):
     api = free_port()
@@ -57,12 +57,13 @@ def main() -> int:
   parser.add_argument("before", type=Path, help="the other checkout; the same Python runs it")
   parser.add_argument("--nodes", type=int, default=1, help="of each ring")
   parser.add_argument("--rounds", type=int, default=14)
+  parser.add_argument("--inference-engine", default="auto", help="of all nodes")
   options = parser.parse_args()
   home = Path(os.environ.get("EXO_TEST_HOME") or os.environ.get("EXO_HOME", "~/.cache/exo/downloads")).expanduser()
   sides: list[list[NodeProcess]] = []
   try:
     for root in (options.before.resolve(), ROOT):
-      sides.append(started(home, root, options.nodes))
+      sides.append(started(home, root, options.nodes, options.inference_engine))
     for side in sides * 2:
       asked(side[0])
     figures: list[list[tuple[float, float]]] = [[], []]
