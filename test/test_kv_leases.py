@@ -50,12 +50,12 @@ def assert_true(nodes: list[Node]) -> None:
       if opened.driver is None:
         continue
       scheduler = opened.driver.scheduler
-      assert scheduler.counts.reserved_kv_tokens <= scheduler.lease
-      assert scheduler.counts.kept_kv_tokens <= scheduler.lease
+      assert scheduler.counts.reserved_kv_tokens <= scheduler.room.lease
+      assert scheduler.counts.kept_kv_tokens <= scheduler.room.lease
       for other in nodes:
         same = other.plans._open.get(opened.plan.plan_id)
         for stage in same.stages.values() if same is not None else ():
-          assert scheduler.lease <= stage.worker.lease(stage.loaded.model)
+          assert scheduler.room.lease <= stage.worker.lease(stage.loaded.model)
     for opened in node.plans._open.values():
       for stage in opened.stages.values():
         arena = stage.loaded.model.arena  # type: ignore[attr-defined]
@@ -103,21 +103,21 @@ def test_line_4_a_smaller_lease_is_kept_to_at_once_by_all_but_those_who_run() ->
     scheduler.add(replace(request(name, 40, 20), prompt_ids=tuple(range(first, first + 40))))
     while ring.turn():
       pass
-  assert scheduler.counts.kept == 2 and scheduler.lease == 300
+  assert scheduler.counts.kept == 2 and scheduler.room.lease == 300
   scheduler.add(replace(request("c", 50, 70), prompt_ids=tuple(range(400, 450))))
   ring.turn()
   assert scheduler.counts.reserved_kv_tokens == 120
-  assert scheduler.set_lease(10) == 120 and scheduler.counts.kept == 0
+  assert scheduler.room.set_lease(10) == 120 and scheduler.counts.kept == 0
   scheduler.add(replace(request("d", 5, 5), prompt_ids=tuple(range(600, 605))))
   assert scheduler.admission.wanted_lease == 130
   while ring.turn():
     assert scheduler.counts.running <= 1
   assert ring.output["c"] == ring.expected(50, 70) and ring.output["d"] == ring.expected(5, 5)  # d fits exactly
-  assert scheduler.lease == 10 and sum(map(len, ring.caches.values())) <= 10
+  assert scheduler.room.lease == 10 and sum(map(len, ring.caches.values())) <= 10
   scheduler.add(request("e", 50, 70))
   assert not ring.turn()
   assert scheduler.waiting == 1 and scheduler.admission.wanted_lease == 120
-  assert scheduler.set_lease(1000) == LIMITS.max_kv_tokens and scheduler.admission.wanted_lease == 0
+  assert scheduler.room.set_lease(1000) == LIMITS.max_kv_tokens and scheduler.admission.wanted_lease == 0
   assert ring.turn()
 
 
@@ -133,14 +133,14 @@ def test_line_4_whatever_the_lease_answers_are_the_same(requests: list[tuple[int
   for i, (prompt, max_tokens, lease) in enumerate(requests):
     wanted[str(i)] = ring.expected(prompt, max_tokens)
     scheduler.add(request(str(i), prompt, max_tokens))
-    assert scheduler.set_lease(lease) == max(lease, scheduler.counts.reserved_kv_tokens)
+    assert scheduler.room.set_lease(lease) == max(lease, scheduler.counts.reserved_kv_tokens)
     ring.turn()
-    assert scheduler.counts.kept_kv_tokens <= scheduler.lease
+    assert scheduler.counts.kept_kv_tokens <= scheduler.room.lease
   while scheduler.requests():
     if not ring.turn():
       lease = scheduler.admission.wanted_lease
-      assert lease > scheduler.lease
-      scheduler.set_lease(lease)
+      assert lease > scheduler.room.lease
+      scheduler.room.set_lease(lease)
   ring.finish()
   assert ring.output == wanted
 
@@ -156,7 +156,7 @@ def test_line_4_a_second_model_takes_its_memory_from_what_the_first_does_not_nee
       (node, ) = nodes
       alone = await tokens_of(node, "a")
       before = lease_of(node, "a")
-      assert before == plan_of(node, "a").driver.scheduler.lease  # type: ignore[union-attr]
+      assert before == plan_of(node, "a").driver.scheduler.room.lease  # type: ignore[union-attr]
       async with watched(nodes):
         await tokens_of(node, "b")
         assert loaded(node) == {"a", "b"} and 0 < lease_of(node, "a") < before and lease_of(node, "b") > 0
@@ -187,7 +187,7 @@ def test_line_4_who_needs_more_gets_it_from_whoever_does_not(tmp_path: Path, gol
         await one.plans.leases.free(one.workers[0], 10**12)
       (first, ) = (one for one in nodes if plan_of(one, "a").driver is not None)
       driver = plan_of(first, "a").driver
-      assert driver is not None and driver.scheduler.lease < 1600
+      assert driver is not None and driver.scheduler.room.lease < 1600
       for one in nodes:  # and b had taken all of it
         worker = one.workers[0]
         (stage, ) = plan_of(one, "b").stages.values()
@@ -196,10 +196,10 @@ def test_line_4_who_needs_more_gets_it_from_whoever_does_not(tmp_path: Path, gol
       assert other is not None
       most = min(lease_of(one, "b") for one in nodes)
       other.grow_lease(most, most, most)
-      had = other.scheduler.lease
+      had = other.scheduler.room.lease
       async with watched(nodes):
         assert await tokens_of(node, "a", 100, 100, n=8) == expected
-        assert driver.scheduler.lease >= 1600 and other.scheduler.lease < had
+        assert driver.scheduler.room.lease >= 1600 and other.scheduler.room.lease < had
         assert loaded(node) == {"a", "b"}
 
   run(scenario)
@@ -226,7 +226,9 @@ def test_line_4_caches_of_running_requests_are_not_taken(tmp_path: Path, goldens
         await asyncio.sleep(0.3)
         assert loaded(node) == {"a"} and not waiting.done() and not running.done()
         # what becomes free is for who waits: a does not get more meanwhile
-        assert node.workers[0].grow_lease(plan_of(node, "a").stages[0].loaded.model, 10**9) == driver.scheduler.lease
+        assert node.workers[0].grow_lease(
+            plan_of(node, "a").stages[0].loaded.model, 10**9
+        ) == driver.scheduler.room.lease
         running.cancel()
         assert await waiting == alone
       assert loaded(node) == {"a", "b"}
@@ -246,7 +248,7 @@ def test_line_4_a_model_that_is_not_open_yet_begins_with_what_was_left_to_it(tmp
       assert await leases.on_shrink("n0", ShrinkLease(opened.plan.plan_id, 2000)) == Lease(opened.plan.plan_id, 2000)
       assert await leases.on_shrink("n0", ShrinkLease(opened.plan.plan_id, 3000)) == Lease(opened.plan.plan_id, 3000)
       opened.driver = node.plans._driver_of(opened.plan, driver.scheduler.limits)
-      assert opened.driver.scheduler.lease == 2000
+      assert opened.driver.scheduler.room.lease == 2000
       assert leases.first_lease(opened.plan.plan_id, 5000) == 5000
 
   run(scenario)
@@ -298,11 +300,11 @@ def test_line_4_memory_that_becomes_free_is_filled_with_kept_caches_again(tmp_pa
 
       async with watched(nodes):
         await fill()
-        assert driver.scheduler.counts.kept == 3 and driver.scheduler.lease == 1300 and loaded(node) == {"a", "b"}
+        assert driver.scheduler.counts.kept == 3 and driver.scheduler.room.lease == 1300 and loaded(node) == {"a", "b"}
         await node.plans.close_model("b")
         node.plans.leases._growing.clear()  # instead of waiting
         await fill()
-        await _until(lambda: driver.scheduler.lease == 2600 <= lease_of(node, "a") < alone)
+        await _until(lambda: driver.scheduler.room.lease == 2600 <= lease_of(node, "a") < alone)
         await fill()
         assert driver.scheduler.counts.kept == 4
 

@@ -104,7 +104,7 @@ class _NodeCollector:
       waiting[key] = waiting.get(key, 0) + counts.waiting
       running[key] = running.get(key, 0) + counts.running
       used[key] = used.get(key, 0) + counts.reserved_kv_tokens
-      room[key] = room.get(key, 0) + driver.scheduler.lease
+      room[key] = room.get(key, 0) + driver.scheduler.room.lease
     label = ("model", )
     yield _gauge("exo_queue_requests", "Requests that wait at the first stage here.", label, waiting)
     yield _gauge("exo_running_sequences", "Sequences that the first stage here keeps going.", label, running)

@@ -42,7 +42,7 @@ class KvLeases:
   async def free(self, worker: Worker, wanted_bytes: int, wanted_by: str = "") -> bool:
     """See to it that so many bytes of a worker's offer are free, for this plan: caches of others give up what nobody needs. False where
     that is not enough."""
-    before = -1
+    before = worker.free - 1
     while before < worker.free < wanted_bytes:  # again: what was given up may have gone to somebody else meanwhile
       before = worker.free
       for opened in sorted(self._opened.values(), key=lambda opened: opened.used_at):

@@ -36,6 +36,10 @@ class Limits:
   near_context: int = 0
   lease_tokens: int | None = None
 
+  @property
+  def first_lease(self) -> int:
+    return self.max_kv_tokens if self.lease_tokens is None else self.lease_tokens
+
 
 class KvRoom:
   """`kept` are the caches of finished requests, `reserved` what the `running` sequences may come to need, in tokens.
@@ -49,7 +53,7 @@ class KvRoom:
     self._drops: list[int] = []
     self._ends: list[int] = []
     self._next_sequence = 1
-    self._lease = limits.max_kv_tokens if limits.lease_tokens is None else limits.lease_tokens
+    self._lease = limits.first_lease
     self.is_cramped = False  # a kept cache was given up that a greater lease would have held
     self.is_denied = False  # a greater lease was asked for in vain
     self.most_tokens = limits.max_kv_tokens  # that the lease could be, as far as is known
@@ -65,6 +69,14 @@ class KvRoom:
     self.make_room(0)
     self.is_cramped = self.is_denied = False
     return self.lease
+
+  def deny_lease(self) -> None:
+    """A greater lease was asked for, and is not to be had now."""
+    self.is_denied, self.is_cramped = True, False
+
+  def set_most(self, tokens: int) -> None:
+    """How many tokens the lease could be at most, as things are."""
+    self.most_tokens = min(tokens, self.limits.max_kv_tokens)
 
   @property
   def untold(self) -> bool:

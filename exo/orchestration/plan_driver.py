@@ -62,7 +62,8 @@ class PlanDriver:
     of = self.scheduler.limits
     context = min(of.max_context, of.max_kv_tokens)
     return PlanRoom(
-        self.plan.plan_id, self.plan.model_id, self.plan.loaded_for, of.max_sequences, context, self.scheduler.lease
+        self.plan.plan_id, self.plan.model_id, self.plan.loaded_for, of.max_sequences, context,
+        self.scheduler.room.lease
     )
 
   def submit(self, request: Request) -> None:
@@ -90,8 +91,8 @@ class PlanDriver:
       return
     if self.scheduler.waiting and (wanted := self.scheduler.admission.wanted_lease):
       self._want_lease(self.plan.plan_id, wanted, False)
-    elif self.scheduler.is_cramped:
-      self._want_lease(self.plan.plan_id, 2 * self.scheduler.lease, True)
+    elif self.scheduler.room.is_cramped:
+      self._want_lease(self.plan.plan_id, 2 * self.scheduler.room.lease, True)
 
   def shrink_lease(self, tokens: int, wanted_by: str = "") -> int:
     """Let the caches hold no more than so many tokens, or as many more as those who run need; returns how many those are.
@@ -99,9 +100,9 @@ class PlanDriver:
     A plan whose next request waits for more gives nothing up for one with a greater id: of two such, one gets all that it needs.
     """
     if self.scheduler.waiting and self.plan.plan_id < wanted_by and self.scheduler.admission.wanted_lease:
-      return self.scheduler.lease
+      return self.scheduler.room.lease
     self.times_shrunk += 1
-    held = self.scheduler.set_lease(min(tokens, self.scheduler.lease))
+    held = self.scheduler.room.set_lease(min(tokens, self.scheduler.room.lease))
     self._pump()
     return held
 
@@ -109,7 +110,7 @@ class PlanDriver:
     """The number of the step after which no stage holds anything that was given up before this call; None where none could be let out
     for so long."""
     deadline = time.monotonic() + timeout_s
-    while self.scheduler.untold and not self._closed:
+    while self.scheduler.room.untold and not self._closed:
       if time.monotonic() > deadline:
         return None
       await asyncio.sleep(_TOLD_POLL_S)
@@ -117,10 +118,10 @@ class PlanDriver:
 
   def grow_lease(self, granted: int, wanted: int, most: int) -> None:
     """Of the tokens that were wanted all stages have room for those that are granted, and could have for `most` at most."""
-    self.scheduler.set_most(most)
-    self.scheduler.set_lease(max(granted, self.scheduler.lease))
+    self.scheduler.room.set_most(most)
+    self.scheduler.room.set_lease(max(granted, self.scheduler.room.lease))
     if granted < wanted:
-      self.scheduler.deny_lease()
+      self.scheduler.room.deny_lease()
     for request in self.scheduler.admission.hopeless():
       self._tell_failed(
           request,

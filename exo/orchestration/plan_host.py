@@ -204,9 +204,7 @@ class PlanHost:
     if here is None or 0 not in here.stages:
       raise PlanClosedError(f"plan {plan.plan_id} was closed while it opened")
     feed = here.stages[0].runner.feed
-    lease = self.leases.first_lease(
-        plan.plan_id, limits.max_kv_tokens if limits.lease_tokens is None else limits.lease_tokens
-    )
+    lease = self.leases.first_lease(plan.plan_id, limits.first_lease)
     limits = replace(limits, near_context=here.stages[0].loaded.model.memory.near_context, lease_tokens=lease)
     here.driver = PlanDriver(
         plan, Scheduler(limits), feed, self._send, self._meter, self._most_wait_s, self.leases.grow

@@ -47,7 +47,7 @@ class Scheduler:
   limits: Limits
   drafter: Drafter = field(default_factory=Drafter)
   chunks: PromptChunks = field(init=False)
-  _room: KvRoom = field(init=False)
+  room: KvRoom = field(init=False)
   admission: Admission = field(init=False)
   _line: WaitingLine = field(init=False)
   _prompt_turns: FairClock = field(default_factory=FairClock)
@@ -60,8 +60,8 @@ class Scheduler:
 
   def __post_init__(self) -> None:
     self.chunks = PromptChunks(self.limits.stages, self.limits.step_tokens)
-    self._room = KvRoom(self.limits, self._running)
-    self.admission = Admission(self._room, self._running)
+    self.room = KvRoom(self.limits, self._running)
+    self.admission = Admission(self.room, self._running)
     self._line = self.admission.line
 
   @property
@@ -71,41 +71,14 @@ class Scheduler:
   @property
   def counts(self) -> Counts:
     return Counts(
-        len(self._running), len(self._line), len(self._in_flight), self._room.reserved, len(self._room.kept),
-        self._room.kept.tokens
+        len(self._running), len(self._line), len(self._in_flight), self.room.reserved, len(self.room.kept),
+        self.room.kept.tokens
     )
-
-  @property
-  def lease(self) -> int:
-    """How many tokens all caches may hold now."""
-    return self._room.lease
 
   @property
   def last_step(self) -> int:
     """The number of the one that was let out last."""
     return self._next_step - 1
-
-  @property
-  def untold(self) -> bool:
-    """Caches are given up of which no step has told the stages yet."""
-    return self._room.untold
-
-  def deny_lease(self) -> None:
-    """A greater lease was asked for, and is not to be had now."""
-    self._room.is_denied, self._room.is_cramped = True, False
-
-  @property
-  def is_cramped(self) -> bool:
-    """Whether caches of requests that are over were given up that a greater lease would have held."""
-    return self._room.is_cramped
-
-  def set_lease(self, tokens: int) -> int:
-    """As `KvRoom.set_lease`; the next step tells the stages what is forgotten for it."""
-    return self._room.set_lease(tokens)
-
-  def set_most(self, tokens: int) -> None:
-    """How many tokens the lease could be at most, as things are."""
-    self._room.most_tokens = min(tokens, self.limits.max_kv_tokens)
 
   def add(self, request: Request, most_wait_s: float = math.inf) -> list[Request]:
     """Queue a request; see `Admission.add`."""
@@ -149,8 +122,8 @@ class Scheduler:
     # where prompts are computed, one frame more lies ready, so that no stage waits for the others' pace
     if ahead == 0 and decoding and not prompts:
       return None
-    if self._room.kept:
-      self._room.make_room(0)
+    if self.room.kept:
+      self.room.make_room(0)
     draft = StepDraft({s.number: s.computed for s in self._running.values()} if self._line else {})
     self._add_decodes(draft, prompts)
     if draft.entries:
@@ -170,10 +143,10 @@ class Scheduler:
       self._line.put_back(sequence.again())
 
   def _let_out(self, draft: StepDraft, run: int) -> Step | None:
-    if not (draft.entries or draft.opens or self._room.untold):
+    if not (draft.entries or draft.opens or self.room.untold):
       return None
     number, self._next_step = self._next_step, self._next_step + 1
-    drops, ends = self._room.tell()
+    drops, ends = self.room.tell()
     if draft.entries:
       self._in_flight[number] = tuple(draft.entries)
     ids = np.asarray(draft.tokens, np.int32) if draft.tokens else EMPTY_TOKEN_IDS
@@ -290,7 +263,7 @@ class Scheduler:
     if soon:  # a step later, more of its prompt will be there to copy
       return None
     needed = self.admission.claim(request)
-    place = self._room.place(match, needed, draft.sources)
+    place = self.room.place(match, needed, draft.sources)
     if place is None:
       return None
     number, length = place
@@ -301,7 +274,7 @@ class Scheduler:
         self.admission.is_far(request)
     )
     self._running[number] = sequence
-    self._room.reserved += needed
+    self.room.reserved += needed
     told = replace(
         request,
         prompt_ids=request.prompt_ids if request.sampling.needs_prompt else (),
@@ -318,7 +291,7 @@ class Scheduler:
     if whole or request.request_id in self._computed_anew or not self.limits.keep_caches:
       return None, False
     prompt, salt = np.asarray(request.prompt_ids[:-2], np.int32), salt_of(request, self.admission.is_far(request))
-    best, soon = self._room.kept.match(prompt, salt), 0
+    best, soon = self.room.kept.match(prompt, salt), 0
     for sequence in self._running.values():
       if sequence.salt != salt:
         continue
@@ -394,7 +367,7 @@ class Scheduler:
   def on_failure(self, step: int) -> list[Request]:
     """A step was lost; its requests are forgotten and returned."""
     failed = self._sequences_in(step)
-    self._room.forget(entry.sequence for entry in self._in_flight.pop(step, ()))
+    self.room.forget(entry.sequence for entry in self._in_flight.pop(step, ()))
     for sequence in failed:
       self._finish(sequence.number, keep=False)
     return [sequence.request for sequence in failed]
@@ -402,7 +375,7 @@ class Scheduler:
   def fail(self, numbers: Iterable[int], step: int) -> list[Request]:
     """These sequences of a step went wrong, the others did not; their requests are forgotten and returned."""
     numbers = tuple(numbers)
-    self._room.forget(numbers)
+    self.room.forget(numbers)
     found = (self._running.get(number) for number in numbers)
     failed = [sequence for sequence in found if sequence is not None and sequence.first_step <= step]
     for sequence in failed:
@@ -411,7 +384,7 @@ class Scheduler:
 
   def forget_kept(self) -> None:
     """Nothing begins any more with what finished requests have left in the caches."""
-    self._room.forget(list(self._room.kept))
+    self.room.forget(list(self.room.kept))
 
   def _finish(self, number: int, keep: bool = True, again: bool = False) -> None:
     sequence = self._running.pop(number, None)
@@ -421,4 +394,4 @@ class Scheduler:
     if not again:
       self._computed_anew.discard(sequence.request.request_id)
     self._line.left(sequence.request, 0 if again else sequence.computed)
-    self._room.release(sequence, keep)
+    self.room.release(sequence, keep)

@@ -56,8 +56,11 @@ class ChildStage:
     return self._model.n_words
 
   def step(self, entries: Sequence[BatchEntry], given: Floats, out: Floats) -> None:
-    """From embeddings or hidden states (tokens, width), hidden states or logits (wanted rows, words), into `out`. Every entry is computed by itself, so that its bits
-    depend on no other. Raises `EngineError`; sequences may then be longer than they were."""
+    """From embeddings or hidden states (tokens, width), hidden states or logits (wanted rows, words), into `out`.
+
+    Every entry is computed by itself, so that its bits depend on no other. Raises `EngineError`; sequences may then be longer than
+    they were.
+    """
     start = row = 0
     for entry in entries:
       end = start + entry.n_tokens
@@ -84,10 +87,6 @@ class ChildStage:
 
   def copy(self, source: int, target: int, length: int, held: int) -> None:
     self._pool.copy(source, target, length, held)
-
-  @property
-  def scale(self) -> float:
-    return self._cut.scale
 
   def close(self) -> None:
     self._pool.close()

@@ -58,7 +58,7 @@ class KvPool:
     if held is None or held[0].length < length:
       target = self._free_place(self._class_for(length))
       if held is not None:
-        self._move(held, target)
+        self._move(sequence, held, target)
       target[0].places[target[1]] = sequence
       self._places[sequence] = held = target
     assert held[0].context is not None
@@ -101,11 +101,12 @@ class KvPool:
       old.close()
     of.places += [None] * (count - len(of.places))
 
-  def _move(self, held: tuple[_Class, int], target: tuple[_Class, int]) -> None:
+  def _move(self, sequence: int, held: tuple[_Class, int], target: tuple[_Class, int]) -> None:
     (source, number), (aim, place) = held, target
     assert source.context is not None and aim.context is not None
     aim.context.set_state(place, source.context.state(number))
     self._free(source, number)
+    self._clean(sequence, source)
 
   def _free(self, of: _Class, number: int) -> None:
     assert of.context is not None
@@ -120,12 +121,12 @@ class KvPool:
     if held is not None:
       self._free(*held)
       self._clean(sequence, held[0])
+      self._poisoned.discard(sequence)
 
   def _clean(self, sequence: int, of: _Class) -> None:
-    if sequence in self._poisoned:
-      self._poisoned.discard(sequence)
-      if of.length in self._classes:
-        self._renew(of, len(of.places))
+    """Of a class in which cells of this sequence have become free."""
+    if sequence in self._poisoned and of.length in self._classes:
+      self._renew(of, len(of.places))
 
   def truncate(self, sequence: int, length: int) -> None:
     """Raises `CacheReuseError` where what is kept cannot be shortened."""
@@ -138,6 +139,7 @@ class KvPool:
     assert held[0].context is not None
     held[0].context.truncate(held[1], length)
     self._clean(sequence, held[0])
+    self._poisoned.discard(sequence)
 
   def copy(self, source: int, target: int, length: int, held: int) -> None:
     """Let `target` begin with `length` tokens of the `held` that `source` has. Raises `CacheReuseError`, `EngineError`."""

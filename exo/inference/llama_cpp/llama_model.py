@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from exo.inference.llama_cpp.stage_file import StageFile
 from exo.inference.llama_cpp.virtual_file import VirtualFile
 
 Floats = npt.NDArray[np.float32]
-_READ, _MAPPED = 0, 1  # load_mode
+_READ = 0  # load_mode
 _HEAD_BYTES = 8  # of what llama.cpp writes of a sequence, before the number of streams
 TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8}  # of keys and values, by GGML's numbers
 
@@ -65,19 +64,12 @@ class LastWords:
 
 
 class LlamaModel:
-  """The weights of a GGUF file, or of a stage that is only virtually one. `words` says why something failed."""
-  def __init__(
-      self,
-      library: Any,
-      words: LastWords,
-      file: Path | StageFile,
-      progress: Callable[[float], None],
-      repack: bool = True
-  ) -> None:
+  """The weights of a stage. `words` says why something failed."""
+  def __init__(self, library: Any, words: LastWords, file: StageFile, progress: Callable[[float], None]) -> None:
     """Raises `ModelFilesError` with what the library says of it."""
     self.library, self._words = library, words
     params = library.llama_model_default_params()
-    params.n_gpu_layers, params.load_mode, params.use_extra_bufts = 0, _READ, repack
+    params.n_gpu_layers, params.load_mode = 0, _READ
 
     def report(done: float, _: object) -> bool:
       progress(done)
@@ -91,9 +83,7 @@ class LlamaModel:
     self.width: int = library.llama_model_n_embd(self.pointer)
     self.n_words: int = library.llama_vocab_n_tokens(library.llama_model_get_vocab(self.pointer))
 
-  def _load(self, file: Path | StageFile, params: Any) -> Any:
-    if isinstance(file, Path):
-      return self.library.llama_model_load_from_file(str(file).encode(), params)
+  def _load(self, file: StageFile, params: Any) -> Any:
     stream = VirtualFile(file)
     try:
       pointer = self.library.llama_model_load_from_file_ptr(stream.stream, params)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from exo.inference.library_version import library_version
-from exo.inference.llama_cpp.library_file import library_files
+from exo.inference.llama_cpp.library_file import LibraryFile, library_files
+from exo.inference.llama_cpp.virtual_file import has_virtual_files
 from exo.inference.offer import EngineOffer
 from exo.inference.quantize import Quantize
 from exo.inference.repertoire import Repertoire
@@ -20,13 +21,18 @@ def repertoire() -> Repertoire:
 
 
 def probe(quantize: str | None = None) -> EngineOffer:
-  if quantize not in (None, Quantize.NONE):
-    missing = "has no --quantize: a GGUF file says how its weights are packed"
-    return EngineOffer("llama_cpp", "CPU", "", -1, missing=missing, repertoire=repertoire())
   file = next(library_files(), None)
-  if file is None:
-    missing = "is not installed (pip install xllamacpp)"
+  missing = _missing(quantize, file)
+  if missing or file is None:
     return EngineOffer("llama_cpp", "CPU", "", -1, missing=missing, repertoire=repertoire())
   weights = WeightMemory(fixed_bytes=_LIBRARY_BYTES, rows=2.0, cache=1.0)
   version = library_version("xllamacpp" if "xllamacpp" in file.origin else "llama-cpp-python")
   return EngineOffer("llama_cpp", "CPU", f"llama.cpp is here ({file.origin})", -1, version, "", repertoire(), weights)
+
+
+def _missing(quantize: str | None, file: LibraryFile | None) -> str:
+  if file is None:
+    return "is not installed (pip install xllamacpp)"
+  if not has_virtual_files():
+    return "needs a C library with fopencookie, as Linux has it"
+  return "" if quantize in (None, Quantize.NONE) else "has no --quantize: a GGUF file says how its weights are packed"

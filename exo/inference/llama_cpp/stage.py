@@ -17,7 +17,7 @@ from exo.inference.embedding_table import EmbeddingTable
 from exo.inference.engine import Batch, BatchEntry, LoadOptions, StageMemory
 from exo.inference.kv_budget import KvBudget
 from exo.inference.llama_cpp.library_file import library_files
-from exo.inference.llama_cpp.probe import repertoire
+from exo.inference.llama_cpp.probe import probe, repertoire
 from exo.inference.shard import Shard
 from exo.inference.stage_base import StageBase
 from exo.inference.weights.parts import shard_tensors
@@ -32,16 +32,17 @@ _KV = ("f16", "f16", False)
 _KV_ELEMENT_BYTES = 2
 _KV_SPARE = 1.0  # of a class of length up to half is empty
 _LINE = 64
-# passive threads cost a third of the speed of two; spinning for ever takes the core from whoever else wants it
+# threads that sleep at once are slow to wake, and such as spin for ever take the core from whoever else wants it
 _ENVIRONMENT = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "20000"}
 
 
 class Device:
   """The process for one device, and the memory that it shares with the node. It is started by the first call."""
   def __init__(self) -> None:
-    file = next(library_files(), None)
-    if file is None:
-      raise EngineUnavailableError("llama.cpp is not installed (pip install xllamacpp)")
+    offer = probe()
+    if offer.missing:
+      raise EngineUnavailableError(f"llama.cpp {offer.missing}")
+    file = next(library_files())
     self.memory = SharedMemory()
     self._process = ChildProcess(
         "exo.inference.llama_cpp.child", "llama.cpp", (str(file.path), str(self.memory.descriptor)), _ENVIRONMENT,
@@ -50,6 +51,12 @@ class Device:
     self._generation = 0
     self.numbers = itertools.count(1)
 
+  def __del__(self) -> None:
+    """An engine that was made anew leaves no process behind."""
+    if hasattr(self, "_process"):
+      self._process.kill()
+      self.memory.close()
+
   @property
   def generation(self) -> int:
     """Which process it is: what one has loaded, the next one has not."""
@@ -57,15 +64,14 @@ class Device:
 
   def call(self, name: str, *arguments: Any, generation: int | None = None) -> Any:
     """Raises what the other side raises, and `EngineError` where it has ended, with all that it had loaded."""
+    runs = self._process.pid is not None and self._process.generation == self._generation
+    if generation is not None and not (runs and generation == self._generation):
+      raise EngineError("llama.cpp has ended, and with it what it had loaded")
     try:
-      if self._process.pid is None or self._process.generation != self._generation:
-        if generation is not None:
-          raise EngineError("llama.cpp has ended, and with it what it had loaded")
+      if not runs:
         started: Future[Any] = self._process.call("start")
         self._generation = self._process.generation
         started.result()
-      elif generation not in (None, self._generation):
-        raise EngineError("llama.cpp has ended, and with it what it had loaded")
       return self._process.call(name, *arguments).result()
     except ChildGoneError as error:
       raise EngineError(f"llama.cpp ended in a {name}: {error.message}") from error
@@ -94,9 +100,7 @@ class LlamaCppStage(StageBase):
         tokens * budget.most_token_bytes, context
     )
     self._generation = device.generation
-    memory = StageMemory(
-        weight_bytes, budget.most_token_bytes, tokens, options.max_sequences, budget.max_context, near_context=0
-    )
+    memory = StageMemory(weight_bytes, budget.most_token_bytes, tokens, options.max_sequences, budget.max_context)
     super().__init__(shard, memory, config.hidden_size, config.vocab_size)
     progress(1.0)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -101,18 +101,6 @@ class StageFile:
       if not got:
         raise OSError(f"{span.path.name} is cut off")
       done += got
-
-  def write(self, path: Path, progress: Callable[[float], None] = lambda _: None) -> None:
-    """Make a file of it, where a virtual one cannot be had."""
-    with path.open("wb") as file:
-      for position, data in self._pieces(1 << 24):
-        file.write(data)
-        progress(position / self.size)
-
-  def _pieces(self, size: int) -> Iterator[tuple[int, memoryview]]:
-    buffer = memoryview(bytearray(size))
-    for position in range(0, self.size, size):
-      yield position, buffer[:self.read_into(buffer, position)]
 
   def close(self) -> None:
     for descriptor in self._descriptors.values():
