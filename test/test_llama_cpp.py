@@ -221,3 +221,23 @@ def test_issue_19_a_default_model_is_likely_under_it(smollm2: Checkpoint) -> Non
   assert own.mean_nll(token_ids) == pytest.approx(other.mean_nll(token_ids), rel=0.03)
   own.close()
   other.close()
+
+
+def test_issue_19_numbers_that_are_not_finite_stay_with_their_sequence_when_it_moves(small: Checkpoint) -> None:
+  """To a longer class: the cells that it leaves are not used by others."""
+  stage = load_engine("llama_cpp").load(
+      Shard("m", 3, 5, 6), small, LoadOptions(2**33, 1, max_sequences=4, max_context=2048), lambda _: None
+  )
+  random = np.random.default_rng(2).standard_normal((520, 256)).astype(np.float32)
+
+  def run(sequence: int, position: int, rows: np.ndarray) -> np.ndarray:
+    entry = BatchEntry(sequence, position, len(rows), LogitsOf.ALL)
+    return stage.step(Batch((entry, ), np.zeros(len(rows), np.int32), rows))
+
+  expected = run(1, 0, random[:40])
+  stage.drop(1)
+  run(2, 0, random[:10])  # keeps the shorter context alive
+  assert not np.isfinite(run(3, 0, np.full((500, 256), np.nan, np.float32))).any()
+  run(3, 500, random[500:])
+  assert np.array_equal(run(4, 0, random[:40]), expected)
+  stage.close()
