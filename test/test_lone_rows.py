@@ -11,7 +11,7 @@ from exo.inference.engine import LogitsOf
 from exo.inference.onnx import decoder
 from exo.inference.onnx.engine import OnnxStage
 from exo.inference.onnx.lone_rows import lone_rows_differ
-from exo.inference.weights.checkpoint import open_checkpoint
+from exo.inference.weights.checkpoint import Checkpoint, open_checkpoint
 from test.support.stages import Stages
 
 PROMPTS = {1: [5, 9, 2, 7], 2: [3, 3, 8], 3: [1, 2, 3, 4, 5, 6, 7]}
@@ -43,6 +43,8 @@ def test_a_token_is_the_same_alone_and_among_others(
     monkeypatch.setattr(decoder, "lone_rows_differ", lambda doubled=doubled: doubled)
     stages = Stages("onnx", opened, cuts, "4")
     assert all(isinstance(model, OnnxStage) and model.doubles == doubled for model in stages.models)
+    last = stages.models[-1]
+    assert isinstance(last, OnnxStage) and last.doubles_rows == doubled
     for alone, together in zip(decoded(stages, False), decoded(stages, True), strict=True):
       assert np.array_equal(alone, together)
     stages.close()
@@ -66,4 +68,16 @@ def test_logits_of_one_token_are_those_among_all(goldens: Path, monkeypatch: pyt
   every = stages.step([(1, 0, PROMPTS[3])]).copy()
   last = stages.step([(2, 0, PROMPTS[3])], LogitsOf.LAST)
   assert every.shape[0] == 7 and last.shape[0] == 1 and np.array_equal(every[-1:], last)
+  stages.close()
+
+
+def test_a_head_of_another_width_is_not_computed_twice(smollm2: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+  """Layers of 4 bits, a head of 8: a third of this model's weights, and a lone row of it is as the others."""
+  monkeypatch.setattr(decoder, "lone_rows_differ", lambda: True)
+  stages = Stages("onnx", smollm2, (15, ))
+  first, last = stages.models
+  assert isinstance(first, OnnxStage) and isinstance(last, OnnxStage)
+  assert first.doubles and last.doubles and not last.doubles_rows
+  for alone, together in zip(decoded(stages, False), decoded(stages, True), strict=True):
+    assert np.array_equal(alone, together)
   stages.close()

@@ -3,14 +3,14 @@
 Inputs: `x` (B, S, hidden), `seqlens_k` (B,) int32 with each row's total length less one, `total` (1,) int32 the longest
 total length, on the last stage `rows` (R,) int64 choosing tokens of the flattened batch, and per layer `past_k.i`,
 `past_v.i` (B, KV heads, room, head dim), which the operator updates in place; where sequences have one of two rotary
-embeddings, its `tables`; where a lone row may be given twice (`lone_rows.py`), `tokens` (1,) int64, how many of the S are
+embeddings, its `tables`; where a lone row is given twice (`lone_rows.py`), `tokens` (1,) int64, how many of the S are
 tokens, and `repeat` (3,) int64, how often attention's rows are repeated to be S again. Output, named by `output`: hidden states
 (B, S, hidden) or logits (R, 1, vocabulary); on the last stage `hidden` names what its head sees, (B, S, hidden).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -23,6 +23,12 @@ from exo.inference.shard import Shard
 from exo.inference.weights.stage_tensors import StageTensors
 from exo.inference.weights.tensor import Floats
 
+# projections that read one value: their name where they are stored together, then apart
+_QKV = ("self_attn.qkv_proj", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+_OUT = ("self_attn.o_proj", )
+_GATE_UP = ("mlp.gate_up_proj", "mlp.gate_proj", "mlp.up_proj")
+_DOWN = ("mlp.down_proj", )
+
 
 class DecoderGraph:
   """Writes one shard's layers into a graph."""
@@ -32,7 +38,10 @@ class DecoderGraph:
     self.graph = GraphBuilder()
     self._shard, self._tensors, self._config, self._context = shard, tensors, config, context
     self._linear = LinearLayers(self.graph, bits)
-    self._may_double = lone_rows_differ()
+    #: whether lone rows are to be given twice, and there are the inputs `tokens` and `repeat`
+    self.doubles = lone_rows_differ() and any(map(self._is_narrow, shard.layers))
+    #: whether a lone one of `rows` is to be given twice
+    self.doubles_rows = shard.is_last and lone_rows_differ() and self._linear.are_narrow([tensors.head()])
     self.hidden: str | None = None
     self.tables: dict[str, tuple[Floats,
                                  Floats]] = {}  # inputs (positions, rotary dim / 2): of near sequences, of far ones
@@ -42,7 +51,7 @@ class DecoderGraph:
     residual = g.input("x", "float32", ["B", "S", config.hidden_size])
     g.input("seqlens_k", "int32", ["B"])
     g.input("total", "int32", [1])
-    if self._may_double:
+    if self.doubles:
       g.input("tokens", "int64", [1])
       g.input("repeat", "int64", [3])
     added: str | None = None
@@ -62,15 +71,11 @@ class DecoderGraph:
       g.output(self.output, "float32", ["B", "S", config.hidden_size])
     return g
 
-  @property
-  def takes_tokens(self) -> bool:
-    """Whether there are the inputs `tokens` and `repeat`."""
-    return self._may_double
-
-  @property
-  def doubles(self) -> bool:
-    """Whether lone rows are to be given twice."""
-    return self._may_double and self._linear.is_narrow
+  def _is_narrow(self, layer: int) -> bool:
+    """Some of its products have weights of 4 bits."""
+    return any(
+        self._linear.are_narrow(self._tensors.projection(layer, *names)[0]) for names in (_QKV, _OUT, _GATE_UP, _DOWN)
+    )
 
   def _norm_weight(self, name: str) -> str:
     return self.graph.weight(self._tensors.tensor(name).to_float32() + np.float32(self._config.norm_offset), "norm")
@@ -93,9 +98,9 @@ class DecoderGraph:
     )
     return normed, total
 
-  def _project(self, x: str, layer: int, fused: str, *separate: str, row_scale: Floats | None = None) -> str:
+  def _project(self, x: str, layer: int, names: Sequence[str], row_scale: Floats | None = None) -> str:
     """One product for projections that read the same value, stored together or apart."""
-    weights, biases = self._tensors.projection(layer, fused, *separate)
+    weights, biases = self._tensors.projection(layer, *names)
     return self._linear.add(x, weights, biases, row_scale)
 
   def _layer(self, layer: int, residual: str, added: str | None) -> tuple[str, str]:
@@ -103,7 +108,7 @@ class DecoderGraph:
     prefix, config = f"model.layers.{layer}.", self._config
     normed, residual = self._add_and_norm(residual, added, f"{prefix}input_layernorm.weight")
     attended = self._attention(layer, normed)
-    out = self._project(attended, layer, "self_attn.o_proj")
+    out = self._project(attended, layer, _OUT)
     if config.post_norms:
       out = self._norm(out, f"{prefix}post_attention_layernorm.weight")
       before_mlp = f"{prefix}pre_feedforward_layernorm.weight"
@@ -122,10 +127,8 @@ class DecoderGraph:
     scale = np.ones(heads + 2 * config.n_kv_heads * config.head_dim, np.float32)
     if not config.qk_norm:
       scale[:heads] = config.attention_scale
-    qkv = self._project(
-        x, layer, "self_attn.qkv_proj", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", row_scale=scale
-    )
-    if self._may_double:
+    qkv = self._project(x, layer, _QKV, row_scale=scale)
+    if self.doubles:
       ends = [g.weight(np.array([n], np.int64), name=f"constant {n}") for n in (0, 1)]
       qkv = g.node("Slice", [qkv, ends[0], "tokens", ends[1]])
     cos, sin = self._cos_sin(layer)
@@ -150,7 +153,7 @@ class DecoderGraph:
         scale=1.0,
         **attributes
     )[0]
-    return g.node("Expand", [attended, "repeat"]) if self._may_double else attended
+    return g.node("Expand", [attended, "repeat"]) if self.doubles else attended
 
   def _normed_heads(self, layer: int, qkv: str) -> list[str]:
     """Queries, keys and values apart, each head of the first two with its own RMS norm."""
@@ -203,13 +206,13 @@ class DecoderGraph:
 
   def _mlp(self, layer: int, x: str) -> str:
     g = self.graph
-    both = self._project(x, layer, "mlp.gate_up_proj", "mlp.gate_proj", "mlp.up_proj")
+    both = self._project(x, layer, _GATE_UP)
     gate, up = g.nodes("Split", [both], [g.fresh("gate"), g.fresh("up")], axis=-1, num_outputs=2)
     if self._config.activation == "silu":
       active = g.node("QuickGelu", [gate], domain=MICROSOFT, alpha=1.0)  # x · sigmoid(x): one operator, not two
     else:
       active = g.node("FastGelu", [gate], domain=MICROSOFT)
-    return self._project(g.node("Mul", [active, up]), layer, "mlp.down_proj")
+    return self._project(g.node("Mul", [active, up]), layer, _DOWN)
 
   def _head(self, residual: str, added: str) -> None:
     g, config = self.graph, self._config

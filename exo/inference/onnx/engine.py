@@ -61,12 +61,12 @@ class _Binding:
     times = 2 if stage.doubles and batch * length == 1 else 1
     x = np.zeros((batch, times * length, stage.hidden_size), np.float32)
     self.x, self._twin = x[:, :length], x[:, length:]
-    rows = np.zeros(2 if stage.doubles and n_rows == 1 else n_rows, np.int64)
+    rows = np.zeros(2 if stage.doubles_rows and n_rows == 1 else n_rows, np.int64)
     self.rows, self._twin_rows = rows[:n_rows], rows[n_rows:]
     inputs: list[tuple[str, npt.NDArray[Any]]] = [("x", x), ("seqlens_k", self.seqlens), ("total", self.total)]
     if stage.shard.is_last:
       inputs.append(("rows", rows))
-    if stage.takes_tokens:
+    if stage.doubles:
       self._lengths = np.array([length], np.int64), np.array([1, times, 1], np.int64)
       inputs += zip(("tokens", "repeat"), self._lengths, strict=True)
     inputs += [(name, tables[far]) for name, tables in stage.tables.items()]
@@ -105,7 +105,7 @@ class OnnxStage(StageBase):
     decoder = DecoderGraph(shard, tensors, budget.max_context, bits)
     graph = decoder.build(progress)
     self.output_name, self._hidden_name, weight_bytes = decoder.output, decoder.hidden, graph.weight_bytes
-    self.tables, self.takes_tokens, self.doubles = decoder.tables, decoder.takes_tokens, decoder.doubles
+    self.tables, self.doubles, self.doubles_rows = decoder.tables, decoder.doubles, decoder.doubles_rows
     self._embedding = EmbeddingTable(tensors) if shard.is_first else None
     n_words = config.vocab_size if self._embedding is None else self._embedding.n_words
     self.arena = KvArena(

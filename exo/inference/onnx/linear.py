@@ -76,7 +76,11 @@ class LinearLayers:
   def __init__(self, graph: GraphBuilder, bits: int | None) -> None:
     self._graph, self._bits = graph, bits
     self._augmented: dict[tuple[str, int], str] = {}
-    self.is_narrow = False  # some products have weights of 4 bits
+
+  def are_narrow(self, matrices: Sequence[StoredTensor]) -> bool:
+    """Whether some of them would have weights of 4 bits in a product."""
+    found = [read_quantized(matrix.rows(slice(0, 1)), self._bits) for matrix in matrices]
+    return any(part is not None and part.bits == 4 for part in found)
 
   def add(
       self,
@@ -123,7 +127,6 @@ class LinearLayers:
 
   def _quantized(self, x: str, form: tuple[int, int], parts: list[_Part], bias: Floats | None) -> str:
     graph, (bits, block) = self._graph, form
-    self.is_narrow |= bits == 4
     columns = parts[0].stored.shape[1]
     with_zeros = any(part.rows(0, 1).minimum is not None for part in parts)
     made: list[npt.NDArray[Any]] = []
