@@ -28,6 +28,7 @@ class Config:
   inference_engine: str = "auto"
   devices: tuple[str, ...] = ()
   quantize: str | None = None
+  kv_type: str | None = None
   placement: str = "memory"
   max_memory: int | None = None
   kv_cache_memory: int | None = None

@@ -16,11 +16,12 @@ import pytest
 from exo.errors import EngineError, EngineUnavailableError, ModelFilesError, UnsupportedModelError
 from exo.inference.engine import Batch, BatchEntry, LoadOptions, LogitsOf
 from exo.inference.engines import load_engine
-from exo.inference.families.catalogue import family_of
+from exo.inference.families.catalogue import family_of, why_uncut
+from exo.inference.kv_type import KvType
 from exo.inference.llama_cpp.binding import load_library
 from exo.inference.llama_cpp.library_file import library_files
-from exo.inference.llama_cpp.llama_model import KvType, LastWords, LlamaContext, LlamaModel, Row
-from exo.inference.llama_cpp.stage_cut import cut_of, why_uncut
+from exo.inference.llama_cpp.llama_model import LastWords, LlamaContext, LlamaModel, Row
+from exo.inference.llama_cpp.stage_cut import cut_of
 from exo.inference.llama_cpp.stage_file import SourceTensor, StageFile
 from exo.inference.shard import Shard
 from exo.inference.weights.checkpoint import Checkpoint, open_checkpoint
@@ -71,7 +72,7 @@ class Whole:
 
   def logits(self, library: Any, words: LastWords, cuts: tuple[int, ...], token_ids: list[int]) -> Floats:
     """Of all tokens, from stages that begin with these layers, with keys and values as float32."""
-    x: Floats = self.embedding[token_ids]
+    x: Any = self.embedding[token_ids]
     for first, end in itertools.pairwise((0, *cuts, self.n_layers)):
       shard = Shard("m", first, end - 1, self.n_layers)
       cut, file = self.cut(shard), self.file(shard)
@@ -81,6 +82,8 @@ class Whole:
       rows = [Row(0, i) for i in range(len(token_ids))]
       # the first part and the rest in calls of their own, as chunks of a prompt are
       given = x * np.float32(cut.scale) if first == 0 else x
+      if cut.takes_tokens:
+        given = np.array(token_ids, np.int32)
       parts = [context.compute(rows[a:b], given[a:b], cut.positions).copy() for a, b in ((0, 8), (8, len(rows)))]
       x = np.concatenate(parts)
       context.close()

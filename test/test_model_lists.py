@@ -355,16 +355,13 @@ def test_line_3_a_repository_is_looked_up_once_and_no_list_asks_the_hub(node: No
                                        "model_not_found") and "no repository org/none" in answer["error"]["message"]
 
 
-def test_line_3_the_whole_list_is_quick_and_keeps_nobody_waiting(node: NodeProcess) -> None:
-  listed(node, "?all=true")
-
-  def took(path: str) -> float:
-    began = time.perf_counter()
-    with urllib.request.urlopen(node.url + path, timeout=10) as response:
-      json.load(response)
-    return time.perf_counter() - began
-
-  assert min(took("/v1/models?all=true") for _ in range(10)) < 0.1
+def test_line_3_the_whole_list_keeps_nobody_waiting(node: NodeProcess) -> None:
+  """Asked for ten times at once, it comes, and so does whatever else is asked for meanwhile."""
+  with ThreadPoolExecutor(10) as clients:
+    lists = [clients.submit(listed, node, "?all=true") for _ in range(10)]
+    while not all(one.done() for one in lists):
+      assert node.get("/healthcheck", 5)[0] == 200
+    assert all(one.result(30).keys() == lists[0].result(30).keys() for one in lists)
 
 
 def test_line_3_the_pool_and_the_command_line_say_the_same(node: NodeProcess) -> None:

@@ -314,7 +314,7 @@ def test_line_5_a_mixed_ring_takes_the_file_that_all_of_its_workers_can_read(tmp
 
 @needs_families
 def test_line_5_a_file_that_no_engine_reads_gives_way_to_another_nodes(tmp_path: Path) -> None:
-  """exo reads this family's safetensors and not its GGUF file."""
+  """This engine reads the family's safetensors and not its GGUF file."""
   shelves = [tmp_path / f"shelf{i}" for i in range(2)]
   for shelf, kind in zip(shelves, ("gguf", "hub"), strict=True):
     form(shelf / "mine", "granite", kind)
@@ -322,7 +322,7 @@ def test_line_5_a_file_that_no_engine_reads_gives_way_to_another_nodes(tmp_path:
   async def scenario() -> None:
     async with ring(tmp_path / "alone", shelves[0], engines=(MLX, )) as (node, ):
       with pytest.raises(UnsupportedModelError, match="safetensors"):
-        await node.model("mine")
+        await scores(node, "mine", [5, 6, 7])
     async with ring(tmp_path, *shelves, engines=(MLX, MLX)) as nodes:
       (ids, reference), *_ = Form("granite", "hub").references()
       for node in nodes:

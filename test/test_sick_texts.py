@@ -47,7 +47,7 @@ def sentencepiece(prefix: bool) -> Tokenizer:
       "tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types,
       "tokenizer.ggml.scores": [float(-i) for i in range(len(tokens))], "tokenizer.ggml.add_space_prefix": prefix,
       "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2
-  }, "small.gguf")
+  }, Path("small.gguf"))
 
 
 @pytest.fixture(scope="module")

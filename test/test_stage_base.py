@@ -99,6 +99,7 @@ def distant() -> Iterator[DistantStage]:
   here, there = multiprocessing.Pipe()
   child = multiprocessing.get_context("spawn").Process(target=keep_caches, args=(there, ))
   child.start()
+  there.close()  # its end, whenever that comes, is the end of what is waited for here
   stage = DistantStage(here)
   yield stage
   stage.close()

@@ -6,7 +6,9 @@ import argparse
 from pathlib import Path
 
 from exo import __version__
+from exo.errors import ConfigError
 from exo.inference.engine_names import engine_names
+from exo.inference.kv_type import KV_TYPES, KvType
 from exo.inference.quantize import Quantize
 from exo.topology.placements import strategy_names
 
@@ -87,6 +89,13 @@ def build_parser() -> argparse.ArgumentParser:
       "--quantize",
       choices=[quantize.value for quantize in Quantize],
       help="bits in which to hold weights that are floats in their files (default: 8 with onnx, none elsewhere)"
+  )
+  node.add_argument(
+      "--kv-type",
+      type=_kv_type,
+      metavar="K[:V]",
+      help=
+      f"with llama_cpp, how keys and values are kept: {', '.join(KV_TYPES)} (default q8_0:f16 where a model's heads allow it, else f16)"
   )
   node.add_argument(
       "--placement",
@@ -270,6 +279,14 @@ def build_parser() -> argparse.ArgumentParser:
       help="let requests begin with caches of other API keys' requests: faster, but it tells what others asked"
   )
   return parser
+
+
+def _kv_type(text: str) -> str:
+  try:
+    KvType.parse(text)
+  except ConfigError as error:
+    raise argparse.ArgumentTypeError(error.message) from None
+  return text
 
 
 def _names(text: str) -> tuple[str, ...]:

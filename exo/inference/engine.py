@@ -98,7 +98,7 @@ class StageMemory:
 class LoadOptions:
   """`memory_bytes` bounds weights and KV together, `free_bytes`, where given, what of that is taken while the shard is loaded: the rest is
   there once other models' caches have given it up. `kv_memory_bytes` and `max_kv_tokens`, where given, bound the KV alone. `quantize` is what
-  `--quantize` says, which each engine reads with `choose_quantize`.
+  `--quantize` says, which each engine reads with `choose_quantize`, and `kv_type` what `--kv-type` says, for those that know `KvType`.
 
   `library_debug` is how much the engine's library prints of its own work (TINYGRAD_DEBUG); 0 is nothing. `device` is the short
   name of the one to use, as the engine's probe names it; "" leaves it to the engine.
@@ -111,6 +111,7 @@ class LoadOptions:
   max_context: int | None = None
   max_kv_tokens: int | None = None
   quantize: str | None = None
+  kv_type: str | None = None
   library_debug: int = 0
   device: str = ""
 

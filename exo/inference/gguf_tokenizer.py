@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
 from exo.errors import ModelFilesError
 from exo.inference.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+  from exo.inference.llama_cpp.vocabulary import LlamaVocabulary
 
 # GGUF's numbers of token types
 _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
@@ -48,13 +52,23 @@ _PRE: dict[str, tuple[str, ...]] = {
 }
 
 
+def _knows_cuts(meta: Mapping[str, Any]) -> bool:
+  return str(meta.get("tokenizer.ggml.pre", "default")) in _PRE
+
+
+def _byte_level_words(tokens: list[str]) -> tokenizers.Tokenizer:
+  """What the tokens are called, and no way to find them in a text."""
+  backend = tokenizers.Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, []))
+  backend.pre_tokenizer = pre_tokenizers.ByteLevel(False, False, use_regex=False)
+  backend.decoder = decoders.ByteLevel()
+  return backend
+
+
 def _byte_level_bpe(meta: Mapping[str, Any], tokens: list[str], file_name: str) -> tokenizers.Tokenizer:
   merges = [tuple(pair.split(" ", 1)) for pair in meta.get("tokenizer.ggml.merges", [])]
   if any(len(pair) != 2 for pair in merges):
     raise ModelFilesError(f"{file_name}: its tokenizer's merges are malformed")
   pre = str(meta.get("tokenizer.ggml.pre", "default"))
-  if pre not in _PRE:
-    raise ModelFilesError(f"{file_name}: its tokenizer cuts text in a way named {pre!r}, which exo does not know yet")
   vocabulary = {token: i for i, token in enumerate(tokens)}
   # what would make no word is never merged; llama.cpp takes such a join apart again
   merges = [pair for pair in merges if "".join(pair) in vocabulary]
@@ -92,8 +106,11 @@ def _sentencepiece_bpe(meta: Mapping[str, Any], tokens: list[str]) -> tokenizers
   return backend
 
 
-def gguf_tokenizer(meta: Mapping[str, Any], file_name: str) -> Tokenizer:
-  """Raises `ModelFilesError` for a kind that is not known, rather than cutting text wrongly."""
+def gguf_tokenizer(meta: Mapping[str, Any], path: Path) -> Tokenizer:
+  """Of the file at `path`. Where only llama.cpp knows how its texts are cut, that cuts them.
+
+  Raises `ModelFilesError` for a kind that is not known, rather than cutting text wrongly."""
+  file_name = path.name
   tokens = meta.get("tokenizer.ggml.tokens")
   if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
     raise ModelFilesError(f"{file_name} carries no tokenizer")
@@ -102,8 +119,13 @@ def gguf_tokenizer(meta: Mapping[str, Any], file_name: str) -> Tokenizer:
     raise ModelFilesError(
         f"{file_name} carries a tokenizer of kind {kind!r}, which exo does not know (gpt2, llama are)"
     )
+  native = None
+  if kind == "gpt2" and not _knows_cuts(meta):
+    native = _by_llama_cpp(path, str(meta.get("tokenizer.ggml.pre")))
   try:
-    backend = _byte_level_bpe(meta, tokens, file_name) if kind == "gpt2" else _sentencepiece_bpe(meta, tokens)
+    backend = _byte_level_words(tokens) if native is not None else _byte_level_bpe(
+        meta, tokens, file_name
+    ) if kind == "gpt2" else _sentencepiece_bpe(meta, tokens)
   except ModelFilesError:
     raise
   except Exception as error:
@@ -125,9 +147,21 @@ def gguf_tokenizer(meta: Mapping[str, Any], file_name: str) -> Tokenizer:
   # chat models end a turn with a token that older files do not name as such
   vocabulary = {token: i for i, token in enumerate(tokens)}
   eos |= {vocabulary[t] for t in ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>") if t in vocabulary}
+  if native is not None:
+    eos |= native.eos_ids
   template = meta.get("tokenizer.chat_template")
   # SentencePiece models begin a text with their BOS unless they say otherwise
   add_bos = bool(meta.get("tokenizer.ggml.add_bos_token", kind == "llama"))
   return Tokenizer(
-      backend, frozenset(eos), ids.get("bos"), add_bos, template if isinstance(template, str) else None, special
+      backend, frozenset(eos), ids.get("bos"), add_bos, template if isinstance(template, str) else None, special,
+      None if native is None else native.ids
   )
+
+
+def _by_llama_cpp(path: Path, pre: str) -> LlamaVocabulary:
+  from exo.inference.llama_cpp.vocabulary import LlamaVocabulary, has_llama_cpp
+  if not has_llama_cpp():
+    raise ModelFilesError(
+        f"{path.name}: its tokenizer cuts text in a way named {pre!r}, which llama.cpp knows: pip install xllamacpp"
+    )
+  return LlamaVocabulary(path)

@@ -22,10 +22,16 @@ class KvBudget:
 
   @classmethod
   def of(
-      cls, shard: Shard, config: ModelConfig, options: LoadOptions, element_bytes: int, spare: float = 0.0
+      cls,
+      shard: Shard,
+      config: ModelConfig,
+      options: LoadOptions,
+      element_bytes: float,
+      spare: float = 0.0
   ) -> KvBudget:
     """Of an engine that keeps keys and values in numbers of so many bytes."""
-    return cls(options, shard.layer_count * config.kv_elements_per_token * element_bytes, config.max_context, spare)
+    token_bytes = math.ceil(shard.layer_count * config.kv_elements_per_token * element_bytes)
+    return cls(options, max(1, token_bytes), config.max_context, spare)
 
   @property
   def most_token_bytes(self) -> int:

@@ -57,11 +57,12 @@ class ModelConfig:
   moe_intermediate_size: int = 0
   norm_topk: bool = False
   sparse_layers: tuple[bool, ...] = ()
+  kv_elements: int | None = None  # that a layer keeps for a token, on average, where it is not what heads and their width give
 
   @property
   def kv_elements_per_token(self) -> int:
     """Numbers that one layer keeps for one token, keys and values together."""
-    return 2 * self.n_kv_heads * self.head_dim
+    return 2 * self.n_kv_heads * self.head_dim if self.kv_elements is None else self.kv_elements
 
   @property
   def near_context(self) -> int:

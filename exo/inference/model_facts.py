@@ -22,7 +22,8 @@ class ModelFacts:
 
   `container` is the kind of file, "safetensors" or "gguf". `tensors` are the names of those that the language model has, in
   Hugging Face's words, with # for every number, and `encodings` how they are packed; `packing` is how the configuration
-  calls that, where it does. `ropes` are the kinds of rotary embedding of its layers, which turn `rotary_dim` numbers of a head;
+  calls that, where it does. `is_plain`: the tensors of its layers are called as its file calls them, and only an engine that
+  reads files itself knows what they are; `whole_only` is why no part of it can be run, "" where one may be able. `ropes` are the kinds of rotary embedding of its layers, which turn `rotary_dim` numbers of a head;
   `activation` is the configuration's word. `n_weights` counts all weights.
   """
   model_type: str
@@ -35,6 +36,8 @@ class ModelFacts:
   activation: str = ""
   packing: str = ""
   n_weights: int = 0
+  is_plain: bool = False
+  whole_only: str = ""
 
   @property
   def is_small_float(self) -> bool:
@@ -59,5 +62,7 @@ def facts_of(checkpoint: Checkpoint) -> ModelFacts:
       rotary_dim=config.rotary_dim,
       activation=str(text.get("hidden_act") or text.get("hidden_activation") or ""),
       n_weights=sum(map(checkpoint.tensor_weights, names)),
+      is_plain=checkpoint.is_plain,
+      whole_only=checkpoint.whole_only,
       packing=str(quantization.get("quant_method") or "") if isinstance(quantization, dict) else ""
   )

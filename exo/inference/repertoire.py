@@ -16,7 +16,8 @@ class Repertoire:
   """What an engine's code can run, whatever the machine.
 
   `text_models` are types of language models that it runs wherever they stand, `models` types of whole repositories, of which
-  it finds the language model itself. `any_model`: it does not look. Of a model in `text_models` an engine that has a tuple of
+  it finds the language model itself. `any_model`: it does not look. `reads_files`: its library reads a GGUF file itself,
+  whatever is in it. Of a model in `text_models` an engine that has a tuple of
   `tensors`, `ropes` or `activations` knows these and no others; what it would not read would be missing in its numbers.
   `rotary_step`: it turns only multiples of so many numbers of a head.
   `containers` are the kinds of files that it reads, any where there are none, `encodings` those of weights. `uncut` are types
@@ -26,6 +27,7 @@ class Repertoire:
   text_models: tuple[str, ...] = ()
   models: tuple[str, ...] = ()
   any_model: bool = False
+  reads_files: bool = False
   tensors: tuple[str, ...] = ()
   ropes: tuple[str, ...] = ()
   rotary_step: int = 1
@@ -43,17 +45,19 @@ class Repertoire:
 
   def can_cut(self, facts: ModelFacts) -> bool:
     """Whether a part of the model's layers is something that the engine can run."""
-    return self.type_of(facts) not in self.uncut
+    return self.any_model or (not facts.whole_only and self.type_of(facts) not in self.uncut)
 
   def cannot(self, facts: ModelFacts) -> str | None:
     """Why the engine cannot run a model, in words that follow its name; None where it can."""
-    if self.any_model:
+    if self.containers and facts.container not in self.containers:
+      return f"reads no {facts.container} files: take the model as {' or '.join(self.containers)}"
+    if self.any_model or self.reads_files:
       return None
     kind = self.type_of(facts)
     if kind is None:
       return f"has no model of type {facts.repository_type!r}"
-    if self.containers and facts.container not in self.containers:
-      return f"reads no {facts.container} files: take the model as {' or '.join(self.containers)}"
+    if facts.is_plain and not self.reads_files:
+      return f"reads no gguf files of type {facts.model_type!r}: take the model as safetensors"
     if unread := facts.encodings.difference(self.encodings):
       called = f" ({facts.packing})" if facts.packing else ""
       return f"cannot read weights that are packed as {_some(unread)}{called}: take the model in another form"

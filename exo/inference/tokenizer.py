@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -27,13 +27,15 @@ class TooManyTokensError(Exception):
 
 @dataclass(frozen=True)
 class Tokenizer:
-  """`eos_ids` end a generation. `special_tokens` are the template's variables, such as `bos_token`."""
+  """`eos_ids` end a generation. `special_tokens` are the template's variables, such as `bos_token`. `text_ids` makes tokens of a text where
+  the backend only knows what they are called."""
   backend: tokenizers.Tokenizer
   eos_ids: frozenset[int]
   bos_id: int | None = None
   add_bos: bool = False
   chat_template: str | None = None
   special_tokens: Mapping[str, str] = field(default_factory=dict)
+  text_ids: Callable[[str], list[int]] | None = None
 
   @property
   def vocab_size(self) -> int:
@@ -44,7 +46,7 @@ class Tokenizer:
 
     Lets other threads run meanwhile: only the library's form for several texts gives the interpreter free.
     """
-    ids: list[int] = self._encodings([text])[0].ids
+    ids = self._ids(text)
     if add_bos and self.add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
       return [self.bos_id, *ids]
     return ids
@@ -73,7 +75,7 @@ class Tokenizer:
       end = min(len(text), start + _SLICE)
       if end < len(text) and (space := text.rfind(" ", start + 1, end)) > 0:
         end = space
-      count += len(self._encodings([text[start:end]])[0])
+      count += len(self._ids(text[start:end]))
       start = end
       if count > enough:
         raise TooManyTokensError(count, exact=False)
@@ -83,10 +85,12 @@ class Tokenizer:
     """The bytes of the vocabulary's longest entry."""
     return max((len(self.token_bytes(i)) for i in range(self.vocab_size)), default=0) or 1
 
-  def _encodings(self, texts: list[str]) -> list[tokenizers.Encoding]:
-    encodings: list[tokenizers.Encoding
-                    ] = self.backend.encode_batch_fast(list(map(whole_characters, texts)), add_special_tokens=False)
-    return encodings
+  def _ids(self, text: str) -> list[int]:
+    text = whole_characters(text)
+    if self.text_ids is not None:
+      return self.text_ids(text)
+    ids: list[int] = self.backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
+    return ids
 
   def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
     """The text of `ids`; U+FFFD for bytes that are no characters, nothing for ids that there are not."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from exo.inference.model_facts import ModelFacts
 from exo.inference.weights.checkpoint import Checkpoint
-from exo.inference.weights.gguf_checkpoint import gguf_type, unread_architecture
+from exo.inference.weights.gguf_checkpoint import gguf_type, is_translated
 from exo.inference.weights.model_size import kv_bytes
 from exo.model_card import ModelCard
 from exo.model_file import ModelFile
@@ -70,13 +70,22 @@ def profile_of_card(card: ModelCard) -> ModelProfile:
   text_type = kind.text_type or kind.model_type
   flaw, repository_type = kind.flaw, kind.model_type
   if container == "gguf":
-    flaw, text_type = unread_architecture(text_type) or "", gguf_type(text_type)
+    flaw, text_type = "", gguf_type(text_type)
     repository_type = text_type
   encodings = _PACKED.get(card.packing) or _ENCODINGS[card.format]
   packing = card.packing.lower() if card.packing in _PACKED else ""
   facts = ModelFacts(
-      text_type, repository_type, container, frozenset(encodings), frozenset(), frozenset(), 0, "", packing,
-      card.parameters
+      text_type,
+      repository_type,
+      container,
+      frozenset(encodings),
+      frozenset(),
+      frozenset(),
+      0,
+      "",
+      packing,
+      card.parameters,
+      is_plain=container == "gguf" and not is_translated(text_type)
   )
   return ModelProfile(facts, _size_of(card), flaw, container, card.packing, kind.context)
 

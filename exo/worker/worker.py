@@ -28,6 +28,7 @@ class WorkerOptions:
   """How a worker loads what it loads; see `LoadOptions`. `kv_memory_bytes` bounds each cache."""
   kv_memory_bytes: int | None = None
   quantize: str | None = None
+  kv_type: str | None = None
   library_debug: int = 0
 
 
@@ -188,6 +189,7 @@ class Worker:
         self._threads,
         given.kv_memory_bytes,
         quantize=given.quantize,
+        kv_type=given.kv_type,
         library_debug=given.library_debug,
         device=self.name
     )

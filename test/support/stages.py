@@ -24,7 +24,8 @@ class Stages:
       cuts: Sequence[int] = (),
       quantize: str | None = None,
       max_context: int = 512,
-      shard: Shard | None = None
+      shard: Shard | None = None,
+      kv_type: str | None = None
   ) -> None:
     """`cuts` are the stages' first layers, but for 0; `shard` makes it that stage alone."""
     n = checkpoint.config.n_layers
@@ -34,7 +35,9 @@ class Stages:
     self.near_context = checkpoint.config.near_context
     for engine, (a, b) in zip(names, itertools.pairwise(bounds), strict=True):
       name, _, held = engine.partition(":")
-      options = LoadOptions(2**33, 1, max_sequences=8, max_context=max_context, quantize=quantize or held or None)
+      options = LoadOptions(
+          2**33, 1, max_sequences=8, max_context=max_context, quantize=quantize or held or None, kv_type=kv_type
+      )
       self.models.append(load_engine(name).load(Shard("m", a, b - 1, n), checkpoint, options, lambda _: None))
 
   def step(

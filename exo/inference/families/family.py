@@ -77,6 +77,9 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-  """Models that are alike. `architectures` are GGUF's names of theirs; every cut of them has been compared with the whole."""
+  """Models that are alike. `architectures` are GGUF's names of theirs; every cut of them has been compared with the whole. `writes_no_text`
+  is why they are of no use here, "" where they are.
+  """
   architectures: tuple[str, ...]
   cut: Cut = Cut()
+  writes_no_text: str = ""

@@ -9,13 +9,15 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from exo.child_process import serve
 from exo.errors import EngineError
 from exo.inference.engine import BatchEntry
+from exo.inference.kv_type import KvType
 from exo.inference.llama_cpp.binding import load_library
 from exo.inference.llama_cpp.child_stage import ChildStage
-from exo.inference.llama_cpp.llama_model import KvType, LastWords
+from exo.inference.llama_cpp.llama_model import LastWords
 from exo.inference.shard import Shard
 from exo.shared_memory import SharedMemory
 
@@ -31,19 +33,21 @@ class Child:
 
   def load(
       self, number: int, path: str, shard: tuple[str, int, int, int], threads: int, kv: tuple[str, str, bool],
-      kv_token_bytes: int, kv_bytes: int, most_length: int
-  ) -> tuple[int, int]:
-    """(width, words)"""
+      kv_token_bytes: int, kv_bytes: int, most_length: int, near_length: int
+  ) -> tuple[int, int, bool, bool]:
+    """(width, words, whether ids of tokens go in, whether sequences can be shortened)"""
     stage = self._stages[number] = ChildStage(
         self._library, self._words, Path(path), Shard(*shard), threads, KvType(*kv), kv_token_bytes, kv_bytes,
-        most_length, lambda _: None
+        most_length, near_length, lambda _: None
     )
-    return stage.width, stage.n_words
+    return stage.width, stage.n_words, stage.takes_tokens, stage.can_shorten
 
   def step(self, number: int, entries: list[Any], n_tokens: int, out_at: int, out_rows: int, out_columns: int) -> None:
     """What goes in lies at the beginning of the shared memory, what comes out goes to `out_at`."""
     stage, memory = self._stages[number], self._memory
-    given = memory.view(0, 4 * n_tokens * stage.width).view(np.float32).reshape(n_tokens, stage.width)
+    given: npt.NDArray[Any] = memory.view(0, 4 * n_tokens).view(np.int32)
+    if not stage.takes_tokens:
+      given = memory.view(0, 4 * n_tokens * stage.width).view(np.float32).reshape(n_tokens, stage.width)
     out = memory.view(out_at, 4 * out_rows * out_columns).view(np.float32).reshape(out_rows, out_columns)
     stage.step(msgspec.convert(entries, list[BatchEntry]), given, out)
 

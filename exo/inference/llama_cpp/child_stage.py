@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from exo.inference.engine import BatchEntry
+from exo.inference.kv_type import KvType
 from exo.inference.llama_cpp.kv_pool import KvPool
-from exo.inference.llama_cpp.llama_model import Floats, KvType, LastWords, LlamaContext, LlamaModel, Row
+from exo.inference.llama_cpp.llama_model import Floats, LastWords, LlamaContext, LlamaModel, Row
 from exo.inference.llama_cpp.stage_cut import cut_of
 from exo.inference.llama_cpp.stage_file import SourceTensor, StageFile
 from exo.inference.shard import Shard
@@ -24,9 +26,9 @@ class ChildStage:
   """Knows nothing of other nodes: it is told what to compute, and its parent sees to it that that fits."""
   def __init__(
       self, library: Any, words: LastWords, path: Path, shard: Shard, threads: int, kv: KvType, kv_token_bytes: int,
-      kv_bytes: int, most_length: int, progress: Callable[[float], None]
+      kv_bytes: int, most_length: int, near_length: int, progress: Callable[[float], None]
   ) -> None:
-    """Raises `ModelFilesError`, `UnsupportedModelError`, `OutOfMemoryError`."""
+    """`near_length` as `StageMemory.near_context`. Raises `ModelFilesError`, `UnsupportedModelError`, `OutOfMemoryError`."""
     data = FileBytes(path)
     try:
       header = parse_gguf_header(data.head(), data.size)
@@ -45,7 +47,7 @@ class ChildStage:
     def make(length: int, count: int) -> LlamaContext:
       return LlamaContext(self._model, length, count, STEP_ROWS, threads, kv, self._cut.out, self._cut.feed)
 
-    self._pool = KvPool(make, kv_token_bytes, kv_bytes, most_length)
+    self._pool = KvPool(make, kv_token_bytes, kv_bytes, most_length, near_length)
 
   @property
   def width(self) -> int:
@@ -55,8 +57,17 @@ class ChildStage:
   def n_words(self) -> int:
     return self._model.n_words
 
-  def step(self, entries: Sequence[BatchEntry], given: Floats, out: Floats) -> None:
-    """From embeddings or hidden states (tokens, width), hidden states or logits (wanted rows, words), into `out`.
+  @property
+  def can_shorten(self) -> bool:
+    return self._model.can_shorten
+
+  @property
+  def takes_tokens(self) -> bool:
+    return self._cut.takes_tokens
+
+  def step(self, entries: Sequence[BatchEntry], given: npt.NDArray[Any], out: Floats) -> None:
+    """From embeddings or hidden states (tokens, width), or ids where it `takes_tokens` (tokens,), hidden states or logits (wanted rows,
+    words), into `out`.
 
     Every entry is computed by itself, so that its bits depend on no other. Raises `EngineError`; sequences may then be longer than
     they were.
@@ -69,7 +80,7 @@ class ChildStage:
         position = entry.position + a - start
         # of the marked rows, which are the last ones of an entry, those in this part
         first_wanted = end - entry.logit_rows
-        place = self._pool.place(entry.sequence, position + b - a)
+        place = self._pool.place(entry.sequence, position + b - a, entry.far)
         rows = [Row(place.number, position + i, a + i >= first_wanted) for i in range(b - a)]
         found = place.context.compute(rows, given[a:b], self._cut.positions)
         at = row if self._is_last else a

@@ -18,8 +18,10 @@ _MOST_PLACES = 256  # of a context of llama.cpp
 
 @dataclass
 class _Class:
-  """`places` holds the sequences by their number in the context, None where one is free."""
+  """`places` holds the sequences by their number in the context, None where one is free. Far ones have another rotary embedding, which
+  llama.cpp gives all sequences of a context that is longer than the model's first."""
   length: int
+  far: bool
   context: LlamaContext | None = None
   places: list[int | None] = field(default_factory=list)
 
@@ -33,13 +35,20 @@ class Place:
 class KvPool:
   """`make` gives a context for so many sequences of so many tokens, which takes `token_bytes` for each token of each of them.
 
-  All together take at most `most_bytes`, and the longest class is `most_length`.
+  All together take at most `most_bytes`, and the longest class is `most_length`. Near sequences stay in classes of up to `near_length`, and
+  far ones in longer ones; 0 where all have the same rotary embedding.
   """
   def __init__(
-      self, make: Callable[[int, int], LlamaContext], token_bytes: int, most_bytes: int, most_length: int
+      self,
+      make: Callable[[int, int], LlamaContext],
+      token_bytes: int,
+      most_bytes: int,
+      most_length: int,
+      near_length: int = 0
   ) -> None:
     self._make, self._token_bytes, self._most_bytes, self._most_length = make, token_bytes, most_bytes, most_length
-    self._classes: dict[int, _Class] = {}
+    self._near_length = near_length
+    self._classes: dict[tuple[int, bool], _Class] = {}
     self._places: dict[int, tuple[_Class, int]] = {}
     self._poisoned: set[int] = set()
 
@@ -52,11 +61,11 @@ class KvPool:
   def n_bytes(self) -> int:
     return sum(len(of.places) * of.length * self._token_bytes for of in self._classes.values())
 
-  def place(self, sequence: int, length: int) -> Place:
+  def place(self, sequence: int, length: int, far: bool = False) -> Place:
     """Where a sequence is that is to hold so many tokens, new or not. Raises `OutOfMemoryError`; what was there stays."""
     held = self._places.get(sequence)
     if held is None or held[0].length < length:
-      target = self._free_place(self._class_for(length))
+      target = self._free_place(self._class_for(length, far and self._near_length > 0))
       if held is not None:
         self._move(sequence, held, target)
       target[0].places[target[1]] = sequence
@@ -64,14 +73,15 @@ class KvPool:
     assert held[0].context is not None
     return Place(held[0].context, held[1])
 
-  def _class_for(self, length: int) -> _Class:
-    size = _SHORTEST
-    while size < length:
+  def _class_for(self, length: int, far: bool) -> _Class:
+    size, least = _SHORTEST, self._near_length + 1 if far else 0
+    while size < max(length, least):
       size *= 2
-    size = min(size, self._most_length)
+    most = self._most_length if far or not self._near_length else min(self._near_length, self._most_length)
+    size = min(size, most)
     if size < length:
-      raise EngineError(f"a sequence is longer than {self._most_length} tokens")
-    return self._classes.setdefault(size, _Class(size))
+      raise EngineError(f"a sequence is longer than {most} tokens")
+    return self._classes.setdefault((size, far), _Class(size, far))
 
   def _free_place(self, of: _Class) -> tuple[_Class, int]:
     if None not in of.places:
@@ -114,7 +124,7 @@ class KvPool:
     of.places[number] = None
     if not any(sequence is not None for sequence in of.places):  # a context holds all of its memory, used or not
       of.context.close()
-      del self._classes[of.length]
+      del self._classes[of.length, of.far]
 
   def drop(self, sequence: int) -> None:
     held = self._places.pop(sequence, None)
@@ -125,7 +135,7 @@ class KvPool:
 
   def _clean(self, sequence: int, of: _Class) -> None:
     """Of a class in which cells of this sequence have become free."""
-    if sequence in self._poisoned and of.length in self._classes:
+    if sequence in self._poisoned and (of.length, of.far) in self._classes:
       self._renew(of, len(of.places))
 
   def truncate(self, sequence: int, length: int) -> None:
@@ -146,7 +156,9 @@ class KvPool:
     origin = self._places.get(source)
     if origin is None:
       raise CacheReuseError("nothing is kept of this sequence")
-    place = self.place(target, held)  # copied whole and then cut: parts of a stream of its own cannot be copied
+    place = self.place(
+        target, held, origin[0].far
+    )  # copied whole and then cut: parts of a stream of its own cannot be copied
     of, number = self._places[source]  # it may have moved to make room
     try:
       assert of.context is not None

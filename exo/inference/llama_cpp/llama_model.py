@@ -14,22 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from exo.errors import CacheReuseError, EngineError, ModelFilesError, OutOfMemoryError
+from exo.inference.kv_type import KvType
 from exo.inference.llama_cpp.binding import EvalCallback, LlamaBatch, LogCallback, ProgressCallback
+from exo.inference.llama_cpp.sequence_state import SequenceState, read_state
 from exo.inference.llama_cpp.stage_file import StageFile
 from exo.inference.llama_cpp.virtual_file import VirtualFile
 
 Floats = npt.NDArray[np.float32]
 _READ = 0  # load_mode
-_HEAD_BYTES = 8  # of what llama.cpp writes of a sequence, before the number of streams
 TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8}  # of keys and values, by GGML's numbers
-
-
-@dataclass(frozen=True, slots=True)
-class KvType:
-  """How keys and values are kept; flash attention is the only kind that can read values that are quantized."""
-  k: str = "f16"
-  v: str = "f16"
-  flash: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +31,6 @@ class Row:
   sequence: int
   position: int
   is_wanted: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class SequenceState:
-  """What a context keeps of one sequence: `head` as llama.cpp writes it, and the `cells` of its stream."""
-  head: npt.NDArray[np.uint8]
-  cells: npt.NDArray[np.uint8]
 
 
 class LastWords:
@@ -81,6 +67,10 @@ class LlamaModel:
     if not self.pointer:
       raise ModelFilesError(f"llama.cpp does not load it: {words.take() or 'it does not say why'}")
     self.width: int = library.llama_model_n_embd(self.pointer)
+    #: whether a text may be cut back to any length; recurrent layers keep what they made of it as a whole
+    self.can_shorten = not (
+        library.llama_model_is_recurrent(self.pointer) or library.llama_model_is_hybrid(self.pointer)
+    )
     self.n_words: int = library.llama_vocab_n_tokens(library.llama_model_get_vocab(self.pointer))
 
   def _load(self, file: StageFile, params: Any) -> Any:
@@ -148,14 +138,14 @@ class LlamaContext:
     self._hidden = found
     return False  # what follows in the graph is not wanted
 
-  def compute(self, rows: Sequence[Row], given: Floats, positions: int) -> Floats:
-    """One call on embeddings, or hidden states, (rows, width), each at `positions` positions.
+  def compute(self, rows: Sequence[Row], given: npt.NDArray[Any], positions: int) -> Floats:
+    """One call on embeddings, or hidden states, (rows, width), each at `positions` positions, or on the ids of tokens (rows,), int32.
 
     Returns hidden states (rows, width), or for the last stage logits (wanted rows, words), which are valid until the next call.
     Raises `EngineError`; what was there before the call is as it was.
     """
     n = len(rows)
-    given = np.ascontiguousarray(given, np.float32)
+    given = np.ascontiguousarray(given)
     batch, keep = self._batch(rows, given, positions)
     self._given, self._hidden = given if self._feed else None, None
     status = self._library.llama_decode(self._pointer, batch)
@@ -171,7 +161,7 @@ class LlamaContext:
       return np.empty((0, self._model.n_words), np.float32)
     return np.ctypeslib.as_array(self._library.llama_get_logits(self._pointer), (wanted, self._model.n_words))
 
-  def _batch(self, rows: Sequence[Row], given: Floats, positions: int) -> tuple[LlamaBatch, list[Any]]:
+  def _batch(self, rows: Sequence[Row], given: npt.NDArray[Any], positions: int) -> tuple[LlamaBatch, list[Any]]:
     """With what must stay alive as long as the batch is used."""
     n = len(rows)
     sequences = (ctypes.c_int32 * n)(*(row.sequence for row in rows))
@@ -186,9 +176,9 @@ class LlamaContext:
     batch = LlamaBatch(
         n_tokens=n, n_seq_id=_as(counts, ctypes.c_int32), seq_id=lists, logits=_as(marked, ctypes.c_int8)
     )
-    ids = np.zeros(n, np.int32)
+    ids = given if given.dtype == np.int32 else np.zeros(n, np.int32)
     batch.pos = _as(at, ctypes.c_int32)  # of tokens the first row is read
-    if self._feed:  # whatever these are, what is made of them is overwritten
+    if self._feed or ids is given:  # where there is a feed, what is made of these is overwritten
       batch.token = _as(ids, ctypes.c_int32)
     else:
       batch.embd = _as(given, ctypes.c_float)
@@ -205,26 +195,17 @@ class LlamaContext:
   def state(self, sequence: int) -> SequenceState:
     """All that is kept of a sequence, to be put into another one, of this context or another of the same model.
 
-    Raises `CacheReuseError` where it is laid out otherwise than a single cache of one stream.
+    Raises `CacheReuseError` as `read_state`.
     """
     size = self._library.llama_state_seq_get_size(self._pointer, sequence)
     data = np.empty(size, np.uint8)
     got = self._library.llama_state_seq_get_data(self._pointer, data.ctypes.data, size, sequence)
-    n, held = self.n_sequences, self._library.llama_memory_seq_pos_max(self._memory, sequence) + 1
-    begin, end = _HEAD_BYTES + 4 * (1 + sequence), got - 4 * (n - 1 - sequence)
-    numbers = data[_HEAD_BYTES:begin + 4].view(np.int32)
-    if numbers[0] != n or numbers[1:-1].any() or numbers[-1] != held or data[end:got].any():
-      raise CacheReuseError("llama.cpp keeps what this model has read in a way that exo cannot move")
-    return SequenceState(data[:_HEAD_BYTES].copy(), data[begin:end])
+    held = self._library.llama_memory_seq_pos_max(self._memory, sequence) + 1
+    return read_state(data[:got], self.n_sequences, sequence, held)
 
   def set_state(self, sequence: int, state: SequenceState) -> None:
     """Raises `EngineError` where there is no room for it."""
-    n = self.n_sequences
-    parts = (
-        state.head, np.array([n], np.int32), np.zeros(sequence,
-                                                      np.int32), state.cells, np.zeros(n - 1 - sequence, np.int32)
-    )
-    data = np.concatenate([part.view(np.uint8) for part in parts])
+    data = state.written(self.n_sequences, sequence)
     if not self._library.llama_state_seq_set_data(self._pointer, data.ctypes.data, len(data), sequence):
       self.drop(sequence)
       raise EngineError(f"llama.cpp does not take a sequence over: {self._model._words.take()}")

@@ -10,14 +10,12 @@ from exo.inference.quantize import Quantize
 from exo.inference.repertoire import Repertoire
 from exo.topology.weight_memory import WeightMemory
 
-# those that keep one cache of keys and values, and whose rotary embedding is the same for short and long sequences
-_MODELS = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe")
 _LIBRARY_BYTES = 120 << 20  # with the process, and what lies between operators
 
 
 def repertoire() -> Repertoire:
-  """What it has been compared with, and exo reads."""
-  return Repertoire(models=_MODELS, containers=("gguf", ))
+  """Whatever the library knows: it is told by the file."""
+  return Repertoire(reads_files=True, containers=("gguf", ))
 
 
 def probe(quantize: str | None = None) -> EngineOffer:

@@ -12,14 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from exo.child_process import ChildGoneError, ChildProcess
-from exo.errors import CacheReuseError, EngineError, EngineUnavailableError
+from exo.errors import CacheReuseError, EngineError, EngineUnavailableError, UnsupportedModelError
 from exo.inference.embedding_table import EmbeddingTable
 from exo.inference.engine import Batch, BatchEntry, LoadOptions, StageMemory
 from exo.inference.kv_budget import KvBudget
+from exo.inference.kv_type import KvType
 from exo.inference.llama_cpp.library_file import library_files
 from exo.inference.llama_cpp.probe import probe, repertoire
 from exo.inference.shard import Shard
 from exo.inference.stage_base import StageBase
+from exo.inference.weights.gguf_file import GgufFile
 from exo.inference.weights.parts import shard_tensors
 from exo.inference.weights.stage_tensors import StageTensors
 from exo.inference.whole_blocks import whole_blocks
@@ -28,10 +30,9 @@ from exo.shared_memory import SharedMemory
 if TYPE_CHECKING:
   from exo.inference.weights.checkpoint import Checkpoint
 
-_KV = ("f16", "f16", False)
-_KV_ELEMENT_BYTES = 2
 _KV_SPARE = 1.0  # of a class of length up to half is empty
 _LINE = 64
+_ROWS_AT_ONCE = 256  # of a cache: contexts are as long as a multiple
 # threads that sleep at once are slow to wake, and such as spin for ever take the core from whoever else wants it
 _ENVIRONMENT = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "20000"}
 
@@ -85,22 +86,36 @@ class LlamaCppStage(StageBase):
                                                                                                            None]
   ) -> None:
     repertoire().check("llama_cpp", checkpoint.facts)
-    config, tensors = checkpoint.config, StageTensors(checkpoint, shard)
+    assert isinstance(checkpoint, GgufFile)
+    config = checkpoint.config
+    if config.near_context % _ROWS_AT_ONCE:
+      raise UnsupportedModelError(f"llama.cpp has no contexts of {config.near_context} tokens")
     self._device, self._number = device, next(device.numbers)
     self._lengths: dict[int, int] = {}
     self._torn: set[int] = set()  # sequences that may hold more on the other side
-    self._embedding = EmbeddingTable(tensors) if shard.is_first else None
     weight_bytes = sum(checkpoint.tensor_bytes(name) for name in shard_tensors(checkpoint, shard))
-    budget = KvBudget.of(shard, config, options, _KV_ELEMENT_BYTES, _KV_SPARE)
+    kv = KvType.choose(options.kv_type, checkpoint.head_dims)
+    budget = KvBudget.of(shard, config, options, kv.element_bytes, _KV_SPARE)
     tokens = budget.tokens(weight_bytes)
-    context = whole_blocks(budget.max_context, 256)
-    self._width, self._n_words = device.call(
+    context = whole_blocks(budget.max_context, _ROWS_AT_ONCE)
+    self._width, self._n_words, self._takes_tokens, can_shorten = device.call(
         "load", self._number, str(checkpoint.path),
-        (shard.model_id, shard.start_layer, shard.end_layer, shard.n_layers), options.threads, _KV, budget.token_bytes,
-        tokens * budget.most_token_bytes, context
+        (shard.model_id, shard.start_layer, shard.end_layer, shard.n_layers), options.threads, (kv.k, kv.v, kv.flash),
+        budget.token_bytes, tokens * budget.most_token_bytes, context, config.near_context
     )
+    self._embedding = EmbeddingTable(
+        StageTensors(checkpoint, shard)
+    ) if shard.is_first and not self._takes_tokens else None
     self._generation = device.generation
-    memory = StageMemory(weight_bytes, budget.most_token_bytes, tokens, options.max_sequences, budget.max_context)
+    memory = StageMemory(
+        weight_bytes,
+        budget.most_token_bytes,
+        tokens,
+        options.max_sequences,
+        budget.max_context,
+        max_drafting=1 if can_shorten else 0,
+        near_context=config.near_context
+    )
     super().__init__(shard, memory, config.hidden_size, config.vocab_size)
     progress(1.0)
 
@@ -112,14 +127,20 @@ class LlamaCppStage(StageBase):
 
   def _run(self, batch: Batch) -> npt.NDArray[Any]:
     n = batch.n_tokens
-    hidden = batch.hidden if self._embedding is None else self._embedding(batch.token_ids)
-    assert hidden is not None
+    given: npt.NDArray[Any]
+    if self._takes_tokens:
+      given = batch.token_ids.astype(np.int32)
+    elif self._embedding is not None:
+      given = self._embedding(batch.token_ids)
+    else:
+      assert batch.hidden is not None
+      given = batch.hidden.astype(np.float32, copy=False)
     rows = sum(entry.logit_rows for entry in batch.entries) if self.shard.is_last else n
     columns = self._n_words if self.shard.is_last else self._width
-    out_at = whole_blocks(hidden.size * 4, _LINE)
+    out_at = whole_blocks(given.nbytes, _LINE)
     memory = self._device.memory
     memory.grow(out_at + 4 * rows * columns)
-    memory.view(0, hidden.size * 4).view(np.float32)[:] = hidden.reshape(-1)
+    memory.view(0, given.nbytes)[:] = np.ascontiguousarray(given).view(np.uint8).reshape(-1)
     entries = msgspec.to_builtins(batch.entries)
     self._torn |= {entry.sequence for entry in batch.entries}
     self._call("step", entries, n, out_at, rows, columns)

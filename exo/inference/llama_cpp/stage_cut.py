@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from exo.errors import UnsupportedModelError
-from exo.inference.families.catalogue import family_of
+from exo.inference.families.catalogue import family_of, why_uncut
 from exo.inference.families.family import Cut, Later, LayerKind
 from exo.inference.shard import Shard
 
@@ -46,7 +46,7 @@ class StageCut:
 
   `out` is the node whose value is the stage's result, "" for the last one, which has logits. `feed` is the node to be overwritten with
   the input, "" where that is given as embeddings. `scale` is what embeddings of tokens are multiplied by before they are given.
-  `positions` are those of one token of input.
+  `positions` are those of one token of input. `takes_tokens`: ids go in, and no embeddings.
   """
   metadata: dict[str, Any]
   tensors: dict[str, Piece] = field(default_factory=dict)
@@ -54,6 +54,7 @@ class StageCut:
   feed: str = ""
   scale: float = 1.0
   positions: int = 1
+  takes_tokens: bool = False
 
 
 class _Whole:
@@ -67,17 +68,7 @@ class _Whole:
     self.n_layers = self.n_blocks - int(self.own.get("nextn_predict_layers", 0))
     self.leading = int(self.own.get("leading_dense_block_count", 0))
     family = family_of(self.architecture)
-    self.is_known, self.cut = family is not None, Cut() if family is None else family.cut
-
-  def why_not(self) -> str:
-    """Why only the whole can be run; "" where parts can."""
-    if not self.is_known:
-      return f"nobody has compared parts of a {self.architecture!r} with the whole"
-    if self.cut.refused:
-      return f"a {self.architecture!r} cannot be cut: {self.cut.refused}"
-    if self.own.get("embedding_length_per_layer_input"):
-      return "every layer takes embeddings of the tokens"
-    return "layers share keys and values" if self.own.get("attention.shared_kv_layers") else ""
+    self.cut = Cut() if family is None else family.cut
 
   def starts_at(self, layer: int) -> int:
     """The layer, or one before, that may be the first of a stage."""
@@ -135,19 +126,21 @@ class _Layers:
     return not self.first <= index <= self.last
 
 
-def why_uncut(metadata: Mapping[str, Any]) -> str:
-  """Why a model can only be run as a whole; "" where it can be cut."""
-  return _Whole(metadata, ()).why_not()
-
-
 def cut_of(metadata: Mapping[str, Any], tensors: Iterable[str], shard: Shard, n_words: int) -> StageCut:
-  """A shard of a GGUF model of `n_words` words with these metadata and tensors. Raises `UnsupportedModelError` where there is none."""
+  """A shard of a GGUF model of `n_words` words with these metadata and tensors. Raises `UnsupportedModelError` where there is none.
+
+  Of a model that cannot be cut, tokens go in instead of embeddings."""
   whole = _Whole(metadata, tensors)
   if shard.n_layers != whole.n_layers:
     raise UnsupportedModelError(f"{shard} is of a model of {shard.n_layers} layers, the file has {whole.n_layers}")
   is_part = shard.layer_count < whole.n_layers
-  if is_part and (why := whole.why_not()):
-    raise UnsupportedModelError(why)
+  uncut = why_uncut(metadata)
+  if is_part and uncut:
+    raise UnsupportedModelError(uncut)
+  if uncut:
+    own = {key: value for key, value in metadata.items() if not key.startswith(_OTHER_FILES)}
+    own[f"{whole.architecture}.vocab_size"] = n_words
+    return StageCut(own, {name: Piece(name) for name in whole.tensors}, takes_tokens=True)
   layers = _layers(whole, shard) if is_part else _Layers(tuple(range(whole.n_layers)), 0, whole.n_layers - 1)
   later = Later() if shard.is_first else whole.cut.later
   scales = shard.is_first and (whole.cut.scales_tokens or whole.cut.feed == "inp_scaled")

@@ -33,6 +33,10 @@ class Checkpoint(ABC):
   """
   path: Path
   container = ""  # "safetensors" or "gguf", where it is a file at all
+  #: whether its layers' tensors have names of their own, which engines that read the file itself need not know
+  is_plain = False
+  #: why no part of the model's layers can be run, "" where nothing in the files speaks against it
+  whole_only = ""
 
   @property
   @abstractmethod
@@ -124,17 +128,31 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
   Raises `ModelFilesError` with what was looked for.
   """
-  from exo.inference.weights.gguf_checkpoint import GgufCheckpoint
   from exo.inference.weights.safetensors_checkpoint import SafetensorsCheckpoint
   if path.is_file():
     if path.suffix != ".gguf":
       raise ModelFilesError(f"{path.name} is not a model: a GGUF file or a folder with safetensors is wanted")
-    return GgufCheckpoint(path)
+    return _open_gguf(path)
   if (path / "config.json").is_file() and any(path.glob("*.safetensors")):
     return SafetensorsCheckpoint(path)
   ggufs = sorted(path.glob("*.gguf"))
   if len(ggufs) == 1:
-    return GgufCheckpoint(ggufs[0])
+    return _open_gguf(ggufs[0])
   if ggufs:
     raise ModelFilesError(f"{path.name} holds {len(ggufs)} GGUF files: name one of them")
   raise ModelFilesError(f"{path.name} holds no model: neither config.json with *.safetensors nor a *.gguf file")
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+  from exo.inference.weights.file_bytes import FileBytes
+  from exo.inference.weights.gguf_checkpoint import TRANSLATED, GgufCheckpoint
+  from exo.inference.weights.gguf_header import architecture_of, parse_gguf_header
+  from exo.inference.weights.plain_gguf import PlainGguf
+  data = FileBytes(path)
+  try:
+    header = parse_gguf_header(data.head(), data.size)
+    kind = GgufCheckpoint if architecture_of(header) in TRANSLATED else PlainGguf
+    return kind(path, data, header)
+  except BaseException:
+    data.close()
+    raise

@@ -1,29 +1,22 @@
-"""A GGUF file read as if it were a Hugging Face checkpoint: names, configuration and row order translated."""
+"""A GGUF file of the Llama line, read as if it were a Hugging Face checkpoint: names, configuration and row order translated."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from exo.errors import ModelFilesError, UnsupportedModelError
-from exo.inference.weights.block_map import BlockMap
-from exo.inference.weights.checkpoint import Checkpoint, check_present
-from exo.inference.weights.file_bytes import FileBytes
-from exo.inference.weights.gguf_header import GgufHeader, GgufTensor, parse_gguf_header
+from exo.errors import UnsupportedModelError
+from exo.inference.weights.gguf_file import TOP_NAMES, GgufFile
+from exo.inference.weights.gguf_header import GgufTensor
 from exo.inference.weights.tensor import StoredTensor
 
-if TYPE_CHECKING:
-  from exo.inference.tokenizer import Tokenizer
-
-# GGUF's architecture: Hugging Face's model_type
-_MODEL_TYPES = {
+# GGUF's architectures whose parts are known by the names of the Llama line: Hugging Face's model_type
+TRANSLATED = {
     "llama": "llama",
     "qwen2": "qwen2",
     "qwen3": "qwen3",
@@ -32,15 +25,7 @@ _MODEL_TYPES = {
     "gemma3": "gemma3_text",
     "phi3": "phi3",
 }
-_READS = (
-    f"from GGUF exo reads {', '.join(_MODEL_TYPES)}. Take it as safetensors, of which the engine mlx reads many more families"
-)
 _AS_LLAMA = ("mistral", "mixtral")  # which the converter calls so, too
-_TOP = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
 _LAYER = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -75,11 +60,9 @@ def gguf_type(model_type: str) -> str:
   return "llama" if model_type in _AS_LLAMA else model_type
 
 
-def unread_architecture(model_type: str) -> str | None:
-  """Why exo reads no GGUF files of models of this type; None where it does."""
-  if gguf_type(model_type) in _MODEL_TYPES.values():
-    return None
-  return f"its GGUF file is of type {model_type!r}; {_READS}"
+def is_translated(model_type: str) -> bool:
+  """Whether GGUF files of models of this type are read by this module."""
+  return gguf_type(model_type) in TRANSLATED.values()
 
 
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)")
@@ -87,8 +70,8 @@ _BLOCK = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)")
 
 def _hf_name(name: str, architecture: str) -> str | None:
   """Hugging Face's name of a GGUF tensor; None for those that are configuration (rotary factors)."""
-  if name in _TOP:
-    return _TOP[name]
+  if name in TOP_NAMES:
+    return TOP_NAMES[name]
   match = _BLOCK.fullmatch(name)
   if match is None:
     return None
@@ -114,42 +97,22 @@ def _experts(name: str, stack: GgufTensor) -> dict[str, GgufTensor]:
   }
 
 
-class GgufCheckpoint(Checkpoint):
-  container = "gguf"
-
-  def __init__(self, path: Path) -> None:
-    self.path = path
-    self._bytes = FileBytes(path)
-    self._blocks = BlockMap.beside(path)
-    self._header: GgufHeader = parse_gguf_header(self._bytes.head(), self._bytes.size)
-    self._architecture = str(self._header.metadata.get("general.architecture", ""))
-    if self._architecture not in _MODEL_TYPES:
-      raise UnsupportedModelError(f"{path.name} is of architecture {self._architecture!r}; {_READS}")
-    self._tensors: dict[str, GgufTensor] = {}
+class GgufCheckpoint(GgufFile):
+  """One of `TRANSLATED`."""
+  @cached_property
+  def _tensors(self) -> dict[str, GgufTensor]:
+    found: dict[str, GgufTensor] = {}
     for tensor in self._header.tensors.values():
-      name = _hf_name(tensor.name, self._architecture)
+      name = _hf_name(tensor.name, self.architecture)
       if name is not None:
-        self._tensors |= _experts(name, tensor) if ".experts." in name else {name: tensor}
-
-  @property
-  def chat_template(self) -> str | None:
-    template = self._header.metadata.get("tokenizer.chat_template")
-    return template if isinstance(template, str) else None
-
-  @property
-  def header(self) -> GgufHeader:
-    return self._header
+        found |= _experts(name, tensor) if ".experts." in name else {name: tensor}
+    return found
 
   @cached_property
   def hf_config(self) -> dict[str, Any]:
-    meta, arch = self._header.metadata, self._architecture
-
-    def get(key: str, default: Any = None) -> Any:
-      return meta.get(f"{arch}.{key}", default)
-
-    required = ("embedding_length", "block_count", "attention.head_count")
-    if any(not isinstance(get(key), int) for key in required):
-      raise ModelFilesError(f"{self.path.name} lacks one of {', '.join(f'{arch}.{key}' for key in required)}")
+    arch, get = self.architecture, self.own
+    if (missing := self.lacks("embedding_length", "block_count", "attention.head_count")) is not None:
+      raise missing
     hidden, heads = get("embedding_length"), get("attention.head_count")
     kv_heads = get("attention.head_count_kv", heads)
     if isinstance(kv_heads, list):
@@ -157,18 +120,15 @@ class GgufCheckpoint(Checkpoint):
         raise UnsupportedModelError(f"{self.path.name} has another number of KV heads in each layer")
       kv_heads = kv_heads[0]
     head_dim = get("attention.key_length", hidden // heads if heads else 0)
-    embedding = self._tensors.get("model.embed_tokens.weight")
-    if embedding is None:
-      raise ModelFilesError(f"{self.path.name} has no token embedding")
     config: dict[str, Any] = {
-        "model_type": "mixtral" if arch == "llama" and get("expert_count") else _MODEL_TYPES[arch],
+        "model_type": "mixtral" if arch == "llama" and get("expert_count") else TRANSLATED[arch],
         "hidden_size": hidden,
         "num_hidden_layers": get("block_count"),
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
         "intermediate_size": get("feed_forward_length", 0),
-        "vocab_size": embedding.shape[0],
+        "vocab_size": self.embedding.shape[0],
         "max_position_embeddings": get("context_length", 8192),
         "rms_norm_eps": get("attention.layer_norm_rms_epsilon", 1e-6),
         "rope_theta": get("rope.freq_base", 10000.0),
@@ -202,9 +162,9 @@ class GgufCheckpoint(Checkpoint):
     }
     layers = get("block_count")
     # the 27B models scale by the width of a head's share of the hidden state instead (Gemma's published configurations)
-    if (self._architecture, layers) in (("gemma2", 46), ("gemma3", 62)):
+    if (self.architecture, layers) in (("gemma2", 46), ("gemma3", 62)):
       extra["query_pre_attn_scalar"] = hidden // heads
-    if self._architecture == "gemma3":
+    if self.architecture == "gemma3":
       extra["rope_local_base_freq"] = get("rope.local.freq_base", get("rope.freq_base_swa", 10000.0))
       extra["sliding_window_pattern"] = 6
     return extra
@@ -231,53 +191,14 @@ class GgufCheckpoint(Checkpoint):
         "original_max_position_embeddings": get("rope.scaling.original_context_length"),
     }
 
-  def names(self) -> Iterable[str]:
-    return self._tensors.keys()
-
-  def tensor_bytes(self, name: str) -> int:
-    return self._info(name).n_bytes
-
-  def tensor_shape(self, name: str) -> tuple[int, ...]:
-    return self._info(name).shape
-
-  def encoding(self, name: str) -> str:
-    return self._info(name).encoding
-
-  def _info(self, name: str) -> GgufTensor:
-    try:
-      return self._tensors[name]
-    except KeyError:
-      raise ModelFilesError(f"{self.path.name} has no tensor {name}") from None
-
-  def _read(self, info: GgufTensor, name: str, offset: float = 0.0) -> StoredTensor:
-    check_present(self._blocks, self.path, name, info.start, info.start + info.n_bytes)
-    rows = int(np.prod(info.shape[:-1], dtype=np.int64))
-    data = self._bytes.span(info.start, info.start + info.n_bytes).reshape(*info.shape[:-1], info.n_bytes // rows)
-    return StoredTensor(name, info.shape, info.encoding, data, offset)
-
-  def spans(self, name: str) -> list[tuple[Path, int, int]]:
-    info = self._info(name)
-    return [(self.path, info.start, info.start + info.n_bytes)]
-
   def tensor(self, name: str) -> StoredTensor:
     info = self._info(name)
     # Gemma's converter adds the 1 that Hugging Face's norm adds when it runs
-    norm = self._architecture.startswith("gemma") and name.endswith("norm.weight")
+    norm = self.architecture.startswith("gemma") and name.endswith("norm.weight")
     stored = self._read(info, name, -1.0 if norm else 0.0)
-    if self._architecture == "llama" and name.endswith(("q_proj.weight", "k_proj.weight", "q_proj.bias", "k_proj.bias")
-                                                       ):
+    if self.architecture == "llama" and name.endswith(("q_proj.weight", "k_proj.weight", "q_proj.bias", "k_proj.bias")):
       return _rope_rows(stored, self.config.n_heads if ".q_proj." in name else self.config.n_kv_heads)
     return stored
-
-  def tokenizer(self) -> Tokenizer:
-    from exo.inference.gguf_tokenizer import gguf_tokenizer
-    return gguf_tokenizer(self._header.metadata, self.path.name)
-
-  def let_go(self) -> None:
-    self._bytes.let_go()
-
-  def close(self) -> None:
-    self._bytes.close()
 
 
 def _rope_rows(stored: StoredTensor, heads: int) -> StoredTensor:

@@ -52,6 +52,11 @@ class GgufHeader:
   kinds: dict[str, int] = field(default_factory=dict)
 
 
+def architecture_of(header: GgufHeader) -> str:
+  """GGUF's name of it; "" where the file says none."""
+  return str(header.metadata.get("general.architecture", ""))
+
+
 class _Cursor:
   def __init__(self, data: memoryview) -> None:
     self.data, self.at = data, 0

@@ -27,13 +27,13 @@ BLOCKS: dict[str, tuple[int, int]] = {
     "Q5_K": (256, 176),
     "Q6_K": (256, 210),
 }
-# of further encodings no more is known than their size
+# of further encodings the engines' own code knows no more than their size
 UNREAD_BLOCKS: dict[str, tuple[int, int]] = {
     "F64": (1, 8), "I8": (1, 1), "I16": (1, 2), "I32": (1, 4), "I64": (1, 8), "Q2_K": (256, 84), "Q3_K": (256, 110), "IQ1_S": (256, 50),
     "IQ1_M": (256, 56), "IQ2_XXS": (256, 66), "IQ2_XS": (256, 74), "IQ2_S": (256, 82), "IQ3_XXS": (256, 98), "IQ3_S": (256, 110),
     "IQ4_NL": (32, 18), "IQ4_XS": (256, 136), "TQ1_0": (256, 54), "TQ2_0": (256, 66), "MXFP4": (32, 17)
 }  # yapf: disable
-# what `StoredTensor.to_float32` knows
+# what engines' own code can take apart
 READABLE = frozenset({*BLOCKS, "F64", "MLX"})
 
 
@@ -130,8 +130,11 @@ class StoredTensor:
     else:
       from gguf import GGMLQuantizationType
       from gguf.quants import dequantize
-      if self.encoding not in BLOCKS:
-        raise ModelFilesError(f"tensor {self.name} is of type {self.encoding}, which is no weight's that exo knows")
-      out = dequantize(raw, GGMLQuantizationType[self.encoding])
+      try:
+        out = dequantize(raw, GGMLQuantizationType[self.encoding])
+      except (KeyError, NotImplementedError) as error:
+        raise ModelFilesError(
+            f"tensor {self.name} is of type {self.encoding}, which is no weight's that exo knows"
+        ) from error
     out = out.reshape(self.shape)
     return out + np.float32(self.offset) if self.offset else out

@@ -1,0 +1,116 @@
+"""A GGUF file as any checkpoint: its tensors by name, its tokenizer, its template. What the names are is a subclass's affair."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from exo.errors import ModelFilesError
+from exo.inference.weights.block_map import BlockMap
+from exo.inference.weights.checkpoint import Checkpoint, check_present
+from exo.inference.weights.file_bytes import FileBytes
+from exo.inference.weights.gguf_header import GgufHeader, GgufTensor, architecture_of
+from exo.inference.weights.tensor import StoredTensor
+
+if TYPE_CHECKING:
+  from exo.inference.tokenizer import Tokenizer
+
+TOP_NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+
+
+class GgufFile(Checkpoint):
+  container = "gguf"
+
+  def __init__(self, path: Path, data: FileBytes, header: GgufHeader) -> None:
+    """`data` is the file's, and is closed with this. Raises `UnsupportedModelError`."""
+    self.path, self._bytes, self._header = path, data, header
+    self._blocks = BlockMap.beside(path)
+    self.architecture = architecture_of(header)
+
+  @cached_property
+  @abstractmethod
+  def _tensors(self) -> dict[str, GgufTensor]:
+    """By the names that they have here."""
+
+  def own(self, key: str, default: Any = None) -> Any:
+    """One of the architecture's metadata."""
+    return self._header.metadata.get(f"{self.architecture}.{key}", default)
+
+  def lacks(self, *keys: str) -> ModelFilesError | None:
+    """The error that some of these are missing or no numbers."""
+    if all(isinstance(self.own(key), int) for key in keys):
+      return None
+    return ModelFilesError(f"{self.path.name} lacks one of {', '.join(f'{self.architecture}.{key}' for key in keys)}")
+
+  @property
+  def head_dims(self) -> tuple[int, ...]:
+    """How many numbers the keys of a head have: of layers with windows it may be another."""
+    windowed = self.own("attention.key_length_swa")
+    return (self.config.head_dim, *([windowed] if isinstance(windowed, int) and windowed else []))
+
+  @property
+  def embedding(self) -> GgufTensor:
+    """Raises `ModelFilesError`."""
+    found = self._header.tensors.get("token_embd.weight")
+    if found is None:
+      raise ModelFilesError(f"{self.path.name} has no token embedding")
+    return found
+
+  @property
+  def chat_template(self) -> str | None:
+    template = self._header.metadata.get("tokenizer.chat_template")
+    return template if isinstance(template, str) else None
+
+  @property
+  def header(self) -> GgufHeader:
+    return self._header
+
+  def names(self) -> Iterable[str]:
+    return self._tensors.keys()
+
+  def tensor_bytes(self, name: str) -> int:
+    return self._info(name).n_bytes
+
+  def tensor_shape(self, name: str) -> tuple[int, ...]:
+    return self._info(name).shape
+
+  def encoding(self, name: str) -> str:
+    return self._info(name).encoding
+
+  def _info(self, name: str) -> GgufTensor:
+    try:
+      return self._tensors[name]
+    except KeyError:
+      raise ModelFilesError(f"{self.path.name} has no tensor {name}") from None
+
+  def _read(self, info: GgufTensor, name: str, offset: float = 0.0) -> StoredTensor:
+    check_present(self._blocks, self.path, name, info.start, info.start + info.n_bytes)
+    rows = int(np.prod(info.shape[:-1], dtype=np.int64))
+    data = self._bytes.span(info.start, info.start + info.n_bytes).reshape(*info.shape[:-1], info.n_bytes // rows)
+    return StoredTensor(name, info.shape, info.encoding, data, offset)
+
+  def spans(self, name: str) -> list[tuple[Path, int, int]]:
+    info = self._info(name)
+    return [(self.path, info.start, info.start + info.n_bytes)]
+
+  def tensor(self, name: str) -> StoredTensor:
+    return self._read(self._info(name), name)
+
+  def tokenizer(self) -> Tokenizer:
+    from exo.inference.gguf_tokenizer import gguf_tokenizer
+    return gguf_tokenizer(self._header.metadata, self.path)
+
+  def let_go(self) -> None:
+    self._bytes.let_go()
+
+  def close(self) -> None:
+    self._bytes.close()

@@ -1,0 +1,112 @@
+"""What llama.cpp keeps of a sequence moves between contexts of other lengths and widths, to the bit, whatever kinds of layers there are."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from exo.errors import CacheReuseError, ConfigError
+from exo.inference.engine import Batch, BatchEntry, LoadOptions, LogitsOf
+from exo.inference.kv_type import KvType
+from exo.inference.llama_cpp import kv_pool
+from exo.inference.llama_cpp.child import Child
+from exo.inference.llama_cpp.library_file import library_files
+from exo.inference.llama_cpp.sequence_state import read_state
+from exo.inference.llama_cpp.stage import LlamaCppStage
+from exo.inference.shard import Shard
+from exo.inference.weights.checkpoint import Checkpoint, open_checkpoint
+from exo.shared_memory import SharedMemory
+from test.support.families import Form, all_forms, few_forms
+
+pytestmark = pytest.mark.skipif(next(library_files(), None) is None, reason="xllamacpp is not installed")
+
+FORMS = [
+    pytest.param(form, marks=() if form in few_forms() else pytest.mark.slow, id=form.family) for form in all_forms()
+    if form.form == "gguf"
+]
+
+
+class HereDevice:
+  """What computes is this process, so that a test can look at it."""
+  def __init__(self) -> None:
+    self.memory = SharedMemory()
+    file = next(library_files())
+    self._child, self.numbers, self.generation = Child(file.path, self.memory), itertools.count(1), 1
+
+  def call(self, name: str, *arguments: Any, generation: int | None = None) -> Any:
+    return getattr(self._child, name)(*arguments)
+
+  def close(self) -> None:
+    self.memory.close()
+
+
+@pytest.fixture(scope="module")
+def device() -> Iterator[HereDevice]:
+  found = HereDevice()
+  yield found
+  found.close()
+
+
+def spoken(device: Any, checkpoint: Checkpoint, kv_type: str | None) -> list[np.ndarray]:
+  """Logits of four sequences that grow by turns, and of a copy of the longest."""
+  n = checkpoint.config.n_layers
+  options = LoadOptions(2**33, 1, max_sequences=8, max_context=2048, kv_type=kv_type)
+  stage = LlamaCppStage(device, Shard("m", 0, n - 1, n), checkpoint, options, lambda _: None)
+  ids = np.random.default_rng(3).integers(5, min(250, checkpoint.config.vocab_size), 1000).astype(np.int32)
+  lengths: dict[int, int] = {}
+  rows: list[np.ndarray] = []
+
+  def feed(sequence: int, count: int) -> None:
+    at = lengths.get(sequence, 0)
+    batch = Batch((BatchEntry(sequence, at, count, LogitsOf.ALL), ), ids[at:at + count])
+    rows.append(stage.step(batch).copy())
+    lengths[sequence] = at + count
+
+  for sequence, count in ((1, 200), (2, 30), (1, 100), (3, 20), (2, 10), (1, 300), (2, 1), (3, 1), (1, 1), (2, 1)):
+    feed(sequence, count)
+  stage.copy(1, 4, lengths[1])
+  lengths[4] = lengths[1]
+  feed(4, 1)
+  feed(1, 1)
+  stage.close()
+  return rows
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_issue_19_a_sequence_that_moves_is_the_one_that_never_did(
+    form: Form, device: HereDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  checkpoint = open_checkpoint(form.lay_out(tmp_path))
+  object.__setattr__(checkpoint.config, "max_context", 2048)  # tiny ones say less than they can
+  for kv_type in (None, "f16"):
+    found = []
+    for shortest in (256, 1024):  # three moves, or none
+      monkeypatch.setattr(kv_pool, "_SHORTEST", shortest)
+      found.append(spoken(device, checkpoint, kv_type))
+    for moved, stayed in zip(*found, strict=True):
+      assert np.array_equal(moved, stayed)
+    assert np.array_equal(found[0][-1], found[0][-2])
+  checkpoint.close()
+
+
+def test_issue_19_what_is_kept_in_a_form_that_nobody_knows_is_not_moved() -> None:
+  for data in (np.zeros(0, np.uint8), np.zeros(64, np.uint8), np.full(4096, 255, np.uint8)):
+    with pytest.raises(CacheReuseError, match="in a way that exo cannot move"):
+      read_state(data, 1, 0, 5)
+
+
+def test_issue_19_kinds_of_keys_and_values_are_read_chosen_and_refused() -> None:
+  assert KvType.parse("f16") == KvType("f16", "f16", False)
+  assert KvType.parse("q8_0:f16") == KvType("q8_0", "f16", True)
+  assert KvType.choose(None, [64, 128]) == KvType("q8_0", "f16", True) and KvType.choose(None, [64, 80]) == KvType()
+  assert KvType.choose("f32", [80]).element_bytes == 4 and KvType("q8_0", "f16", True).element_bytes == 1.53125
+  for wrong in ("q5", ":f16", "q8_0:f16:f16"):
+    with pytest.raises(ConfigError, match="each one of f32, f16, q8_0, q4_0"):
+      KvType.parse(wrong)
+  with pytest.raises(ConfigError, match="heads of 80 numbers"):
+    KvType.choose("q8_0", [80])
