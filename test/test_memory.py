@@ -26,7 +26,7 @@ from test.support.nodes import NodeProcess, exo
 from test.support.shaped_models import LLAMA_1B, SMALL, TINY, Shape, write_shaped
 
 MB = 2**20
-ENGINES = [name for name in ("onnx", "tinygrad", "mlx") if probe_engine(name).available]
+ENGINES = [name for name in ("onnx", "tinygrad", "mlx", "llama_cpp") if probe_engine(name).available]
 PROMPT = "ab" * 450  # tokens, of which most of the KV that a plan counts is filled
 
 parts = st.floats(0, 8)

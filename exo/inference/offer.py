@@ -38,7 +38,8 @@ class EngineOffer:
   name. `reason` completes "because …". `missing` is what must be installed before it can run anything here, or how its
   library is broken; "" where neither is. `weights` is what a weight takes in its memory, `rounds` whether floats are rounded
   for that although nobody has asked for it. `devices` are the short names of those of this machine that it can use, the best
-  first; with `any_device` it takes every name.
+  first; with `any_device` it takes every name. `last_resort`: it is chosen where no other engine can run a model, or has the memory,
+  however fast it is.
   """
   name: str
   device: str
@@ -52,6 +53,7 @@ class EngineOffer:
   rounds: bool = False
   devices: tuple[str, ...] = ("cpu", )
   any_device: bool = False
+  last_resort: bool = False
 
   @property
   def available(self) -> bool:
@@ -70,11 +72,12 @@ class EngineOffer:
 def in_order(offers: Iterable[EngineOffer]) -> tuple[EngineOffer, ...]:
   """The engines of a worker, the one to be used first.
 
-  Measured ones by their time, before those that have not been; what is no choice by itself and what cannot run comes last.
+  Measured ones by their time, before those that have not been; what is no choice by itself, what is a last resort and what cannot run
+  comes last.
   """
-  def key(offer: EngineOffer) -> tuple[bool, bool, float, int, str]:
+  def key(offer: EngineOffer) -> tuple[bool, bool, bool, float, int, str]:
     seconds = math.inf if offer.speed is None else offer.speed.seconds
-    return bool(offer.missing), offer.rank < 0, seconds, -offer.rank, offer.name
+    return bool(offer.missing), offer.rank < 0, offer.last_resort, seconds, -offer.rank, offer.name
 
   return tuple(sorted(offers, key=key))
 

@@ -31,7 +31,8 @@ async def engine_ring(home: Path, shelf: Path, *engines: Sequence[EngineOffer]) 
 @asynccontextmanager
 async def ring_of(*members: tuple[Path, Path | None, Sequence[EngineOffer]]) -> AsyncIterator[list[Node]]:
   """Nodes n0, n1, …, each with a home, what lies in its shelf, and engines."""
-  network, nodes, config = LocalNetwork(), list[Node](), Config(chatgpt_api_response_timeout=60)
+  network, nodes = LocalNetwork(), list[Node]()
+  config = Config(chatgpt_api_response_timeout=60, kv_type="f32")  # tiny models are far off with less
   for i, (home, shelf, engines) in enumerate(members):
     offers = (WorkerOffer("cpu", tuple(engines), MEMORY_MB), )
     dirs = [] if shelf is None else [shelf]

@@ -21,6 +21,7 @@ from exo.orchestration.node import Node
 from exo.orchestration.stage_runner import StageRunner
 from exo.topology.device_capabilities import DeviceCapabilities
 from exo.topology.placements import load_strategy
+from exo.worker.worker import WorkerOptions
 from test.support.workers import dummy_offers, make_workers
 
 CONFIG = Config(default_model="dummy", chatgpt_api_response_timeout=20)
@@ -40,8 +41,8 @@ def make_node(
   hello = Hello(node_id, 1, 50000, DeviceCapabilities(memory=memory), offers, "1")
   return Node(
       config, hello, LocalMesh(hello, network), NoDiscovery(),
-      ModelCatalog(ModelStore(tmp_path, model_dirs), config.context), make_workers(node_id, offers),
-      load_strategy("memory")
+      ModelCatalog(ModelStore(tmp_path, model_dirs), config.context),
+      make_workers(node_id, offers, WorkerOptions(kv_type=config.kv_type)), load_strategy("memory")
   )
 
 

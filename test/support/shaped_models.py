@@ -55,7 +55,7 @@ def write_shaped(path: Path, shape: Shape, encoding: str) -> Path:
   words = [*letters, *(f"w{i}" for i in range(shape.words - len(letters)))]
   writer.add_token_list(words)
   writer.add_token_types([TokenType.NORMAL] * len(words))
-  writer.add_token_merges([])
+  writer.add_token_merges(["w 1"])  # llama.cpp wants some
   writer.add_eos_token_id(shape.words - 1)
   tensors = {"token_embd": (shape.words, shape.hidden), "output_norm": (shape.hidden, )}
   for i in range(shape.layers):

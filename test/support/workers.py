@@ -11,6 +11,7 @@ from exo.worker.worker import Worker, WorkerOptions
 
 _MB = 2**20
 DUMMY = (probe_engine("dummy"), )
+_OPTIONS = WorkerOptions()
 
 
 def dummy_offers(memory_mb: int, devices: Sequence[str] = ("cpu", )) -> tuple[WorkerOffer, ...]:
@@ -18,10 +19,10 @@ def dummy_offers(memory_mb: int, devices: Sequence[str] = ("cpu", )) -> tuple[Wo
   return tuple(WorkerOffer(name, DUMMY, memory_mb // len(devices)) for name in devices)
 
 
-def make_workers(node_id: str, offers: Sequence[WorkerOffer]) -> list[Worker]:
+def make_workers(node_id: str, offers: Sequence[WorkerOffer], options: WorkerOptions = _OPTIONS) -> list[Worker]:
   """Those that a node says it has."""
   labels = names_of(WorkerId(node_id, offer.name) for offer in offers)
   return [
-      Worker(offer.name, labels[WorkerId(node_id, offer.name)], offer.engines, offer.memory_mb * _MB, WorkerOptions())
+      Worker(offer.name, labels[WorkerId(node_id, offer.name)], offer.engines, offer.memory_mb * _MB, options)
       for offer in offers
   ]

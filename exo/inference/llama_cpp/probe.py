@@ -1,4 +1,4 @@
-"""Whether a library of llama.cpp is here, found out without loading it. For now the engine is used where it is asked for by name."""
+"""Whether a library of llama.cpp is here, found out without loading it. For now the engine is used for what no other can run."""
 
 from __future__ import annotations
 
@@ -22,10 +22,19 @@ def probe(quantize: str | None = None) -> EngineOffer:
   file = next(library_files(), None)
   missing = _missing(quantize, file)
   if missing or file is None:
-    return EngineOffer("llama_cpp", "CPU", "", -1, missing=missing, repertoire=repertoire())
+    return EngineOffer("llama_cpp", "CPU", "", 0, missing=missing, repertoire=repertoire(), last_resort=True)
   weights = WeightMemory(fixed_bytes=_LIBRARY_BYTES, rows=2.0, cache=1.0)
   version = library_version("xllamacpp" if "xllamacpp" in file.origin else "llama-cpp-python")
-  return EngineOffer("llama_cpp", "CPU", f"llama.cpp is here ({file.origin})", -1, version, "", repertoire(), weights)
+  return EngineOffer(
+      "llama_cpp",
+      "CPU",
+      f"llama.cpp is here ({file.origin})",
+      0,
+      version,
+      repertoire=repertoire(),
+      weights=weights,
+      last_resort=True
+  )
 
 
 def _missing(quantize: str | None, file: LibraryFile | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from typing import Annotated, Any
 
 import msgspec
@@ -141,11 +141,24 @@ def hello_in(item: pb.Item) -> tuple[Hello, str]:
 
 
 def _offer_out(worker: WorkerOffer) -> pb.WorkerOffer:
-  return pb.WorkerOffer(name=worker.name, engines=msgspec.msgpack.encode(worker.engines), memory_mb=worker.memory_mb)
+  engines = msgspec.msgpack.encode([_without_defaults(offer) for offer in worker.engines])
+  return pb.WorkerOffer(name=worker.name, engines=engines, memory_mb=worker.memory_mb)
 
 
 def _offer_in(w: pb.WorkerOffer) -> WorkerOffer:
   return WorkerOffer(w.name, _engines_in(w.engines), max(0, w.memory_mb))
+
+
+def _without_defaults(value: Any) -> Any:
+  """A greeting tells of engines many times: whoever reads it knows what is not said."""
+  if not is_dataclass(value):
+    return value
+  said = {one.name: getattr(value, one.name) for one in fields(value)}
+  return {
+      one.name: _without_defaults(said[one.name])
+      for one in fields(value)
+      if said[one.name] != (one.default if one.default_factory is MISSING else one.default_factory())
+  }
 
 
 def _engines_in(data: bytes) -> tuple[EngineOffer, ...]:
