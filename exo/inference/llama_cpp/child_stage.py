@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ import numpy.typing as npt
 
 from exo.inference.engine import BatchEntry
 from exo.inference.kv_type import KvType
-from exo.inference.llama_cpp.kv_pool import KvPool
+from exo.inference.llama_cpp.kv_pool import KvPool, Place
 from exo.inference.llama_cpp.llama_model import Floats, LastWords, LlamaContext, LlamaModel, Row
+from exo.inference.llama_cpp.shared_calls import SharedCalls
 from exo.inference.llama_cpp.stage_cut import cut_of
 from exo.inference.llama_cpp.stage_file import SourceTensor, StageFile
 from exo.inference.shard import Shard
@@ -20,6 +23,14 @@ from exo.inference.weights.file_bytes import FileBytes
 from exo.inference.weights.gguf_header import parse_gguf_header
 
 STEP_ROWS = 512  # of one call
+
+
+@dataclass(frozen=True, slots=True)
+class _Single:
+  """An entry of one token: what goes in, (1, width) or (1,), and where to put what comes of it, of 0 rows or 1."""
+  entry: BatchEntry
+  given: npt.NDArray[Any]
+  out: Floats
 
 
 class ChildStage:
@@ -47,6 +58,8 @@ class ChildStage:
     def make(length: int, count: int) -> LlamaContext:
       return LlamaContext(self._model, length, count, STEP_ROWS, threads, kv, self._cut.out, self._cut.feed)
 
+    # flash attention on floats divides a lone row's keys among threads, and several rows among them
+    self._shared = SharedCalls(self._model.can_shorten and not (kv.flash and kv.k != "q8_0"))
     self._pool = KvPool(make, kv_token_bytes, kv_bytes, most_length, near_length)
 
   @property
@@ -69,26 +82,75 @@ class ChildStage:
     """From embeddings or hidden states (tokens, width), or ids where it `takes_tokens` (tokens,), hidden states or logits (wanted rows,
     words), into `out`.
 
-    Every entry is computed by itself, so that its bits depend on no other. Raises `EngineError`; sequences may then be longer than
-    they were.
+    Prompts are computed by themselves, decoded tokens as many together as are then what each is alone (`SharedCalls`). Raises
+    `EngineError`; sequences may then be longer than they were.
     """
-    start = row = 0
-    for entry in entries:
-      end = start + entry.n_tokens
-      for a in range(start, end, STEP_ROWS):
-        b = min(a + STEP_ROWS, end)
-        position = entry.position + a - start
-        # of the marked rows, which are the last ones of an entry, those in this part
-        first_wanted = end - entry.logit_rows
-        place = self._pool.place(entry.sequence, position + b - a, entry.far)
-        rows = [Row(place.number, position + i, a + i >= first_wanted) for i in range(b - a)]
-        found = place.context.compute(rows, given[a:b], self._cut.positions)
-        at = row if self._is_last else a
-        out[at:at + len(found)] = found
-        if not np.isfinite(found).all():
-          self._pool.poison(entry.sequence)
-        row += len(found)
-      start = end
+    starts = [0, *itertools.accumulate(entry.n_tokens for entry in entries)]
+    wanted = [0, *itertools.accumulate(entry.logit_rows for entry in entries)]
+    at = wanted if self._is_last else starts
+    singles = [i for i, entry in enumerate(entries) if entry.n_tokens == 1]
+    for i, entry in enumerate(entries):
+      if entry.n_tokens != 1:
+        self._prompt(entry, given[starts[i]:starts[i + 1]], out[at[i]:at[i + 1]])
+    if singles:
+      ones = [_Single(entries[i], given[starts[i]:starts[i + 1]], out[at[i]:at[i + 1]]) for i in singles]
+      self._decode(ones)
+
+  def _prompt(self, entry: BatchEntry, given: npt.NDArray[Any], out: Floats) -> None:
+    done = 0
+    for a in range(0, entry.n_tokens, STEP_ROWS):
+      b = min(a + STEP_ROWS, entry.n_tokens)
+      # of the marked rows, which are the last ones of an entry, those in this part
+      first_wanted = entry.n_tokens - entry.logit_rows
+      place = self._pool.place(entry.sequence, entry.position + b, entry.far)
+      rows = [Row(place.number, entry.position + i, i >= first_wanted) for i in range(a, b)]
+      found = place.context.compute(rows, given[a:b], self._cut.positions)
+      out[done:done + len(found)] = found
+      done += len(found)
+      self._look_at(entry.sequence, found)
+
+  def _decode(self, singles: Sequence[_Single]) -> None:
+    for one in singles:  # whoever grows moves others, so that all are where they stay before any is computed
+      self._pool.place(one.entry.sequence, one.entry.position + 1, one.entry.far)
+    placed = [(self._pool.place(one.entry.sequence, one.entry.position + 1, one.entry.far), one) for one in singles]
+    placed.sort(key=lambda found: (id(found[0].context), found[0].number))
+    while placed:
+      context, number = placed[0][0].context, placed[0][0].number
+      # only streams without a gap between them are computed together
+      run = [p for i, p in enumerate(placed) if p[0].context is context and p[0].number == number + i]
+      width = self._shared.to_try(len(run)) if all(one.entry.logit_rows for _, one in run) or not self._is_last else 0
+      if width:
+        self._try(run[:width])
+      else:
+        width = min(len(run), self._shared.widest)
+        self._together(run[:width])
+      del placed[:width]
+
+  def _together(self, placed: Sequence[tuple[Place, _Single]]) -> None:
+    found = self._computed(placed)
+    row = 0
+    for _, one in placed:
+      n = len(one.out)
+      one.out[:] = found[row:row + n]
+      row += n
+      self._look_at(one.entry.sequence, one.out)
+
+  def _try(self, placed: Sequence[tuple[Place, _Single]]) -> None:
+    together = self._computed(placed).copy()
+    for place, one in placed:
+      place.context.truncate(place.number, one.entry.position)
+    for found in placed:
+      self._together([found])
+    alone = np.concatenate([one.out for _, one in placed])
+    self._shared.tried(len(placed), together.tobytes() == alone.tobytes())
+
+  def _computed(self, placed: Sequence[tuple[Place, _Single]]) -> Floats:
+    rows = [Row(place.number, one.entry.position, one.entry.logit_rows > 0) for place, one in placed]
+    return placed[0][0].context.compute(rows, np.concatenate([one.given for _, one in placed]), self._cut.positions)
+
+  def _look_at(self, sequence: int, found: Floats) -> None:
+    if not np.isfinite(found).all():
+      self._pool.poison(sequence)
 
   def drop(self, sequence: int) -> None:
     self._pool.drop(sequence)
