@@ -16,6 +16,7 @@ from exo.inference.kv_type import KvType
 from exo.inference.llama_cpp import kv_pool
 from exo.inference.llama_cpp.child import Child
 from exo.inference.llama_cpp.library_file import library_files
+from exo.inference.llama_cpp.llama_model import LlamaContext
 from exo.inference.llama_cpp.sequence_state import read_state
 from exo.inference.llama_cpp.shared_calls import SharedCalls
 from exo.inference.llama_cpp.stage import LlamaCppStage
@@ -98,6 +99,64 @@ def test_issue_19_a_sequence_that_moves_is_the_one_that_never_did(
       assert np.array_equal(moved, stayed)
     assert np.array_equal(found[0][-1], found[0][-2])
   checkpoint.close()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_issue_19_a_text_that_moved_is_cut_back_rightly_or_not_at_all(
+    form: Form, device: HereDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  """Of layers with windows only what a window still holds moves along."""
+  monkeypatch.setattr(kv_pool, "_SHORTEST", 256)
+  checkpoint = open_checkpoint(form.lay_out(tmp_path))
+  object.__setattr__(checkpoint.config, "max_context", 2048)
+  n = checkpoint.config.n_layers
+  options = LoadOptions(2**33, 1, max_sequences=8, max_context=2048, kv_type="f32")
+  stage = LlamaCppStage(device, Shard("m", 0, n - 1, n), checkpoint, options, lambda _: None)
+  ids = np.random.default_rng(3).integers(5, min(250, checkpoint.config.vocab_size), 400).astype(np.int32)
+
+  def fed(sequence: int, start: int, end: int) -> np.ndarray:
+    batch = Batch((BatchEntry(sequence, start, end - start, LogitsOf.LAST), ), ids[start:end])
+    return stage.step(batch).copy()
+
+  fed(1, 0, 200)
+  fed(1, 200, 300)  # moves
+  fed(2, 0, 10)  # makes its old class anew
+  fed(3, 0, 100)
+  expected = fed(3, 100, 101)
+  for cut in (lambda: stage.copy(1, 4, 100), lambda: stage.truncate(1, 100)):
+    sequence = 4 if stage.length(4) == 0 else 1
+    try:
+      cut()
+    except CacheReuseError:
+      sequence = 0
+    if sequence:
+      assert stage.length(sequence) == 100
+      assert np.abs(fed(sequence, 100, 101) - expected).max() < 0.01
+  stage.close()
+  checkpoint.close()
+
+
+def test_issue_19_whoever_cannot_move_keeps_what_was_there(
+    device: HereDevice, smollm2: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  """A class that should become wider stays as it was, with everybody in it, where one of them cannot move."""
+  stage = LlamaCppStage(
+      device, Shard("m", 0, 3, 30), smollm2, LoadOptions(2**33, 1, max_sequences=8, max_context=512), lambda _: None
+  )
+  ids = np.arange(5, 105, dtype=np.int32)
+
+  def fed(sequence: int, start: int, end: int) -> np.ndarray:
+    return stage.step(Batch((BatchEntry(sequence, start, end - start, LogitsOf.ALL), ), ids[start:end])).copy()
+
+  fed(1, 0, 50)
+  with monkeypatch.context() as broken:
+    broken.setattr(LlamaContext, "state", lambda *_: (_ for _ in ()).throw(CacheReuseError("in no known form")))
+    with pytest.raises(CacheReuseError, match="in no known form"):
+      fed(2, 0, 10)
+  stage.drop(2)
+  fed(3, 0, 50)
+  assert np.array_equal(fed(1, 50, 51), fed(3, 50, 51))
+  stage.close()
 
 
 def test_issue_19_what_is_kept_in_a_form_that_nobody_knows_is_not_moved() -> None:

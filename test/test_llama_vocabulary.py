@@ -83,8 +83,11 @@ def test_issue_19_without_it_a_strange_vocabulary_is_refused_with_what_to_instal
 
 
 def test_issue_19_a_vocabulary_that_nobody_knows_is_an_error_in_words(smollm2: Checkpoint, tmp_path: Path) -> None:
-  with pytest.raises(ModelFilesError, match="llama.cpp does not read the vocabulary of missing.gguf"):
+  with pytest.raises(ModelFilesError, match=r"missing\.gguf cannot be read"):
     LlamaVocabulary(tmp_path / "missing.gguf")
+  (tmp_path / "odd.gguf").write_bytes(b"GGUF, or something like it")
+  with pytest.raises(ModelFilesError, match=r"llama\.cpp does not read the vocabulary of odd\.gguf"):
+    LlamaVocabulary(tmp_path / "odd.gguf")
 
 
 def test_issue_19_a_process_that_ends_takes_no_text_along(smollm2: Checkpoint) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
-from exo.errors import ModelFilesError
+from exo.errors import EngineError, EngineUnavailableError, ModelFilesError
 from exo.inference.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -131,6 +131,8 @@ def gguf_tokenizer(meta: Mapping[str, Any], path: Path) -> Tokenizer:
   except Exception as error:
     raise ModelFilesError(f"{file_name}: the parts of its tokenizer do not belong together: {error}") from error
   types = meta.get("tokenizer.ggml.token_type") or []
+  if not isinstance(types, list):
+    raise ModelFilesError(f"{file_name}: the kinds of its tokens are no list")
   added = [(token, token_type) for token, token_type in zip(tokens, types, strict=False)
            if token_type in (_CONTROL, _USER_DEFINED)]
   backend.add_tokens([
@@ -143,7 +145,11 @@ def gguf_tokenizer(meta: Mapping[str, Any], path: Path) -> Tokenizer:
     if isinstance(token_id, int) and 0 <= token_id < len(tokens):
       special[name], ids[key] = tokens[token_id], token_id
   eos = {ids["eos"]} if "eos" in ids else set()
-  eos |= {v for key in ("eot", "eom") if isinstance(v := meta.get(f"tokenizer.ggml.{key}_token_id"), int)}
+  eos |= {
+      v
+      for key in ("eot", "eom")
+      if isinstance(v := meta.get(f"tokenizer.ggml.{key}_token_id"), int) and 0 <= v < len(tokens)
+  }
   # chat models end a turn with a token that older files do not name as such
   vocabulary = {token: i for i, token in enumerate(tokens)}
   eos |= {vocabulary[t] for t in ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>") if t in vocabulary}
@@ -164,4 +170,7 @@ def _by_llama_cpp(path: Path, pre: str) -> LlamaVocabulary:
     raise ModelFilesError(
         f"{path.name}: its tokenizer cuts text in a way named {pre!r}, which llama.cpp knows: pip install xllamacpp"
     )
-  return LlamaVocabulary(path)
+  try:
+    return LlamaVocabulary(path)
+  except (EngineError, EngineUnavailableError) as error:
+    raise ModelFilesError(f"{path.name}: its tokenizer cannot be read: {error.message}") from error

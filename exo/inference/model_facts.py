@@ -23,7 +23,7 @@ class ModelFacts:
   `container` is the kind of file, "safetensors" or "gguf". `tensors` are the names of those that the language model has, in
   Hugging Face's words, with # for every number, and `encodings` how they are packed; `packing` is how the configuration
   calls that, where it does. `is_plain`: the tensors of its layers are called as its file calls them, and only an engine that
-  reads files itself knows what they are; `whole_only` is why no part of it can be run, "" where one may be able. `ropes` are the kinds of rotary embedding of its layers, which turn `rotary_dim` numbers of a head;
+  reads files itself knows what they are; `whole_only` is why these cannot run a part of it, "" where they may be able. `ropes` are the kinds of rotary embedding of its layers, which turn `rotary_dim` numbers of a head;
   `activation` is the configuration's word. `n_weights` counts all weights.
   """
   model_type: str

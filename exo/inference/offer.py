@@ -63,7 +63,7 @@ class EngineOffer:
   def cannot(self, facts: ModelFacts) -> str | None:
     """Why this engine cannot run a model here, its name first; None where it can."""
     # of some it can only be told where they are installed what they would run
-    known = not self.missing or bool(self.repertoire.text_models)
+    known = not self.missing or bool(self.repertoire.text_models) or self.repertoire.reads_files
     why = self.repertoire.cannot(facts) if known else None
     why = why or self.missing  # to install it does not help where it could not run the model either
     return f"{self.name} {why}" if why else None
@@ -100,11 +100,13 @@ def able(offers: Sequence[EngineOffer], facts: ModelFacts, here: Here = Here()) 
   """Those of a worker's engines, which stand in its order, that can run a model, the one to be used first.
 
   Exactness decides, where speed and memory are nobody's concern: small models of floats go to an engine that does not round.
-  Memory decides where it is short: a model goes to an engine with which it fits on the worker as a whole, else to the one that
-  lacks least.
+  Memory decides where it is short: a model goes to an engine with which it fits on the worker as a whole, if need be a last resort, else
+  to the one that lacks least.
   """
-  def key(offer: EngineOffer) -> tuple[bool, bool, int]:
-    return offer.name != here.settled, offer.rounds and facts.is_small_float, here.lacking(offer)
+  def key(offer: EngineOffer) -> tuple[bool, bool, bool, bool, int]:
+    lacking = here.lacking(offer)
+    rounds = offer.rounds and facts.is_small_float
+    return offer.name != here.settled, lacking > 0, offer.last_resort, rounds, lacking
 
   return sorted((offer for offer in offers if offer.cannot(facts) is None), key=key)
 

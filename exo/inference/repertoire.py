@@ -45,13 +45,15 @@ class Repertoire:
 
   def can_cut(self, facts: ModelFacts) -> bool:
     """Whether a part of the model's layers is something that the engine can run."""
-    return self.any_model or (not facts.whole_only and self.type_of(facts) not in self.uncut)
+    if self.reads_files:
+      return not facts.whole_only
+    return self.type_of(facts) not in self.uncut
 
   def cannot(self, facts: ModelFacts) -> str | None:
     """Why the engine cannot run a model, in words that follow its name; None where it can."""
-    if self.containers and facts.container not in self.containers:
+    if facts.container and self.containers and facts.container not in self.containers:
       return f"reads no {facts.container} files: take the model as {' or '.join(self.containers)}"
-    if self.any_model or self.reads_files:
+    if self.any_model or (self.reads_files and facts.container):
       return None
     kind = self.type_of(facts)
     if kind is None:

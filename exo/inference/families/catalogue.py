@@ -34,6 +34,8 @@ def why_uncut(metadata: Mapping[str, Any]) -> str:
     return f"nobody has compared parts of a {architecture!r} with the whole"
   if family.cut.refused:
     return f"a {architecture!r} cannot be cut: {family.cut.refused}"
+  if metadata.get(f"{architecture}.block_count") in family.cut.same:
+    return "llama.cpp would take as much memory for a part of it as for the whole"
   if metadata.get(f"{architecture}.embedding_length_per_layer_input"):
     return "every layer takes embeddings of the tokens"
   return "layers share keys and values" if metadata.get(f"{architecture}.attention.shared_kv_layers") else ""

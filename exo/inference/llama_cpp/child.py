@@ -34,13 +34,13 @@ class Child:
   def load(
       self, number: int, path: str, shard: tuple[str, int, int, int], threads: int, kv: tuple[str, str, bool],
       kv_token_bytes: int, kv_bytes: int, most_length: int, near_length: int
-  ) -> tuple[int, int, bool, bool]:
-    """(width, words, whether ids of tokens go in, whether sequences can be shortened)"""
+  ) -> tuple[int, int, bool]:
+    """(width, words, whether sequences can be shortened)"""
     stage = self._stages[number] = ChildStage(
         self._library, self._words, Path(path), Shard(*shard), threads, KvType(*kv), kv_token_bytes, kv_bytes,
         most_length, near_length, lambda _: None
     )
-    return stage.width, stage.n_words, stage.takes_tokens, stage.can_shorten
+    return stage.width, stage.n_words, stage.can_shorten
 
   def step(self, number: int, entries: list[Any], n_tokens: int, out_at: int, out_rows: int, out_columns: int) -> None:
     """What goes in lies at the beginning of the shared memory, what comes out goes to `out_at`."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from exo.errors import ModelFilesError
 from exo.inference.engine import BatchEntry
 from exo.inference.kv_type import KvType
 from exo.inference.llama_cpp.kv_pool import KvPool, Place
@@ -47,7 +48,12 @@ class ChildStage:
       data.close()
     self._is_last = shard.is_last
     n_words = header.tensors["token_embd.weight"].shape[0]
-    self._cut = cut_of(header.metadata, header.tensors, shard, n_words)
+    try:
+      self._cut = cut_of(header.metadata, header.tensors, shard, n_words)
+    except (KeyError, IndexError, ValueError, TypeError, ArithmeticError) as error:
+      raise ModelFilesError(
+          f"{path.name}: what its header says of its layers does not fit together ({error!r})"
+      ) from error
     sources = {name: SourceTensor(info, path) for name, info in header.tensors.items()}
     file = StageFile(self._cut, sources, header.kinds, str(header.metadata["general.architecture"]))
     try:

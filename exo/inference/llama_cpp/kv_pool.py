@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from exo.errors import CacheReuseError, EngineError, OutOfMemoryError
 from exo.inference.llama_cpp.llama_model import LlamaContext
+from exo.inference.llama_cpp.sequence_state import SequenceState
 
 _SHORTEST = 512
 _MOST_PLACES = 256  # of a context of llama.cpp
@@ -51,6 +52,8 @@ class KvPool:
     self._classes: dict[tuple[int, bool], _Class] = {}
     self._places: dict[int, tuple[_Class, int]] = {}
     self._poisoned: set[int] = set()
+    self._least: dict[int,
+                      int] = {}  # lengths that sequences cannot be cut below, since cells before have not moved along
 
   def poison(self, sequence: int) -> None:
     """It has kept numbers that are not finite. They would come back from cells that are free, since nothing times NaN is NaN: what it
@@ -65,9 +68,14 @@ class KvPool:
     """Where a sequence is that is to hold so many tokens, new or not. Raises `OutOfMemoryError`; what was there stays."""
     held = self._places.get(sequence)
     if held is None or held[0].length < length:
-      target = self._free_place(self._class_for(length, far and self._near_length > 0))
-      if held is not None:
-        self._move(sequence, held, target)
+      of = self._class_for(length, far and self._near_length > 0)
+      try:
+        target = self._free_place(of)
+        if held is not None:
+          self._move(sequence, held, target)
+      except BaseException:
+        self._close_empty(of)
+        raise
       target[0].places[target[1]] = sequence
       self._places[sequence] = held = target
     assert held[0].context is not None
@@ -101,20 +109,30 @@ class KvPool:
     self._renew(of, wanted)
 
   def _renew(self, of: _Class, count: int) -> None:
-    """Let the class have another context, of so many places, into which all move."""
-    context = self._make(of.length, count)
-    old, of.context = of.context, context
-    if old is not None:
+    """Let the class have another context, of so many places, into which all move. Where one cannot, all stay."""
+    context, old = self._make(of.length, count), of.context
+    try:
       for number, sequence in enumerate(of.places):
-        if sequence is not None:
-          context.set_state(number, old.state(number))
+        if sequence is not None and old is not None and old.held(number):  # one whose first step failed holds nothing
+          self._put(sequence, old.state(number), context, number)
+    except BaseException:
+      context.close()
+      raise
+    of.context = context
+    if old is not None:
       old.close()
     of.places += [None] * (count - len(of.places))
+
+  def _put(self, sequence: int, state: SequenceState, context: LlamaContext, number: int) -> None:
+    context.set_state(number, state)
+    if state.has_gaps:
+      self._least[sequence] = max(self._least.get(sequence, 0), context.held(number))
 
   def _move(self, sequence: int, held: tuple[_Class, int], target: tuple[_Class, int]) -> None:
     (source, number), (aim, place) = held, target
     assert source.context is not None and aim.context is not None
-    aim.context.set_state(place, source.context.state(number))
+    if source.context.held(number):
+      self._put(sequence, source.context.state(number), aim.context, place)
     self._free(source, number)
     self._clean(sequence, source)
 
@@ -122,9 +140,15 @@ class KvPool:
     assert of.context is not None
     of.context.drop(number)
     of.places[number] = None
-    if not any(sequence is not None for sequence in of.places):  # a context holds all of its memory, used or not
+    self._close_empty(of)
+
+  def _close_empty(self, of: _Class) -> None:
+    """A context holds all of its memory, used or not."""
+    if any(sequence is not None for sequence in of.places):
+      return
+    if of.context is not None:
       of.context.close()
-      del self._classes[of.length, of.far]
+    self._classes.pop((of.length, of.far), None)
 
   def drop(self, sequence: int) -> None:
     held = self._places.pop(sequence, None)
@@ -132,6 +156,7 @@ class KvPool:
       self._free(*held)
       self._clean(sequence, held[0])
       self._poisoned.discard(sequence)
+      self._least.pop(sequence, None)
 
   def _clean(self, sequence: int, of: _Class) -> None:
     """Of a class in which cells of this sequence have become free."""
@@ -147,6 +172,10 @@ class KvPool:
       self.drop(sequence)
       return
     assert held[0].context is not None
+    if length < self._least.get(sequence, 0):
+      raise CacheReuseError(
+          f"of what this model keeps of a text only the end has moved: it cannot be cut to {length} tokens"
+      )
     held[0].context.truncate(held[1], length)
     self._clean(sequence, held[0])
     self._poisoned.discard(sequence)
@@ -162,7 +191,11 @@ class KvPool:
     of, number = self._places[source]  # it may have moved to make room
     try:
       assert of.context is not None
-      place.context.set_state(place.number, of.context.state(number))
+      state = of.context.state(number)
+      if length < held and (state.has_gaps or length < self._least.get(source, 0)):
+        raise CacheReuseError("a part of what this model keeps of a text cannot be copied")
+      self._put(target, state, place.context, place.number)
+      self._least[target] = max(self._least.get(target, 0), self._least.get(source, 0))
       if length < held:
         place.context.truncate(place.number, length)
     except BaseException:

@@ -192,6 +192,10 @@ class LlamaContext:
     if not self._library.llama_memory_seq_rm(self._memory, sequence, length, -1):
       raise CacheReuseError(f"llama.cpp cannot shorten what this model keeps of a text to {length} tokens")
 
+  def held(self, sequence: int) -> int:
+    """Tokens of a sequence."""
+    return int(self._library.llama_memory_seq_pos_max(self._memory, sequence)) + 1
+
   def state(self, sequence: int) -> SequenceState:
     """All that is kept of a sequence, to be put into another one, of this context or another of the same model.
 
@@ -200,8 +204,7 @@ class LlamaContext:
     size = self._library.llama_state_seq_get_size(self._pointer, sequence)
     data = np.empty(size, np.uint8)
     got = self._library.llama_state_seq_get_data(self._pointer, data.ctypes.data, size, sequence)
-    held = self._library.llama_memory_seq_pos_max(self._memory, sequence) + 1
-    return read_state(data[:got], self.n_sequences, sequence, held)
+    return read_state(data[:got], self.n_sequences, sequence, self.held(sequence))
 
   def set_state(self, sequence: int, state: SequenceState) -> None:
     """Raises `EngineError` where there is no room for it."""

@@ -54,12 +54,17 @@ class _Cells:
   def positions(self) -> npt.NDArray[np.int32]:
     return np.ascontiguousarray(self.each[:, :4]).view(np.int32)[:, 0]
 
+  @property
+  def has_gaps(self) -> bool:
+    positions = self.positions
+    return bool(len(positions)) and int(positions[-1]) + 1 != len(positions)
+
   def in_place(self) -> _Cells:
     """With a cell for every position: those that have left a window are not written, and the rest would come to lie elsewhere, where
     sums over them run in another order. Zeros stand in for them, which nobody sees."""
-    positions = self.positions
-    if not len(positions) or np.array_equal(positions, np.arange(len(positions))):
+    if not self.has_gaps:
       return self
+    positions = self.positions
     index = np.full(int(positions.max()) + 1, -1, np.int64)
     index[positions] = np.arange(len(positions))
     each = self.each[index]
@@ -79,6 +84,11 @@ class SequenceState:
   head: Bytes
   caches: tuple[_Cells | None, ...]
   rest: Bytes
+
+  @property
+  def has_gaps(self) -> bool:
+    """Cells that have left a window are not in it: it cannot be what a shorter text is gone on with."""
+    return any(cells is not None and cells.has_gaps for cells in self.caches)
 
   def written(self, n_streams: int, sequence: int) -> Bytes:
     """For a context of so many streams, in which the sequence has this number."""

@@ -98,22 +98,25 @@ class LlamaCppStage(StageBase):
     budget = KvBudget.of(shard, config, options, kv.element_bytes, _KV_SPARE)
     tokens = budget.tokens(weight_bytes)
     context = whole_blocks(budget.max_context, _ROWS_AT_ONCE)
-    self._width, self._n_words, self._takes_tokens, can_shorten = device.call(
+    self._takes_tokens = bool(checkpoint.whole_only)
+    self._embedding = EmbeddingTable(
+        StageTensors(checkpoint, shard)
+    ) if shard.is_first and not self._takes_tokens else None
+    self._width, self._n_words, can_shorten = device.call(
         "load", self._number, str(checkpoint.path),
         (shard.model_id, shard.start_layer, shard.end_layer, shard.n_layers), options.threads, (kv.k, kv.v, kv.flash),
         budget.token_bytes, tokens * budget.most_token_bytes, context, config.near_context
     )
-    self._embedding = EmbeddingTable(
-        StageTensors(checkpoint, shard)
-    ) if shard.is_first and not self._takes_tokens else None
     self._generation = device.generation
+    # with windows, what has left them does not move along, and a text cannot always be cut back
+    may_draft = can_shorten and not checkpoint.own("attention.sliding_window")
     memory = StageMemory(
         weight_bytes,
         budget.most_token_bytes,
         tokens,
         options.max_sequences,
         budget.max_context,
-        max_drafting=1 if can_shorten else 0,
+        max_drafting=1 if may_draft else 0,
         near_context=config.near_context
     )
     super().__init__(shard, memory, config.hidden_size, config.vocab_size)

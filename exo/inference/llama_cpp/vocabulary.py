@@ -1,11 +1,12 @@
 """Texts to tokens by llama.cpp, for vocabularies of GGUF files whose way of cutting texts only it knows.
 
-It reads a file's header alone, in a process that all models of a node share: what a strange file does to native code is not the node's
+It reads a file's header alone, in one process for all models: what a strange file does to native code is not the node's
 end.
 """
 
 from __future__ import annotations
 
+import threading
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from exo.errors import EngineError, ModelFilesError
 from exo.inference.llama_cpp.library_file import library_files
 
 _TIMEOUT_S = 60.0  # texts are bounded by those who ask; a megabyte takes about a second
+_lock = threading.Lock()
 _CHILD = "exo.inference.llama_cpp.vocabulary_child"
 
 
@@ -38,13 +40,16 @@ class LlamaVocabulary:
   def _ask(name: str, *arguments: Any) -> Any:
     process = _process()
     for is_last in (False, True):  # it may have ended of another's text
+      answer = process.call(name, *arguments)
+      generation = process.generation
       try:
-        return process.call(name, *arguments).result(_TIMEOUT_S)
+        return answer.result(_TIMEOUT_S)
       except ChildGoneError as error:
         if is_last:
           raise EngineError(f"llama.cpp ended while it read a vocabulary: {error.message}") from error
       except TimeoutError as error:
-        process.kill()
+        if process.generation == generation:
+          process.kill()
         raise EngineError(f"llama.cpp has not read a text within {_TIMEOUT_S:.0f} s") from error
     raise AssertionError
 
@@ -53,8 +58,13 @@ def has_llama_cpp() -> bool:
   return next(library_files(), None) is not None
 
 
-@cache
 def _process() -> ChildProcess:
+  with _lock:
+    return _only_process()
+
+
+@cache
+def _only_process() -> ChildProcess:
   file = next(library_files(), None)
   if file is None:
     raise ModelFilesError("there is no llama.cpp here")

@@ -21,7 +21,7 @@ class Vocabularies:
   def __init__(self, path: Path) -> None:
     self._path = path
     self._loaded: tuple[Any, LastWords] | None = None
-    self._models: dict[str, Any] = {}
+    self._models: dict[tuple[str, int, int, int], Any] = {}
 
   @property
   def _library(self) -> Any:
@@ -34,7 +34,13 @@ class Vocabularies:
 
   def _vocabulary(self, path: str) -> Any:
     """Raises `EngineUnavailableError`, `ModelFilesError`."""
-    library, model = self._library, self._models.pop(path, None)
+    library = self._library
+    try:
+      stat = Path(path).stat()
+    except OSError as error:
+      raise ModelFilesError(f"{Path(path).name} cannot be read: {error.strerror}") from error
+    key = (path, stat.st_size, stat.st_mtime_ns, stat.st_ino)  # another file may come to lie there
+    model = self._models.pop(key, None)
     if model is None:
       params = library.llama_model_default_params()
       params.vocab_only = True
@@ -43,7 +49,7 @@ class Vocabularies:
         assert self._loaded is not None
         why = self._loaded[1].take() or "it does not say why"
         raise ModelFilesError(f"llama.cpp does not read the vocabulary of {Path(path).name}: {why}")
-    self._models[path] = model
+    self._models[key] = model
     if len(self._models) > _KEPT:
       library.llama_model_free(self._models.pop(next(iter(self._models))))
     return library.llama_model_get_vocab(model)

@@ -35,7 +35,7 @@ class Checkpoint(ABC):
   container = ""  # "safetensors" or "gguf", where it is a file at all
   #: whether its layers' tensors have names of their own, which engines that read the file itself need not know
   is_plain = False
-  #: why no part of the model's layers can be run, "" where nothing in the files speaks against it
+  #: why engines that read the file itself can run no part of the model's layers, "" where nothing speaks against it
   whole_only = ""
 
   @property

@@ -65,7 +65,7 @@ def is_translated(model_type: str) -> bool:
   return gguf_type(model_type) in TRANSLATED.values()
 
 
-_BLOCK = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)")
+_BLOCK = re.compile(r"blk\.(\d{1,6})\.(.+)\.(weight|bias)")
 
 
 def _hf_name(name: str, architecture: str) -> str | None:
@@ -113,19 +113,17 @@ class GgufCheckpoint(GgufFile):
     arch, get = self.architecture, self.own
     if (missing := self.lacks("embedding_length", "block_count", "attention.head_count")) is not None:
       raise missing
-    hidden, heads = get("embedding_length"), get("attention.head_count")
-    kv_heads = get("attention.head_count_kv", heads)
-    if isinstance(kv_heads, list):
-      if len(set(kv_heads)) != 1:
-        raise UnsupportedModelError(f"{self.path.name} has another number of KV heads in each layer")
-      kv_heads = kv_heads[0]
-    head_dim = get("attention.key_length", hidden // heads if heads else 0)
+    hidden, heads = self.number("embedding_length", 0), self.number("attention.head_count", 0)
+    kv_heads = self.numbers("attention.head_count_kv", heads)
+    if len(set(kv_heads)) != 1:
+      raise UnsupportedModelError(f"{self.path.name} has another number of KV heads in each layer")
+    head_dim = self.number("attention.key_length", 0) or (hidden // heads if heads else 0)
     config: dict[str, Any] = {
         "model_type": "mixtral" if arch == "llama" and get("expert_count") else TRANSLATED[arch],
         "hidden_size": hidden,
         "num_hidden_layers": get("block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
+        "num_key_value_heads": kv_heads[0],
         "head_dim": head_dim,
         "intermediate_size": get("feed_forward_length", 0),
         "vocab_size": self.embedding.shape[0],
@@ -163,7 +161,7 @@ class GgufCheckpoint(GgufFile):
     layers = get("block_count")
     # the 27B models scale by the width of a head's share of the hidden state instead (Gemma's published configurations)
     if (self.architecture, layers) in (("gemma2", 46), ("gemma3", 62)):
-      extra["query_pre_attn_scalar"] = hidden // heads
+      extra["query_pre_attn_scalar"] = hidden // max(1, heads)
     if self.architecture == "gemma3":
       extra["rope_local_base_freq"] = get("rope.local.freq_base", get("rope.freq_base_swa", 10000.0))
       extra["sliding_window_pattern"] = 6

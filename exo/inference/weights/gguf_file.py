@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exo.errors import ModelFilesError
+from exo.inference.families.catalogue import why_uncut
 from exo.inference.weights.block_map import BlockMap
 from exo.inference.weights.checkpoint import Checkpoint, check_present
 from exo.inference.weights.file_bytes import FileBytes
@@ -20,6 +21,7 @@ from exo.inference.weights.tensor import StoredTensor
 if TYPE_CHECKING:
   from exo.inference.tokenizer import Tokenizer
 
+_MOST = 1 << 31
 TOP_NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -35,6 +37,7 @@ class GgufFile(Checkpoint):
     self.path, self._bytes, self._header = path, data, header
     self._blocks = BlockMap.beside(path)
     self.architecture = architecture_of(header)
+    self.whole_only = why_uncut(header.metadata)
 
   @cached_property
   @abstractmethod
@@ -45,6 +48,22 @@ class GgufFile(Checkpoint):
     """One of the architecture's metadata."""
     return self._header.metadata.get(f"{self.architecture}.{key}", default)
 
+  def number(self, key: str, default: int) -> int:
+    """One of them that counts something. Raises `ModelFilesError` for any other kind of value."""
+    return self._count(key, self.own(key, default))
+
+  def numbers(self, key: str, default: int) -> list[int]:
+    """The same of what may be listed by layer."""
+    value = self.own(key, default)
+    return [self._count(key, one) for one in (value if isinstance(value, list) else [value])]
+
+  def _count(self, key: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _MOST:
+      raise ModelFilesError(
+          f"{self.path.name}: {self.architecture}.{key} is {repr(value)[:40]}, which is not a plausible number"
+      )
+    return value
+
   def lacks(self, *keys: str) -> ModelFilesError | None:
     """The error that some of these are missing or no numbers."""
     if all(isinstance(self.own(key), int) for key in keys):
@@ -53,9 +72,9 @@ class GgufFile(Checkpoint):
 
   @property
   def head_dims(self) -> tuple[int, ...]:
-    """How many numbers the keys of a head have: of layers with windows it may be another."""
-    windowed = self.own("attention.key_length_swa")
-    return (self.config.head_dim, *([windowed] if isinstance(windowed, int) and windowed else []))
+    """How many numbers the keys and values of a head have: of layers with windows they may be others."""
+    keys = (f"attention.{of}_length{kind}" for of in ("key", "value") for kind in ("", "_swa"))
+    return (self.config.head_dim, *(found for key in keys if (found := self.number(key, 0))))
 
   @property
   def embedding(self) -> GgufTensor:

@@ -26,7 +26,7 @@ class Part(Enum):
   UNUSED = "unused"  # towers for images and sound, layers that predict further tokens
 
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d{1,6})\.")
 _UNUSED = re.compile(r"(?:^|\.)(?:(?:embed_)?(?:vision|visual|audio)|multi_modal|mm_|image_|mtp[._])")
 # what architectures call the table of words (and that of positions, which is added to it), and what they call the head; a
 # name that is not known here is taken for one of every stage

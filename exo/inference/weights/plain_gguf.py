@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from exo.errors import UnsupportedModelError
-from exo.inference.families.catalogue import family_of, why_uncut
+from exo.inference.families.catalogue import family_of
 from exo.inference.model_config import ModelConfig
 from exo.inference.weights.file_bytes import FileBytes
 from exo.inference.weights.gguf_file import TOP_NAMES, GgufFile
 from exo.inference.weights.gguf_header import GgufHeader, GgufTensor
 
-_BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
+_BLOCK = re.compile(r"blk\.(\d{1,6})\.(.+)")
 
 
 class PlainGguf(GgufFile):
@@ -28,7 +28,6 @@ class PlainGguf(GgufFile):
     family = family_of(self.architecture)
     if family is not None and family.writes_no_text:
       raise UnsupportedModelError(f"{path.name} is of architecture {self.architecture!r}: {family.writes_no_text}")
-    self.whole_only = why_uncut(header.metadata)
 
   @cached_property
   def _tensors(self) -> dict[str, GgufTensor]:
@@ -45,35 +44,35 @@ class PlainGguf(GgufFile):
   def _n_layers(self) -> int:
     if (missing := self.lacks("block_count")) is not None:
       raise missing
-    further = self.own("nextn_predict_layers", 0)
-    return int(self.own("block_count")) - (further if isinstance(further, int) else 0)
+    return self.number("block_count", 0) - self.number("nextn_predict_layers", 0)
 
   @cached_property
   def hf_config(self) -> dict[str, Any]:
     if (missing := self.lacks("embedding_length")) is not None:
       raise missing
-    hidden, heads = self.own("embedding_length"), max(1, _most(self.own("attention.head_count", 1)))
+    hidden = self.number("embedding_length", 0)
+    heads = max([1, *self.numbers("attention.head_count", 1)])
     return {
         "model_type": self.architecture,
         "hidden_size": hidden,
         "num_hidden_layers": self._n_layers,
         "num_attention_heads": heads,
-        "num_key_value_heads": max(1, _most(self.own("attention.head_count_kv", heads))),
-        "head_dim": self.own("attention.key_length") or max(1, hidden // heads),
-        "intermediate_size": _most(self.own("feed_forward_length", 0)),
+        "num_key_value_heads": max([1, *self.numbers("attention.head_count_kv", heads)]),
+        "head_dim": self.number("attention.key_length", 0) or max(1, hidden // heads),
+        "intermediate_size": max([0, *self.numbers("feed_forward_length", 0)]),
         "vocab_size": self.embedding.shape[0],
-        "max_position_embeddings": self.own("context_length", 8192),
+        "max_position_embeddings": self.number("context_length", 8192),
         "tie_word_embeddings": "lm_head.weight" not in self._tensors,
         "rope_scaling": self._two_reaches(),
     }
 
   def _two_reaches(self) -> dict[str, Any] | None:
-    """Where sequences beyond a length have another rotary embedding; how that is made is not for us to know."""
-    original = self.own("rope.scaling.original_context_length")
-    if "rope_factors_long.weight" not in self._header.tensors or not isinstance(original, int):
+    """Where sequences beyond a length have another rotary embedding; how the two are made is not for us to know, only that they differ."""
+    original = self.number("rope.scaling.original_context_length", 0)
+    if "rope_factors_long.weight" not in self._header.tensors or not original:
       return None
     return {
-        "rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0],
+        "rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0],
         "original_max_position_embeddings": original
     }
 
@@ -90,17 +89,12 @@ class PlainGguf(GgufFile):
 
   def _kv_elements(self, config: ModelConfig) -> int:
     """Of a layer, on average: some keep nothing for each token."""
-    key = self.own("attention.key_length") or config.head_dim
-    value = self.own("attention.value_length") or key
-    if self.own("attention.key_length_mla"):  # keys and values of all heads are made of these numbers
-      return int(key)
-    heads = self.own("attention.head_count_kv", config.n_kv_heads)
-    every = heads if isinstance(heads, list) else [heads] * config.n_layers
-    if not isinstance(heads, list) and isinstance(interval := self.own("full_attention_interval"), int) and interval:
-      every = [heads if (layer + 1) % interval == 0 else 0 for layer in range(config.n_layers)]
-    return math.ceil(sum(every[:config.n_layers]) * (key + value) / config.n_layers)
-
-
-def _most(value: Any) -> Any:
-  """Of what may be listed by layer."""
-  return max(value, default=0) if isinstance(value, list) else value
+    key = self.number("attention.key_length", 0) or config.head_dim
+    value = self.number("attention.value_length", 0) or key
+    if self.number("attention.key_length_mla", 0):  # keys and values of all heads are made of these numbers
+      return key
+    n, heads = config.n_layers, self.numbers("attention.head_count_kv", config.n_heads)
+    if len(heads) == 1:
+      interval = self.number("full_attention_interval", 0) or 1
+      heads = [heads[0] if (layer + 1) % interval == 0 else 0 for layer in range(n)]
+    return math.ceil(sum(heads[:n]) * (key + value) / n)

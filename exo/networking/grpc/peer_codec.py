@@ -46,6 +46,7 @@ STREAM_KINDS = ("data", "control", "heartbeat", "bulk")
 _MAX_LINKS = 256
 _MAX_PACES = 64
 _MOST_OFFERED = 2**16  # bytes of a worker's engines: a few hundred types of models for each
+_ALWAYS_SAID = ("encodings", )  # what this version can read by default need not be what another can
 _OFFERS = msgspec.msgpack.Decoder(Annotated[tuple[EngineOffer, ...], msgspec.Meta(max_length=MAX_ENGINES)])
 _NEWS, _MOST_NEWS = msgspec.msgpack.Decoder(EngineNews), 2**15
 _MAX_KEYS = 8
@@ -156,8 +157,8 @@ def _without_defaults(value: Any) -> Any:
   said = {one.name: getattr(value, one.name) for one in fields(value)}
   return {
       one.name: _without_defaults(said[one.name])
-      for one in fields(value)
-      if said[one.name] != (one.default if one.default_factory is MISSING else one.default_factory())
+      for one in fields(value) if one.name in _ALWAYS_SAID or said[one.name] !=
+      (one.default if one.default_factory is MISSING else one.default_factory())
   }
 
 
