@@ -87,6 +87,18 @@ class ChildProcess:
         process.kill()
     return future
 
+  def ask(self, timeout_s: float, name: str, *arguments: Any) -> Any:
+    """As `call`, with the answer. Raises `TimeoutError` too, for a child that has not answered in time: it is ended, since a thread in
+    it cannot be stopped."""
+    answer = self.call(name, *arguments)
+    generation = self.generation
+    try:
+      return answer.result(timeout_s)
+    except TimeoutError:
+      if self.generation == generation:
+        self.kill()
+      raise
+
   def _running(self) -> subprocess.Popen[bytes]:
     process = self._process
     if process is None or process.poll() is not None:

@@ -18,6 +18,7 @@ from exo.inference.engine import Batch, BatchEntry, LoadOptions, LogitsOf
 from exo.inference.engines import load_engine
 from exo.inference.families.catalogue import family_of, why_uncut
 from exo.inference.kv_type import KvType
+from exo.inference.llama_cpp import stage as llama_cpp_stage
 from exo.inference.llama_cpp.binding import load_library
 from exo.inference.llama_cpp.library_file import library_files
 from exo.inference.llama_cpp.llama_model import LastWords, LlamaContext, LlamaModel, Row
@@ -214,6 +215,50 @@ def test_issue_19_a_process_that_ends_is_the_error_of_its_steps_and_another_take
   del engine, stage, again, device
   gc.collect()
   wait_until(lambda: not Path(f"/proc/{number}").exists(), 10, "the process of an engine that nobody has")
+
+
+def test_issue_19_a_process_that_does_not_answer_is_ended_and_the_step_told(
+    small: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  engine, shard, options = load_engine("llama_cpp"), Shard("m", 0, 5, 6), LoadOptions(2**33, 1, max_context=512)
+  held = engine.load(shard, small, options, lambda _: None)
+  batch = Batch((BatchEntry(1, 0, 3, LogitsOf.ALL), ), np.array([5, 6, 7], np.int32))
+  expected = held.step(batch)
+  device = held._device  # type: ignore[attr-defined]
+  os.kill(device._process.pid, signal.SIGSTOP)
+  monkeypatch.setattr(llama_cpp_stage, "_SOON_S", 0.5)
+  monkeypatch.setattr(llama_cpp_stage, "_TOKEN_S", 0.1)
+  with pytest.raises(EngineError, match=r"has not ended a step within 1 s, and was ended itself"):
+    held.step(Batch((BatchEntry(2, 0, 3, LogitsOf.ALL), ), np.array([5, 6, 7], np.int32)))
+  monkeypatch.undo()
+  wait_until(lambda: device._process.pid is None, 10, "the end of the process")
+  again = engine.load(shard, small, options, lambda _: None)
+  assert np.array_equal(again.step(batch), expected)
+  again.close()
+
+
+@pytest.mark.parametrize(
+    "encoding", [
+        "Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL",
+        "IQ4_XS", "TQ2_0"
+    ]
+)  # yapf: disable
+def test_issue_19_weights_of_every_encoding_are_read_as_what_they_are(encoding: str, tmp_path: Path) -> None:
+  """As the same model unpacked into floats, but for activations that are rounded to 8 bits; a stage as the whole."""
+  shape = Shape(2, 512, 768, 8, 4, 600)
+  packed, floats = (
+      open_checkpoint(write_shaped(tmp_path / name / "m.gguf", shape, encoding, unpacked=unpacked))
+      for name, unpacked in (("packed", False), ("floats", True))
+  )
+  prompt = (1, 0, [int(i) for i in np.random.default_rng(1).integers(5, 500, 40)])
+  rows = []
+  for checkpoint, cuts in ((packed, ()), (packed, (1, )), (floats, ())):
+    stages = Stages("llama_cpp", checkpoint, cuts, kv_type="f32")
+    rows.append(stages.step([prompt]).astype(np.float64))
+    stages.close()
+  assert np.array_equal(rows[0], rows[1])
+  cosines = (rows[0] * rows[2]).sum(1) / np.linalg.norm(rows[0], axis=1) / np.linalg.norm(rows[2], axis=1)
+  assert cosines.min() > 0.9  # read otherwise, they would have nothing in common
 
 
 def test_issue_19_a_default_model_is_likely_under_it(smollm2: Checkpoint) -> None:

@@ -41,7 +41,7 @@ class HereDevice:
     file = next(library_files())
     self._child, self.numbers, self.generation = Child(file.path, self.memory), itertools.count(1), 1
 
-  def call(self, name: str, *arguments: Any, generation: int | None = None) -> Any:
+  def call(self, name: str, *arguments: Any, timeout_s: float = 0, generation: int | None = None) -> Any:
     return getattr(self._child, name)(*arguments)
 
   def widest(self, stage: LlamaCppStage) -> int:

@@ -64,7 +64,6 @@ def test_issue_19_a_vocabulary_that_only_it_knows_is_used_as_any(cut_otherwise: 
   assert tokenizer.text_ids is not None
   for text in TEXTS:
     assert tokenizer.decode(tokenizer.encode(text), skip_special=False) == text
-  assert tokenizer.encode("12345") != open_checkpoint(cut_otherwise).tokenizer().encode("1 2 3 4 5")
   assert tokenizer.encode("<|im_end|>") == [2] and {0, 2} <= tokenizer.eos_ids
   stream = tokenizer.detokenizer()
   assert "".join([stream.push([i]) for i in tokenizer.encode("日本語 😀")] + [stream.finish()]) == "日本語 😀"

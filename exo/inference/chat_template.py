@@ -96,11 +96,11 @@ def render_chat(
   packed = _packed(variables)
   for last in (False, True):
     try:
-      call = _child().call("render", source, *packed, FREE_CHARACTERS + 16 * sent, RENDER_TIMEOUT_S)
-      text: str = call.result(RENDER_TIMEOUT_S + _GRACE_S)
+      text: str = _child().ask(
+          RENDER_TIMEOUT_S + _GRACE_S, "render", source, *packed, FREE_CHARACTERS + 16 * sent, RENDER_TIMEOUT_S
+      )
       return text
     except TimeoutError:
-      _child().kill()
       raise InvalidRequestError(
           f"the model's chat template cannot render these messages: it takes longer than {RENDER_TIMEOUT_S:g} s",
           "messages"

@@ -12,7 +12,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,7 +66,7 @@ class GrammarCompiler:
     for last in (False, True):
       self._tell()
       try:
-        return _answer(_child().call(name, *arguments), COMPILE_S)
+        return _ask(COMPILE_S, name, *arguments)
       except ChildGoneError:
         if last:
           raise
@@ -78,7 +77,7 @@ class GrammarCompiler:
       child = _child()
       if child.pid is not None and self._told == child.generation:
         return
-      _answer(child.call("vocabulary", self._number, str(self._path)), _PREPARE_S)
+      _ask(_PREPARE_S, "vocabulary", self._number, str(self._path))
       if not self._told:
         weakref.finalize(self, _gone_vocabularies.append, self._number)
       self._told = child.generation
@@ -99,11 +98,10 @@ def _bounded(grammar: str) -> str:
   return grammar
 
 
-def _answer(future: Future[Any], timeout_s: float) -> Any:
+def _ask(timeout_s: float, name: str, *arguments: Any) -> Any:
   try:
-    return future.result(timeout_s)
-  except FutureTimeoutError:
-    _child().kill()  # a thread in it could not be stopped
+    return _child().ask(timeout_s, name, *arguments)
+  except TimeoutError:
     raise InvalidRequestError("the schema takes too long to compile", "response_format") from None
 
 
@@ -145,7 +143,7 @@ class Constraint:
   def _result(self) -> State | None:
     try:
       return self._pending.result(_PREPARE_S + 2 * COMPILE_S)
-    except FutureTimeoutError:
+    except TimeoutError:
       raise InvalidRequestError("the schema takes too long to compile", "response_format") from None
     except ExoError:
       raise
@@ -157,7 +155,7 @@ class Constraint:
     state = self._result()
     if state is None or not state[2] or token_id in self._eos:
       return True
-    return bool(self._known(lambda: _answer(_child().call("fits", self._number, token_id), COMPILE_S)))
+    return bool(self._known(lambda: _ask(COMPILE_S, "fits", self._number, token_id)))
 
   def _known(self, ask: Callable[[], Any]) -> Any:
     """What `ask` gives, in a process that knows this sequence."""
@@ -183,7 +181,7 @@ class Constraint:
         return None
       self._said.append(token_id)
       try:
-        state: State = _answer(_child().call("accept", self._number, token_id), COMPILE_S)
+        state: State = _ask(COMPILE_S, "accept", self._number, token_id)
       except ChildGoneError:
         state = self._begun()
       return state

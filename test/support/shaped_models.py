@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from gguf import GGMLQuantizationType, GGUFWriter, TokenType
+from gguf.quants import dequantize
 
-from exo.inference.weights.tensor import BLOCKS, row_bytes
+from exo.inference.weights.tensor import BLOCKS, UNREAD_BLOCKS, row_bytes
 
 _SCALES = {
-    "Q4_0": (0, ), "Q4_1": (0, 2), "Q8_0": (0, ), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208, )
+    "Q4_0": (0, ), "Q4_1": (0, 2), "Q8_0": (0, ), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208, ), "Q2_K": (80, 82),
+    "Q3_K": (108, ), "IQ4_NL": (0, ), "IQ4_XS": (0, ), "IQ3_S": (0, ), "IQ3_XXS": (0, ), "IQ2_S": (0, ),
+    "IQ2_XS": (0, ), "IQ2_XXS": (0, ), "IQ1_S": (0, ), "TQ2_0": (64, )
 }  # where halves lie
 
 
@@ -37,8 +40,9 @@ SMALL = Shape(4, 1024, 2816, 16, 4, 32768)
 TINY = Shape(2, 1024, 2816, 16, 4, 4096)
 
 
-def write_shaped(path: Path, shape: Shape, encoding: str) -> Path:
-  """Write the model to `path`; `encoding` is one of `BLOCKS`, or "Q4_K_M" for llama.cpp's mixture of Q4_K and Q6_K."""
+def write_shaped(path: Path, shape: Shape, encoding: str, *, unpacked: bool = False) -> Path:
+  """Write the model to `path`; `encoding` is one of GGUF's, or "Q4_K_M" for llama.cpp's mixture of Q4_K and Q6_K. `unpacked`: with the
+  weights that it has then, as floats."""
   path.parent.mkdir(parents=True, exist_ok=True)
   writer = GGUFWriter(path, "llama")
   writer.add_block_count(shape.layers)
@@ -72,6 +76,8 @@ def write_shaped(path: Path, shape: Shape, encoding: str) -> Path:
     packed = _encoding(name, shape, encoding)
     if packed == "F32":
       writer.add_tensor(f"{name}.weight", _floats(dims, seed))
+    elif unpacked:
+      writer.add_tensor(f"{name}.weight", dequantize(_packed(dims, packed, seed), GGMLQuantizationType[packed]))
     else:
       writer.add_tensor(f"{name}.weight", _packed(dims, packed, seed), raw_dtype=GGMLQuantizationType[packed])
   writer.write_header_to_file()
@@ -103,7 +109,7 @@ def _packed(dims: tuple[int, ...], encoding: str, seed: int) -> npt.NDArray[np.u
   if encoding == "F16":
     return _floats(dims, seed).astype(np.float16).view(np.uint8)
   rows, columns = dims
-  block, size = BLOCKS[encoding]
+  block, size = BLOCKS.get(encoding) or UNREAD_BLOCKS[encoding]
   data = np.random.default_rng(seed).integers(0, 256, (rows, row_bytes(encoding, columns)), np.uint8)
   blocks = data.reshape(rows, columns // block, size)
   for at in _SCALES[encoding]:

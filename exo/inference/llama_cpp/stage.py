@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
 
 _KV_SPARE = 1.0  # of a class of length up to half is empty
 _LINE = 64
+# so long that only what hangs takes longer: of a load by its bytes, of a step by its tokens
+_SOON_S, _LOAD_BYTES_PER_S, _TOKEN_S = 120.0, 5e6, 10.0
 _ROWS_AT_ONCE = 256  # of a cache: contexts are as long as a multiple
 # threads that sleep at once are slow to wake, and such as spin for ever take the core from whoever else wants it
 _ENVIRONMENT = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "20000"}
@@ -63,17 +64,19 @@ class Device:
     """Which process it is: what one has loaded, the next one has not."""
     return self._generation
 
-  def call(self, name: str, *arguments: Any, generation: int | None = None) -> Any:
-    """Raises what the other side raises, and `EngineError` where it has ended, with all that it had loaded."""
+  def call(self, name: str, *arguments: Any, timeout_s: float = _SOON_S, generation: int | None = None) -> Any:
+    """Raises what the other side raises, and `EngineError` where it has ended, with all that it had loaded, or has not answered in time
+    and so is ended."""
     runs = self._process.pid is not None and self._process.generation == self._generation
     if generation is not None and not (runs and generation == self._generation):
       raise EngineError("llama.cpp has ended, and with it what it had loaded")
     try:
       if not runs:
-        started: Future[Any] = self._process.call("start")
+        self._process.ask(_SOON_S, "start")
         self._generation = self._process.generation
-        started.result()
-      return self._process.call(name, *arguments).result()
+      return self._process.ask(timeout_s, name, *arguments)
+    except TimeoutError as error:
+      raise EngineError(f"llama.cpp has not ended a {name} within {timeout_s:.0f} s, and was ended itself") from error
     except ChildGoneError as error:
       raise EngineError(f"llama.cpp ended in a {name}: {error.message}") from error
 
@@ -103,9 +106,15 @@ class LlamaCppStage(StageBase):
         StageTensors(checkpoint, shard)
     ) if shard.is_first and not self._takes_tokens else None
     self._width, self._n_words, can_shorten = device.call(
-        "load", self._number, str(checkpoint.path),
-        (shard.model_id, shard.start_layer, shard.end_layer, shard.n_layers), options.threads, (kv.k, kv.v, kv.flash),
-        budget.token_bytes, tokens * budget.most_token_bytes, context, config.near_context
+        "load",
+        self._number,
+        str(checkpoint.path), (shard.model_id, shard.start_layer, shard.end_layer, shard.n_layers),
+        options.threads, (kv.k, kv.v, kv.flash),
+        budget.token_bytes,
+        tokens * budget.most_token_bytes,
+        context,
+        config.near_context,
+        timeout_s=_SOON_S + weight_bytes / _LOAD_BYTES_PER_S
     )
     self._generation = device.generation
     # with windows, what has left them does not move along, and a text cannot always be cut back
@@ -122,8 +131,8 @@ class LlamaCppStage(StageBase):
     super().__init__(shard, memory, config.hidden_size, config.vocab_size)
     progress(1.0)
 
-  def _call(self, name: str, *arguments: Any) -> Any:
-    return self._device.call(name, self._number, *arguments, generation=self._generation)
+  def _call(self, name: str, *arguments: Any, timeout_s: float = _SOON_S) -> Any:
+    return self._device.call(name, self._number, *arguments, timeout_s=timeout_s, generation=self._generation)
 
   def step(self, batch: Batch) -> npt.NDArray[Any]:
     return self._computed(batch, self._run)
@@ -146,7 +155,7 @@ class LlamaCppStage(StageBase):
     memory.view(0, given.nbytes)[:] = np.ascontiguousarray(given).view(np.uint8).reshape(-1)
     entries = msgspec.to_builtins(batch.entries)
     self._torn |= {entry.sequence for entry in batch.entries}
-    self._call("step", entries, n, out_at, rows, columns)
+    self._call("step", entries, n, out_at, rows, columns, timeout_s=_SOON_S + n * _TOKEN_S)
     return memory.view(out_at, 4 * rows * columns).view(np.float32).reshape(rows, columns).copy()
 
   def length(self, sequence: int) -> int:

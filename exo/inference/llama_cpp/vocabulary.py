@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from exo.child_process import ChildGoneError, ChildProcess
-from exo.errors import EngineError, ModelFilesError
+from exo.errors import EngineError, EngineUnavailableError
 from exo.inference.llama_cpp.library_file import library_files
 
 _TIMEOUT_S = 60.0  # texts are bounded by those who ask; a megabyte takes about a second
@@ -40,16 +40,12 @@ class LlamaVocabulary:
   def _ask(name: str, *arguments: Any) -> Any:
     process = _process()
     for is_last in (False, True):  # it may have ended of another's text
-      answer = process.call(name, *arguments)
-      generation = process.generation
       try:
-        return answer.result(_TIMEOUT_S)
+        return process.ask(_TIMEOUT_S, name, *arguments)
       except ChildGoneError as error:
         if is_last:
           raise EngineError(f"llama.cpp ended while it read a vocabulary: {error.message}") from error
       except TimeoutError as error:
-        if process.generation == generation:
-          process.kill()
         raise EngineError(f"llama.cpp has not read a text within {_TIMEOUT_S:.0f} s") from error
     raise AssertionError
 
@@ -67,5 +63,5 @@ def _process() -> ChildProcess:
 def _only_process() -> ChildProcess:
   file = next(library_files(), None)
   if file is None:
-    raise ModelFilesError("there is no llama.cpp here")
+    raise EngineUnavailableError("llama.cpp is not installed (pip install xllamacpp)")
   return ChildProcess(_CHILD, "vocabularies", (str(file.path), ))
