@@ -52,8 +52,9 @@ _PRE: dict[str, tuple[str, ...]] = {
 }
 
 
-def _knows_cuts(meta: Mapping[str, Any]) -> bool:
-  return str(meta.get("tokenizer.ggml.pre", "default")) in _PRE
+def _cuts(meta: Mapping[str, Any]) -> str:
+  """By which name the file's texts are cut."""
+  return str(meta.get("tokenizer.ggml.pre", "default"))
 
 
 def _byte_level_words(tokens: list[str]) -> tokenizers.Tokenizer:
@@ -68,7 +69,7 @@ def _byte_level_bpe(meta: Mapping[str, Any], tokens: list[str], file_name: str) 
   merges = [tuple(pair.split(" ", 1)) for pair in meta.get("tokenizer.ggml.merges", [])]
   if any(len(pair) != 2 for pair in merges):
     raise ModelFilesError(f"{file_name}: its tokenizer's merges are malformed")
-  pre = str(meta.get("tokenizer.ggml.pre", "default"))
+  pre = _cuts(meta)
   vocabulary = {token: i for i, token in enumerate(tokens)}
   # what would make no word is never merged; llama.cpp takes such a join apart again
   merges = [pair for pair in merges if "".join(pair) in vocabulary]
@@ -119,13 +120,14 @@ def gguf_tokenizer(meta: Mapping[str, Any], path: Path) -> Tokenizer:
     raise ModelFilesError(
         f"{file_name} carries a tokenizer of kind {kind!r}, which exo does not know (gpt2, llama are)"
     )
-  native = None
-  if kind == "gpt2" and not _knows_cuts(meta):
-    native = _by_llama_cpp(path, str(meta.get("tokenizer.ggml.pre")))
+  native = _by_llama_cpp(path, _cuts(meta)) if kind == "gpt2" and _cuts(meta) not in _PRE else None
   try:
-    backend = _byte_level_words(tokens) if native is not None else _byte_level_bpe(
-        meta, tokens, file_name
-    ) if kind == "gpt2" else _sentencepiece_bpe(meta, tokens)
+    if native is not None:
+      backend = _byte_level_words(tokens)
+    elif kind == "gpt2":
+      backend = _byte_level_bpe(meta, tokens, file_name)
+    else:
+      backend = _sentencepiece_bpe(meta, tokens)
   except ModelFilesError:
     raise
   except Exception as error:

@@ -52,7 +52,7 @@ class Cut:
   have attention among such with a state. A stage has at least one layer of each kind in `needs`; one that is missing is there
   as zeros, which change nothing. `starts_at`: the graph itself counts layers, so that a stage begins at a multiple of that and of what the
   key `starts_at_key` says, with zeros before. `least` is the smallest number of layers, `not_so_many` are numbers that are taken
-  for another model, and a whole of `same` layers is one whose stages must have as many.
+  for another model, and a whole of `same` layers is not cut, since its stages must have as many, which takes the memory of the whole.
 
   `feed` is the node that is overwritten with a stage's input where llama.cpp refuses or changes what is given as embeddings; with
   `scales_tokens` it scales tokens' embeddings, and given ones not. `out` is the node with a layer's result. `fill` are metadata that are
@@ -73,6 +73,11 @@ class Cut:
   fill: tuple[tuple[str, int], ...] = ()
   unsaid: tuple[Unsaid, ...] = ()
   refused: str = ""
+
+  @property
+  def takes_scaled(self) -> bool:
+    """Whether embeddings of tokens are to be given as they are after llama.cpp's scaling."""
+    return self.scales_tokens or self.feed == "inp_scaled"
 
 
 @dataclass(frozen=True, slots=True)

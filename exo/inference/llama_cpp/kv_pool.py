@@ -52,8 +52,8 @@ class KvPool:
     self._classes: dict[tuple[int, bool], _Class] = {}
     self._places: dict[int, tuple[_Class, int]] = {}
     self._poisoned: set[int] = set()
-    self._least: dict[int,
-                      int] = {}  # lengths that sequences cannot be cut below, since cells before have not moved along
+    # lengths that sequences cannot be cut below, since cells before have not moved along
+    self._least: dict[int, int] = {}
 
   def poison(self, sequence: int) -> None:
     """It has kept numbers that are not finite. They would come back from cells that are free, since nothing times NaN is NaN: what it

@@ -143,13 +143,12 @@ def cut_of(metadata: Mapping[str, Any], tensors: Iterable[str], shard: Shard, n_
     return StageCut(own, {name: Piece(name) for name in whole.tensors}, takes_tokens=True)
   layers = _layers(whole, shard) if is_part else _Layers(tuple(range(whole.n_layers)), 0, whole.n_layers - 1)
   later = Later() if shard.is_first else whole.cut.later
-  scales = shard.is_first and (whole.cut.scales_tokens or whole.cut.feed == "inp_scaled")
   return StageCut(
       _metadata(whole, shard, layers, later, n_words),
       _tensors(whole, shard, layers, later),
       out="" if shard.is_last else f"{whole.cut.out}-{layers.last}",
       feed=later.feed or whole.cut.feed,
-      scale=math.sqrt(whole.own["embedding_length"]) if scales else 1.0,
+      scale=math.sqrt(whole.own["embedding_length"]) if shard.is_first and whole.cut.takes_scaled else 1.0,
       positions=4 if "rope.dimension_sections" in whole.own else 1
   )
 
@@ -168,7 +167,7 @@ def _layers(whole: _Whole, shard: Shard) -> _Layers:
     else:
       more += [layer for layer in spare if whole.kind(layer) == kind][:1]
   count = len(own) + len(more)
-  wanted = whole.n_layers if whole.n_layers in whole.cut.same else max(count, whole.cut.least)
+  wanted = max(count, whole.cut.least)
   if whole.own.get("attention.q_lora_rank") and wanted in whole.cut.not_so_many:
     wanted = max(whole.cut.not_so_many) + 1
   more += spare[:1] * (wanted - count)

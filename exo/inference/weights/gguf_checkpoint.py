@@ -111,9 +111,7 @@ class GgufCheckpoint(GgufFile):
   @cached_property
   def hf_config(self) -> dict[str, Any]:
     arch, get = self.architecture, self.own
-    if (missing := self.lacks("embedding_length", "block_count", "attention.head_count")) is not None:
-      raise missing
-    hidden, heads = self.number("embedding_length", 0), self.number("attention.head_count", 0)
+    hidden, heads = self.number("embedding_length"), self.number("attention.head_count")
     kv_heads = self.numbers("attention.head_count_kv", heads)
     if len(set(kv_heads)) != 1:
       raise UnsupportedModelError(f"{self.path.name} has another number of KV heads in each layer")
@@ -121,7 +119,7 @@ class GgufCheckpoint(GgufFile):
     config: dict[str, Any] = {
         "model_type": "mixtral" if arch == "llama" and get("expert_count") else TRANSLATED[arch],
         "hidden_size": hidden,
-        "num_hidden_layers": get("block_count"),
+        "num_hidden_layers": self.number("block_count"),
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads[0],
         "head_dim": head_dim,

@@ -48,8 +48,8 @@ class GgufFile(Checkpoint):
     """One of the architecture's metadata."""
     return self._header.metadata.get(f"{self.architecture}.{key}", default)
 
-  def number(self, key: str, default: int) -> int:
-    """One of them that counts something. Raises `ModelFilesError` for any other kind of value."""
+  def number(self, key: str, default: int | None = None) -> int:
+    """One of them that counts something. Raises `ModelFilesError` for any other kind of value, and without a default for none."""
     return self._count(key, self.own(key, default))
 
   def numbers(self, key: str, default: int) -> list[int]:
@@ -58,17 +58,13 @@ class GgufFile(Checkpoint):
     return [self._count(key, one) for one in (value if isinstance(value, list) else [value])]
 
   def _count(self, key: str, value: Any) -> int:
+    if value is None:
+      raise ModelFilesError(f"{self.path.name} lacks {self.architecture}.{key}")
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _MOST:
       raise ModelFilesError(
           f"{self.path.name}: {self.architecture}.{key} is {repr(value)[:40]}, which is not a plausible number"
       )
     return value
-
-  def lacks(self, *keys: str) -> ModelFilesError | None:
-    """The error that some of these are missing or no numbers."""
-    if all(isinstance(self.own(key), int) for key in keys):
-      return None
-    return ModelFilesError(f"{self.path.name} lacks one of {', '.join(f'{self.architecture}.{key}' for key in keys)}")
 
   @property
   def head_dims(self) -> tuple[int, ...]:

@@ -42,15 +42,11 @@ class PlainGguf(GgufFile):
 
   @property
   def _n_layers(self) -> int:
-    if (missing := self.lacks("block_count")) is not None:
-      raise missing
-    return self.number("block_count", 0) - self.number("nextn_predict_layers", 0)
+    return self.number("block_count") - self.number("nextn_predict_layers", 0)
 
   @cached_property
   def hf_config(self) -> dict[str, Any]:
-    if (missing := self.lacks("embedding_length")) is not None:
-      raise missing
-    hidden = self.number("embedding_length", 0)
+    hidden = self.number("embedding_length")
     heads = max([1, *self.numbers("attention.head_count", 1)])
     return {
         "model_type": self.architecture,
@@ -80,7 +76,7 @@ class PlainGguf(GgufFile):
   def config(self) -> ModelConfig:
     found = ModelConfig.from_hf(self.hf_config)
     family = family_of(self.architecture)
-    scaled = family is not None and (family.cut.scales_tokens or family.cut.feed == "inp_scaled")
+    scaled = family is not None and family.cut.takes_scaled
     return replace(
         found,
         kv_elements=self._kv_elements(found),
