@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from exo.api.ring_stream import ring_json
 from exo.download.content_sample import KnownContents, content_sample
@@ -42,6 +41,7 @@ from exo.topology.ring_state import WorkerState
 from test.support.engine_rings import ring_of, scores
 from test.support.families import TOLERANCE, Form, families_folder
 from test.support.hub import COMMIT, sha256_of
+from test.support.models import put_other_weights
 from test.support.nodes import ROOT
 from test.support.stores import held_by, hub_here, store
 
@@ -54,10 +54,7 @@ IDS = [5, 6, 7, 9, 11, 40, 3, 8]
 def other_weights(folder: Path, seed: int) -> Path:
   """The same model with other weights of the same shapes."""
   shutil.copytree(TINY, folder)
-  random = np.random.default_rng(seed)
-  tensors = load_file(TINY / "model.safetensors")
-  save_file({name: random.normal(0, 0.3, value.shape).astype(value.dtype)
-             for name, value in tensors.items()}, folder / "model.safetensors")
+  put_other_weights(folder, seed)
   return folder
 
 
