@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from exo.bounds import MAX_CONTEXT, MAX_PARALLEL, MAX_WORKERS, is_worker_name
 from exo.errors import ConfigError
+from exo.inference.exactness import ExactMode
 
 DEFAULT_API_PORT = 52415
 DEFAULT_DISCOVERY_PORT = 5678
@@ -34,6 +35,7 @@ class Config:
   kv_cache_memory: int | None = None
   context: int | None = None  # tokens of one request and its answer
   parallel: int | None = None  # requests at once
+  exact: ExactMode = "seeded"
   speculation: str = "off"
   awake_cores: str = "auto"
   wire_dtype: Literal["native", "16", "8"] = "native"

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -43,6 +44,17 @@ def this_machine() -> Machine:
   except OSError:
     pids = "0"
   return Machine(host, _digest(f"{host} {known}"), _hex(_read("/proc/sys/kernel/random/boot_id")), pids)
+
+
+@functools.cache
+def processor_mark() -> str:
+  """The same for processors that compute alike: their name and instructions."""
+  lines = _read("/proc/cpuinfo").split("\n\n", 1)[0].splitlines()
+  wanted = ("model name", "flags", "Features", "CPU part", "CPU implementer")
+  said = [line for line in lines if line.split("\t", 1)[0].strip(" :") in wanted]
+  if not said and sys.platform == "darwin":
+    said = [_asked("sysctl", "-n", "machdep.cpu.brand_string")]
+  return _digest(" ".join([platform.machine(), platform.processor(), *said]))
 
 
 def process_started(pid: int) -> float | None:

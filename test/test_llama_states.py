@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,17 +13,14 @@ from exo.errors import CacheReuseError, ConfigError
 from exo.inference.engine import Batch, BatchEntry, LoadOptions, LogitsOf
 from exo.inference.kv_type import KvType
 from exo.inference.llama_cpp import kv_pool
-from exo.inference.llama_cpp.child import Child
 from exo.inference.llama_cpp.library_file import library_files
 from exo.inference.llama_cpp.llama_model import LlamaContext
 from exo.inference.llama_cpp.sequence_state import read_state
-from exo.inference.llama_cpp.shared_calls import SharedCalls
 from exo.inference.llama_cpp.stage import LlamaCppStage
 from exo.inference.shard import Shard
 from exo.inference.weights.checkpoint import Checkpoint, open_checkpoint
-from exo.shared_memory import SharedMemory
 from test.support.families import Form, all_forms, few_forms
-from test.support.shaped_models import Shape, write_shaped
+from test.support.llama_device import HereDevice
 
 pytestmark = pytest.mark.skipif(next(library_files(), None) is None, reason="xllamacpp is not installed")
 
@@ -32,24 +28,6 @@ FORMS = [
     pytest.param(form, marks=() if form in few_forms() else pytest.mark.slow, id=form.family) for form in all_forms()
     if form.form == "gguf"
 ]
-
-
-class HereDevice:
-  """What computes is this process, so that a test can look at it."""
-  def __init__(self) -> None:
-    self.memory = SharedMemory()
-    file = next(library_files())
-    self._child, self.numbers, self.generation = Child(file.path, self.memory), itertools.count(1), 1
-
-  def call(self, name: str, *arguments: Any, timeout_s: float = 0, generation: int | None = None) -> Any:
-    return getattr(self._child, name)(*arguments)
-
-  def widest(self, stage: LlamaCppStage) -> int:
-    """How many rows of it share a call."""
-    return self._child._stages[stage._number]._shared.widest
-
-  def close(self) -> None:
-    self.memory.close()
 
 
 @pytest.fixture(scope="module")
@@ -175,56 +153,3 @@ def test_issue_19_kinds_of_keys_and_values_are_read_chosen_and_refused() -> None
       KvType.parse(wrong)
   with pytest.raises(ConfigError, match="heads of 80 numbers"):
     KvType.choose("q8_0", [80])
-
-
-def decoded(stage: LlamaCppStage, ids: np.ndarray, steps: Iterator[list[int]]) -> dict[int, list[np.ndarray]]:
-  """Of sequences with prompts of several lengths, those of each step together: their logits by sequence."""
-  lengths: dict[int, int] = {}
-  rows: dict[int, list[np.ndarray]] = {}
-  for together in steps:
-    for sequence in together:
-      if sequence not in lengths:
-        lengths[sequence] = 10 + 37 * sequence
-        entry = BatchEntry(sequence, 0, lengths[sequence], LogitsOf.NONE)
-        stage.step(Batch((entry, ), ids[:lengths[sequence]]))
-    entries = tuple(BatchEntry(sequence, lengths[sequence], 1, LogitsOf.ALL) for sequence in together)
-    out = stage.step(Batch(entries, ids[[lengths[sequence] for sequence in together]]))
-    for sequence, row in zip(together, out, strict=True):
-      lengths[sequence] += 1
-      rows.setdefault(sequence, []).append(row.copy())
-  return rows
-
-
-@pytest.mark.parametrize("encoding", ["Q4_K_M", "Q8_0", "Q4_0"])
-def test_issue_19_a_token_is_alone_what_it_is_among_others(encoding: str, device: HereDevice, tmp_path: Path) -> None:
-  """However many share a call, and wherever in it they stand; some leave and come, so that numbers have gaps."""
-  shape = Shape(3, 512, 1024, 8, 4, 600)
-  checkpoint = open_checkpoint(write_shaped(tmp_path / "m.gguf", shape, encoding))
-  options = LoadOptions(2**33, 1, max_sequences=16, max_context=1024)
-  ids = np.random.default_rng(4).integers(5, 500, 1000).astype(np.int32)
-  random = np.random.default_rng(5)
-  steps = [[int(i) for i in random.permutation(9)[:random.integers(1, 10)]] for _ in range(60)]
-  asked = {sequence: sum(sequence in step for step in steps) for sequence in range(9)}
-  stages = [LlamaCppStage(device, Shard("m", 0, 2, 3), checkpoint, options, lambda _: None) for _ in range(2)]
-  together = decoded(stages[0], ids, iter(steps))
-  alone = decoded(stages[1], ids, ([sequence] for sequence in range(9) for _ in range(asked[sequence])))
-  for sequence, rows in together.items():
-    for one, other in zip(rows, alone[sequence], strict=True):
-      assert np.array_equal(one, other)
-  shared = [device.widest(stage) for stage in stages]
-  print(f"{encoding}: {shared[0]} rows share a call")
-  assert shared[0] >= shared[1] == 1
-  for stage in stages:
-    stage.close()
-
-
-def test_issue_19_a_width_is_admitted_by_results_alone() -> None:
-  calls = SharedCalls(True)
-  assert calls.to_try(1) == 0 and calls.to_try(5) == 2
-  calls.tried(2, True)
-  assert (calls.widest, calls.to_try(2)) == (1, 2)
-  calls.tried(2, True)
-  assert (calls.widest, calls.to_try(2), calls.to_try(3)) == (2, 0, 3)
-  calls.tried(3, False)
-  assert (calls.widest, calls.to_try(64)) == (2, 0)
-  assert SharedCalls(False).to_try(8) == 0

@@ -15,7 +15,7 @@ from exo.api.chat_run import ChatChoice, ChatDelta, ChatRun, chat_run
 from exo.api.errors import json_response
 from exo.api.schema import read_body
 from exo.api.sse import event_stream
-from exo.api.text_run import fingerprint, shown_logprob
+from exo.api.text_run import identity, shown_logprob
 from exo.inference.whole_characters import whole_characters
 from exo.orchestration.model_catalog import ModelInfo
 from exo.orchestration.node import Node
@@ -38,10 +38,7 @@ async def chat_completions(request: web.Request, node: Node) -> web.StreamRespon
 
 
 def _envelope(run: ChatRun, kind: str) -> dict[str, Any]:
-  return {
-      "id": run.id, "object": kind, "created": run.created, "model": run.model.id,
-      "system_fingerprint": fingerprint(run.model)
-  }
+  return {"id": run.id, "object": kind, "created": run.created, "model": run.model.id} | identity(run.model, run.exact)
 
 
 def _choice(run: ChatRun, index: int, choice: ChatChoice, logprobs: bool) -> dict[str, Any]:

@@ -96,6 +96,10 @@ class ChatRun:
     return self._run.notices()
 
   @property
+  def exact(self) -> bool:
+    return self._run.exact
+
+  @property
   def prompt_tokens(self) -> int:
     return self._run.prompt_tokens
 

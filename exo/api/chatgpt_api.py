@@ -30,6 +30,7 @@ from exo.api import (
 from exo.api.caller import TrustedProxies
 from exo.api.connections import ConnectionTable
 from exo.api.errors import error_middleware, json_response
+from exo.api.exact import add_exact
 from exo.api.guard import Guard
 from exo.api.keys import ApiKeys, ApiKeyStore
 from exo.api.protocol import ApiProtocol
@@ -73,6 +74,7 @@ class ChatGPTAPI:
     ]
     self.app = web.Application(middlewares=middlewares, client_max_size=MAX_BODY_BYTES)
     self.app.on_response_prepare.append(add_request_id)
+    self.app.on_response_prepare.append(add_exact)
     self.app.on_response_prepare.append(self._guard.add_cors_headers)
     self._add_routes()
 

@@ -15,7 +15,7 @@ from exo.api.asked_model import asked_model
 from exo.api.errors import json_response
 from exo.api.schema import CompletionRequest, read_body
 from exo.api.sse import EventStream, event_stream
-from exo.api.text_run import TextRun, fingerprint, new_id, shown_logprob, text_run
+from exo.api.text_run import TextRun, identity, new_id, shown_logprob, text_run
 from exo.errors import InvalidRequestError
 from exo.inference.detokenizer import text_before
 from exo.inference.sampling import TokenLogprob
@@ -164,10 +164,8 @@ async def _one(job: _Job, prompt: list[int], number: int) -> tuple[TextRun, list
 
 
 def _envelope(job: _Job) -> dict[str, Any]:
-  return {
-      "id": job.id, "object": "text_completion", "created": job.created, "model": job.model.id,
-      "system_fingerprint": fingerprint(job.model)
-  }
+  return {"id": job.id, "object": "text_completion", "created": job.created, "model": job.model.id
+          } | identity(job.model, job.body.is_exact(job.node.config.exact, job.node.config.default_temp))
 
 
 async def _streamed(

@@ -41,6 +41,7 @@ def ring_json(node: Node) -> dict[str, Any]:
       "node_id": node.node_id,
       "active_node_id": view.active_node_id,
       "default_model": node.config.default_model,
+      "exact": node.config.exact,
       "nodes": {n.node_id: _node_json(n)
                 for n in view.nodes},
       "links": [{"nodes": list(link.node_ids), "rtt_ms": round(link.rtt_ms, 2), "interface": link.interface}

@@ -9,7 +9,9 @@ from aiohttp import web
 from msgspec import Meta, Struct
 
 from exo.api.aside import LARGE, aside
+from exo.api.exact import is_exact
 from exo.errors import InvalidRequestError
+from exo.inference.exactness import ExactMode
 from exo.inference.sampling import SamplingParams
 
 MAX_N = 8
@@ -83,6 +85,10 @@ class SamplingFields(Struct, kw_only=True):
         raise InvalidRequestError(f"logit_bias: {value} for token {key} is not from -100 to 100", "logit_bias")
       out[int(key)] = value
     return out
+
+  def is_exact(self, mode: ExactMode, default_temperature: float) -> bool:
+    """See `exact.is_exact`."""
+    return is_exact(mode, default_temperature if self.temperature is None else self.temperature, self.seed)
 
   def sampling(
       self,

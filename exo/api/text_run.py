@@ -71,6 +71,11 @@ class TextRun:
     return self.generation.pending
 
   @property
+  def exact(self) -> bool:
+    """As in `Request`."""
+    return self.generation.spec.exact
+
+  @property
   def prompt_tokens(self) -> int:
     return len(self.generation.spec.prompt_ids)
 
@@ -132,7 +137,8 @@ async def text_run(
       n,
       prompt_logprobs,
       share=who.label,
-      cache_salt=who.cache_salt
+      cache_salt=who.cache_salt,
+      exact=fields.is_exact(node.config.exact, node.config.default_temp)
   )
   with node.activity.request(spec.request_id, model.id, title, len(prompt_ids), n) as watched:
     async with node.generation(spec, model) as generation:
@@ -154,5 +160,6 @@ def shown_logprob(value: float) -> float:
   return min(0.0, max(LEAST_LOGPROB, value))
 
 
-def fingerprint(model: ModelInfo) -> str:
-  return f"fp_{model.fingerprint[:10]}"
+def identity(model: ModelInfo, exact: bool) -> dict[str, Any]:
+  """What of an answer's head says how it came about."""
+  return {"system_fingerprint": f"fp_{model.fingerprint[:10]}", "exo": {"exact": exact}}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 from exo import __version__
 from exo.errors import ConfigError
 from exo.inference.engine_names import engine_names
+from exo.inference.exactness import ExactMode
 from exo.inference.kv_type import KV_TYPES, KvType
 from exo.inference.quantize import Quantize
 from exo.topology.placements import strategy_names
@@ -96,6 +98,13 @@ def build_parser() -> argparse.ArgumentParser:
       metavar="K[:V]",
       help=
       f"with llama_cpp, how keys and values are kept: {', '.join(KV_TYPES)} (default q8_0:f16 where a model's heads allow it, else f16)"
+  )
+  node.add_argument(
+      "--exact",
+      choices=get_args(ExactMode),
+      help=
+      "requests to this node whose tokens are computed so that they depend on nothing but the request, whatever else runs: those with "
+      "temperature 0 or a seed, all, or none, which is faster where many run at once (default seeded)"
   )
   node.add_argument(
       "--placement",

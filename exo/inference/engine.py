@@ -16,7 +16,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from exo.errors import UnsupportedModelError
+from exo.errors import EngineError, UnsupportedModelError
+from exo.inference.exactness import CAREFUL, Exactness
 from exo.inference.shard import Shard
 
 if TYPE_CHECKING:
@@ -40,13 +41,15 @@ class BatchEntry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
   """`n_tokens` consecutive tokens of one sequence, the first of them at `position`.
 
   `position` equals the number of tokens that the sequence's KV cache holds at this stage. `far` is the same for all entries of
-  a sequence: it may become longer than `StageMemory.near_context`.
+  a sequence: it may become longer than `StageMemory.near_context`. So is `exact`: its numbers must be those that it has alone, as
+  `Exactness` says; others may be computed in any company.
   """
   sequence: Count
   position: Count
   n_tokens: Annotated[int, msgspec.Meta(ge=1)]
   logits: LogitsOf
   far: bool = False
+  exact: bool = True
 
   @property
   def logit_rows(self) -> int:
@@ -116,6 +119,17 @@ class LoadOptions:
   device: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Study:
+  """Finds out about a stage's exactness in a process of its own, which takes `n_bytes`. `key` is the same for stages that compute alike.
+
+  `run` blocks for up to minutes, in any thread, and ends with an `EngineError` soon after `is_unwanted()` says so. Raises `EngineError`.
+  """
+  key: str
+  n_bytes: int
+  run: Callable[[Callable[[], bool]], Exactness]
+
+
 class StageModel(ABC):
   """A loaded shard with the KV cache of its sequences.
 
@@ -132,6 +146,19 @@ class StageModel(ABC):
   @abstractmethod
   def memory(self) -> StageMemory:
     """Constant after loading."""
+
+  @property
+  def exactness(self) -> Exactness:
+    """What is known now of calls that give the same bits; `learn` may tell more of them."""
+    return CAREFUL
+
+  def to_study(self) -> Study | None:
+    """How more can be found out about that; None where nothing is left to be found out."""
+    return None
+
+  def learn(self, exactness: Exactness) -> None:
+    """What came of `to_study`, now or when such a stage was loaded before. Raises `EngineError`."""
+    raise EngineError("there is nothing to learn here")
 
   @abstractmethod
   def step(self, batch: Batch) -> npt.NDArray[Any]:

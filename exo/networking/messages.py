@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from exo.inference.engine import BatchEntry, Count, TokenIds
+from exo.inference.exactness import CAREFUL, Exactness
 from exo.inference.sampling import SamplingParams, TokenLogprob
 from exo.model_file import ModelFile
 from exo.networking.model_messages import (
@@ -29,7 +30,7 @@ from exo.networking.model_messages import (
 from exo.networking.peer_messages import Heartbeat, Hello
 from exo.topology.ring_plan import RingPlan
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 # of frames and results from other nodes: numbers that can be reckoned with, and no more of them than any step has
 StageMs = Annotated[tuple[Annotated[float, msgspec.Meta(ge=0, le=1e9)], ...], msgspec.Meta(max_length=2048)]
 MOST_OF_A_STEP = msgspec.Meta(max_length=2**16)
@@ -51,7 +52,7 @@ class Request:
   those that made them, one token each but for those in `replay_wide`, and nothing is sampled until they are through. With
   `embed` nothing is generated: the answer is the mean of the prompt's final hidden states. `share` is the label under which
   its client waits, by itself a number that tells nothing of it; empty from nodes that know none. Caches are reused between
-  requests of the same `cache_salt` alone.
+  requests of the same `cache_salt` alone. `exact`: the bits of its tokens depend on itself alone (`Exactness`).
   """
   request_id: str
   entry_node: str
@@ -66,6 +67,7 @@ class Request:
   replay_wide: tuple[WideStep, ...] = ()
   share: str = ""
   cache_salt: str = ""
+  exact: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,15 @@ class PlanOpened:
   max_context: int
   max_drafting: int
   lease_tokens: int
+  exactness: Exactness = CAREFUL
+
+
+@dataclass(frozen=True, slots=True)
+class ExactnessFound:
+  """To the first stage of an open plan, from its stage number `stage`: what that one has found out since it was opened."""
+  plan_id: str
+  stage: int
+  exactness: Exactness
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +312,8 @@ class TokenDelivery(msgspec.Struct, frozen=True):
 
 Message = (
     Hello | Heartbeat | OpenPlan | PlanOpened | ClosePlan | Submit | Cancel | Failure | Done | RequestFailed | Frame
-    | Absolve | GiveWay | ShrinkLease | GrowLease | Lease | StepResult | StepFailed | TokenDelivery | FindModel
+    | Absolve | GiveWay | ShrinkLease | GrowLease | Lease | ExactnessFound | StepResult | StepFailed | TokenDelivery
+    | FindModel
     | ModelFound | FindBlocks | BlocksFound
     | ReadRange
     | RangeData | DownloadNews | ListModels | ModelsListed

@@ -107,9 +107,10 @@ class EntryDesk:
 
   async def _submit(self, generation: Generation, message: OpenPlan) -> None:
     self._running.pop(generation.ring_id, None)
-    requests = generation.begin(message.plan, self._node_id)
+    spec, requests = generation.spec, generation.begin(message.plan, self._node_id)
     self._running[generation.ring_id] = generation
-    log(1, "request %s: %d prompt tokens on %s", generation.ring_id, len(generation.spec.prompt_ids), message.plan)
+    exact = "exact" if spec.exact else "in any company"
+    log(1, "request %s: %d prompt tokens on %s, %s", generation.ring_id, len(spec.prompt_ids), message.plan, exact)
     first = message.plan.first.node_id
     for request in requests:
       if request.replay_ids:

@@ -28,6 +28,7 @@ class GenerationSpec:
   embed: bool = False
   share: str = ""
   cache_salt: str = ""
+  exact: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,8 @@ class Generation:
             embed=spec.embed,
             replay_wide=tuple(self._wide[choice]),
             share=spec.share,
-            cache_salt=spec.cache_salt
+            cache_salt=spec.cache_salt,
+            exact=spec.exact
         ) for choice in sorted(self._computing)
     ]
 

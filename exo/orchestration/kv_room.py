@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from exo.inference.exactness import Exactness
 from exo.orchestration.prefix_cache import Match, PrefixCache
 from exo.orchestration.sequence import RunningSequence
 
@@ -23,7 +24,7 @@ class Limits:
 
   `lease_tokens` are those that caches may hold at first, None for all that they ever may, `max_kv_tokens`.
   `max_drafting` is the number of sequences of one step that may have drafts verified, 0 for no speculation; `near_context` is as in
-  `StageMemory`.
+  `StageMemory`. `exactness` is each stage's.
   """
   max_sequences: int
   max_kv_tokens: int
@@ -35,6 +36,7 @@ class Limits:
   max_drafting: int = 0
   near_context: int = 0
   lease_tokens: int | None = None
+  exactness: tuple[Exactness, ...] = (Exactness(), )
 
   @property
   def first_lease(self) -> int:
@@ -48,6 +50,7 @@ class KvRoom:
   """
   def __init__(self, limits: Limits, running: Mapping[int, RunningSequence]) -> None:
     self.limits, self._running = limits, running
+    self.most_step = limits.step_tokens  # tokens that one may add
     self.kept = PrefixCache()
     self.reserved = 0
     self._drops: list[int] = []
@@ -94,7 +97,8 @@ class KvRoom:
     self.reserved -= sequence.reserved
     number = sequence.number
     if keep and self.limits.keep_caches:
-      gone = self.kept.keep(number, sequence.tokens[:sequence.computed], sequence.salt)
+      made = min(sequence.as_prompt, sequence.computed)
+      gone = self.kept.keep(number, sequence.tokens[:sequence.computed], sequence.salt, made)
       self._ends = [n for n in (*self._ends, number) if n not in gone]
       self._drops.extend(gone)
       self.make_room(0)  # what was its own while it ran is not any more
@@ -108,7 +112,7 @@ class KvRoom:
     """
     source, length = (match.sequence, match.length) if match else (0, 0)
     kept = source in self.kept
-    tokens = length + min(needed - length, self.limits.step_tokens)
+    tokens = length + min(needed - length, self.most_step)
     tail = self.kept.length(source) - length if kept else 0
     if kept and tail <= max(_SHORT_TAIL, length // _COPIES_PER_TOKEN) and not sources:
       return self._take_over(source, length, tokens)
@@ -137,7 +141,7 @@ class KvRoom:
     """KV tokens that the caches hold, and that one more step may add."""
     running = sum(s.computed for s in self._running.values())
     growth = sum(s.reserved - s.computed for s in self._running.values())
-    return running + min(growth, self.limits.step_tokens) + self.kept.tokens
+    return running + min(growth, self.most_step) + self.kept.tokens
 
   def make_room(self, tokens: int, but: Collection[int] = ()) -> None:
     """Forget kept caches, the least recently used first, until so many more tokens would fit."""

@@ -57,6 +57,7 @@ from exo.tasks import TaskOwner
 from exo.topology.loaded_for import LoadedFor
 from exo.topology.placements import Strategy
 from exo.topology.topology import Topology
+from exo.worker.studies import Studies
 from exo.worker.worker import Worker
 
 _MB = 2**20
@@ -82,7 +83,7 @@ class Node:
     offered = hello.capabilities.memory * _MB
     rehearse = mesh.rehearse if config.awake_cores == "auto" else None
     self.plans = PlanHost(
-        hello.node_id, self.workers, StageFiles(catalog),
+        hello.node_id, self.workers, StageFiles(catalog), Studies(config.state_dir),
         self.send, self.call, rehearse, self.meter, config.speculation == "auto",
         AwakeCores(config.awake_cores == "auto"), config.queue_timeout, lambda node_id: node_id in mesh.peers()
     )

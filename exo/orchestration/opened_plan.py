@@ -30,17 +30,18 @@ class RunningStage:
     memory = self.loaded.model.memory
     return PlanOpened(
         self.runner.plan.plan_id, memory.max_kv_tokens, memory.max_sequences, memory.max_context, memory.max_drafting,
-        self.worker.lease(self.loaded.model)
+        self.worker.lease(self.loaded.model), self.loaded.model.exactness
     )
 
 
 @dataclass
 class OpenedPlan:
-  """A plan of which this node has `stages`: those that are loaded, by their place in the plan."""
+  """A plan of which this node has `stages`: those that are loaded, by their place in the plan; `studies` find out more about them."""
   plan: RingPlan
   stages: dict[int, RunningStage] = field(default_factory=dict)
   driver: PlanDriver | None = None
   used_at: float = field(default_factory=time.monotonic)
+  studies: list[asyncio.Task[None]] = field(default_factory=list)
 
   @property
   def idle(self) -> bool:

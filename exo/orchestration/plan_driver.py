@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from exo.errors import BadNumbersError, ExoError, NoRoomError
+from exo.inference.exactness import Exactness
 from exo.log import enabled, log
 from exo.networking.messages import Frame, Message, Request, StepFailed, StepResult
 from exo.networking.peer_messages import PlanPace, PlanRoom
@@ -41,6 +42,11 @@ class PlanDriver:
     self._closed = False
     self._run = 1
     self.pace = Pace(scheduler.limits.stages, scheduler.chunks)
+
+  def learn(self, stage: int, exactness: Exactness) -> None:
+    """A stage has found out more about its calls."""
+    self.scheduler.learn(stage, exactness)
+    log(1, "plan %s is exact with %s", self.plan.plan_id, self.scheduler.exactness)
 
   @property
   def idle(self) -> bool:

@@ -28,6 +28,7 @@ from exo.networking.messages import (
     Absolve,
     Cancel,
     ClosePlan,
+    ExactnessFound,
     Failure,
     Frame,
     Message,
@@ -57,6 +58,7 @@ from exo.orchestration.worker_desk import WorkerDesk
 from exo.tasks import TaskOwner
 from exo.topology.ring_plan import RingPlan
 from exo.worker.shard_loader import LoadedShard
+from exo.worker.studies import Studies
 from exo.worker.worker import Worker
 
 Send = Callable[[str, Message], None]
@@ -65,12 +67,13 @@ Send = Callable[[str, Message], None]
 class PlanHost:
   """Opens, serves and closes plans on the workers of one node."""
   def __init__(
-      self, node_id: str, workers: Sequence[Worker], files: StageFiles, send: Send, call: Call,
+      self, node_id: str, workers: Sequence[Worker], files: StageFiles, studies: Studies, send: Send, call: Call,
       rehearse: Callable[[str], None] | None, meter: Meter, speculate: bool, awake: AwakeCores, most_wait_s: float,
       is_linked: Callable[[str], bool]
   ) -> None:
     self._node_id, self.workers = node_id, tuple(workers)
     self._send, self._rehearse, self._meter, self._awake = send, rehearse, meter, awake
+    self._studies = studies
     self._most_wait_s, self._is_linked = most_wait_s, is_linked
     self._open: dict[str, OpenedPlan] = {}
     self._opening: dict[tuple[str, int], Opening] = {}  # what is being loaded now, by plan and stage
@@ -166,6 +169,11 @@ class PlanHost:
   async def _open_stage(self, desk: WorkerDesk, message: OpenPlan) -> PlanOpened:
     plan, index = message.plan, message.stage
     loaded = await desk.open(message)
+    try:
+      await self._studies.recall(desk.worker, loaded.model)
+    except BaseException:
+      await desk.worker.unload(loaded.model)
+      raise
     runner = StageRunner(
         plan, index, loaded.model, desk.worker, self._send, self._meter, self, self._awake, loaded.grammars
     )
@@ -173,9 +181,18 @@ class PlanHost:
     opened = self._open.setdefault(plan.plan_id, OpenedPlan(plan))
     opened.stages[index] = stage
     log(1, "stage %d of plan %s is open here: %s", index, plan.plan_id, plan)
+    if loaded.model.to_study() is not None:
+      opened.studies.append(self._tasks.spawn(self._study(stage), f"study stage {index} of {plan.plan_id}"))
     if self.residents.replaces(plan):
       self._tasks.spawn(self.residents.retire(plan), f"retire plans of {plan.model_id}")
     return stage.limits
+
+  async def _study(self, stage: RunningStage) -> None:
+    """Find out more about a stage, and let the plan's first stage know."""
+    runner = stage.runner
+    found = await self._studies.run(stage.worker, runner.model, lambda: not self.idle)
+    if found is not None:
+      self._send(runner.plan.first.node_id, ExactnessFound(runner.plan.plan_id, runner.index, found))
 
   # the first stage's part
 
@@ -293,6 +310,8 @@ class PlanHost:
           log(2, "ignored a failure of plan %s from %s", message.plan_id, sender)
           return
         opened.driver.on_failure(message)
+      case ExactnessFound():
+        self._on_exactness(sender, message)
       case Cancel():
         self._cancel(sender, message)
       case ClosePlan():
@@ -302,6 +321,15 @@ class PlanHost:
           desk.ailments.absolve(message.fingerprint, sender)
       case _:
         log(2, "ignored a %s from %s", type(message).__name__, sender)
+
+  def _on_exactness(self, sender: str, message: ExactnessFound) -> None:
+    opened = self._open.get(message.plan_id)
+    stages = () if opened is None else opened.plan.stages
+    if opened is None or opened.driver is None or message.stage >= len(stages) or stages[message.stage
+                                                                                         ].node_id != sender:
+      log(2, "ignored what %s has found out about a stage of plan %s", sender, message.plan_id)
+      return
+    opened.driver.learn(message.stage, message.exactness)
 
   def _on_frame(self, sender: str, frame: Frame) -> None:
     opened = self._open.get(frame.plan_id)
@@ -420,6 +448,8 @@ class PlanHost:
     opened = self._open.pop(plan_id, None)
     if opened is None:
       return
+    for study in opened.studies:
+      study.cancel()
     async with AsyncExitStack() as at_end:  # each of them, also when another fails
       for stage in opened.stages.values():
         at_end.push_async_callback(stage.runner.close)

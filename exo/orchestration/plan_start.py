@@ -161,7 +161,8 @@ class PlanStart:
         max_context=min(o.max_context for o in opened),
         stages=len(opened),
         max_drafting=min(o.max_drafting for o in opened) if self._speculate else 0,
-        lease_tokens=min(o.lease_tokens for o in opened)
+        lease_tokens=min(o.lease_tokens for o in opened),
+        exactness=tuple(o.exactness for o in opened)
     )
 
   async def _open_stage(self, index: int, message: OpenPlan) -> PlanOpened:

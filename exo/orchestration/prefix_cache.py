@@ -5,7 +5,7 @@ Pure bookkeeping of the plan's first stage: the stages are told in frames what t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,9 +18,17 @@ MIN_REUSED = 16
 
 @dataclass(frozen=True, slots=True)
 class Match:
-  """A sequence whose cache begins like a prompt, for `length` tokens."""
+  """A sequence whose cache begins like a prompt, for `length` tokens, the first `as_prompt` of which are as in `RunningSequence`."""
   sequence: int
   length: int
+  as_prompt: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+  tokens: Tokens
+  salt: str
+  as_prompt: int
 
 
 def common_prefix(a: Tokens, b: Tokens) -> int:
@@ -33,8 +41,7 @@ def common_prefix(a: Tokens, b: Tokens) -> int:
 class PrefixCache:
   """Kept sequences, the least recently used first. One of another salt is as if it were not there."""
   def __init__(self) -> None:
-    self._kept: dict[int, Tokens] = {}
-    self._salts: dict[int, str] = {}
+    self._kept: dict[int, _Kept] = {}
     self.tokens = 0
 
   def __len__(self) -> int:
@@ -47,41 +54,46 @@ class PrefixCache:
     return sequence in self._kept
 
   def length(self, sequence: int) -> int:
-    return len(self._kept[sequence])
+    return len(self._kept[sequence].tokens)
 
-  def keep(self, sequence: int, tokens: Sequence[int], salt: str) -> list[int]:
-    """Keep a sequence's cache, which holds these tokens. Returns what need not be kept: itself, or what it covers."""
+  def keep(self, sequence: int, tokens: Sequence[int], salt: str, as_prompt: int = 0) -> list[int]:
+    """Keep a sequence's cache, which holds these tokens, the first `as_prompt` of them as in `RunningSequence`.
+
+    Returns what need not be kept: itself, or what it covers.
+    """
     new = np.asarray(tokens, np.int32)
     if len(new) < MIN_REUSED:
       return [sequence]
     covered = []
     for other, held in self._of(salt):
-      common = common_prefix(new, held)
-      if common == len(new):
+      common = common_prefix(new, held.tokens)
+      if common == len(new) and min(common, held.as_prompt) >= as_prompt:
         return [sequence]
-      if common == len(held):
+      if common == len(held.tokens) and as_prompt >= held.as_prompt:
         covered.append(other)
     for other in covered:
       self.remove(other)
-    self._kept[sequence], self._salts[sequence] = new, salt
+    self._kept[sequence] = _Kept(new, salt, as_prompt)
     self.tokens += len(new)
     return covered
 
-  def _of(self, salt: str) -> Iterator[tuple[int, Tokens]]:
-    return ((sequence, held) for sequence, held in self._kept.items() if self._salts[sequence] == salt)
+  def _of(self, salt: str) -> Iterator[tuple[int, _Kept]]:
+    return ((sequence, held) for sequence, held in self._kept.items() if held.salt == salt)
 
-  def match(self, prompt: Tokens, salt: str) -> Match | None:
-    """The kept sequence with the longest prefix in common; None where none is worth it."""
-    best = max(((common_prefix(prompt, held), sequence) for sequence, held in self._of(salt)), default=(0, 0))
-    return Match(best[1], best[0]) if best[0] >= MIN_REUSED else None
+  def match(self, prompt: Tokens, salt: str, usable: Callable[[int, int], int]) -> Match | None:
+    """The kept sequence with most to begin with: `usable` of so many tokens in common, so many of them as in `Match`. None where
+    none is worth it."""
+    found = [(usable(common_prefix(prompt, held.tokens), held.as_prompt), sequence)
+             for sequence, held in self._of(salt)]
+    length, sequence = max(found, default=(0, 0))
+    return Match(sequence, length, min(length, self._kept[sequence].as_prompt)) if length >= MIN_REUSED else None
 
   def touch(self, sequence: int) -> None:
     """It was used just now."""
     self._kept[sequence] = self._kept.pop(sequence)
 
   def remove(self, sequence: int) -> None:
-    self.tokens -= len(self._kept.pop(sequence))
-    del self._salts[sequence]
+    self.tokens -= len(self._kept.pop(sequence).tokens)
 
   def oldest(self, but: Collection[int] = ()) -> int | None:
     """The least recently used sequence, those in `but` not counted."""

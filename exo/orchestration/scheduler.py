@@ -12,12 +12,14 @@ sequence may be in every step in flight.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from exo.inference.engine import BatchEntry, LogitsOf
+from exo.inference.exactness import Exactness
 from exo.networking.messages import EMPTY_TOKEN_IDS, Request, SequenceOpen, SequenceToken
 from exo.orchestration.admission import Admission
 from exo.orchestration.drafter import Drafter
@@ -49,6 +51,7 @@ class Scheduler:
   chunks: PromptChunks = field(init=False)
   room: KvRoom = field(init=False)
   admission: Admission = field(init=False)
+  exactness: Exactness = field(init=False)
   _line: WaitingLine = field(init=False)
   _prompt_turns: FairClock = field(default_factory=FairClock)
   _running: dict[int, RunningSequence] = field(default_factory=dict)
@@ -63,6 +66,17 @@ class Scheduler:
     self.room = KvRoom(self.limits, self._running)
     self.admission = Admission(self.room, self._running)
     self._line = self.admission.line
+    self._learn_exactness(self.limits.exactness)
+
+  def learn(self, stage: int, exactness: Exactness) -> None:
+    """A stage has found out more about its calls."""
+    of = self.limits.exactness
+    self._learn_exactness((*of[:stage], exactness, *of[stage + 1:]))
+
+  def _learn_exactness(self, of_stages: tuple[Exactness, ...]) -> None:
+    self.limits = replace(self.limits, exactness=of_stages)
+    self.exactness = Exactness.of_all(of_stages)
+    self.room.most_step = max(self.limits.step_tokens, self.exactness.most_piece)
 
   @property
   def waiting(self) -> int:
@@ -189,19 +203,23 @@ class Scheduler:
       if len(self._in_flight) > self._prompt_steps:
         return
     elif limits.stages > 1:
-      # leave some for the other frames, so that every stage has work at once
-      ready = ready[:-(-decoding // limits.stages)]
+      # leave some for the other frames, so that every stage has work at once; whoever has waited longest comes first
+      ready.sort(key=lambda s: (s.stepped, s.generated))
+      ready = ready[:self._share(ready, -(-decoding // limits.stages))]
     ready = ready[:limits.step_tokens]
     may_draft = 0 < len(ready) <= limits.max_drafting and not prompts and not replaying
     room = limits.step_tokens - len(ready)
     for sequence in ready:
       drafts: list[int] = []
       if may_draft:
-        left = min(self.admission.needed(sequence.request) - len(sequence.tokens) - 1, room)
+        left = min(
+            self.admission.needed(sequence.request) - len(sequence.tokens) - 1, room, self._most_drafts(sequence)
+        )
         drafts = self.drafter.propose(sequence, left)
         room -= len(drafts)
       token_ids = [sequence.tokens[sequence.computed], *drafts]
       draft.add(sequence, token_ids, LogitsOf.ALL if drafts else LogitsOf.LAST)
+      sequence.stepped = self._next_step
       sequence.computed += 1
     for sequence in replaying:
       again, stay = sequence.replay_step()
@@ -211,6 +229,15 @@ class Scheduler:
       draft.add(sequence, again, LogitsOf.NONE)
       sequence.computed += stay
       sequence.cut = stay < len(again)
+
+  def _share(self, ready: list[RunningSequence], share: int) -> int:
+    """Of those that are ready: where each call has room for few, so many that the last call of a stage is full, too."""
+    rows = self.exactness.decode_rows
+    return share - share % rows if 0 < rows < share and all(s.request.exact for s in ready) else share
+
+  def _most_drafts(self, sequence: RunningSequence) -> int:
+    rows = self.exactness.draft_rows
+    return rows - 1 if rows and sequence.request.exact else sys.maxsize
 
   def _add_prompts(self, draft: StepDraft, budget: int, alone: bool) -> None:
     begun = [s for s in self._running.values() if s.prompt_left]
@@ -222,22 +249,24 @@ class Scheduler:
     if alone:
       budget = min(budget, self._chunk_alone())
     begun.sort(key=lambda s: self._prompt_turns.had(share_of(s.request)))
-    for sequence in begun:
-      budget -= self._chunk(sequence, budget, draft)
+    least = 0
+    for sequence in begun:  # the first one goes on, however large the pieces are that it must be computed in
+      taken = self._chunk(sequence, budget, draft, must=not least)
+      budget, least = budget - taken, least + taken
     while budget >= 2 and (admitted := self._admit(draft)) is not None:
-      budget -= self._chunk(admitted, budget, draft)
+      taken = self._chunk(admitted, budget, draft, must=not least)
+      budget, least = budget - taken, least + taken
 
-  def _chunk(self, sequence: RunningSequence, budget: int, draft: StepDraft) -> int:
-    """Put the next part of a prompt into the step; returns the tokens that it took.
+  def _chunk(self, sequence: RunningSequence, budget: int, draft: StepDraft, must: bool) -> int:
+    """Put the next part of a prompt into the step; returns the tokens that it took: 0 where no part fits, unless it `must`.
 
-    No part is of one token (unless the whole prompt is): one token alone takes other kernels, whose results differ in
-    the last bits, and a prompt must not depend on what ran beside it.
+    It ends where a part may: a prompt does not depend on what ran beside it.
     """
-    left = sequence.prompt_left
-    count = min(left, budget)
-    if left - count == 1:
-      count = count - 1 if count > 2 else 0
-    if count < min(2, left):
+    left, exactness = sequence.prompt_left, self.exactness
+    count = exactness.piece(sequence.computed, left, budget)
+    if not count and must and budget > 0:
+      count = exactness.smallest(sequence.computed, left)
+    if not count:
       return 0
     last = count == left and not sequence.request.replay_ids
     if sequence.request.embed:
@@ -273,6 +302,7 @@ class Scheduler:
         number, request, needed, [*request.prompt_ids, *request.replay_ids], self._next_step, length,
         self.admission.is_far(request)
     )
+    sequence.as_prompt = self._as_prompt(sequence, match)
     self._running[number] = sequence
     self.room.reserved += needed
     told = replace(
@@ -290,17 +320,33 @@ class Scheduler:
     whole = request.prompt_logprobs is not None or request.embed  # every token's result is wanted
     if whole or request.request_id in self._computed_anew or not self.limits.keep_caches:
       return None, False
-    prompt, salt = np.asarray(request.prompt_ids[:-2], np.int32), salt_of(request, self.admission.is_far(request))
-    best, soon = self.room.kept.match(prompt, salt), 0
+    exactness = self.exactness
+    kept_back = exactness.least_piece if request.exact else 2
+    prompt, salt = np.asarray(request.prompt_ids[:-kept_back],
+                              np.int32), salt_of(request, self.admission.is_far(request))
+
+    def usable(common: int, as_prompt: int) -> int:
+      return exactness.whole(min(common, as_prompt)) if request.exact else common
+
+    best, soon = self.room.kept.match(prompt, salt, usable), 0
     for sequence in self._running.values():
       if sequence.salt != salt:
         continue
       common = common_prefix(prompt, np.asarray(sequence.request.prompt_ids, np.int32))
-      ready = min(common, draft.settled.get(sequence.number, 0))
+      ready = usable(min(common, draft.settled.get(sequence.number, 0)), sequence.as_prompt)
       if ready >= MIN_REUSED and (best is None or ready > best.length):
-        best = Match(sequence.number, ready)
-      soon = max(soon, common)
+        best = Match(sequence.number, ready, min(ready, sequence.as_prompt))
+      soon = max(soon, usable(common, sequence.as_prompt))
     return best, soon >= MIN_REUSED + (best.length if best else 0)
+
+  def _as_prompt(self, sequence: RunningSequence, match: Match | None) -> int:
+    """See `RunningSequence`. What ends within a piece is computed otherwise where more follows."""
+    exactness = self.exactness
+    if match is not None and (match.as_prompt < match.length or exactness.whole(match.length) < match.length):
+      return match.as_prompt
+    if exactness.as_prompt and (sequence.request.exact or not exactness.decode_rows):
+      return sys.maxsize  # what is decoded, too
+    return exactness.whole(sequence.prompt_tokens)
 
   # results
 

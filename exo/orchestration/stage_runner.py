@@ -22,7 +22,7 @@ from exo.errors import (
     in_words,
     to_wire,
 )
-from exo.inference.engine import Activation, Batch, BatchEntry, LogitsOf, StageModel
+from exo.inference.engine import Activation, Batch, LogitsOf, StageModel
 from exo.inference.grammar import GrammarCompiler
 from exo.log import enabled, log
 from exo.networking.messages import (
@@ -317,7 +317,8 @@ class StageRunner:
       if not going or trouble.failures:
         return
       entries = tuple(
-          BatchEntry(t.sequence, begun[t.sequence].position + k, 1, LogitsOf.LAST, begun[t.sequence].far) for t in going
+          structs.replace(e, position=e.position + k, n_tokens=1, logits=LogitsOf.LAST)
+          for e in (begun[t.sequence] for t in going)
       )
       fresh, more = self._sample(Batch(entries, np.array([t.token_id for t in going], np.int32)), trouble)
       tokens.extend(fresh)

@@ -40,5 +40,7 @@ class StepDraft:
     if sequence.cut:
       self.truncates.append((sequence.number, sequence.computed))
       sequence.cut = False
-    self.entries.append(BatchEntry(sequence.number, sequence.computed, len(token_ids), logits, sequence.far))
+    self.entries.append(
+        BatchEntry(sequence.number, sequence.computed, len(token_ids), logits, sequence.far, sequence.request.exact)
+    )
     self.tokens.extend(token_ids)

@@ -108,6 +108,8 @@ def _packed(dims: tuple[int, ...], encoding: str, seed: int) -> npt.NDArray[np.u
   """Blocks of any codes under small scales, (rows, bytes of a row)."""
   if encoding == "F16":
     return _floats(dims, seed).astype(np.float16).view(np.uint8)
+  if encoding == "BF16":
+    return (_floats(dims, seed).view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
   rows, columns = dims
   block, size = BLOCKS.get(encoding) or UNREAD_BLOCKS[encoding]
   data = np.random.default_rng(seed).integers(0, 256, (rows, row_bytes(encoding, columns)), np.uint8)

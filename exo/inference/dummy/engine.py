@@ -19,6 +19,7 @@ import numpy.typing as npt
 from exo.errors import EngineError
 from exo.inference.dummy.checkpoint import BOS, EOS, VOCAB_SIZE
 from exo.inference.engine import Batch, InferenceEngine, LoadOptions, StageMemory, StageModel, gather_logit_rows
+from exo.inference.exactness import Exactness
 from exo.inference.kv_budget import KvBudget
 from exo.inference.shard import Shard
 from exo.inference.stage_base import StageBase
@@ -47,6 +48,10 @@ class DummyStage(StageBase):
         shard.layer_count, budget.token_bytes, budget.tokens(0), options.max_sequences, budget.max_context
     )
     super().__init__(shard, memory, _HIDDEN, vocab_size)
+
+  @property
+  def exactness(self) -> Exactness:
+    return Exactness()
 
   def step(self, batch: Batch) -> npt.NDArray[Any]:
     hidden = self._computed(batch, self._hidden)

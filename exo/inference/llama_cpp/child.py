@@ -14,6 +14,7 @@ import numpy.typing as npt
 from exo.child_process import serve
 from exo.errors import EngineError
 from exo.inference.engine import BatchEntry
+from exo.inference.exactness import Exactness
 from exo.inference.kv_type import KvType
 from exo.inference.llama_cpp.binding import load_library
 from exo.inference.llama_cpp.child_stage import ChildStage
@@ -51,6 +52,9 @@ class Child:
     out = memory.view(out_at, 4 * out_rows * out_columns).view(np.float32).reshape(out_rows, out_columns)
     stage.step(msgspec.convert(entries, list[BatchEntry]), given, out)
 
+  def learn(self, number: int, *exactness: Any) -> None:
+    self._stages[number].exactness = Exactness(*exactness)
+
   def drop(self, number: int, sequence: int) -> None:
     self._stages[number].drop(sequence)
 
@@ -83,4 +87,6 @@ def main() -> None:
 
     return call
 
-  serve({"start": start} | {name: named(name) for name in ("load", "step", "drop", "truncate", "copy", "close")}, 1)
+  serve({"start": start}
+        | {name: named(name)
+           for name in ("load", "step", "learn", "drop", "truncate", "copy", "close")}, 1)

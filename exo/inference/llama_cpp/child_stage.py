@@ -11,17 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from exo.errors import ModelFilesError
 from exo.inference.engine import BatchEntry
+from exo.inference.exactness import CAREFUL
 from exo.inference.kv_type import KvType
 from exo.inference.llama_cpp.kv_pool import KvPool, Place
-from exo.inference.llama_cpp.llama_model import Floats, LastWords, LlamaContext, LlamaModel, Row
-from exo.inference.llama_cpp.shared_calls import SharedCalls
-from exo.inference.llama_cpp.stage_cut import cut_of
-from exo.inference.llama_cpp.stage_file import SourceTensor, StageFile
+from exo.inference.llama_cpp.llama_model import Floats, LastWords, LlamaContext, Row
+from exo.inference.llama_cpp.stage_model import open_stage
 from exo.inference.shard import Shard
-from exo.inference.weights.file_bytes import FileBytes
-from exo.inference.weights.gguf_header import parse_gguf_header
 
 STEP_ROWS = 512  # of one call
 
@@ -41,31 +37,13 @@ class ChildStage:
       kv_bytes: int, most_length: int, near_length: int, progress: Callable[[float], None]
   ) -> None:
     """`near_length` as `StageMemory.near_context`. Raises `ModelFilesError`, `UnsupportedModelError`, `OutOfMemoryError`."""
-    data = FileBytes(path)
-    try:
-      header = parse_gguf_header(data.head(), data.size)
-    finally:
-      data.close()
     self._is_last = shard.is_last
-    n_words = header.tensors["token_embd.weight"].shape[0]
-    try:
-      self._cut = cut_of(header.metadata, header.tensors, shard, n_words)
-    except (KeyError, IndexError, ValueError, TypeError, ArithmeticError) as error:
-      raise ModelFilesError(
-          f"{path.name}: what its header says of its layers does not fit together ({error!r})"
-      ) from error
-    sources = {name: SourceTensor(info, path) for name, info in header.tensors.items()}
-    file = StageFile(self._cut, sources, header.kinds, str(header.metadata["general.architecture"]))
-    try:
-      self._model = LlamaModel(library, words, file, progress)
-    finally:
-      file.close()
+    self._model, self._cut = open_stage(library, words, path, shard, progress)
 
     def make(length: int, count: int) -> LlamaContext:
       return LlamaContext(self._model, length, count, STEP_ROWS, threads, kv, self._cut.out, self._cut.feed)
 
-    # flash attention on floats divides a lone row's keys among threads, and several rows among them
-    self._shared = SharedCalls(self._model.can_shorten and not (kv.flash and kv.k != "q8_0"))
+    self.exactness = CAREFUL
     self._pool = KvPool(make, kv_token_bytes, kv_bytes, most_length, near_length)
 
   @property
@@ -88,7 +66,7 @@ class ChildStage:
     """From embeddings or hidden states (tokens, width), or ids where it `takes_tokens` (tokens,), hidden states or logits (wanted rows,
     words), into `out`.
 
-    Prompts are computed by themselves, decoded tokens as many together as are then what each is alone (`SharedCalls`). Raises
+    Prompts are computed by themselves, decoded tokens as many together as `exactness` allows, where theirs must be exact. Raises
     `EngineError`; sequences may then be longer than they were.
     """
     starts = [0, *itertools.accumulate(entry.n_tokens for entry in entries)]
@@ -100,59 +78,50 @@ class ChildStage:
         self._prompt(entry, given[starts[i]:starts[i + 1]], out[at[i]:at[i + 1]])
     if singles:
       ones = [_Single(entries[i], given[starts[i]:starts[i + 1]], out[at[i]:at[i + 1]]) for i in singles]
-      self._decode(ones)
+      for exact in (True, False):
+        self._decode([one for one in ones if one.entry.exact == exact], self.exactness.decode_rows if exact else 0)
 
   def _prompt(self, entry: BatchEntry, given: npt.NDArray[Any], out: Floats) -> None:
-    done = 0
-    for a in range(0, entry.n_tokens, STEP_ROWS):
-      b = min(a + STEP_ROWS, entry.n_tokens)
+    done = a = 0
+    while a < entry.n_tokens:
+      b = a + self.exactness.piece(entry.position + a, entry.n_tokens - a, STEP_ROWS)
       # of the marked rows, which are the last ones of an entry, those in this part
       first_wanted = entry.n_tokens - entry.logit_rows
-      place = self._pool.place(entry.sequence, entry.position + b, entry.far)
+      place = self._pool.place(entry.sequence, entry.position + b, entry.far, entry.exact)
       rows = [Row(place.number, entry.position + i, i >= first_wanted) for i in range(a, b)]
       found = place.context.compute(rows, given[a:b], self._cut.positions)
       out[done:done + len(found)] = found
       done += len(found)
       self._look_at(entry.sequence, found)
+      a = b
 
-  def _decode(self, singles: Sequence[_Single]) -> None:
+  def _decode(self, singles: Sequence[_Single], most: int) -> None:
+    """At most so many of them in a call, 0: any number."""
     for one in singles:  # whoever grows moves others, so that all are where they stay before any is computed
-      self._pool.place(one.entry.sequence, one.entry.position + 1, one.entry.far)
-    placed = [(self._pool.place(one.entry.sequence, one.entry.position + 1, one.entry.far), one) for one in singles]
+      self._place(one)
+    placed = [(self._place(one), one) for one in singles]
     placed.sort(key=lambda found: (id(found[0].context), found[0].number))
     while placed:
       context, number = placed[0][0].context, placed[0][0].number
       # only streams without a gap between them are computed together
       run = [p for i, p in enumerate(placed) if p[0].context is context and p[0].number == number + i]
-      width = self._shared.to_try(len(run)) if all(one.entry.logit_rows for _, one in run) or not self._is_last else 0
-      if width:
-        self._try(run[:width])
-      else:
-        width = min(len(run), self._shared.widest)
-        self._together(run[:width])
-      del placed[:width]
+      run = run[:most or len(run)]
+      self._together(run)
+      del placed[:len(run)]
+
+  def _place(self, one: _Single) -> Place:
+    return self._pool.place(one.entry.sequence, one.entry.position + 1, one.entry.far, one.entry.exact)
 
   def _together(self, placed: Sequence[tuple[Place, _Single]]) -> None:
-    found = self._computed(placed)
+    rows = [Row(place.number, one.entry.position, one.entry.logit_rows > 0) for place, one in placed]
+    given = np.concatenate([one.given for _, one in placed])
+    found = placed[0][0].context.compute(rows, given, self._cut.positions)
     row = 0
     for _, one in placed:
       n = len(one.out)
       one.out[:] = found[row:row + n]
       row += n
       self._look_at(one.entry.sequence, one.out)
-
-  def _try(self, placed: Sequence[tuple[Place, _Single]]) -> None:
-    together = self._computed(placed).copy()
-    for place, one in placed:
-      place.context.truncate(place.number, one.entry.position)
-    for found in placed:
-      self._together([found])
-    alone = np.concatenate([one.out for _, one in placed])
-    self._shared.tried(len(placed), together.tobytes() == alone.tobytes())
-
-  def _computed(self, placed: Sequence[tuple[Place, _Single]]) -> Floats:
-    rows = [Row(place.number, one.entry.position, one.entry.logit_rows > 0) for place, one in placed]
-    return placed[0][0].context.compute(rows, np.concatenate([one.given for _, one in placed]), self._cut.positions)
 
   def _look_at(self, sequence: int, found: Floats) -> None:
     if not np.isfinite(found).all():

@@ -64,13 +64,14 @@ class KvPool:
   def n_bytes(self) -> int:
     return sum(len(of.places) * of.length * self._token_bytes for of in self._classes.values())
 
-  def place(self, sequence: int, length: int, far: bool = False) -> Place:
-    """Where a sequence is that is to hold so many tokens, new or not. Raises `OutOfMemoryError`; what was there stays."""
+  def place(self, sequence: int, length: int, far: bool = False, exact: bool = True) -> Place:
+    """Where a sequence is that is to hold so many tokens, new or not. Those that are `exact` and those that are not lie side by side,
+    since only neighbours are computed together. Raises `OutOfMemoryError`; what was there stays."""
     held = self._places.get(sequence)
     if held is None or held[0].length < length:
       of = self._class_for(length, far and self._near_length > 0)
       try:
-        target = self._free_place(of)
+        target = self._free_place(of, exact)
         if held is not None:
           self._move(sequence, held, target)
       except BaseException:
@@ -91,10 +92,11 @@ class KvPool:
       raise EngineError(f"a sequence is longer than {most} tokens")
     return self._classes.setdefault((size, far), _Class(size, far))
 
-  def _free_place(self, of: _Class) -> tuple[_Class, int]:
+  def _free_place(self, of: _Class, first: bool) -> tuple[_Class, int]:
     if None not in of.places:
       self._grow(of)
-    return of, of.places.index(None)
+    free = [number for number, sequence in enumerate(of.places) if sequence is None]
+    return of, free[0 if first else -1]
 
   def _grow(self, of: _Class) -> None:
     count = len(of.places)

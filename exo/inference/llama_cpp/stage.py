@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
+from concurrent.futures import wait
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,11 +16,13 @@ import numpy.typing as npt
 from exo.child_process import ChildGoneError, ChildProcess
 from exo.errors import CacheReuseError, EngineError, EngineUnavailableError, UnsupportedModelError
 from exo.inference.embedding_table import EmbeddingTable
-from exo.inference.engine import Batch, BatchEntry, LoadOptions, StageMemory
+from exo.inference.engine import Batch, BatchEntry, LoadOptions, StageMemory, Study
+from exo.inference.exactness import CAREFUL, Exactness
 from exo.inference.kv_budget import KvBudget
 from exo.inference.kv_type import KvType
 from exo.inference.llama_cpp.library_file import library_files
 from exo.inference.llama_cpp.probe import probe, repertoire
+from exo.inference.llama_cpp.study_plan import parts_to_study, study_key
 from exo.inference.shard import Shard
 from exo.inference.stage_base import StageBase
 from exo.inference.weights.gguf_file import GgufFile
@@ -34,6 +39,8 @@ _LINE = 64
 # so long that only what hangs takes longer: of a load by its bytes, of a step by its tokens
 _SOON_S, _LOAD_BYTES_PER_S, _TOKEN_S = 120.0, 5e6, 10.0
 _ROWS_AT_ONCE = 256  # of a cache: contexts are as long as a multiple
+_STUDY_S, _POLL_S = 600.0, 0.2
+_STUDY_BYTES = 600 << 20  # caches of its streams, results, the library
 # threads that sleep at once are slow to wake, and such as spin for ever take the core from whoever else wants it
 _ENVIRONMENT = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "20000"}
 
@@ -129,7 +136,42 @@ class LlamaCppStage(StageBase):
         near_context=config.near_context
     )
     super().__init__(shard, memory, config.hidden_size, config.vocab_size)
+    self._exactness = CAREFUL
+    self._study: Study | None = self._studied(checkpoint, shard, kv, options.threads)
     progress(1.0)
+
+  @property
+  def exactness(self) -> Exactness:
+    return self._exactness
+
+  def learn(self, exactness: Exactness) -> None:
+    self._call("learn", *astuple(exactness))
+    self._exactness, self._study = exactness, None
+
+  def to_study(self) -> Study | None:
+    return self._study
+
+  def _studied(self, checkpoint: GgufFile, shard: Shard, kv: KvType, threads: int) -> Study:
+    tensors, library = checkpoint.header.tensors, next(library_files()).path
+    parts = parts_to_study(tensors, shard)
+    n_bytes = sum(checkpoint.tensor_bytes(name) for part in parts for name in shard_tensors(checkpoint, part))
+
+    def run(is_unwanted: Callable[[], bool]) -> Exactness:
+      child = ChildProcess("exo.inference.llama_cpp.study_child", "studying llama.cpp", (str(library), ), _ENVIRONMENT)
+      answer = child.call("study", str(checkpoint.path), [astuple(part) for part in parts], threads, astuple(kv))
+      give_up = time.monotonic() + _STUDY_S
+      try:
+        while not wait([answer], _POLL_S).done:
+          if is_unwanted():
+            raise EngineError("its study was broken off")
+          if time.monotonic() > give_up:
+            raise EngineError(f"its study did not end within {_STUDY_S:.0f} s")
+        return Exactness(*answer.result())
+      finally:
+        answer.cancel()  # nobody waits for the news that the process is gone
+        child.kill()
+
+    return Study(study_key(tensors, shard, kv, threads, library), 2 * n_bytes + _STUDY_BYTES, run)
 
   def _call(self, name: str, *arguments: Any, timeout_s: float = _SOON_S) -> Any:
     return self._device.call(name, self._number, *arguments, timeout_s=timeout_s, generation=self._generation)

@@ -141,7 +141,7 @@ class MlxStage(StageBase):
     pending: list[Any] = []
     singles, start = [], 0
     for i, entry in enumerate(batch.entries):
-      if self._abilities.batches and entry.n_tokens == 1 and entry.position > 0:
+      if self._abilities.batches and entry.n_tokens == 1 and entry.position > 0 and not entry.exact:
         singles.append((i, start))
       else:
         outputs[i] = self._run_one(entry, ids, hidden, start, pending)

@@ -24,6 +24,7 @@ from exo.inference.engine import (
     StageMemory,
     gather_logit_rows,
 )
+from exo.inference.exactness import Exactness
 from exo.inference.kv_budget import KvBudget
 from exo.inference.onnx.decoder import DecoderGraph
 from exo.inference.onnx.kv_arena import Floats, KvArena
@@ -125,6 +126,11 @@ class OnnxStage(StageBase):
     self._bindings: OrderedDict[tuple[int, int, bool], _Binding] = OrderedDict()
     self._bound = self.arena.generation
     progress(1.0)
+
+  @property
+  def exactness(self) -> Exactness:
+    """One token of a sequence takes other kernels than several, however many sequences there are."""
+    return Exactness(draft_rows=1, as_prompt=False)
 
   def step(self, batch: Batch) -> npt.NDArray[Any]:
     return self._computed(batch, self._logits_or_hidden)

@@ -23,6 +23,7 @@ from exo.bounds import (
     real,
 )
 from exo.errors import ProtocolError
+from exo.inference.exactness import MOST_MULTIPLE, Exactness
 from exo.inference.sampling import TokenLogprob
 from exo.networking import messages as m
 from exo.networking.grpc import model_codec
@@ -105,8 +106,30 @@ def _open_in(o: pb.OpenPlan) -> m.OpenPlan:
 
 def _opened_in(o: pb.PlanOpened) -> m.PlanOpened:
   return m.PlanOpened(
-      o.plan_id[:MAX_PLAN_ID], o.max_kv_tokens, o.max_sequences, o.max_context, o.max_drafting, o.lease_tokens
+      o.plan_id[:MAX_PLAN_ID], o.max_kv_tokens, o.max_sequences, o.max_context, o.max_drafting, o.lease_tokens,
+      _exactness_in(o.exactness)
   )
+
+
+def _exactness_in(e: pb.Exactness) -> Exactness:
+  if not 1 <= e.prompt_multiple <= MOST_MULTIPLE:
+    raise ProtocolError(f"a stage wants prompts cut at multiples of {e.prompt_multiple} tokens")
+  return Exactness(e.decode_rows, e.prompt_multiple, e.joined, e.draft_rows, e.as_prompt)
+
+
+def _exactness_out(e: Exactness) -> pb.Exactness:
+  return pb.Exactness(
+      decode_rows=e.decode_rows,
+      prompt_multiple=e.prompt_multiple,
+      joined=e.joined,
+      draft_rows=e.draft_rows,
+      as_prompt=e.as_prompt
+  )
+
+
+def _found_out(message: m.ExactnessFound) -> dict[str, Any]:
+  found = pb.ExactnessFound(plan_id=message.plan_id, stage=message.stage, exactness=_exactness_out(message.exactness))
+  return {"exactness_found": found}
 
 
 def _opened_out(message: m.PlanOpened) -> dict[str, Any]:
@@ -117,7 +140,8 @@ def _opened_out(message: m.PlanOpened) -> dict[str, Any]:
           max_sequences=message.max_sequences,
           max_context=message.max_context,
           max_drafting=message.max_drafting,
-          lease_tokens=message.lease_tokens
+          lease_tokens=message.lease_tokens,
+          exactness=_exactness_out(message.exactness)
       )
   }
 
@@ -177,6 +201,7 @@ _OUT: dict[type, Callable[[Any], dict[str, Any]]] = {
     Heartbeat: heartbeat_out,
     m.OpenPlan: lambda x: {"open_plan": _open_out(x)},
     m.PlanOpened: _opened_out,
+    m.ExactnessFound: _found_out,
     m.ClosePlan: _close_out,
     m.Submit: _submit_out,
     m.Cancel: lambda x: {"cancel": pb.Cancel(plan_id=x.plan_id, request_id=x.request_id)},
@@ -199,6 +224,7 @@ _IN: dict[str, Callable[[Any], m.Message]] = {
     "heartbeat": heartbeat_in,
     "open_plan": _open_in,
     "plan_opened": _opened_in,
+    "exactness_found": lambda x: m.ExactnessFound(x.plan_id[:MAX_PLAN_ID], x.stage, _exactness_in(x.exactness)),
     "close_plan": _close_in,
     "submit": lambda x: m.Submit(_open_in(x.open), request_in(x.request)),
     "cancel": lambda x: m.Cancel(x.plan_id[:MAX_PLAN_ID], x.request_id[:MAX_REQUEST_ID]),

@@ -13,7 +13,7 @@ class Envelope(_message.Message):
     def __init__(self, items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ...) -> None: ...
 
 class Item(_message.Message):
-    __slots__ = ("call_id", "is_reply", "hello", "frame", "step_result", "token_delivery", "submit", "cancel", "open_plan", "plan_opened", "close_plan", "request_failed", "failure", "done", "heartbeat", "step_failed", "absolve", "give_way", "shrink_lease", "grow_lease", "lease", "find_model", "model_found", "find_blocks", "blocks_found", "read_range", "range_data", "download_news", "list_models", "models_listed")
+    __slots__ = ("call_id", "is_reply", "hello", "frame", "step_result", "token_delivery", "submit", "cancel", "open_plan", "plan_opened", "close_plan", "request_failed", "failure", "done", "heartbeat", "step_failed", "absolve", "give_way", "shrink_lease", "grow_lease", "lease", "exactness_found", "find_model", "model_found", "find_blocks", "blocks_found", "read_range", "range_data", "download_news", "list_models", "models_listed")
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     IS_REPLY_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
@@ -35,6 +35,7 @@ class Item(_message.Message):
     SHRINK_LEASE_FIELD_NUMBER: _ClassVar[int]
     GROW_LEASE_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
+    EXACTNESS_FOUND_FIELD_NUMBER: _ClassVar[int]
     FIND_MODEL_FIELD_NUMBER: _ClassVar[int]
     MODEL_FOUND_FIELD_NUMBER: _ClassVar[int]
     FIND_BLOCKS_FIELD_NUMBER: _ClassVar[int]
@@ -65,6 +66,7 @@ class Item(_message.Message):
     shrink_lease: ShrinkLease
     grow_lease: GrowLease
     lease: Lease
+    exactness_found: ExactnessFound
     find_model: FindModel
     model_found: ModelFound
     find_blocks: FindBlocks
@@ -74,7 +76,7 @@ class Item(_message.Message):
     download_news: DownloadNews
     list_models: ListModels
     models_listed: ModelsListed
-    def __init__(self, call_id: _Optional[int] = ..., is_reply: _Optional[bool] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., frame: _Optional[bytes] = ..., step_result: _Optional[bytes] = ..., token_delivery: _Optional[_Union[TokenDelivery, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., open_plan: _Optional[_Union[OpenPlan, _Mapping]] = ..., plan_opened: _Optional[_Union[PlanOpened, _Mapping]] = ..., close_plan: _Optional[_Union[ClosePlan, _Mapping]] = ..., request_failed: _Optional[_Union[RequestFailed, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., step_failed: _Optional[_Union[StepFailed, _Mapping]] = ..., absolve: _Optional[_Union[Absolve, _Mapping]] = ..., give_way: _Optional[_Union[GiveWay, _Mapping]] = ..., shrink_lease: _Optional[_Union[ShrinkLease, _Mapping]] = ..., grow_lease: _Optional[_Union[GrowLease, _Mapping]] = ..., lease: _Optional[_Union[Lease, _Mapping]] = ..., find_model: _Optional[_Union[FindModel, _Mapping]] = ..., model_found: _Optional[_Union[ModelFound, _Mapping]] = ..., find_blocks: _Optional[_Union[FindBlocks, _Mapping]] = ..., blocks_found: _Optional[_Union[BlocksFound, _Mapping]] = ..., read_range: _Optional[_Union[ReadRange, _Mapping]] = ..., range_data: _Optional[_Union[RangeData, _Mapping]] = ..., download_news: _Optional[_Union[DownloadNews, _Mapping]] = ..., list_models: _Optional[_Union[ListModels, _Mapping]] = ..., models_listed: _Optional[_Union[ModelsListed, _Mapping]] = ...) -> None: ...
+    def __init__(self, call_id: _Optional[int] = ..., is_reply: _Optional[bool] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., frame: _Optional[bytes] = ..., step_result: _Optional[bytes] = ..., token_delivery: _Optional[_Union[TokenDelivery, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., open_plan: _Optional[_Union[OpenPlan, _Mapping]] = ..., plan_opened: _Optional[_Union[PlanOpened, _Mapping]] = ..., close_plan: _Optional[_Union[ClosePlan, _Mapping]] = ..., request_failed: _Optional[_Union[RequestFailed, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., step_failed: _Optional[_Union[StepFailed, _Mapping]] = ..., absolve: _Optional[_Union[Absolve, _Mapping]] = ..., give_way: _Optional[_Union[GiveWay, _Mapping]] = ..., shrink_lease: _Optional[_Union[ShrinkLease, _Mapping]] = ..., grow_lease: _Optional[_Union[GrowLease, _Mapping]] = ..., lease: _Optional[_Union[Lease, _Mapping]] = ..., exactness_found: _Optional[_Union[ExactnessFound, _Mapping]] = ..., find_model: _Optional[_Union[FindModel, _Mapping]] = ..., model_found: _Optional[_Union[ModelFound, _Mapping]] = ..., find_blocks: _Optional[_Union[FindBlocks, _Mapping]] = ..., blocks_found: _Optional[_Union[BlocksFound, _Mapping]] = ..., read_range: _Optional[_Union[ReadRange, _Mapping]] = ..., range_data: _Optional[_Union[RangeData, _Mapping]] = ..., download_news: _Optional[_Union[DownloadNews, _Mapping]] = ..., list_models: _Optional[_Union[ListModels, _Mapping]] = ..., models_listed: _Optional[_Union[ModelsListed, _Mapping]] = ...) -> None: ...
 
 class DeviceCapabilities(_message.Message):
     __slots__ = ("model", "chip", "memory", "fp32", "fp16", "int8")
@@ -434,20 +436,46 @@ class OpenPlan(_message.Message):
     def __init__(self, plan: _Optional[_Union[Plan, _Mapping]] = ..., beside: _Optional[bool] = ..., stage: _Optional[int] = ..., room_s: _Optional[float] = ...) -> None: ...
 
 class PlanOpened(_message.Message):
-    __slots__ = ("plan_id", "max_kv_tokens", "max_sequences", "max_context", "max_drafting", "lease_tokens")
+    __slots__ = ("plan_id", "max_kv_tokens", "max_sequences", "max_context", "max_drafting", "lease_tokens", "exactness")
     PLAN_ID_FIELD_NUMBER: _ClassVar[int]
     MAX_KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     MAX_CONTEXT_FIELD_NUMBER: _ClassVar[int]
     MAX_DRAFTING_FIELD_NUMBER: _ClassVar[int]
     LEASE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    EXACTNESS_FIELD_NUMBER: _ClassVar[int]
     plan_id: str
     max_kv_tokens: int
     max_sequences: int
     max_context: int
     max_drafting: int
     lease_tokens: int
-    def __init__(self, plan_id: _Optional[str] = ..., max_kv_tokens: _Optional[int] = ..., max_sequences: _Optional[int] = ..., max_context: _Optional[int] = ..., max_drafting: _Optional[int] = ..., lease_tokens: _Optional[int] = ...) -> None: ...
+    exactness: Exactness
+    def __init__(self, plan_id: _Optional[str] = ..., max_kv_tokens: _Optional[int] = ..., max_sequences: _Optional[int] = ..., max_context: _Optional[int] = ..., max_drafting: _Optional[int] = ..., lease_tokens: _Optional[int] = ..., exactness: _Optional[_Union[Exactness, _Mapping]] = ...) -> None: ...
+
+class Exactness(_message.Message):
+    __slots__ = ("decode_rows", "prompt_multiple", "joined", "draft_rows", "as_prompt")
+    DECODE_ROWS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_MULTIPLE_FIELD_NUMBER: _ClassVar[int]
+    JOINED_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_ROWS_FIELD_NUMBER: _ClassVar[int]
+    AS_PROMPT_FIELD_NUMBER: _ClassVar[int]
+    decode_rows: int
+    prompt_multiple: int
+    joined: bool
+    draft_rows: int
+    as_prompt: bool
+    def __init__(self, decode_rows: _Optional[int] = ..., prompt_multiple: _Optional[int] = ..., joined: _Optional[bool] = ..., draft_rows: _Optional[int] = ..., as_prompt: _Optional[bool] = ...) -> None: ...
+
+class ExactnessFound(_message.Message):
+    __slots__ = ("plan_id", "stage", "exactness")
+    PLAN_ID_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    EXACTNESS_FIELD_NUMBER: _ClassVar[int]
+    plan_id: str
+    stage: int
+    exactness: Exactness
+    def __init__(self, plan_id: _Optional[str] = ..., stage: _Optional[int] = ..., exactness: _Optional[_Union[Exactness, _Mapping]] = ...) -> None: ...
 
 class ClosePlan(_message.Message):
     __slots__ = ("plan_id", "reason")
@@ -491,7 +519,7 @@ class Sampling(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., seed: _Optional[int] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., top_logprobs: _Optional[int] = ..., grammar: _Optional[str] = ...) -> None: ...
 
 class Request(_message.Message):
-    __slots__ = ("request_id", "entry_node", "choice", "prompt_ids", "max_tokens", "eos_ids", "sampling", "prompt_logprobs", "replay_ids", "replay_wide", "embed", "share", "cache_salt")
+    __slots__ = ("request_id", "entry_node", "choice", "prompt_ids", "max_tokens", "eos_ids", "sampling", "prompt_logprobs", "replay_ids", "replay_wide", "embed", "share", "cache_salt", "exact")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ENTRY_NODE_FIELD_NUMBER: _ClassVar[int]
     CHOICE_FIELD_NUMBER: _ClassVar[int]
@@ -505,6 +533,7 @@ class Request(_message.Message):
     EMBED_FIELD_NUMBER: _ClassVar[int]
     SHARE_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
+    EXACT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     entry_node: str
     choice: int
@@ -518,7 +547,8 @@ class Request(_message.Message):
     embed: bool
     share: str
     cache_salt: str
-    def __init__(self, request_id: _Optional[str] = ..., entry_node: _Optional[str] = ..., choice: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., max_tokens: _Optional[int] = ..., eos_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., prompt_logprobs: _Optional[int] = ..., replay_ids: _Optional[_Iterable[int]] = ..., replay_wide: _Optional[_Iterable[int]] = ..., embed: _Optional[bool] = ..., share: _Optional[str] = ..., cache_salt: _Optional[str] = ...) -> None: ...
+    exact: bool
+    def __init__(self, request_id: _Optional[str] = ..., entry_node: _Optional[str] = ..., choice: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., max_tokens: _Optional[int] = ..., eos_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., prompt_logprobs: _Optional[int] = ..., replay_ids: _Optional[_Iterable[int]] = ..., replay_wide: _Optional[_Iterable[int]] = ..., embed: _Optional[bool] = ..., share: _Optional[str] = ..., cache_salt: _Optional[str] = ..., exact: _Optional[bool] = ...) -> None: ...
 
 class Submit(_message.Message):
     __slots__ = ("open", "request")

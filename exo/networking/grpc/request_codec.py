@@ -53,6 +53,7 @@ def request_out(r: m.Request) -> pb.Request:
       embed=r.embed,
       share=r.share,
       cache_salt=r.cache_salt,
+      exact=r.exact,
       replay_wide=[number for w in r.replay_wide for number in (w.index, w.count, w.width)]
   )
   if r.prompt_logprobs is not None:
@@ -77,5 +78,5 @@ def request_in(r: pb.Request) -> m.Request:
   return m.Request(
       r.request_id, r.entry_node, tuple(r.prompt_ids), r.max_tokens, frozenset(r.eos_ids),
       _sampling_in(r.sampling), r.choice, r.prompt_logprobs if r.HasField("prompt_logprobs") else None,
-      tuple(r.replay_ids), r.embed, wide, r.share, r.cache_salt
+      tuple(r.replay_ids), r.embed, wide, r.share, r.cache_salt, r.exact
   )
