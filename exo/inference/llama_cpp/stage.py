@@ -20,6 +20,7 @@ from exo.inference.engine import Batch, BatchEntry, LoadOptions, StageMemory, St
 from exo.inference.exactness import CAREFUL, Exactness
 from exo.inference.kv_budget import KvBudget
 from exo.inference.kv_type import KvType
+from exo.inference.llama_cpp.exactness_study import CONTEXT, STREAMS
 from exo.inference.llama_cpp.library_file import library_files
 from exo.inference.llama_cpp.probe import probe, repertoire
 from exo.inference.llama_cpp.study_plan import parts_to_study, study_key
@@ -40,7 +41,7 @@ _LINE = 64
 _SOON_S, _LOAD_BYTES_PER_S, _TOKEN_S = 120.0, 5e6, 10.0
 _ROWS_AT_ONCE = 256  # of a cache: contexts are as long as a multiple
 _STUDY_S, _POLL_S = 600.0, 0.2
-_STUDY_BYTES = 600 << 20  # caches of its streams, results, the library
+_STUDY_BYTES = 250 << 20  # what lies between operators, results, the library
 # threads that sleep at once are slow to wake, and such as spin for ever take the core from whoever else wants it
 _ENVIRONMENT = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "20000"}
 
@@ -137,7 +138,9 @@ class LlamaCppStage(StageBase):
     )
     super().__init__(shard, memory, config.hidden_size, config.vocab_size)
     self._exactness = CAREFUL
-    self._study: Study | None = self._studied(checkpoint, shard, kv, options.threads)
+    self._study: Study | None = self._studied(
+        checkpoint, shard, kv, options.threads, budget.token_bytes // shard.layer_count
+    )
     progress(1.0)
 
   @property
@@ -151,7 +154,7 @@ class LlamaCppStage(StageBase):
   def to_study(self) -> Study | None:
     return self._study
 
-  def _studied(self, checkpoint: GgufFile, shard: Shard, kv: KvType, threads: int) -> Study:
+  def _studied(self, checkpoint: GgufFile, shard: Shard, kv: KvType, threads: int, kv_layer_bytes: int) -> Study:
     tensors, library = checkpoint.header.tensors, next(library_files()).path
     parts = parts_to_study(tensors, shard)
     n_bytes = sum(checkpoint.tensor_bytes(name) for part in parts for name in shard_tensors(checkpoint, part))
@@ -171,7 +174,9 @@ class LlamaCppStage(StageBase):
         answer.cancel()  # nobody waits for the news that the process is gone
         child.kill()
 
-    return Study(study_key(tensors, shard, kv, threads, library), 2 * n_bytes + _STUDY_BYTES, run)
+    layers = sum(part.layer_count for part in parts)
+    cache_bytes = (STREAMS + 1) * CONTEXT * layers * kv_layer_bytes
+    return Study(study_key(tensors, shard, kv, threads, library), 2 * n_bytes + cache_bytes + _STUDY_BYTES, run)
 
   def _call(self, name: str, *arguments: Any, timeout_s: float = _SOON_S) -> Any:
     return self._device.call(name, self._number, *arguments, timeout_s=timeout_s, generation=self._generation)
