@@ -16,7 +16,7 @@ from exo.inference.embedding_table import EmbeddingTable
 from exo.inference.engine import Batch, BatchEntry, LoadOptions, StageMemory
 from exo.inference.kv_budget import KvBudget
 from exo.inference.kv_type import KvType
-from exo.inference.llama_cpp.library_file import library_files
+from exo.inference.llama_cpp.library_choice import chosen_library
 from exo.inference.llama_cpp.probe import probe, repertoire
 from exo.inference.shard import Shard
 from exo.inference.stage_base import StageBase
@@ -44,7 +44,7 @@ class Device:
     offer = probe()
     if offer.missing:
       raise EngineUnavailableError(f"llama.cpp {offer.missing}")
-    file = next(library_files())
+    file = chosen_library().file
     self.memory = SharedMemory()
     self._process = ChildProcess(
         "exo.inference.llama_cpp.child", "llama.cpp", (str(file.path), str(self.memory.descriptor)), _ENVIRONMENT,
