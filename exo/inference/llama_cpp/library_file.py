@@ -39,12 +39,23 @@ def library_files(named: Path | None = None) -> Iterator[LibraryFile]:
   if named is not None:
     yield LibraryFile(_in_folder(named) if named.is_dir() else named, "EXO_LLAMA_CPP")
     return
-  if (folder := _package_folder("llama_cpp")) is not None and (path := folder / "lib" / _name()).is_file():
-    yield LibraryFile(path, _NATIVE, library_version("llama-cpp-python"))
+  if (native := native_file()) is not None:
+    yield native
   if (folder := _package_folder("xllamacpp")) is not None:
     for path in sorted(folder.glob("xllamacpp.*")):
       if path.suffix in (".so", ".pyd", ".dylib"):
         yield LibraryFile(path, "xllamacpp", library_version("xllamacpp"))
+
+
+def native_file() -> LibraryFile | None:
+  """That of the package whose users build it."""
+  folder = _package_folder("llama_cpp")
+  found = None if folder is None else native_in(folder, library_version("llama-cpp-python"))
+  return found if found is not None and found.path.is_file() else None
+
+
+def native_in(package: Path, version: str) -> LibraryFile:
+  return LibraryFile(package / "lib" / _name(), _NATIVE, version)
 
 
 def _name() -> str:
