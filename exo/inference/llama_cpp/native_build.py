@@ -23,13 +23,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from exo.download.wheel import pip_environment
 from exo.errors import EngineUnavailableError
 from exo.inference.library_version import library_version
 from exo.inference.llama_cpp.binding import NATIVE
 from exo.inference.llama_cpp.library_choice import Library, tried
 from exo.inference.llama_cpp.library_file import native_file, native_in
 from exo.network_causes import cause_in
+from exo.pip_environment import pip_environment
 from exo.private_files import private_folder
 from exo.system_figures import free_disk, memory, processors
 
