@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 from exo.config import Config
+from exo.errors import EngineUnavailableError
 from exo.inference.llama_cpp.binding import NATIVE
 from exo.inference.llama_cpp.library_choice import Library, chosen_library, compared, libraries
 from exo.inference.llama_cpp.native_build import build_native
@@ -52,9 +53,8 @@ def library_lines(found: list[Library]) -> Iterator[str]:
     if library.missing:
       yield f"put aside: {library.missing}"
     else:
-      version = f" {library.file.version}" if library.file.version else ""
       what = "llama.cpp is" if library is used else "also here:"
-      yield f"{what} {library.file.origin}{version} (llama.cpp {library.version}, {library.file.path})"
+      yield f"{what} {library.file} (llama.cpp {library.version}, {library.file.path})"
       yield f"  for {', '.join(_of_processor(library)) or 'instructions that it does not tell'}"
   if not found:
     yield "llama.cpp is not installed (pip install xllamacpp)"
@@ -95,6 +95,11 @@ def _build(log_file: Path, again: bool) -> int:
   progress = _Progress()
   try:
     built = build_native(progress.show, log_file)
+  except OSError as error:
+    raise EngineUnavailableError(
+        f"llama-cpp-python could not be built ({error}): the folders of temporary files and {log_file.parent} have to be writable, "
+        "with room for a GB; nothing else has changed"
+    ) from error
   finally:
     progress.end()
     for number, handler in held.items():

@@ -4,6 +4,7 @@ has found out."""
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from exo.inference.llama_cpp.trial_model import live_through, measured_speed
 
 def main() -> None:
   what, path = sys.argv[-2:]
+  os.putenv("OMP_WAIT_POLICY", "passive")  # threads that spin would wait for whoever else computes
   try:
     library = load_library(Path(path))
   except EngineUnavailableError as error:

@@ -20,17 +20,15 @@ _SUBFOLDERS = ("", "lib", "bin", "build/bin")  # of an installation, and of llam
 
 @dataclass(frozen=True, slots=True)
 class LibraryFile:
-  """`origin` is for people: where it comes from. `version` is its package's, "" where it has none."""
+  """`origin` is what it comes from: a package, or what names it. `version` is the package's, "" where there is none. `is_native`: built on
+  this machine, for its processor."""
   path: Path
   origin: str
   version: str = ""
+  is_native: bool = False
 
-  @property
-  def is_native(self) -> bool:
-    return self.origin == _NATIVE
-
-
-_NATIVE = "llama-cpp-python, built for this processor"
+  def __str__(self) -> str:
+    return f"{self.origin} {self.version}".rstrip() + (", built for this processor" if self.is_native else "")
 
 
 def library_files(named: Path | None = None) -> Iterator[LibraryFile]:
@@ -55,7 +53,7 @@ def native_file() -> LibraryFile | None:
 
 
 def native_in(package: Path, version: str) -> LibraryFile:
-  return LibraryFile(package / "lib" / _name(), _NATIVE, version)
+  return LibraryFile(package / "lib" / _name(), "llama-cpp-python", version, is_native=True)
 
 
 def _name() -> str:

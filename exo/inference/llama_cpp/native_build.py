@@ -28,6 +28,7 @@ from exo.inference.library_version import library_version
 from exo.inference.llama_cpp.binding import NATIVE
 from exo.inference.llama_cpp.library_choice import Library, tried
 from exo.inference.llama_cpp.library_file import native_file, native_in
+from exo.inference.llama_cpp.virtual_file import has_virtual_files
 from exo.network_causes import cause_in
 from exo.pip_environment import pip_environment
 from exo.private_files import private_folder
@@ -76,6 +77,10 @@ def build_native(progress: Callable[[str, float], None], log_file: Path) -> Libr
 
 
 def _check() -> None:
+  if not has_virtual_files():
+    raise EngineUnavailableError(
+        "the llama_cpp engine needs a C library with fopencookie, as Linux has it: none is built here"
+    )
   if importlib.util.find_spec("pip") is None:
     raise EngineUnavailableError(f"this Python has no pip, which builds it: run `{sys.executable} -m ensurepip` first")
   folder = sysconfig.get_path("platlib")
@@ -83,8 +88,7 @@ def _check() -> None:
     raise EngineUnavailableError(f"{folder} is not this user's to write: build it as whoever has installed exo")
   if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
     raise EngineUnavailableError(
-        "a C++ compiler is needed and none is on the PATH: install g++ (Debian, Ubuntu, Alpine), gcc-c++ (Fedora), gcc (Arch) "
-        "or Xcode's command line tools (macOS: xcode-select --install)"
+        "a C++ compiler is needed and none is on the PATH: install g++ (Debian, Ubuntu), gcc-c++ (Fedora) or gcc (Arch)"
     )
 
 

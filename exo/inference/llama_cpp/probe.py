@@ -31,7 +31,7 @@ def probe(quantize: str | None = None) -> EngineOffer:
   return EngineOffer(
       "llama_cpp",
       "CPU",
-      f"llama.cpp is here ({library.file.origin})",
+      f"llama.cpp is here ({library.file})",
       0,
       library.file.version or library.version,
       repertoire=repertoire(),

@@ -106,7 +106,7 @@ def _text(value: str) -> bytes:
 
 class TrialModel:
   """Sequences of tokens in one context. Raises `EngineError` where the library says no; it may also end the process."""
-  def __init__(self, library: Any, data: bytes, sequences: int) -> None:
+  def __init__(self, library: Any, data: bytes, threads: int, sequences: int) -> None:
     """`data` is a GGUF file."""
     self._library = library
     libc = ctypes.CDLL(None)
@@ -123,7 +123,7 @@ class TrialModel:
       raise EngineError("it cannot load a small model")
     params = library.llama_context_default_params()
     params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = 512 * sequences, 512, 512, sequences
-    params.n_threads = params.n_threads_batch = 1  # several wait for each other where others compute, too
+    params.n_threads = params.n_threads_batch = threads
     params.flash_attn, params.type_k, params.type_v = 1, _Q8_0, _F16
     self._context = library.llama_init_from_model(self._model, params)
     if not self._context:
@@ -159,7 +159,7 @@ class TrialModel:
 def live_through(library: Any) -> None:
   """Read a prompt, then decode one row, two and four, each by kernels of its own. Raises `EngineError` where the library says no, or where
   the same text comes out otherwise, as of a kernel that is wrong."""
-  model = TrialModel(library, trial_file(SMALL), 7)
+  model = TrialModel(library, trial_file(SMALL), 2, 7)
   rows = []
   for group in (range(1), range(1, 3), range(3, 7)):
     model.step([(i, range(40)) for i in group])
@@ -175,7 +175,7 @@ def live_through(library: Any) -> None:
 
 def measured_speed(library: Any) -> tuple[float, float]:
   """Tokens per second of a prompt and of an answer on one core: two layers of a real shape. Takes about a second. Raises `EngineError`."""
-  model = TrialModel(library, trial_file(REAL), 1)
+  model = TrialModel(library, trial_file(REAL), 1, 1)
 
   def seconds(tokens: int, calls: int) -> float:
     began = time.perf_counter()
