@@ -86,9 +86,9 @@ def test_the_library_is_looked_for_where_it_is_named_then_the_native_one_then_th
     (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / path).write_text("")
   monkeypatch.syspath_prepend(str(tmp_path))
-  assert [(f.path.relative_to(tmp_path).as_posix(), f.origin, f.is_native) for f in library_files()
-          ] == [("llama_cpp/lib/libllama.so", "llama-cpp-python, built for this processor", True),
-                ("xllamacpp/xllamacpp.abi3.so", "xllamacpp", False)]
+  assert [(f.path.relative_to(tmp_path).as_posix(), f.origin, f.is_native)
+          for f in library_files()] == [("llama_cpp/lib/libllama.so", "llama-cpp-python", True),
+                                        ("xllamacpp/xllamacpp.abi3.so", "xllamacpp", False)]
   assert [f.path for f in library_files(tmp_path / "mine")] == [tmp_path / "mine/lib/libllama.so"]
   assert [f.path for f in library_files(tmp_path / "mine/lib/libllama.so")] == [tmp_path / "mine/lib/libllama.so"]
   (tmp_path /
@@ -472,13 +472,13 @@ def test_engine_build_builds_a_library_for_this_processor(tmp_path: Path) -> Non
   if shutil.which("c++") is None:
     pytest.skip("there is no C++ compiler")
   python = own_environment(tmp_path)
-  process = build(python, tmp_path)
-  assert process.stdout is not None
-  while "compiling" not in (line := process.stdout.readline()):
-    assert line, "it ended"
-  time.sleep(2)
-  process.send_signal(signal.SIGINT)
-  assert process.wait(60) == 130
+  with build(python, tmp_path) as process:
+    assert process.stdout is not None
+    while "compiling" not in (line := process.stdout.readline()):
+      assert line, "it ended"
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
   assert not list((tmp_path / "scratch").iterdir())
 
   def compilers() -> int:
