@@ -38,6 +38,7 @@ _REQUIREMENT = f"llama-cpp-python=={NATIVE}"
 _PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input")
 _SILENT_S = 900.0  # the longest file takes as long on the slowest processor
 _INSTALL_S = 300.0
+_END_S = 60.0
 _DISK_BYTES = 1 << 30
 _JOB_BYTES = 1 << 30  # of memory, what a compiler takes
 _STEP = re.compile(r"^\s*\[(\d+)/(\d+)\]")
@@ -116,7 +117,7 @@ def _make_wheel(scratch: Path, log: IO[str], progress: Callable[[str, float], No
         progress(f"compiling {done} of {of}", 0.1 + 0.85 * done / of)
       elif "Configuring CMake" in line:
         progress("configuring", 0.08)
-    if process.wait() != 0:
+    if not _went_well(process):
       raise EngineUnavailableError(f"{_REQUIREMENT} could not be built: {_why(log.name)}")
 
 
@@ -124,13 +125,13 @@ def _install(wheel: Path, scratch: Path, log: IO[str]) -> None:
   """Only this wheel: what it names as its needs is no need of exo's, which takes the libraries in it. Nothing interrupts it, since half
   of it would be worse than all or nothing."""
   command = (*_PIP, "install", "--no-deps", "--no-index", "--force-reinstall", str(wheel))
-  held = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+  held = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
   try:
     with _process(command, scratch) as (process, lines):
       while (line := _next_line(lines, _INSTALL_S)) is not None:
         log.write(line)
       log.flush()
-      if process.wait() != 0:
+      if not _went_well(process):
         raise EngineUnavailableError(f"{_REQUIREMENT} could not be installed: {_why(log.name)}")
   finally:
     for number, handler in held.items():
@@ -168,6 +169,14 @@ def _process(command: tuple[str, ...],
       os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     reader.join(5)
+
+
+def _went_well(process: subprocess.Popen[str]) -> bool:
+  """Of one that has said its last."""
+  try:
+    return process.wait(_END_S) == 0
+  except subprocess.TimeoutExpired:
+    return False
 
 
 def _next_line(lines: queue.Queue[str | None], timeout_s: float = _SILENT_S) -> str | None:
