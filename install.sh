@@ -2,6 +2,7 @@
 # Sets up .venv beside this file and installs exo into it. Works sourced (the environment is then active) and executed.
 #   source install.sh            what exo needs
 #   source install.sh test       also what its tests need
+#   source install.sh --native   also llama.cpp built for this very processor (minutes; needs a C++ compiler)
 # Any extra of pyproject.toml may be named. Runs again cleanly at any time.
 
 _exo_say() { printf 'install.sh: %s\n' "$*" >&2; }
@@ -69,9 +70,16 @@ _exo_install() {
 }
 
 _exo_main() {
-  local root python extras=""
+  local root python extras="" native="" argument names=()
+  for argument in "$@"; do
+    case "$argument" in
+      --native) native=yes ;;
+      -*) _exo_say "there is no option $argument"; return 1 ;;
+      *) names+=("$argument") ;;
+    esac
+  done
   root=$(cd "$(dirname "${BASH_SOURCE[0]:-${(%):-%x}}")" && pwd) || return 1
-  if [ $# -gt 0 ]; then extras="[$(IFS=,; printf '%s' "$*")]"; fi
+  if [ ${#names[@]} -gt 0 ]; then extras="[$(IFS=,; printf '%s' "${names[*]}")]"; fi
   if ! _exo_suits "$root/.venv/bin/python"; then
     python=$(_exo_find_python) || {
       _exo_say "exo needs Python 3.12 or newer and none was found: install one (python.org, pyenv, your system's packages) or name it in EXO_PYTHON"
@@ -92,6 +100,11 @@ _exo_main() {
     printf '%s' "$wanted" >"$root/.venv/.exo-installed"
   fi
   . "$root/.venv/bin/activate"
+  # exo is there, whatever comes of this
+  if [ -n "$native" ]; then
+    _exo_say "building llama.cpp for this processor (about eight minutes on two cores)"
+    "$root/.venv/bin/python" -m exo engine build || return 1
+  fi
 }
 
 _exo_main "$@"

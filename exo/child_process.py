@@ -34,6 +34,11 @@ _CODE = (
 )
 
 
+def child_command(module: str, arguments: Sequence[str]) -> list[str]:
+  """What runs one of exo's modules, which finds `arguments` at the end of `sys.argv`."""
+  return [sys.executable, "-P", "-c", _CODE, str(Path(__file__).resolve().parents[1]), module, *arguments]
+
+
 class ChildGoneError(ExoError):
   """The child ended before it answered; the next call starts another."""
   kind = "child_gone"
@@ -102,10 +107,8 @@ class ChildProcess:
   def _running(self) -> subprocess.Popen[bytes]:
     process = self._process
     if process is None or process.poll() is not None:
-      root = str(Path(__file__).resolve().parents[1])
-      command = [sys.executable, "-P", "-c", _CODE, root, self._module, *self._arguments]
       process = self._process = subprocess.Popen(
-          command,
+          child_command(self._module, self._arguments),
           stdin=subprocess.PIPE,
           stdout=subprocess.PIPE,
           stderr=subprocess.DEVNULL,

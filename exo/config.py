@@ -119,6 +119,7 @@ def config_from(arguments: Mapping[str, Any], environment: Mapping[str, str] | N
   values["debug"] = _integer(environment, "DEBUG", 0, 9)
   values["debug_discovery"] = _integer(environment, "DEBUG_DISCOVERY", 0, 9)
   values["tinygrad_debug"] = _integer(environment, "TINYGRAD_DEBUG", 0, 9)
+  named_llama_cpp(environment)  # said at the start if it is wrong
   config = Config(**values)
   _check(config)
   return config
@@ -128,6 +129,23 @@ def certificate_settings() -> dict[str, str]:
   """Files and folders of certificates that the user names, by the variables that programs look at."""
   names = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
   return {name: text for name in names if (text := os.environ.get(name))}
+
+
+def named_llama_cpp(environment: Mapping[str, str] | None = None) -> Path | None:
+  """The library of llama.cpp that the user wants, or a folder with it. Raises `ConfigError` where there is nothing."""
+  text = (os.environ if environment is None else environment).get("EXO_LLAMA_CPP", "").strip()
+  if not text:
+    return None
+  try:
+    path = Path(text).expanduser().absolute()
+    found = path.exists()
+  except (RuntimeError, OSError):
+    found = False
+  if not found:
+    raise ConfigError(
+        f"EXO_LLAMA_CPP is {text}, where there is nothing: name a library of llama.cpp or a folder with one"
+    )
+  return path
 
 
 def quiet_libraries(debug: int) -> None:

@@ -43,6 +43,9 @@ def _command() -> int:
   if sys.argv[1:2] == ["bench"]:
     from exo.cli import bench_command as bench
     return bench.bench_command(config_from({}), bench.build_parser().parse_args(sys.argv[2:]))
+  if sys.argv[1:2] == ["engine"]:
+    from exo.cli import engine_command as engine
+    return engine.engine_command(config_from({}), engine.build_parser().parse_args(sys.argv[2:]))
   if sys.argv[1:2] == ["demo"]:
     return _demo(sys.argv[2:])
   arguments = build_parser().parse_args()

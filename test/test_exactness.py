@@ -15,6 +15,7 @@ import pytest
 from exo.inference.engine import Batch, BatchEntry, LoadOptions, LogitsOf
 from exo.inference.exactness import CAREFUL, Exactness
 from exo.inference.kv_type import KvType
+from exo.inference.llama_cpp.library_choice import chosen_library
 from exo.inference.llama_cpp.library_file import library_files
 from exo.inference.llama_cpp.stage import LlamaCppStage
 from exo.inference.llama_cpp.study_plan import parts_to_study, study_key
@@ -306,7 +307,7 @@ def test_issue_19_a_study_takes_few_layers_and_is_known_by_what_decides(tmp_path
   path = write_shaped(tmp_path / "m.gguf", Shape(16, 256, 512, 8, 4, 600), "Q4_K_M")
   checkpoint = open_checkpoint(path)
   tensors = checkpoint.header.tensors
-  library = next(library_files()).path
+  library = chosen_library().file.path
   parts = parts_to_study(tensors, Shard("m", 0, 15, 16))
   assert [(part.start_layer, part.end_layer) for part in parts] == [(1, 2), (15, 15)]
   assert parts_to_study(tensors, Shard("m", 4, 9, 16)) == [Shard("m", 4, 5, 16)]

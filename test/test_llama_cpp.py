@@ -20,6 +20,7 @@ from exo.inference.families.catalogue import family_of, why_uncut
 from exo.inference.kv_type import KvType
 from exo.inference.llama_cpp import stage as llama_cpp_stage
 from exo.inference.llama_cpp.binding import load_library
+from exo.inference.llama_cpp.library_choice import chosen_library
 from exo.inference.llama_cpp.library_file import library_files
 from exo.inference.llama_cpp.llama_model import LastWords, LlamaContext, LlamaModel, Row
 from exo.inference.llama_cpp.stage_cut import cut_of
@@ -41,7 +42,7 @@ SHAPE = Shape(6, 256, 512, 8, 4, 320)
 
 @pytest.fixture(scope="module")
 def library() -> Any:
-  found = next(library_files())
+  found = chosen_library().file
   loaded = load_library(found.path)
   loaded.llama_backend_init()
   return loaded
@@ -165,7 +166,7 @@ def test_issue_19_a_library_that_is_none_is_refused_in_words(tmp_path: Path) -> 
   (tmp_path / "libllama.so").write_bytes(b"no library")
   (named, ) = library_files(tmp_path)
   assert named.path == tmp_path / "libllama.so"
-  with pytest.raises(EngineUnavailableError, match="cannot be loaded"):
+  with pytest.raises(EngineUnavailableError, match="is no shared library"):
     load_library(named.path)
   with pytest.raises(EngineUnavailableError, match="has no llama_"):
     load_library(Path("libc.so.6"))

@@ -11,7 +11,7 @@ import gguf
 import pytest
 
 from exo.errors import EngineError, ModelFilesError
-from exo.inference.llama_cpp import vocabulary
+from exo.inference.llama_cpp import library_choice, vocabulary
 from exo.inference.llama_cpp.library_file import library_files
 from exo.inference.llama_cpp.vocabulary import LlamaVocabulary
 from exo.inference.tokenizer import TooManyTokensError
@@ -76,7 +76,8 @@ def test_issue_19_a_vocabulary_that_only_it_knows_is_used_as_any(cut_otherwise: 
 def test_issue_19_without_it_a_strange_vocabulary_is_refused_with_what_to_install(
     cut_otherwise: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-  monkeypatch.setattr(vocabulary, "has_llama_cpp", lambda: False)
+  vocabulary._only_process.cache_clear()
+  monkeypatch.setattr(library_choice, "library_files", lambda named: iter(()))
   with pytest.raises(ModelFilesError, match=r"named 'gpt-4o'.*pip install xllamacpp"):
     open_checkpoint(cut_otherwise).tokenizer()
 

@@ -104,9 +104,12 @@ assert not heavy, heavy
 
 
 def test_the_configuration_alone_reads_the_environment() -> None:
-  # the second and third hand their environment on, to processes and to pip, the fourth sets a switch of onnxruntime's, the fifth
+  # the second hands its environment on to processes, the third and fourth to pip, the fifth sets a switch of onnxruntime's, the last
   # folders of libraries
-  allowed = {"exo.config", "exo.child_process", "exo.download.wheel", "exo.inference.onnx.graph", "exo.library_files"}
+  allowed = {
+      "exo.config", "exo.child_process", "exo.download.wheel", "exo.pip_environment", "exo.inference.onnx.graph",
+      "exo.library_files"
+  }
   for module in MODULES:
     source = (ROOT / (module.replace(".", "/") + ".py")).read_text()
     assert module in allowed or not re.search(r"os\.environ|getenv", source), module

@@ -23,6 +23,7 @@ environment:
   EXO_HOME      where models are kept (default ~/.cache/exo/downloads)
   HF_ENDPOINT   a mirror of the Hugging Face hub;  HF_TOKEN  your token there
   EXO_CLUSTER_KEY, EXO_API_KEY   as --cluster-key and --api-key
+  EXO_LLAMA_CPP  a library of llama.cpp of your own, or a folder with one (`exo engine --help`)
   HF_HUB_OFFLINE=1    ask no hub;  HF_HOME, HF_HUB_CACHE  its token and cache
   DEBUG=0..9    0 quiet, 1 membership, plans and requests, 2 hops, 3 frames and shapes, more for less
   DEBUG_DISCOVERY=1   every beacon;  TINYGRAD_DEBUG=1..6   tinygrad's own
@@ -36,6 +37,7 @@ examples:
   exo status                                  what runs here, and the ring it is in (--json); exo stop
   exo bench                                   how fast the ring is, also beside another server (--compare URL)
   exo doctor                                  interfaces, ports, engines, peers and what is wrong with them
+  exo engine build                            llama.cpp, built for this very processor
   exo demo                                    three nodes, one killed in mid-sentence: the text goes on
   exo key new                                 keep strangers out of the ring
   exo --discovery-module manual --discovery-config-path config.json
@@ -49,11 +51,12 @@ def build_parser() -> argparse.ArgumentParser:
   parser.add_argument(
       "command",
       nargs="?",
-      choices=["run", "models", "pull", "rm", "join", "key", "status", "stop", "bench", "doctor", "demo"],
+      choices=["run", "models", "pull", "rm", "join", "key", "status", "stop", "bench", "doctor", "engine", "demo"],
       help=
       "run: answer one prompt, or chat; models: list them; pull, rm: fetch or delete one; join TOKEN: become part of "
       "a ring with a cluster key; key: make and manage keys (`exo key --help`); status, stop: the nodes that run here; "
-      "bench: how fast the ring is (`exo bench --help`); doctor: what is wrong, if anything; demo: three nodes, one "
+      "bench: how fast the ring is (`exo bench --help`); doctor: what is wrong, if anything; engine: the library of llama.cpp "
+      "(`exo engine --help`); demo: three nodes, one "
       "killed in mid-sentence; without it: start a node"
   )
   parser.add_argument(

@@ -16,13 +16,15 @@ from typing import Any, Literal
 import exo
 from exo.api.keys import check_given
 from exo.cli.client import ApiClient
-from exo.config import DEFAULT_API_PORT, Config
+from exo.cli.engine_command import comparison_lines, library_lines
+from exo.config import DEFAULT_API_PORT, Config, named_llama_cpp
 from exo.control_groups import own_groups
 from exo.download.file_system import lacks
 from exo.download.hub_check import look_at_hub
 from exo.download.model_store import ModelStore
 from exo.errors import ExoError
 from exo.inference.engines import offered_engines
+from exo.inference.llama_cpp.library_choice import libraries
 from exo.log import escape
 from exo.networking.cluster_key import default_key_file
 from exo.networking.udp.interfaces import list_interfaces
@@ -52,7 +54,8 @@ def doctor_command(config: Config) -> int:
   failed = noted = 0
   topic = ""
   for check in (
-      _engines, _memory, _interfaces, _ports, _firewall, _clock, _keys, _hub, _models, _files, _nodes, _figures
+      _engines, _llama_cpp, _memory, _interfaces, _ports, _firewall, _clock, _keys, _hub, _models, _files, _nodes,
+      _figures
   ):
     for finding in _guarded(check, config):
       shown = finding.topic if finding.topic != topic else ""
@@ -82,6 +85,17 @@ def _engines(config: Config) -> Iterator[Finding]:
   for offer in others:
     state = f"can run on {offer.device}: {offer.reason}" if offer.available else offer.missing
     yield Finding("ok", "engines", f"{offer.name} {state}")
+
+
+def _llama_cpp(config: Config) -> Iterator[Finding]:
+  """Its libraries, of which a named one has to work."""
+  found = list(libraries())
+  is_named = named_llama_cpp() is not None
+  for line in library_lines(found):
+    level: Level = "ok" if not line.startswith("put aside") else "FAIL" if is_named else "note"
+    yield Finding(level, "llama.cpp", line)
+  for line in comparison_lines(found):
+    yield Finding("ok", "llama.cpp", line)
 
 
 def _memory(config: Config) -> Iterator[Finding]:

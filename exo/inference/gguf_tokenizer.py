@@ -167,12 +167,12 @@ def gguf_tokenizer(meta: Mapping[str, Any], path: Path) -> Tokenizer:
 
 
 def _by_llama_cpp(path: Path, pre: str) -> LlamaVocabulary:
-  from exo.inference.llama_cpp.vocabulary import LlamaVocabulary, has_llama_cpp
-  if not has_llama_cpp():
-    raise ModelFilesError(
-        f"{path.name}: its tokenizer cuts text in a way named {pre!r}, which llama.cpp knows: pip install xllamacpp"
-    )
+  from exo.inference.llama_cpp.vocabulary import LlamaVocabulary
   try:
     return LlamaVocabulary(path)
-  except (EngineError, EngineUnavailableError) as error:
+  except EngineUnavailableError as error:
+    raise ModelFilesError(
+        f"{path.name}: its tokenizer cuts text in a way named {pre!r}, which llama.cpp knows: {error.message}"
+    ) from error
+  except EngineError as error:
     raise ModelFilesError(f"{path.name}: its tokenizer cannot be read: {error.message}") from error

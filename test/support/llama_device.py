@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 from exo.inference.llama_cpp.child import Child
-from exo.inference.llama_cpp.library_file import library_files
+from exo.inference.llama_cpp.library_choice import chosen_library
 from exo.shared_memory import SharedMemory
 
 
@@ -14,7 +14,7 @@ class HereDevice:
   """What computes is this process, so that a test can look at it."""
   def __init__(self) -> None:
     self.memory = SharedMemory()
-    file = next(library_files())
+    file = chosen_library().file
     self._child, self.numbers, self.generation = Child(file.path, self.memory), itertools.count(1), 1
 
   def call(self, name: str, *arguments: Any, timeout_s: float = 0, generation: int | None = None) -> Any:

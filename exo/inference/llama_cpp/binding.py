@@ -1,17 +1,20 @@
 """The C interface of llama.cpp, as far as exo uses it: functions of llama.h and ggml.h, and their structures by build.
 
 Structures go by value, and another field stands in them every few months. So a library is taken only if the defaults that it fills in
-itself stand where the structures that are known here have them. `LAYOUTS` names the builds that were tried.
+itself stand where one of the layouts that are known here has them. `LAYOUTS` names the builds that were tried.
 """
 
 from __future__ import annotations
 
 import ctypes
+import platform
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from exo.errors import EngineUnavailableError
+from exo.inference.llama_cpp.open_library import open_library
 
 _p, _f32, _i32, _u32, _i64 = ctypes.c_void_p, ctypes.c_float, ctypes.c_int32, ctypes.c_uint32, ctypes.c_int64
 _flag, _size, _char_p, _i8 = ctypes.c_bool, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_int8
@@ -30,16 +33,26 @@ class ModelParams(ctypes.Structure):
   ]  # yapf: disable
 
 
+_CONTEXT_HEAD: list[Any] = [
+    ("n_ctx", _u32), ("n_batch", _u32), ("n_ubatch", _u32), ("n_seq_max", _u32), ("n_rs_seq", _u32), ("n_outputs_max", _u32),
+    ("n_outputs_max_per_seq", _u32), ("n_threads", _i32), ("n_threads_batch", _i32), ("ctx_type", _i32), ("rope_scaling", _i32),
+    ("pooling", _i32), ("attention", _i32), ("flash_attn", _i32), ("rope_base", _f32), ("rope_scale", _f32), ("yarn_ext", _f32),
+    ("yarn_attn", _f32), ("yarn_fast", _f32), ("yarn_slow", _f32), ("yarn_orig_ctx", _u32), ("defrag", _f32),
+    ("cb_eval", EvalCallback), ("cb_eval_data", _p), ("type_k", _i32), ("type_v", _i32)
+]  # yapf: disable
+_CONTEXT_TAIL: list[Any] = [
+    ("abort", _p), ("abort_data", _p), ("embeddings", _flag), ("offload_kqv", _flag), ("no_perf", _flag), ("op_offload", _flag),
+    ("swa_full", _flag), ("kv_unified", _flag), ("samplers", _p), ("n_samplers", _size), ("ctx_other", _p)
+]  # yapf: disable
+
+
 class ContextParams(ctypes.Structure):
-  _fields_: ClassVar = [
-      ("n_ctx", _u32), ("n_batch", _u32), ("n_ubatch", _u32), ("n_seq_max", _u32), ("n_rs_seq", _u32), ("n_outputs_max", _u32),
-      ("n_outputs_max_per_seq", _u32), ("n_threads", _i32), ("n_threads_batch", _i32), ("ctx_type", _i32), ("rope_scaling", _i32),
-      ("pooling", _i32), ("attention", _i32), ("flash_attn", _i32), ("rope_base", _f32), ("rope_scale", _f32), ("yarn_ext", _f32),
-      ("yarn_attn", _f32), ("yarn_fast", _f32), ("yarn_slow", _f32), ("yarn_orig_ctx", _u32), ("defrag", _f32),
-      ("cb_eval", EvalCallback), ("cb_eval_data", _p), ("type_k", _i32), ("type_v", _i32), ("moe_cache_size", _size), ("abort", _p),
-      ("abort_data", _p), ("embeddings", _flag), ("offload_kqv", _flag), ("no_perf", _flag), ("op_offload", _flag),
-      ("swa_full", _flag), ("kv_unified", _flag), ("samplers", _p), ("n_samplers", _size), ("ctx_other", _p)
-  ]  # yapf: disable
+  _fields_: ClassVar = [*_CONTEXT_HEAD, ("moe_cache_size", _size), *_CONTEXT_TAIL]
+
+
+class ContextParamsBefore(ctypes.Structure):
+  """Of ggml 0.25."""
+  _fields_: ClassVar = [*_CONTEXT_HEAD, *_CONTEXT_TAIL]
 
 
 class LlamaBatch(ctypes.Structure):
@@ -49,13 +62,27 @@ class LlamaBatch(ctypes.Structure):
   ]  # yapf: disable
 
 
+NATIVE = "0.3.36"  # of llama-cpp-python, whose sources are built here
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
-  """What a library fills in by itself, where it is laid out as the structures above."""
+  """How the structures of some builds are laid out."""
   builds: str
+  context: type[ctypes.Structure] = ContextParams
+  model: type[ctypes.Structure] = ModelParams
 
   def fits(self, library: Any) -> bool:
-    context, model = library.llama_context_default_params(), library.llama_model_default_params()
+    return (
+        _may_end_here(library, "llama_context_default_params", self.context)
+        and _may_end_here(library, "llama_model_default_params", self.model) and self._has_defaults(
+            _filled(library, "llama_context_default_params", self.context),
+            _filled(library, "llama_model_default_params", self.model)
+        )
+    )
+
+  @staticmethod
+  def _has_defaults(context: Any, model: Any) -> bool:
     numbers = (context.n_ctx, context.n_batch, context.n_ubatch, context.n_seq_max, context.type_k, context.type_v)
     return (
         numbers == (512, 2048, 512, 1, 1, 1) and context.defrag == context.yarn_ext == -1.0
@@ -65,7 +92,36 @@ class Layout:
     )
 
 
-LAYOUTS = (Layout("xllamacpp 2026.10 (11549), llama-cpp-python 0.3.36"), )
+LAYOUTS = (Layout("xllamacpp 2026.10 (11549)"), Layout(f"llama-cpp-python {NATIVE}", ContextParamsBefore))
+_ROOM = 1024  # what an unknown library writes beyond what is known here must not hurt
+
+
+def known_builds() -> str:
+  return ", ".join(layout.builds for layout in LAYOUTS)
+
+
+def _filled(library: Any, name: str, structure: type[ctypes.Structure]) -> Any:
+  """What a function returns that fills in defaults, if it is laid out so."""
+  class Roomy(ctypes.Structure):
+    _fields_: ClassVar = [("params", structure), ("room", ctypes.c_ubyte * _ROOM)]
+
+  return ctypes.CFUNCTYPE(Roomy)((name, library))().params
+
+
+def _may_end_here(library: Any, name: str, structure: type[ctypes.Structure]) -> bool:
+  """Whether a function that returns a structure writes to the last field of this one, and not beyond. On x86-64 a large result goes
+  where a hidden first argument points, so what is written can be seen; elsewhere defaults alone decide."""
+  if platform.machine() not in ("x86_64", "AMD64") or sys.maxsize < 2**32:
+    return True
+  returned = ctypes.CFUNCTYPE(_p, _p)((name, library))
+  written = bytearray(_ROOM)
+  for pattern in (0x55, 0xaa):
+    room = (ctypes.c_ubyte * _ROOM)(*[pattern] * _ROOM)
+    returned(ctypes.addressof(room))
+    written = bytearray(old or byte != pattern for old, byte in zip(written, room, strict=True))
+  last: Any = getattr(structure, structure._fields_[-1][0])
+  return last.offset < written.rindex(1) + 1 <= ctypes.sizeof(structure) if any(written) else False
+
 
 _FUNCTIONS: tuple[tuple[Any, ...], ...] = (
     ("llama_backend_init", None),
@@ -92,6 +148,11 @@ _FUNCTIONS: tuple[tuple[Any, ...], ...] = (
     ("llama_state_seq_get_size", _size, _p, _i32),
     ("llama_state_seq_get_data", _size, _p, _p, _size, _i32),
     ("llama_state_seq_set_data", _size, _p, _p, _size, _i32),
+    ("llama_version", _char_p),
+    ("llama_print_system_info", _char_p),
+    ("ggml_version", _char_p),
+    ("ggml_backend_reg_count", _size),
+    ("ggml_backend_load_all_from_path", None, _char_p),
     ("ggml_get_name", _char_p, _p),
     ("ggml_nelements", _i64, _p),
     ("ggml_backend_tensor_get", None, _p, _p, _size, _size),
@@ -101,17 +162,21 @@ _FUNCTIONS: tuple[tuple[Any, ...], ...] = (
 
 def load_library(path: Path) -> Any:
   """The library with its functions declared. Raises `EngineUnavailableError` for one that cannot be loaded or is laid out otherwise."""
-  try:
-    library = ctypes.CDLL(str(path))
-  except OSError as error:
-    raise EngineUnavailableError(f"{path.name} cannot be loaded: {error}") from error
+  library = open_library(path)
+  for name, *_ in _FUNCTIONS:
+    if not hasattr(library, name):
+      raise EngineUnavailableError(f"{path.name} has no {name}: it is no llama.cpp that exo knows ({known_builds()})")
+  layout = next((layout for layout in LAYOUTS if layout.fits(library)), None)
+  if layout is None:
+    raise EngineUnavailableError(
+        f"{path.name} is a llama.cpp whose structures exo does not know (it knows {known_builds()})"
+    )
+  of_build = {ContextParams: layout.context, ModelParams: layout.model}
   for name, result, *arguments in _FUNCTIONS:
-    try:
-      function = getattr(library, name)
-    except AttributeError:
-      raise EngineUnavailableError(f"{path.name} has no {name}: it is no llama.cpp that exo knows") from None
-    function.restype, function.argtypes = result, arguments
-  if not any(layout.fits(library) for layout in LAYOUTS):
-    known = "; ".join(layout.builds for layout in LAYOUTS)
-    raise EngineUnavailableError(f"{path.name} is a llama.cpp whose structures exo does not know (it knows {known})")
+    function = getattr(library, name)
+    function.restype, function.argtypes = of_build.get(result, result), [of_build.get(a, a) for a in arguments]
+  if not library.ggml_backend_reg_count():  # a build whose backends are files of their own
+    library.ggml_backend_load_all_from_path(bytes(path.parent))
+    if not library.ggml_backend_reg_count():
+      raise EngineUnavailableError(f"{path.name} finds none of its backends (libggml-cpu and others) in {path.parent}")
   return library

@@ -1,9 +1,9 @@
-"""Whether a library of llama.cpp is here, found out without loading it. For now the engine is used for what no other can run."""
+"""Whether a library of llama.cpp is here that works. For now the engine is used for what no other can run."""
 
 from __future__ import annotations
 
-from exo.inference.library_version import library_version
-from exo.inference.llama_cpp.library_file import LibraryFile, library_files
+from exo.errors import EngineUnavailableError
+from exo.inference.llama_cpp.library_choice import chosen_library
 from exo.inference.llama_cpp.virtual_file import has_virtual_files
 from exo.inference.offer import EngineOffer
 from exo.inference.quantize import Quantize
@@ -19,27 +19,28 @@ def repertoire() -> Repertoire:
 
 
 def probe(quantize: str | None = None) -> EngineOffer:
-  file = next(library_files(), None)
-  missing = _missing(quantize, file)
-  if missing or file is None:
+  """Blocks, the first time for a fraction of a second, in which a process of its own tries the library."""
+  missing = _missing(quantize)
+  try:
+    library = chosen_library() if not missing else None
+  except EngineUnavailableError as error:
+    library, missing = None, error.message
+  if library is None:
     return EngineOffer("llama_cpp", "CPU", "", 0, missing=missing, repertoire=repertoire(), last_resort=True)
   weights = WeightMemory(fixed_bytes=_LIBRARY_BYTES, rows=2.0, cache=1.0)
-  version = library_version("xllamacpp" if "xllamacpp" in file.origin else "llama-cpp-python")
   return EngineOffer(
       "llama_cpp",
       "CPU",
-      f"llama.cpp is here ({file.origin})",
+      f"llama.cpp is here ({library.file})",
       0,
-      version,
+      library.file.version or library.version,
       repertoire=repertoire(),
       weights=weights,
       last_resort=True
   )
 
 
-def _missing(quantize: str | None, file: LibraryFile | None) -> str:
-  if file is None:
-    return "is not installed (pip install xllamacpp)"
+def _missing(quantize: str | None) -> str:
   if not has_virtual_files():
     return "needs a C library with fopencookie, as Linux has it"
   return "" if quantize in (None, Quantize.NONE) else "has no --quantize: a GGUF file says how its weights are packed"

@@ -21,7 +21,7 @@ from exo.inference.exactness import CAREFUL, Exactness
 from exo.inference.kv_budget import KvBudget
 from exo.inference.kv_type import KvType
 from exo.inference.llama_cpp.exactness_study import CONTEXT, STREAMS
-from exo.inference.llama_cpp.library_file import library_files
+from exo.inference.llama_cpp.library_choice import chosen_library
 from exo.inference.llama_cpp.probe import probe, repertoire
 from exo.inference.llama_cpp.study_plan import parts_to_study, study_key
 from exo.inference.shard import Shard
@@ -52,7 +52,7 @@ class Device:
     offer = probe()
     if offer.missing:
       raise EngineUnavailableError(f"llama.cpp {offer.missing}")
-    file = next(library_files())
+    file = chosen_library().file
     self.memory = SharedMemory()
     self._process = ChildProcess(
         "exo.inference.llama_cpp.child", "llama.cpp", (str(file.path), str(self.memory.descriptor)), _ENVIRONMENT,
@@ -155,7 +155,7 @@ class LlamaCppStage(StageBase):
     return self._study
 
   def _studied(self, checkpoint: GgufFile, shard: Shard, kv: KvType, threads: int, kv_layer_bytes: int) -> Study:
-    tensors, library = checkpoint.header.tensors, next(library_files()).path
+    tensors, library = checkpoint.header.tensors, chosen_library().file.path
     parts = parts_to_study(tensors, shard)
     n_bytes = sum(checkpoint.tensor_bytes(name) for part in parts for name in shard_tensors(checkpoint, part))
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from exo.child_process import ChildGoneError, ChildProcess
 from exo.errors import EngineError, EngineUnavailableError
-from exo.inference.llama_cpp.library_file import library_files
+from exo.inference.llama_cpp.library_choice import chosen_library
 
 _TIMEOUT_S = 60.0  # texts are bounded by those who ask; a megabyte takes about a second
 _lock = threading.Lock()
@@ -50,10 +50,6 @@ class LlamaVocabulary:
     raise AssertionError
 
 
-def has_llama_cpp() -> bool:
-  return next(library_files(), None) is not None
-
-
 def _process() -> ChildProcess:
   with _lock:
     return _only_process()
@@ -61,7 +57,8 @@ def _process() -> ChildProcess:
 
 @cache
 def _only_process() -> ChildProcess:
-  file = next(library_files(), None)
-  if file is None:
-    raise EngineUnavailableError("llama.cpp is not installed (pip install xllamacpp)")
+  try:
+    file = chosen_library().file
+  except EngineUnavailableError as error:
+    raise EngineUnavailableError(f"llama.cpp {error.message}") from error
   return ChildProcess(_CHILD, "vocabularies", (str(file.path), ))
