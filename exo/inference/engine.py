@@ -183,11 +183,13 @@ class InferenceEngine:
 
   `load` reads the shard's own weights, calls its last argument with fractions 0..1, and gives the shard ready to step.
   It raises `UnsupportedModelError` for an architecture the engine cannot run, `ModelFilesError` for damaged weights.
-  `reads_weights` says that its numbers are those of the checkpoint, rather than some for tests.
+  `reads_weights` says that its numbers are those of the checkpoint, rather than some for tests; `reads_files` that it wants the GGUF
+  file itself, and no tensors.
   """
   name: str
   load: Callable[[Shard, Checkpoint, LoadOptions, Callable[[float], None]], StageModel]
   reads_weights: bool = True
+  reads_files: bool = False
 
 
 def gather_logit_rows(entries: tuple[BatchEntry, ...]) -> npt.NDArray[np.int64]:
