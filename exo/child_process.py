@@ -153,16 +153,26 @@ class ChildProcess:
         if stream is not None:
           stream.close()
     if left:
-      log(0, "the process for %s ended with status %d; %d calls fail", self._what, code, len(left))
+      log(0, "the process for %s ended %s; %d calls fail", self._what, _how(code), len(left))
     for future in left:
       if future.set_running_or_notify_cancel():
-        future.set_exception(ChildGoneError(f"the process for {self._what} ended"))
+        future.set_exception(ChildGoneError(f"the process for {self._what} ended {_how(code)}"))
 
   def kill(self) -> None:
     """End it now; calls under way fail."""
     process = self._process
     if process is not None:
       process.kill()
+
+
+def _how(code: int) -> str:
+  """In which way a process ended, by its exit status."""
+  if code >= 0:
+    return f"with status {code}"
+  try:
+    return f"by {signal.Signals(-code).name}"
+  except ValueError:
+    return f"by signal {-code}"
 
 
 def give_way() -> None:

@@ -11,6 +11,7 @@ from functools import partial
 
 from exo.errors import (
     BadNumbersError,
+    EngineEndedError,
     ExoError,
     InvalidRequestError,
     ModelInUseError,
@@ -235,9 +236,15 @@ class PlanHost:
     error = BadNumbersError("it computes numbers that are not finite", node=self._node_id, worker=runner.worker.name)
     self._fall_ill(runner, error, entry_nodes)
 
-  def broken(self, runner: StageRunner, error: StageSickError) -> None:
-    """See `StageHost`. The plan is over, its requests may go on elsewhere; perhaps the whole worker is broken."""
-    if self._fall_ill(runner, error):
+  def broken(self, runner: StageRunner, error: StageSickError | EngineEndedError) -> None:
+    """See `StageHost`. The plan is over, its requests may go on elsewhere; perhaps the whole worker is broken. Where only the process of
+    its engine has ended, it is opened again at once."""
+    opened = self._open.get(runner.plan.plan_id)
+    if isinstance(error, EngineEndedError):
+      if opened is not None:
+        self._desks[runner.worker.name].engine_ended(runner.model.shard, opened.plan.file, error)
+      self.crashed(runner, PlanClosedError(f"{runner.plan.name_of(runner.index)}: {error.message}"))
+    elif self._fall_ill(runner, error):
       self.crashed(runner, error)
       runner.worker.health.doubt()
 

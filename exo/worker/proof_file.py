@@ -17,9 +17,11 @@ _NAMES = {
     "model.norm": "output_norm",
     f"{_LAYER}input_layernorm": "blk.0.attn_norm",
     f"{_LAYER}post_attention_layernorm": "blk.0.ffn_norm",
-    **{f"{_LAYER}self_attn.{name}_proj": f"blk.0.attn_{name}" for name in "qkv"},
+    **{f"{_LAYER}self_attn.{name}_proj": f"blk.0.attn_{name}"
+       for name in "qkv"},
     f"{_LAYER}self_attn.o_proj": "blk.0.attn_output",
-    **{f"{_LAYER}mlp.{name}_proj": f"blk.0.ffn_{name}" for name in ("gate", "up", "down")},
+    **{f"{_LAYER}mlp.{name}_proj": f"blk.0.ffn_{name}"
+       for name in ("gate", "up", "down")},
 }
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from exo.errors import (
     BadNumbersError,
     CacheLostError,
+    EngineEndedError,
     EngineError,
     ExoError,
     OutOfMemoryError,
@@ -43,13 +44,13 @@ class Guarded:
   """What came of a step. `batch` are the entries that were computed, `rows` what the engine gave for them.
 
   `failures` has the error of every other entry, `doubtful` the sequences for which this stage made bad numbers twice.
-  `broken` is why the stage can compute nothing at all any more, None while it can.
+  `broken` is why the stage can compute nothing at all any more, None while it can: it is sick, or its engine's process has ended.
   """
   batch: Batch
   rows: Rows | None
   failures: dict[int, ExoError] = field(default_factory=dict)
   doubtful: set[int] = field(default_factory=set)
-  broken: StageSickError | None = None
+  broken: StageSickError | EngineEndedError | None = None
 
 
 class StepGuard:
@@ -70,6 +71,10 @@ class StepGuard:
       return out
     try:
       out.rows = compute(out.batch)
+    except EngineEndedError as error:
+      out.broken, out.failures = error, out.failures | {entry.sequence: error for entry in out.batch.entries}
+      out.batch = out.batch.only(lambda _: False)
+      return out
     except BaseException as error:  # noqa: BLE001 - an engine may raise anything, SystemExit too
       log(0, "a step of %d entries failed, each is tried alone: %s", len(out.batch.entries), in_words(error))
       self._restore(out, out.batch.entries)
@@ -127,7 +132,7 @@ class StepGuard:
       rows = np.array(compute(out.batch.only(lambda other: other is entry)))
     except BaseException as error:  # noqa: BLE001 - as in `run`
       out.failures[entry.sequence] = _engine_error(error)
-      out.broken = self._broken(out.batch)
+      out.broken = error if isinstance(error, EngineEndedError) else self._broken(out.batch)
       return
     if are_numbers(rows):
       parts[entry.sequence] = rows
@@ -167,11 +172,13 @@ class StepGuard:
   def _in_prompt(self, entry: BatchEntry) -> bool:
     return entry.position + entry.n_tokens <= self._prompt_tokens[entry.sequence]
 
-  def _broken(self, like: Batch) -> StageSickError | None:
+  def _broken(self, like: Batch) -> StageSickError | EngineEndedError | None:
     try:
       check_step(self._model, None if like.hidden is None else like.hidden.shape[1])
     except OutOfMemoryError:  # all its room is taken by others, whom it computes for
       return None
+    except EngineEndedError as error:
+      return error
     except BaseException as error:  # noqa: BLE001 - as in `run`
       return stage_sick(self._name, *self._plan.stages[self._index].by, self._plan.model_id, _engine_error(error))
     return None

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from exo.child_process import ChildGoneError, ChildProcess
-from exo.errors import CacheReuseError, EngineError, EngineUnavailableError, UnsupportedModelError
+from exo.errors import CacheReuseError, EngineEndedError, EngineError, EngineUnavailableError, UnsupportedModelError
 from exo.inference.embedding_table import EmbeddingTable
 from exo.inference.engine import Batch, BatchEntry, LoadOptions, StageMemory
 from exo.inference.kv_budget import KvBudget
@@ -65,20 +65,20 @@ class Device:
     return self._generation
 
   def call(self, name: str, *arguments: Any, timeout_s: float = _SOON_S, generation: int | None = None) -> Any:
-    """Raises what the other side raises, and `EngineError` where it has ended, with all that it had loaded, or has not answered in time
-    and so is ended."""
+    """Raises what the other side raises, and `EngineEndedError` where it has ended, or has not answered in time and so is ended."""
     runs = self._process.pid is not None and self._process.generation == self._generation
     if generation is not None and not (runs and generation == self._generation):
-      raise EngineError("llama.cpp has ended, and with it what it had loaded")
+      raise EngineEndedError("llama.cpp has ended, and with it what it had loaded", computing=0)
     try:
       if not runs:
         self._process.ask(_SOON_S, "start")
         self._generation = self._process.generation
       return self._process.ask(timeout_s, name, *arguments)
     except TimeoutError as error:
-      raise EngineError(f"llama.cpp has not ended a {name} within {timeout_s:.0f} s, and was ended itself") from error
+      text = f"llama.cpp has not ended a {name} within {timeout_s:.0f} s, and was ended itself"
+      raise EngineEndedError(text, computing=1) from error
     except ChildGoneError as error:
-      raise EngineError(f"llama.cpp ended in a {name}: {error.message}") from error
+      raise EngineEndedError(f"llama.cpp ended in a {name}: {error.message}", computing=1) from error
 
 
 class LlamaCppStage(StageBase):
