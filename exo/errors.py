@@ -112,6 +112,11 @@ class EngineEndedError(EngineError):
   kind = "engine_ended"
 
 
+class StepAbortedError(EngineError):
+  """A running step was ended, since what somebody wanted of it is not wanted any more: what it had written is to be cut back."""
+  kind = "step_aborted"
+
+
 class OutOfMemoryError(EngineError):
   """What one request needed could not be allocated; nothing was changed, and others may still fit."""
   kind = "out_of_memory"

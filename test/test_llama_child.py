@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import os
 import signal
+import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -13,17 +16,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from exo.errors import EngineEndedError
-from exo.inference.engine import LoadOptions
+from exo.errors import CancelledRequestError, EngineEndedError, StepAbortedError
+from exo.inference.engine import Batch, BatchEntry, LoadOptions, LogitsOf
 from exo.inference.engines import load_engine
 from exo.inference.llama_cpp.library_file import library_files
 from exo.inference.shard import Shard
 from exo.inference.weights.checkpoint import open_checkpoint
 from exo.orchestration.crashes import Crashes
+from exo.orchestration.running_step import RunningStep
+from exo.topology.ring_plan import RingPlan, Stage
+from exo.worker.step_guard import StepGuard
 from test.support.nodes import NodeProcess, ring, wait_until
-from test.support.shaped_models import SMALL, TINY, write_shaped
+from test.support.shaped_models import SMALL, TINY, Shape, write_shaped
 from test.support.streams import stream
 
 pytestmark = pytest.mark.skipif(next(library_files(), None) is None, reason="xllamacpp is not installed")
@@ -165,3 +172,99 @@ def test_a_child_process_that_ends_in_a_load_is_the_error_of_that_load(tmp_path:
       loading.result(60)
     assert told.value.details["computing"] == 1
   engine.load(shard, checkpoint, options, lambda _: None).close()
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+  """A model of which a step of a thousand tokens takes a while."""
+  return open_checkpoint(write_shaped(tmp_path_factory.mktemp("gguf") / "m.gguf", SMALL, "Q8_0"))
+
+
+def tokens(count: int, seed: int = 1) -> np.ndarray:
+  return np.random.default_rng(seed).integers(5, 30000, count).astype(np.int32)
+
+
+@pytest.mark.parametrize("cut", [None, 2])
+def test_a_child_process_ends_a_step_and_the_others_in_it_are_computed_again(slow: Checkpoint, cut: int | None) -> None:
+  """Bit for bit what they are without that, on whichever stage; what was cancelled is forgotten."""
+  bounds = [0, SMALL.layers] if cut is None else [0, cut, SMALL.layers]
+  shards = [Shard("m", a, b - 1, SMALL.layers) for a, b in itertools.pairwise(bounds)]
+  plan = RingPlan("m", "e", tuple(Stage(f"n{i}", shard, "cpu") for i, shard in enumerate(shards)))
+  model = load_engine("llama_cpp").load(plan.stages[0].shard, slow, LoadOptions(2**33, 1, max_context=4096), lambda _: None)
+  cancelled: set[int] = set()
+  guard = StepGuard(model, plan, 0, {1: 40, 2: 3000, 3: 9}, cancelled)
+  entry, singles = BatchEntry(1, 0, 40, LogitsOf.LAST), (BatchEntry(1, 40, 1, LogitsOf.LAST), BatchEntry(3, 0, 9, LogitsOf.LAST))
+  guard.run(Batch((entry, ), tokens(40)), model.step)
+  ids = np.concatenate([tokens(1, 3), tokens(9, 2)])
+  expected = np.array(guard.run(Batch(singles, ids), model.step).rows)
+  model.truncate(1, 40)
+  model.drop(3)
+  batch = Batch((*singles, BatchEntry(2, 0, 3000, LogitsOf.LAST)), np.concatenate([ids, tokens(3000)]))
+
+  def cancel() -> None:
+    cancelled.add(2)
+    model.abort()
+
+  aborts: list[StepAbortedError] = []
+
+  def step(wanted: Batch) -> np.ndarray:
+    timer = threading.Timer(0.3, cancel)
+    timer.start()
+    try:
+      return model.step(wanted)
+    except StepAbortedError as error:
+      aborts.append(error)
+      raise
+    finally:
+      timer.cancel()
+
+  found = guard.run(batch, step)
+  assert len(aborts) == 1 and [type(error) for error in found.failures.values()] == [CancelledRequestError]
+  assert found.batch.entries == singles and np.array_equal(found.rows, expected)
+  model.truncate(1, 40)
+  assert np.array_equal(guard.run(Batch(singles[:1], ids[:1]), model.step).rows, expected[:1])
+  assert guard.run(Batch((BatchEntry(2, 0, 5, LogitsOf.LAST), ), tokens(5)), model.step).rows is not None
+  model.close()
+
+
+def test_a_child_process_is_not_told_to_end_what_ends_soon() -> None:
+  """By the pace of the steps before; what is late goes on for as long again, as far as anybody knows."""
+  aborts: list[int] = []
+  step = RunningStep(lambda: aborts.append(1))
+  prompt, one = BatchEntry(1, 0, 100, LogitsOf.LAST), BatchEntry(2, 5, 1, LogitsOf.LAST)
+  requests = {1: "a", 2: "b"}
+  with step.of((prompt, one), requests):  # nothing is known of it
+    time.sleep(0.05)
+    step.cancel("c")
+    assert not aborts
+  with step.of((prompt, one), requests):  # 0.05 s, as the last time
+    step.cancel("a")
+    assert not aborts and not step.cancelled
+    time.sleep(0.35)
+    step.cancel("a")
+    assert aborts == [1] and step.cancelled == {1}
+  assert not step.cancelled
+  with step.of((BatchEntry(1, 0, 1000, LogitsOf.LAST), ), requests):
+    step.cancel("a")
+    assert len(aborts) == 2
+  step.cancel("a")
+  assert len(aborts) == 2
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_child_process_ends_a_long_step_that_a_client_leaves(tmp_path: Path, count: int) -> None:
+  """On whichever stage it runs; the same asked again is what it always is."""
+  write_shaped(tmp_path / "shaped" / "m.gguf", Shape(12, 1024, 5632, 16, 4, 4096), "Q8_0")
+  prompt = "ab" * 300
+  fields = {"model": "shaped", "chat": False, "max_tokens": 5}
+  with ring(tmp_path / "home", count, *ENGINE, "--model-dir", str(tmp_path)) as nodes:
+    assert asked(nodes[0], "shaped")[0] == 200
+    for _ in range(2):  # on a ring the steps of both stages are long, and one or the other runs
+      with pytest.raises(TimeoutError):
+        stream(nodes[0], prompt, timeout_s=0.7, **fields)
+    wait_until(lambda: any("the step that runs is ended" in node.log for node in nodes), 30, "the end of a step")
+    again = stream(nodes[0], prompt, **fields)
+    assert again.done and again.error is None
+    assert all(end not in node.log for node in nodes for end in ("each is tried alone", "Traceback", "closed here"))
+  with ring(tmp_path / "home", 1, *ENGINE, "--model-dir", str(tmp_path)) as (node, ):
+    assert stream(node, prompt, **fields).text == again.text

@@ -152,6 +152,11 @@ class StageModel(ABC):
     """
     raise UnsupportedModelError("the engine of this model's last stage gives no embeddings")
 
+  def abort(self) -> None:
+    """End the step that runs, if one does: it raises `StepAbortedError` as soon as it can. May be called by any thread at any time, unlike all
+    else. Optional: an engine that cannot end a step does nothing.
+    """
+
   @abstractmethod
   def drop(self, sequence: int) -> None:
     """Forget a sequence's cache, whatever state it is in, and give its memory back. Unknown sequences are ignored."""

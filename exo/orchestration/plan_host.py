@@ -348,17 +348,27 @@ class PlanHost:
         check_frame(frame, stage.loaded.bounds)
 
   def _cancel(self, sender: str, message: Cancel) -> None:
-    """For the node that asked, and no other."""
+    """For the node that asked, and no other; later stages hear of it from the first."""
     opened = self._open.get(message.plan_id)
     driver = None if opened is None else opened.driver
+    if opened is not None and driver is None and sender == opened.plan.first.node_id:
+      self._abort_steps(opened, message)
     running = [] if driver is None else driver.scheduler.requests()
     everything = (*self._start.requests(message.plan_id), *running)
     if any(r.entry_node != sender for r in everything if r.request_id == message.request_id):
       log(1, "ignored %s, which wants to cancel another node's request %s", sender, message.request_id)
       return
     self._start.forget(lambda request: (request.request_id, request.entry_node) == (message.request_id, sender))
-    if driver is not None:
-      driver.cancel(message.request_id)
+    if opened is not None and driver is not None and driver.cancel(message.request_id):
+      self._abort_steps(opened, message)
+      for node_id in opened.plan.node_ids:
+        if node_id != self._node_id:
+          self._tell(node_id, message)
+
+  @staticmethod
+  def _abort_steps(opened: OpenedPlan, message: Cancel) -> None:
+    for stage in opened.stages.values():
+      stage.runner.cancel(message.request_id)
 
   def _on_close(self, sender: str, message: ClosePlan) -> None:
     plan = self.residents.plan_of(message.plan_id)
@@ -413,8 +423,11 @@ class PlanHost:
           self._tell_closed(node_id, opened.plan.plan_id, error)
 
   def _tell_closed(self, node_id: str, plan_id: str, error: ExoError) -> None:
+    self._tell(node_id, ClosePlan(plan_id, Failure(*to_wire(error))))
+
+  def _tell(self, node_id: str, message: Message) -> None:
     try:
-      self._send(node_id, ClosePlan(plan_id, Failure(*to_wire(error))))
+      self._send(node_id, message)
     except ExoError as unreachable:
       log(2, "%s need not be told: %s", node_id, unreachable)
 

@@ -43,6 +43,7 @@ from exo.oldest import forget_oldest
 from exo.orchestration.awake_cores import AwakeCores
 from exo.orchestration.failures import tell_failed
 from exo.orchestration.meter import Meter
+from exo.orchestration.running_step import RunningStep
 from exo.orchestration.token_head import Deliveries, TokenHead
 from exo.topology.ring_plan import RingPlan
 from exo.worker.step_guard import Compute, StepGuard
@@ -110,11 +111,12 @@ class StageRunner:
     self._prompts: dict[int, int] = {}  # tokens of the prompts of all open sequences
     self._requests: dict[int, tuple[str, str]] = {}  # of all open sequences, with their entry nodes
     self._delivered: dict[str, str] = {}  # requests that deliveries went to, and their entry nodes, the latest last
-    self._guard = StepGuard(model, plan, index, self._prompts)
+    self._step = RunningStep(model.abort)
+    self._guard = StepGuard(model, plan, index, self._prompts, self._step.cancelled)
     self._next = plan.after(index)
     self._head = TokenHead(plan.plan_id, grammars)
     self._refused: set[int] = set()
-    self._failed: set[int] = set()  # nothing more is computed of them; their first stage is told once
+    self._failed: set[int] = set()  # nothing more is computed of them; their first stage hears why once
     self.kept: set[int] = set()  # sequences that are over and whose caches are here for others to begin with
     self._waiting = 0
     self._changed = -1  # the last step of which the caches have all that its frame says
@@ -193,19 +195,20 @@ class StageRunner:
       if entry.sequence not in self._prompts:
         raise ProtocolError(f"a step for sequence {entry.sequence}, which is not open")
     if self._refused or self._failed:
-      frame = self._without(frame, self._refused, tell=True)
-      frame = self._without(frame, self._failed, tell=False)
+      # told of each frame, or a step of which nothing is left would never come back
+      frame = self._without(frame, self._refused | self._failed, tell=True)
     hidden: Activation | None = None
     tokens: list[SequenceToken] = []
     deliveries: list[tuple[str, TokenDelivery | RequestFailed]] = []
     if frame.entries:
       batch = Batch(frame.entries, frame.token_ids, frame.hidden)
-      if self._next is not None:
-        batch, hidden = self._run(batch, self.model.step, trouble)
-      else:
-        tokens, deliveries = self._finish(batch, trouble)
-        if frame.run > 1:
-          self._go_on(frame, tokens, deliveries, trouble)
+      with self._step.of(frame.entries, {e.sequence: self._requests[e.sequence][0] for e in frame.entries}):
+        if self._next is not None:
+          batch, hidden = self._run(batch, self.model.step, trouble)
+        else:
+          tokens, deliveries = self._finish(batch, trouble)
+          if frame.run > 1:
+            self._go_on(frame, tokens, deliveries, trouble)
     if trouble.failures:
       frame = self._without_failed(frame, trouble)
     doubted_by = frozenset(self._requests[s][1] for s in trouble.doubtful if s in self._requests)
@@ -356,6 +359,10 @@ class StageRunner:
       if failed.failure.kind == error.kind and failed.sequence in self._requests:
         request_id, entry_node = self._requests[failed.sequence]
         tell_failed(self._send, self.plan.plan_id, request_id, entry_node, error)
+
+  def cancel(self, request_id: str) -> None:
+    """Nothing is wanted of a request any more: a long step that it is in ends."""
+    self._step.cancel(request_id)
 
   def cancel_entry(self, entry_node: str, error: ExoError) -> None:
     """What was delivered there may be lost."""

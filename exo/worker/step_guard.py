@@ -6,7 +6,7 @@ Runs on the device thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,11 +17,13 @@ import numpy.typing as npt
 from exo.errors import (
     BadNumbersError,
     CacheLostError,
+    CancelledRequestError,
     EngineEndedError,
     EngineError,
     ExoError,
     OutOfMemoryError,
     StageSickError,
+    StepAbortedError,
     in_words,
     stage_sick,
 )
@@ -56,10 +58,14 @@ class Guarded:
 class StepGuard:
   """For stage number `index` of a plan.
 
-  `prompt_tokens` has the length of each open sequence's prompt; it is the caller's, who goes on changing it.
+  `prompt_tokens` has the length of each open sequence's prompt, `cancelled` those because of whom a step is aborted; both are the caller's,
+  who goes on changing them.
   """
-  def __init__(self, model: StageModel, plan: RingPlan, index: int, prompt_tokens: Mapping[int, int]) -> None:
-    self._model, self._plan, self._index, self._prompt_tokens = model, plan, index, prompt_tokens
+  def __init__(
+      self, model: StageModel, plan: RingPlan, index: int, prompt_tokens: Mapping[int, int], cancelled: Container[int]
+  ) -> None:
+    self._model, self._plan, self._index = model, plan, index
+    self._prompt_tokens, self._cancelled = prompt_tokens, cancelled
     self._name = plan.name_of(index)
 
   def run(self, batch: Batch, compute: Compute) -> Guarded:
@@ -67,22 +73,32 @@ class StepGuard:
     out = Guarded(batch, None)
     if batch.hidden is not None and not are_numbers(batch.hidden):
       self._refuse_arrived(out)
-    if not out.batch.entries:
-      return out
-    try:
-      out.rows = compute(out.batch)
-    except EngineEndedError as error:
-      out.broken, out.failures = error, out.failures | {entry.sequence: error for entry in out.batch.entries}
-      out.batch = out.batch.only(lambda _: False)
-      return out
-    except BaseException as error:  # noqa: BLE001 - an engine may raise anything, SystemExit too
-      log(0, "a step of %d entries failed, each is tried alone: %s", len(out.batch.entries), in_words(error))
-      self._restore(out, out.batch.entries)
-      self._alone(out, compute, error)
-      return out
-    if out.rows.size and not are_numbers(out.rows):
+    while out.batch.entries and out.rows is None:
+      try:
+        out.rows = compute(out.batch)
+      except StepAbortedError:
+        self._take_back(out)
+      except EngineEndedError as error:
+        out.broken, out.failures = error, out.failures | {entry.sequence: error for entry in out.batch.entries}
+        out.batch = out.batch.only(lambda _: False)
+      except BaseException as error:  # noqa: BLE001 - an engine may raise anything, SystemExit too
+        log(0, "a step of %d entries failed, each is tried alone: %s", len(out.batch.entries), in_words(error))
+        self._restore(out, out.batch.entries)
+        self._alone(out, compute, error)
+        return out
+    if out.rows is not None and out.rows.size and not are_numbers(out.rows):
       self._again(out, compute)
     return out
+
+  def _take_back(self, out: Guarded) -> None:
+    """A step was ended, since nobody wants some of its entries any more: what is left are the others, as before it."""
+    self._restore(out, out.batch.entries)
+    for entry in out.batch.entries:
+      if entry.sequence in self._cancelled:
+        out.failures[entry.sequence] = CancelledRequestError("nobody wants it any more")
+    for sequence in out.failures:
+      self._forget(sequence)
+    out.batch = out.batch.only(lambda entry: entry.sequence not in out.failures)
 
   def _refuse_arrived(self, out: Guarded) -> None:
     assert out.batch.hidden is not None and self._index > 0
@@ -130,6 +146,9 @@ class StepGuard:
     """Its rows into `parts`, or its error into `out.failures`."""
     try:
       rows = np.array(compute(out.batch.only(lambda other: other is entry)))
+    except StepAbortedError:
+      out.failures[entry.sequence] = CacheLostError(f"{self._name} lost the cache of this request")
+      return
     except BaseException as error:  # noqa: BLE001 - as in `run`
       out.failures[entry.sequence] = _engine_error(error)
       out.broken = error if isinstance(error, EngineEndedError) else self._broken(out.batch)

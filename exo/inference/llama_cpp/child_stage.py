@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from exo.inference.kv_type import KvType
 from exo.inference.llama_cpp.kv_pool import KvPool, Place
 from exo.inference.llama_cpp.llama_model import Floats, LastWords, LlamaContext, LlamaModel, Row
 from exo.inference.llama_cpp.shared_calls import SharedCalls
+from exo.inference.llama_cpp.signals import Signals
 from exo.inference.llama_cpp.stage_cut import cut_of
 from exo.inference.llama_cpp.stage_file import SourceTensor, StageFile
 from exo.inference.shard import Shard
@@ -38,7 +40,7 @@ class ChildStage:
   """Knows nothing of other nodes: it is told what to compute, and its parent sees to it that that fits."""
   def __init__(
       self, library: Any, words: LastWords, path: Path, shard: Shard, threads: int, kv: KvType, kv_token_bytes: int,
-      kv_bytes: int, most_length: int, near_length: int, progress: Callable[[float], None]
+      kv_bytes: int, most_length: int, near_length: int, signals: Signals
   ) -> None:
     """`near_length` as `StageMemory.near_context`. Raises `ModelFilesError`, `UnsupportedModelError`, `OutOfMemoryError`."""
     data = FileBytes(path)
@@ -57,12 +59,13 @@ class ChildStage:
     sources = {name: SourceTensor(info, path) for name, info in header.tensors.items()}
     file = StageFile(self._cut, sources, header.kinds, str(header.metadata["general.architecture"]))
     try:
-      self._model = LlamaModel(library, words, file, progress)
+      self._model = LlamaModel(library, words, file, partial(setattr, signals, "progress"))
     finally:
       file.close()
 
     def make(length: int, count: int) -> LlamaContext:
-      return LlamaContext(self._model, length, count, STEP_ROWS, threads, kv, self._cut.out, self._cut.feed)
+      of = self._cut
+      return LlamaContext(self._model, length, count, STEP_ROWS, threads, kv, of.out, of.feed, signals.abort_callback)
 
     # flash attention on floats divides a lone row's keys among threads, and several rows among them
     self._shared = SharedCalls(self._model.can_shorten and not (kv.flash and kv.k != "q8_0"))

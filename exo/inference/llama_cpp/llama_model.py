@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from exo.errors import CacheReuseError, EngineError, ModelFilesError, OutOfMemoryError
+from exo.errors import CacheReuseError, EngineError, ModelFilesError, OutOfMemoryError, StepAbortedError
 from exo.inference.kv_type import KvType
 from exo.inference.llama_cpp.binding import EvalCallback, LlamaBatch, LogCallback, ProgressCallback
 from exo.inference.llama_cpp.sequence_state import SequenceState, read_state
@@ -103,9 +103,10 @@ class LlamaContext:
       threads: int,
       kv: KvType,
       out: str = "",
-      feed: str = ""
+      feed: str = "",
+      abort: tuple[int, int] = (0, 0)
   ) -> None:
-    """Computes at most `n_rows` tokens a call. Raises `OutOfMemoryError`."""
+    """Computes at most `n_rows` tokens a call; `abort` is as `Signals.abort_callback`. Raises `OutOfMemoryError`."""
     self._model, self._library, self.length, self.n_sequences = model, model.library, length, n_sequences
     self._out, self._feed = out.encode(), feed.encode()
     self._hidden: Floats | None = None
@@ -116,6 +117,7 @@ class LlamaContext:
     params.n_threads = params.n_threads_batch = threads
     params.type_k, params.type_v = TYPES[kv.k], TYPES[kv.v]
     params.flash_attn, params.kv_unified, params.swa_full = int(kv.flash), False, True
+    params.abort, params.abort_data = abort
     self._callback = EvalCallback(self._seen)  # kept while the library has it
     if out or feed:
       params.cb_eval = self._callback
@@ -142,7 +144,7 @@ class LlamaContext:
     """One call on embeddings, or hidden states, (rows, width), each at `positions` positions, or on the ids of tokens (rows,), int32.
 
     Returns hidden states (rows, width), or for the last stage logits (wanted rows, words), which are valid until the next call.
-    Raises `EngineError`; what was there before the call is as it was.
+    Raises `EngineError`; what was there before the call is as it was, and after `StepAbortedError` a part of this may be behind it.
     """
     n = len(rows)
     given = np.ascontiguousarray(given)
@@ -225,6 +227,8 @@ def _as(array: npt.NDArray[Any], kind: Any) -> Any:
 
 def _error(status: int, words: str) -> EngineError:
   """Of `llama_decode`: 1 is a full cache, which is only the affair of who asked."""
+  if status == 2:
+    return StepAbortedError("llama.cpp was told to end the step")
   if status == 1:
     return OutOfMemoryError("llama.cpp has no room left for the request in its KV cache")
   return EngineError(f"llama.cpp gave up a step with {status}: {words or 'it does not say why'}")

@@ -18,6 +18,7 @@ from exo.inference.kv_budget import KvBudget
 from exo.inference.kv_type import KvType
 from exo.inference.llama_cpp.library_file import library_files
 from exo.inference.llama_cpp.probe import probe, repertoire
+from exo.inference.llama_cpp.signals import SIGNAL_BYTES, Signals
 from exo.inference.shard import Shard
 from exo.inference.stage_base import StageBase
 from exo.inference.weights.gguf_file import GgufFile
@@ -46,6 +47,7 @@ class Device:
       raise EngineUnavailableError(f"llama.cpp {offer.missing}")
     file = next(library_files())
     self.memory = SharedMemory()
+    self.signals = Signals(self.memory)
     self._process = ChildProcess(
         "exo.inference.llama_cpp.child", "llama.cpp", (str(file.path), str(self.memory.descriptor)), _ENVIRONMENT,
         (self.memory.descriptor, )
@@ -149,14 +151,18 @@ class LlamaCppStage(StageBase):
       given = batch.hidden.astype(np.float32, copy=False)
     rows = sum(entry.logit_rows for entry in batch.entries) if self.shard.is_last else n
     columns = self._n_words if self.shard.is_last else self._width
-    out_at = whole_blocks(given.nbytes, _LINE)
+    out_at = SIGNAL_BYTES + whole_blocks(given.nbytes, _LINE)
     memory = self._device.memory
     memory.grow(out_at + 4 * rows * columns)
-    memory.view(0, given.nbytes)[:] = np.ascontiguousarray(given).view(np.uint8).reshape(-1)
+    memory.view(SIGNAL_BYTES, given.nbytes)[:] = np.ascontiguousarray(given).view(np.uint8).reshape(-1)
     entries = msgspec.to_builtins(batch.entries)
     self._torn |= {entry.sequence for entry in batch.entries}
+    self._device.signals.abort(False)  # of a step that ended before it was told to
     self._call("step", entries, n, out_at, rows, columns, timeout_s=_SOON_S + n * _TOKEN_S)
     return memory.view(out_at, 4 * rows * columns).view(np.float32).reshape(rows, columns).copy()
+
+  def abort(self) -> None:
+    self._device.signals.abort(True)
 
   def length(self, sequence: int) -> int:
     return self._lengths.get(sequence, 0)
