@@ -268,3 +268,12 @@ def test_a_child_process_ends_a_long_step_that_a_client_leaves(tmp_path: Path, c
     assert all(end not in node.log for node in nodes for end in ("each is tried alone", "Traceback", "closed here"))
   with ring(tmp_path / "home", 1, *ENGINE, "--model-dir", str(tmp_path)) as (node, ):
     assert stream(node, prompt, **fields).text == again.text
+
+
+def test_a_child_process_says_how_far_a_load_is(tmp_path: Path) -> None:
+  """It reaches the node's own progress, which `exo run` and status show, while the load goes on."""
+  checkpoint = open_checkpoint(write_shaped(tmp_path / "m.gguf", Shape(12, 1024, 5632, 16, 4, 4096), "Q8_0"))
+  seen: list[float] = []
+  model = load_engine("llama_cpp").load(Shard("m", 0, 11, 12), checkpoint, LoadOptions(2**33, 1), seen.append)
+  model.close()
+  assert seen == sorted(seen) and seen[-1] == 1 and any(0 < fraction < 1 for fraction in seen), seen

@@ -66,8 +66,15 @@ class Device:
     """Which process it is: what one has loaded, the next one has not."""
     return self._generation
 
-  def call(self, name: str, *arguments: Any, timeout_s: float = _SOON_S, generation: int | None = None) -> Any:
-    """Raises what the other side raises, and `EngineEndedError` where it has ended, or has not answered in time and so is ended."""
+  def call(
+      self,
+      name: str,
+      *arguments: Any,
+      timeout_s: float = _SOON_S,
+      generation: int | None = None,
+      watch: Callable[[], None] | None = None
+  ) -> Any:
+    """`watch` is as of `ChildProcess.ask`. Raises what the other side raises, and `EngineEndedError` where it has ended, or has not answered in time and so is ended."""
     runs = self._process.pid is not None and self._process.generation == self._generation
     if generation is not None and not (runs and generation == self._generation):
       raise EngineEndedError("llama.cpp has ended, and with it what it had loaded", computing=0)
@@ -75,7 +82,7 @@ class Device:
       if not runs:
         self._process.ask(_SOON_S, "start")
         self._generation = self._process.generation
-      return self._process.ask(timeout_s, name, *arguments)
+      return self._process.ask(timeout_s, name, *arguments, watch=watch)
     except TimeoutError as error:
       text = f"llama.cpp has not ended a {name} within {timeout_s:.0f} s, and was ended itself"
       raise EngineEndedError(text, computing=1) from error
@@ -107,6 +114,7 @@ class LlamaCppStage(StageBase):
     self._embedding = EmbeddingTable(
         StageTensors(checkpoint, shard)
     ) if shard.is_first and not self._takes_tokens else None
+    device.signals.progress = 0.0
     self._width, self._n_words, can_shorten = device.call(
         "load",
         self._number,
@@ -116,7 +124,8 @@ class LlamaCppStage(StageBase):
         tokens * budget.most_token_bytes,
         context,
         config.near_context,
-        timeout_s=_SOON_S + weight_bytes / _LOAD_BYTES_PER_S
+        timeout_s=_SOON_S + weight_bytes / _LOAD_BYTES_PER_S,
+        watch=lambda: progress(device.signals.progress)
     )
     self._generation = device.generation
     # with windows, what has left them does not move along, and a text cannot always be cut back
