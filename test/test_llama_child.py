@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from exo.topology.ring_plan import RingPlan, Stage
 from exo.worker.step_guard import StepGuard
 from test.support.nodes import NodeProcess, ring, wait_until
 from test.support.shaped_models import SMALL, TINY, Shape, write_shaped
+from test.support.stages import Stages
 from test.support.streams import stream
 
 pytestmark = pytest.mark.skipif(next(library_files(), None) is None, reason="xllamacpp is not installed")
@@ -190,10 +191,12 @@ def test_a_child_process_ends_a_step_and_the_others_in_it_are_computed_again(slo
   bounds = [0, SMALL.layers] if cut is None else [0, cut, SMALL.layers]
   shards = [Shard("m", a, b - 1, SMALL.layers) for a, b in itertools.pairwise(bounds)]
   plan = RingPlan("m", "e", tuple(Stage(f"n{i}", shard, "cpu") for i, shard in enumerate(shards)))
-  model = load_engine("llama_cpp").load(plan.stages[0].shard, slow, LoadOptions(2**33, 1, max_context=4096), lambda _: None)
+  model = load_engine("llama_cpp"
+                      ).load(plan.stages[0].shard, slow, LoadOptions(2**33, 1, max_context=4096), lambda _: None)
   cancelled: set[int] = set()
   guard = StepGuard(model, plan, 0, {1: 40, 2: 3000, 3: 9}, cancelled)
-  entry, singles = BatchEntry(1, 0, 40, LogitsOf.LAST), (BatchEntry(1, 40, 1, LogitsOf.LAST), BatchEntry(3, 0, 9, LogitsOf.LAST))
+  entry, singles = BatchEntry(1, 0, 40,
+                              LogitsOf.LAST), (BatchEntry(1, 40, 1, LogitsOf.LAST), BatchEntry(3, 0, 9, LogitsOf.LAST))
   guard.run(Batch((entry, ), tokens(40)), model.step)
   ids = np.concatenate([tokens(1, 3), tokens(9, 2)])
   expected = np.array(guard.run(Batch(singles, ids), model.step).rows)
@@ -277,3 +280,38 @@ def test_a_child_process_says_how_far_a_load_is(tmp_path: Path) -> None:
   model = load_engine("llama_cpp").load(Shard("m", 0, 11, 12), checkpoint, LoadOptions(2**33, 1), seen.append)
   model.close()
   assert seen == sorted(seen) and seen[-1] == 1 and any(0 < fraction < 1 for fraction in seen), seen
+
+
+def embedded(stages: Stages, sequence: int, ids: Sequence[int]) -> np.ndarray:
+  """Hidden states after the final norm, (tokens, hidden size)."""
+  entry, batch_ids, hidden = BatchEntry(sequence, 0, len(ids), LogitsOf.HIDDEN), np.array(ids, np.int32), None
+  for model in stages.models[:-1]:
+    hidden = model.step(Batch((entry, ), batch_ids, hidden))
+  return stages.models[-1].hidden_states(Batch((entry, ), batch_ids, hidden)).astype(np.float64)
+
+
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+  return np.asarray((a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1))
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_child_process_gives_embeddings_and_goes_on_as_before(smollm2: Checkpoint, tmp_path: Path, cut: bool) -> None:
+  """Hidden states of all tokens as another engine has them, but for activations that are rounded to the weights' 8 bits; what is computed
+  afterwards has the same bits."""
+  floats = open_checkpoint(write_shaped(tmp_path / "m.gguf", TINY, "Q8_0", unpacked=True))
+  for checkpoint, cuts, least in ((floats, (1, ), 0.999), (smollm2, (13, ), 0.99)):
+    ids = tokens(100) % checkpoint.config.vocab_size
+    if checkpoint is smollm2:
+      ids = smollm2.tokenizer().encode("The capital of France is Paris, and the capital of Italy is Rome. " * 6)
+    assert len(ids) > 70  # more than one call
+    own, other = Stages("llama_cpp", checkpoint, cuts if cut else (), kv_type="f32"), Stages("onnx", checkpoint)
+    before = own.step([(1, 0, ids)]), own.step([(1, len(ids), [5])])
+    found, expected = embedded(own, 2, ids), embedded(other, 2, ids)
+    assert found.shape == (len(ids), checkpoint.config.hidden_size)
+    assert cosines(found, expected).min() > least and cosines(found.mean(0), expected.mean(0)) > 0.999
+    own.each("drop", 1)
+    after = own.step([(1, 0, ids)]), own.step([(1, len(ids), [5])])
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+    own.step([(2, len(ids), [5])])  # the text that was embedded goes on
+    own.close()
+    other.close()

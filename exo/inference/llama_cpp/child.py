@@ -43,14 +43,18 @@ class Child:
     )
     return stage.width, stage.n_words, stage.can_shorten
 
-  def step(self, number: int, entries: list[Any], n_tokens: int, out_at: int, out_rows: int, out_columns: int) -> None:
-    """What goes in lies in the shared memory behind the signals, what comes out goes to `out_at`."""
+  def step(
+      self, number: int, entries: list[Any], n_tokens: int, embeds: bool, out_at: int, out_rows: int, out_columns: int
+  ) -> None:
+    """What goes in lies in the shared memory behind the signals, what comes out goes to `out_at`: hidden states after the final norm where
+    it `embeds`."""
     stage, memory = self._stages[number], self._memory
     given: npt.NDArray[Any] = memory.view(SIGNAL_BYTES, 4 * n_tokens).view(np.int32)
     if not stage.takes_tokens:
       given = memory.view(SIGNAL_BYTES, 4 * n_tokens * stage.width).view(np.float32).reshape(n_tokens, stage.width)
     out = memory.view(out_at, 4 * out_rows * out_columns).view(np.float32).reshape(out_rows, out_columns)
-    stage.step(msgspec.convert(entries, list[BatchEntry]), given, out)
+    compute = stage.hidden_states if embeds else stage.step
+    compute(msgspec.convert(entries, list[BatchEntry]), given, out)
 
   def drop(self, number: int, sequence: int) -> None:
     self._stages[number].drop(sequence)

@@ -26,6 +26,7 @@ from exo.inference.weights.file_bytes import FileBytes
 from exo.inference.weights.gguf_header import parse_gguf_header
 
 STEP_ROWS = 512  # of one call
+_EMBEDDED_ROWS = 64  # of one for embeddings, in which llama.cpp makes logits of all rows, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,19 @@ class ChildStage:
     if singles:
       ones = [_Single(entries[i], given[starts[i]:starts[i + 1]], out[at[i]:at[i + 1]]) for i in singles]
       self._decode(ones)
+
+  def hidden_states(self, entries: Sequence[BatchEntry], given: npt.NDArray[Any], out: Floats) -> None:
+    """As `step` on the last stage, but hidden states after the final norm, (tokens, width)."""
+    start = 0
+    for entry in entries:
+      for a in range(0, entry.n_tokens, _EMBEDDED_ROWS):
+        n = min(_EMBEDDED_ROWS, entry.n_tokens - a)
+        place = self._pool.place(entry.sequence, entry.position + a + n, entry.far)
+        rows = [Row(place.number, entry.position + a + i) for i in range(n)]
+        part = slice(start + a, start + a + n)
+        out[part] = place.context.final_hidden(rows, given[part], self._cut.positions)
+        self._look_at(entry.sequence, out[part])
+      start += entry.n_tokens
 
   def _prompt(self, entry: BatchEntry, given: npt.NDArray[Any], out: Floats) -> None:
     done = 0

@@ -22,6 +22,7 @@ from exo.inference.llama_cpp.virtual_file import VirtualFile
 
 Floats = npt.NDArray[np.float32]
 _READ = 0  # load_mode
+_NO_POOLING = 0
 TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8}  # of keys and values, by GGML's numbers
 
 
@@ -118,6 +119,7 @@ class LlamaContext:
     params.type_k, params.type_v = TYPES[kv.k], TYPES[kv.v]
     params.flash_attn, params.kv_unified, params.swa_full = int(kv.flash), False, True
     params.abort, params.abort_data = abort
+    params.pooling = _NO_POOLING  # embeddings are those of tokens, whatever the file says
     self._callback = EvalCallback(self._seen)  # kept while the library has it
     if out or feed:
       params.cb_eval = self._callback
@@ -147,13 +149,7 @@ class LlamaContext:
     Raises `EngineError`; what was there before the call is as it was, and after `StepAbortedError` a part of this may be behind it.
     """
     n = len(rows)
-    given = np.ascontiguousarray(given)
-    batch, keep = self._batch(rows, given, positions)
-    self._given, self._hidden = given if self._feed else None, None
-    status = self._library.llama_decode(self._pointer, batch)
-    del keep
-    if status:
-      raise _error(status, self._model._words.take())
+    self._decode(rows, given, positions)
     if self._out:
       if self._hidden is None:
         raise EngineError(f"llama.cpp has no node {self._out.decode()}")
@@ -162,6 +158,25 @@ class LlamaContext:
     if not wanted:
       return np.empty((0, self._model.n_words), np.float32)
     return np.ctypeslib.as_array(self._library.llama_get_logits(self._pointer), (wanted, self._model.n_words))
+
+  def final_hidden(self, rows: Sequence[Row], given: npt.NDArray[Any], positions: int) -> Floats:
+    """As `compute` of a last stage, but what the head sees of all rows, which are all wanted: (rows, width), valid until the next call."""
+    self._library.llama_set_embeddings(self._pointer, True)
+    try:
+      self._decode(rows, given, positions)
+      found = self._library.llama_get_embeddings(self._pointer)
+    finally:
+      self._library.llama_set_embeddings(self._pointer, False)
+    return np.ctypeslib.as_array(found, (len(rows), self._model.width))
+
+  def _decode(self, rows: Sequence[Row], given: npt.NDArray[Any], positions: int) -> None:
+    given = np.ascontiguousarray(given)
+    batch, keep = self._batch(rows, given, positions)
+    self._given, self._hidden = given if self._feed else None, None
+    status = self._library.llama_decode(self._pointer, batch)
+    del keep
+    if status:
+      raise _error(status, self._model._words.take())
 
   def _batch(self, rows: Sequence[Row], given: npt.NDArray[Any], positions: int) -> tuple[LlamaBatch, list[Any]]:
     """With what must stay alive as long as the batch is used."""

@@ -146,9 +146,15 @@ class LlamaCppStage(StageBase):
     return self._device.call(name, self._number, *arguments, timeout_s=timeout_s, generation=self._generation)
 
   def step(self, batch: Batch) -> npt.NDArray[Any]:
-    return self._computed(batch, self._run)
+    wanted = sum(entry.logit_rows for entry in batch.entries)
+    rows, columns = (wanted, self._n_words) if self.shard.is_last else (batch.n_tokens, self._width)
+    return self._computed(batch, lambda batch: self._run(batch, rows, columns))
 
-  def _run(self, batch: Batch) -> npt.NDArray[Any]:
+  def hidden_states(self, batch: Batch) -> npt.NDArray[np.float32]:
+    return self._computed(batch, lambda batch: self._run(batch, batch.n_tokens, self._width, embeds=True))
+
+  def _run(self, batch: Batch, rows: int, columns: int, embeds: bool = False) -> npt.NDArray[np.float32]:
+    """What comes out is (rows, columns)."""
     n = batch.n_tokens
     given: npt.NDArray[Any]
     if self._takes_tokens:
@@ -158,8 +164,6 @@ class LlamaCppStage(StageBase):
     else:
       assert batch.hidden is not None
       given = batch.hidden.astype(np.float32, copy=False)
-    rows = sum(entry.logit_rows for entry in batch.entries) if self.shard.is_last else n
-    columns = self._n_words if self.shard.is_last else self._width
     out_at = SIGNAL_BYTES + whole_blocks(given.nbytes, _LINE)
     memory = self._device.memory
     memory.grow(out_at + 4 * rows * columns)
@@ -167,7 +171,7 @@ class LlamaCppStage(StageBase):
     entries = msgspec.to_builtins(batch.entries)
     self._torn |= {entry.sequence for entry in batch.entries}
     self._device.signals.abort(False)  # of a step that ended before it was told to
-    self._call("step", entries, n, out_at, rows, columns, timeout_s=_SOON_S + n * _TOKEN_S)
+    self._call("step", entries, n, embeds, out_at, rows, columns, timeout_s=_SOON_S + n * _TOKEN_S)
     return memory.view(out_at, 4 * rows * columns).view(np.float32).reshape(rows, columns).copy()
 
   def abort(self) -> None:
