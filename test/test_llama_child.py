@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import http.client
 import itertools
 import json
 import os
 import signal
+import tempfile
 import threading
 import time
 import urllib.error
@@ -24,7 +26,7 @@ from exo.inference.engine import Batch, BatchEntry, LoadOptions, LogitsOf
 from exo.inference.engines import load_engine
 from exo.inference.llama_cpp.library_file import library_files
 from exo.inference.shard import Shard
-from exo.inference.weights.checkpoint import open_checkpoint
+from exo.inference.weights.checkpoint import Checkpoint, open_checkpoint
 from exo.orchestration.crashes import Crashes
 from exo.orchestration.running_step import RunningStep
 from exo.topology.ring_plan import RingPlan, Stage
@@ -53,6 +55,14 @@ def child_of(process: int) -> int | None:
     if parent == process and b"exo.inference.llama_cpp.child" in command:
       return int(entry.name)
   return None
+
+
+def has_ended(process: int) -> bool:
+  """Whether or not somebody has asked how."""
+  try:
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+  except OSError:
+    return True
 
 
 def end_child(node: NodeProcess, number: int = signal.SIGSEGV) -> None:
@@ -315,3 +325,62 @@ def test_a_child_process_gives_embeddings_and_goes_on_as_before(smollm2: Checkpo
     own.step([(2, len(ids), [5])])  # the text that was embedded goes on
     own.close()
     other.close()
+
+
+def cpu_s(process: int) -> float:
+  """Seconds of a processor that all threads of a process have used."""
+  tasks = Path(f"/proc/{process}/task").iterdir()
+  return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
+def test_a_child_process_sleeps_soon_after_a_step_and_while_nothing_is_asked(slow: Checkpoint) -> None:
+  """Two threads, which spin inside a step: that goes on for at most 5 ms after its end, and then next to nothing is used."""
+  shard = Shard("m", 0, SMALL.layers - 1, SMALL.layers)
+  model = load_engine("llama_cpp").load(shard, slow, LoadOptions(2**33, 2, max_context=512), lambda _: None)
+  child = child_of(os.getpid())
+  assert child is not None
+  used: list[float] = []
+  for position in range(20):
+    model.step(Batch((BatchEntry(1, position, 1, LogitsOf.LAST), ), tokens(1)))
+    before = cpu_s(child)
+    time.sleep(0.05)
+    used.append(cpu_s(child) - before)
+  assert sorted(used)[10] <= 2 * 0.005  # of both threads
+  before = cpu_s(child)
+  time.sleep(3)
+  assert cpu_s(child) - before <= 0.03
+  model.close()
+
+
+def test_a_child_process_ends_with_its_node_and_leaves_nothing(model_home: Path) -> None:
+  """`kill -9` in mid-stream: no process soon afterwards, and no file of the memory that both had."""
+  def shared() -> set[str]:
+    return {path.name for folder in ("/dev/shm", tempfile.gettempdir()) for path in Path(folder).glob("exo-*")}
+
+  before = shared()
+  with ring(model_home, 1, *ENGINE) as (node, ):
+    children: list[int] = []
+
+    def kill() -> None:
+      child = child_of(node.process.pid)
+      assert child is not None
+      children.append(child)
+      maps = [line for line in Path(f"/proc/{child}/maps").read_text().splitlines() if "exo" in line.rpartition("/")[2]]
+      assert maps and all("/memfd:exo (deleted)" in line for line in maps)
+      node.process.kill()
+
+    with pytest.raises((urllib.error.URLError, ConnectionError, http.client.HTTPException, AssertionError)):
+      assert stream(node, QUESTION, at(4, kill), max_tokens=60).done
+    wait_until(lambda: has_ended(children[0]), 5, "the end of the process")
+  assert shared() <= before
+
+
+def test_a_child_process_gives_embeddings_to_clients(model_home: Path) -> None:
+  with ring(model_home, 1, *ENGINE) as (node, ):
+    status, body = node.post(
+        "/v1/embeddings", {"model": "smollm2-135m", "input": ["a dog", "a puppy", "bonds and taxes"]}
+    )
+    assert status == 200, body
+    dog, puppy, taxes = (np.array(one["embedding"]) for one in body["data"])
+    assert cosines(dog, puppy) > cosines(dog, taxes)
+    assert node.chat("hello", max_tokens=2)[0] == 200

@@ -152,7 +152,7 @@ class StageModel(ABC):
     """
     raise UnsupportedModelError("the engine of this model's last stage gives no embeddings")
 
-  def abort(self) -> None:
+  def abort(self) -> None:  # noqa: B027 - whoever cannot need not
     """End the step that runs, if one does: it raises `StepAbortedError` as soon as it can. May be called by any thread at any time, unlike all
     else. Optional: an engine that cannot end a step does nothing.
     """
