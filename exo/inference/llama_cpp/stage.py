@@ -35,8 +35,8 @@ _LINE = 64
 # so long that only what hangs takes longer: of a load by its bytes, of a step by its tokens
 _SOON_S, _LOAD_BYTES_PER_S, _TOKEN_S = 120.0, 5e6, 10.0
 _ROWS_AT_ONCE = 256  # of a cache: contexts are as long as a multiple
-# threads that sleep at once are slow to wake, and such as spin for ever take the core from whoever else wants it
-_ENVIRONMENT = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "20000"}
+# threads that sleep at once are slow to wake, and such as spin for long take the core from each other where somebody else wants it, too
+_ENVIRONMENT = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "1000"}
 
 
 class Device:
