@@ -14,8 +14,9 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +28,7 @@ from exo.log import log
 _LENGTH = struct.Struct("<I")
 _MAX_MESSAGE = 2**30
 _NICE = 10
+_WATCH_S = 0.2
 # the folder that this very package lies in goes first, unless the interpreter looks there by itself
 _CODE = (
     "import sys; root, module = sys.argv[1:3]; sys.path[:0] = [root] if root not in sys.path else []; "
@@ -92,13 +94,16 @@ class ChildProcess:
         process.kill()
     return future
 
-  def ask(self, timeout_s: float, name: str, *arguments: Any) -> Any:
-    """As `call`, with the answer. Raises `TimeoutError` too, for a child that has not answered in time: it is ended, since a thread in
-    it cannot be stopped."""
+  def ask(self, timeout_s: float, name: str, *arguments: Any, watch: Callable[[], None] | None = None) -> Any:
+    """As `call`, with the answer. `watch` is called now and then until it is there. Raises `TimeoutError` too, for a child that has not
+    answered in time: it is ended, since a thread in it cannot be stopped."""
     answer = self.call(name, *arguments)
-    generation = self.generation
+    generation, deadline = self.generation, time.monotonic() + timeout_s
+    if watch is not None:
+      while time.monotonic() < deadline - _WATCH_S and not wait((answer, ), _WATCH_S).done:
+        watch()
     try:
-      return answer.result(timeout_s)
+      return answer.result(max(0.0, deadline - time.monotonic()))
     except TimeoutError:
       if self.generation == generation:
         self.kill()
@@ -156,16 +161,26 @@ class ChildProcess:
         if stream is not None:
           stream.close()
     if left:
-      log(0, "the process for %s ended with status %d; %d calls fail", self._what, code, len(left))
+      log(0, "the process for %s ended %s; %d calls fail", self._what, _how(code), len(left))
     for future in left:
       if future.set_running_or_notify_cancel():
-        future.set_exception(ChildGoneError(f"the process for {self._what} ended"))
+        future.set_exception(ChildGoneError(f"the process for {self._what} ended {_how(code)}"))
 
   def kill(self) -> None:
     """End it now; calls under way fail."""
     process = self._process
     if process is not None:
       process.kill()
+
+
+def _how(code: int) -> str:
+  """In which way a process ended, by its exit status."""
+  if code >= 0:
+    return f"with status {code}"
+  try:
+    return f"by {signal.Signals(-code).name}"
+  except ValueError:
+    return f"by signal {-code}"
 
 
 def give_way() -> None:

@@ -104,6 +104,19 @@ class BadNumbersError(EngineError):
   kind = "bad_numbers"
 
 
+class EngineEndedError(EngineError):
+  """The process that computes for an engine has ended, and with it all that was loaded there; the next load starts another.
+
+  `computing` is 1 where it was at what it had been asked for, 0 where it had ended before.
+  """
+  kind = "engine_ended"
+
+
+class StepAbortedError(EngineError):
+  """A running step was ended, since what somebody wanted of it is not wanted any more: what it had written is to be cut back."""
+  kind = "step_aborted"
+
+
 class OutOfMemoryError(EngineError):
   """What one request needed could not be allocated; nothing was changed, and others may still fit."""
   kind = "out_of_memory"
@@ -165,6 +178,11 @@ class StageSickError(ExoError):
   `worker` of `node` is who; `cause`, `cause_message` and `cause_details` are the error that it met, as `to_wire` writes it.
   """
   kind = "stage_sick"
+
+
+class ModelAsideError(ExoError):
+  """A model ended a worker's engine too often, and is left alone for a while; `retry_after_s` says when it is tried again."""
+  kind = "model_aside"
 
 
 class ModelRefusedError(ExoError):

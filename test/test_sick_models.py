@@ -34,7 +34,7 @@ from test.conftest import DATA
 from test.support.nodes import ROOT, NodeProcess, ring
 from test.support.stages import Stages
 
-ENGINES = ["dummy", "mlx", "mlx:8", "onnx", "onnx:4", "onnx:none", "tinygrad", "tinygrad:8", "tinygrad:4"]
+ENGINES = ["dummy", "llama_cpp", "mlx", "mlx:8", "onnx", "onnx:4", "onnx:none", "tinygrad", "tinygrad:8", "tinygrad:4"]
 
 
 @pytest.fixture(scope="module", params=ENGINES)

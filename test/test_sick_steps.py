@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 import weakref
 from functools import partial
 from pathlib import Path
@@ -201,5 +202,31 @@ def test_a_plan_that_is_over_leaves_nothing_to_the_garbage_collector(tmp_path: P
         assert held and [ref() for ref in held] == [None] * len(held)
       finally:
         gc.enable()
+
+  run(scenario)
+
+
+def test_line_5_steps_behind_one_that_failed_come_back_too(tmp_path: Path) -> None:
+  """Several parts of a prompt are on their way in a ring when the first of them fails: the places of the others are free again."""
+  async def scenario() -> None:
+    async with local_ring(tmp_path, ROOMY, ROOMY) as (nodes, _):
+      expected = await text_of(nodes[0], spec("hello", 20))
+
+      def guilty(own: Step, batch: Batch) -> np.ndarray:
+        if any(entry.position == 0 and entry.n_tokens > 50 for entry in batch.entries):
+          time.sleep(0.2)  # until the next parts are here
+          raise RuntimeError("this prompt")
+        return own(batch)
+
+      sick = Sickness(nodes[-1])
+      (loaded, ) = (stage.loaded.model for opened in nodes[-1].plans._open.values() for stage in opened.stages.values())
+      loaded.step = partial(sick._step, loaded.step)  # type: ignore[method-assign]
+      sick.step = guilty
+      with pytest.raises(EngineError, match="this prompt"):
+        await text_of(nodes[0], spec("x" * 2000, 5))
+      (driver, ) = (driver for node in nodes for driver in node.plans.drivers)
+      await until(lambda: driver.idle, "the return of all steps")
+      assert await text_of(nodes[0], spec("hello", 20)) == expected
+      await settled(nodes)
 
   run(scenario)

@@ -37,6 +37,7 @@ _STATUS: dict[type[BaseException], tuple[int, str, str | None]] = {
     errors.PeerUnreachableError: (503, "server_error", "peer_unreachable"),
     errors.PlanClosedError: (503, "server_error", "plan_closed"),
     errors.StageSickError: (503, "server_error", "stage_sick"),
+    errors.ModelAsideError: (503, "server_error", "model_aside"),
     errors.ModelRefusedError: (503, "server_error", "model_refused"),
     errors.BadNumbersError: (503, "server_error", "bad_numbers"),
     errors.CacheLostError: (503, "server_error", "cache_lost"),
@@ -85,12 +86,12 @@ def json_response(value: Any, status: int = 200, headers: dict[str, str] | None 
 def error_response(request: web.BaseRequest, error: BaseException) -> web.Response:
   status, value = describe(error)
   headers = {}
-  if isinstance(error, errors.QueueFullError):
+  if isinstance(error, errors.QueueFullError | errors.ModelAsideError):
     headers["Retry-After"] = str(_retry_after_s(error))
   return json_response(in_form(request, value), status, headers)
 
 
-def _retry_after_s(error: errors.QueueFullError) -> int:
+def _retry_after_s(error: errors.ExoError) -> int:
   """Whole seconds, whatever another node said."""
   said = error.details.get("retry_after_s")
   return max(1, min(_MOST_RETRY_S, math.ceil(said))) if isinstance(said, int | float) and math.isfinite(said) else 5

@@ -179,6 +179,11 @@ class StageModel(ABC):
     """
     raise UnsupportedModelError("the engine of this model's last stage gives no embeddings")
 
+  def abort(self) -> None:  # noqa: B027 - whoever cannot need not
+    """End the step that runs, if one does: it raises `StepAbortedError` as soon as it can. May be called by any thread at any time, unlike all
+    else. Optional: an engine that cannot end a step does nothing.
+    """
+
   @abstractmethod
   def drop(self, sequence: int) -> None:
     """Forget a sequence's cache, whatever state it is in, and give its memory back. Unknown sequences are ignored."""
@@ -210,11 +215,13 @@ class InferenceEngine:
 
   `load` reads the shard's own weights, calls its last argument with fractions 0..1, and gives the shard ready to step.
   It raises `UnsupportedModelError` for an architecture the engine cannot run, `ModelFilesError` for damaged weights.
-  `reads_weights` says that its numbers are those of the checkpoint, rather than some for tests.
+  `reads_weights` says that its numbers are those of the checkpoint, rather than some for tests; `reads_files` that it wants the GGUF
+  file itself, and no tensors.
   """
   name: str
   load: Callable[[Shard, Checkpoint, LoadOptions, Callable[[float], None]], StageModel]
   reads_weights: bool = True
+  reads_files: bool = False
 
 
 def gather_logit_rows(entries: tuple[BatchEntry, ...]) -> npt.NDArray[np.int64]:

@@ -16,6 +16,8 @@ from exo.errors import (
     CancelledRequestError,
     DeadlineError,
     DrainingError,
+    EngineEndedError,
+    EngineError,
     ExoError,
     PeerLostError,
     PeerUnreachableError,
@@ -169,7 +171,10 @@ class EntryDesk:
     elif isinstance(error, StageSickError):
       setbacks.add(worker, error)
       ring.failed(worker, error)
-    elif isinstance(error, CacheLostError):
+    elif isinstance(error, EngineEndedError) and error.details.get("computing"):
+      if not setbacks.ended():
+        raise EngineError(f"{error.message}; it was the second time with this request, which is given up")
+    elif isinstance(error, CacheLostError | EngineEndedError):
       if not setbacks.again():
         raise error
     elif isinstance(error, _RECOVERABLE):

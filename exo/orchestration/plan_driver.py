@@ -138,10 +138,12 @@ class PlanDriver:
       )
     self._pump()
 
-  def cancel(self, request_id: str) -> None:
-    if self.scheduler.cancel(request_id):
+  def cancel(self, request_id: str) -> bool:
+    """Whether there was anything of it."""
+    if found := self.scheduler.cancel(request_id):
       log(1, "the request is cancelled", request=request_id)
       self._pump()
+    return found
 
   def cancel_entry(self, entry_node: str, error: ExoError) -> None:
     """Free everything that a node had asked for that is gone, or was for a moment: then it hears `error`."""

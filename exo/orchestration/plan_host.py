@@ -11,6 +11,7 @@ from functools import partial
 
 from exo.errors import (
     BadNumbersError,
+    EngineEndedError,
     ExoError,
     InvalidRequestError,
     ModelInUseError,
@@ -252,9 +253,15 @@ class PlanHost:
     error = BadNumbersError("it computes numbers that are not finite", node=self._node_id, worker=runner.worker.name)
     self._fall_ill(runner, error, entry_nodes)
 
-  def broken(self, runner: StageRunner, error: StageSickError) -> None:
-    """See `StageHost`. The plan is over, its requests may go on elsewhere; perhaps the whole worker is broken."""
-    if self._fall_ill(runner, error):
+  def broken(self, runner: StageRunner, error: StageSickError | EngineEndedError) -> None:
+    """See `StageHost`. The plan is over, its requests may go on elsewhere; perhaps the whole worker is broken. Where only the process of
+    its engine has ended, it is opened again at once."""
+    opened = self._open.get(runner.plan.plan_id)
+    if isinstance(error, EngineEndedError):
+      if opened is not None:
+        self._desks[runner.worker.name].engine_ended(runner.model.shard, opened.plan.file, error)
+      self.crashed(runner, PlanClosedError(f"{runner.plan.name_of(runner.index)}: {error.message}"))
+    elif self._fall_ill(runner, error):
       self.crashed(runner, error)
       runner.worker.health.doubt()
 
@@ -369,17 +376,27 @@ class PlanHost:
         check_frame(frame, stage.loaded.bounds)
 
   def _cancel(self, sender: str, message: Cancel) -> None:
-    """For the node that asked, and no other."""
+    """For the node that asked, and no other; later stages hear of it from the first."""
     opened = self._open.get(message.plan_id)
     driver = None if opened is None else opened.driver
+    if opened is not None and driver is None and sender == opened.plan.first.node_id:
+      self._abort_steps(opened, message)
     running = [] if driver is None else driver.scheduler.requests()
     everything = (*self._start.requests(message.plan_id), *running)
     if any(r.entry_node != sender for r in everything if r.request_id == message.request_id):
       log(1, "ignored %s, which wants to cancel another node's request %s", sender, message.request_id)
       return
     self._start.forget(lambda request: (request.request_id, request.entry_node) == (message.request_id, sender))
-    if driver is not None:
-      driver.cancel(message.request_id)
+    if opened is not None and driver is not None and driver.cancel(message.request_id):
+      self._abort_steps(opened, message)
+      for node_id in opened.plan.node_ids:
+        if node_id != self._node_id:
+          self._tell(node_id, message)
+
+  @staticmethod
+  def _abort_steps(opened: OpenedPlan, message: Cancel) -> None:
+    for stage in opened.stages.values():
+      stage.runner.cancel(message.request_id)
 
   def _on_close(self, sender: str, message: ClosePlan) -> None:
     plan = self.residents.plan_of(message.plan_id)
@@ -434,8 +451,11 @@ class PlanHost:
           self._tell_closed(node_id, opened.plan.plan_id, error)
 
   def _tell_closed(self, node_id: str, plan_id: str, error: ExoError) -> None:
+    self._tell(node_id, ClosePlan(plan_id, Failure(*to_wire(error))))
+
+  def _tell(self, node_id: str, message: Message) -> None:
     try:
-      self._send(node_id, ClosePlan(plan_id, Failure(*to_wire(error))))
+      self._send(node_id, message)
     except ExoError as unreachable:
       log(2, "%s need not be told: %s", node_id, unreachable)
 

@@ -8,6 +8,7 @@ from exo.errors import BadNumbersError, ExoError, ModelTooLargeError, StageSickE
 from exo.topology.ring_plan import WorkerId
 
 _MAX_AGAIN = 3
+_MAX_ENDED = 1
 
 
 class Setbacks:
@@ -16,7 +17,7 @@ class Setbacks:
     self._errors: dict[WorkerId, ExoError] = {}
     self._doubted: set[WorkerId] = set()
     self._forgiven: set[WorkerId] = set()
-    self._again = 0
+    self._again = self._ended = 0
 
   @property
   def failed(self) -> frozenset[WorkerId]:
@@ -40,6 +41,11 @@ class Setbacks:
     """Count an attempt that failed through nobody's fault; False when there were enough of them."""
     self._again += 1
     return self._again <= _MAX_AGAIN
+
+  def ended(self) -> bool:
+    """Count an attempt whose step ended an engine's process; False for the second, since it is probably the request that does it."""
+    self._ended += 1
+    return self._ended <= _MAX_ENDED
 
   @property
   def hopeful(self) -> bool:

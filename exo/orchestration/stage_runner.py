@@ -13,6 +13,7 @@ from msgspec import structs
 from exo.errors import (
     CacheLostError,
     CacheReuseError,
+    EngineEndedError,
     EngineError,
     ExoError,
     PeerUnreachableError,
@@ -42,6 +43,7 @@ from exo.oldest import forget_oldest
 from exo.orchestration.awake_cores import AwakeCores
 from exo.orchestration.failures import tell_failed
 from exo.orchestration.meter import Meter
+from exo.orchestration.running_step import RunningStep
 from exo.orchestration.token_head import Deliveries, TokenHead
 from exo.topology.ring_plan import RingPlan
 from exo.worker.step_guard import Compute, StepGuard
@@ -60,7 +62,7 @@ class StageHost(Protocol):
   def bad_numbers(self, runner: StageRunner, entry_nodes: frozenset[str]) -> None:
     """The stage computed numbers that are not finite, twice, for requests of these nodes."""
 
-  def broken(self, runner: StageRunner, error: StageSickError) -> None:
+  def broken(self, runner: StageRunner, error: StageSickError | EngineEndedError) -> None:
     """The stage can compute nothing any more."""
 
   def crashed(self, runner: StageRunner, error: ExoError) -> None:
@@ -78,7 +80,7 @@ class _Outcome(msgspec.Struct, frozen=True):
   tokens: Sequence[SequenceToken] = ()
   deliveries: Deliveries = ()
   doubted_by: frozenset[str] = frozenset()
-  broken: StageSickError | None = None
+  broken: StageSickError | EngineEndedError | None = None
 
 
 class _Trouble:
@@ -86,7 +88,7 @@ class _Trouble:
   def __init__(self) -> None:
     self.failures: dict[int, ExoError] = {}
     self.doubtful: set[int] = set()
-    self.broken: StageSickError | None = None
+    self.broken: StageSickError | EngineEndedError | None = None
 
 
 class StageRunner:
@@ -107,13 +109,14 @@ class StageRunner:
     self._host, self._send, self._meter = host, send, meter
     self._awake = awake if len(plan.node_ids) > 1 else None
     self._prompts: dict[int, int] = {}  # tokens of the prompts of all open sequences
-    self._entry_nodes: dict[int, str] = {}
+    self._requests: dict[int, tuple[str, str]] = {}  # of all open sequences, with their entry nodes
     self._delivered: dict[str, str] = {}  # requests that deliveries went to, and their entry nodes, the latest last
-    self._guard = StepGuard(model, plan, index, self._prompts)
+    self._step = RunningStep(model.abort)
+    self._guard = StepGuard(model, plan, index, self._prompts, self._step.cancelled)
     self._next = plan.after(index)
     self._head = TokenHead(plan.plan_id, grammars)
     self._refused: set[int] = set()
-    self._failed: set[int] = set()  # nothing more is computed of them; their first stage is told once
+    self._failed: set[int] = set()  # nothing more is computed of them; their first stage hears why once
     self.kept: set[int] = set()  # sequences that are over and whose caches are here for others to begin with
     self._waiting = 0
     self._changed = -1  # the last step of which the caches have all that its frame says
@@ -166,6 +169,7 @@ class StageRunner:
       if outcome.doubted_by:
         self._host.bad_numbers(self, outcome.doubted_by)
       if outcome.broken is not None:
+        self._tell_ended(outcome)
         self._host.broken(self, outcome.broken)
       elif not self._waiting:
         self._host.at_rest(frame)
@@ -191,22 +195,23 @@ class StageRunner:
       if entry.sequence not in self._prompts:
         raise ProtocolError(f"a step for sequence {entry.sequence}, which is not open")
     if self._refused or self._failed:
-      frame = self._without(frame, self._refused, tell=True)
-      frame = self._without(frame, self._failed, tell=False)
+      # told of each frame, or a step of which nothing is left would never come back
+      frame = self._without(frame, self._refused | self._failed, tell=True)
     hidden: Activation | None = None
     tokens: list[SequenceToken] = []
     deliveries: list[tuple[str, TokenDelivery | RequestFailed]] = []
     if frame.entries:
       batch = Batch(frame.entries, frame.token_ids, frame.hidden)
-      if self._next is not None:
-        batch, hidden = self._run(batch, self.model.step, trouble)
-      else:
-        tokens, deliveries = self._finish(batch, trouble)
-        if frame.run > 1:
-          self._go_on(frame, tokens, deliveries, trouble)
+      with self._step.of(frame.entries, {e.sequence: self._requests[e.sequence][0] for e in frame.entries}):
+        if self._next is not None:
+          batch, hidden = self._run(batch, self.model.step, trouble)
+        else:
+          tokens, deliveries = self._finish(batch, trouble)
+          if frame.run > 1:
+            self._go_on(frame, tokens, deliveries, trouble)
     if trouble.failures:
       frame = self._without_failed(frame, trouble)
-    doubted_by = frozenset(self._entry_nodes[s] for s in trouble.doubtful if s in self._entry_nodes)
+    doubted_by = frozenset(self._requests[s][1] for s in trouble.doubtful if s in self._requests)
     return _Outcome(frame, self._note_time(frame, started), hidden, tokens, deliveries, doubted_by, trouble.broken)
 
   def _run(self, batch: Batch, compute: Compute, trouble: _Trouble) -> tuple[Batch, Activation | None]:
@@ -226,7 +231,7 @@ class StageRunner:
     for sequence in (*frame.drops, *frame.ends):
       self._head.drop(sequence)
       self._prompts.pop(sequence, None)
-      self._entry_nodes.pop(sequence, None)
+      self._requests.pop(sequence, None)
     if frame.ends or frame.drops or frame.opens:
       self.kept = (self.kept | set(frame.ends)) - set(frame.drops) - {opened.sequence for opened in frame.opens}
     for sequence, length in frame.truncates:
@@ -238,7 +243,7 @@ class StageRunner:
         trouble.failures[sequence] = CacheLostError(f"{self.plan.name_of(self.index)} lost the cache of this request")
     for opened in frame.opens:
       self._prompts[opened.sequence] = opened.prompt_tokens
-      self._entry_nodes[opened.sequence] = opened.request.entry_node
+      self._requests[opened.sequence] = opened.request.request_id, opened.request.entry_node
       if opened.reused:
         self._begin_with_cache(opened)
       if self._next is None:
@@ -345,6 +350,20 @@ class StageRunner:
       self._send(self.plan.first.node_id, result)
     for entry_node, delivery in outcome.deliveries:
       self._deliver(entry_node, delivery)
+
+  def _tell_ended(self, outcome: _Outcome) -> None:
+    """Those whose step ended the engine's process hear it from here: the plan is over before its first stage has heard of the step."""
+    error = outcome.broken
+    if not isinstance(error, EngineEndedError):
+      return
+    for failed in outcome.frame.failed:
+      if failed.failure.kind == error.kind and failed.sequence in self._requests:
+        request_id, entry_node = self._requests[failed.sequence]
+        tell_failed(self._send, self.plan.plan_id, request_id, entry_node, error)
+
+  def cancel(self, request_id: str) -> None:
+    """Nothing is wanted of a request any more: a long step that it is in ends."""
+    self._step.cancel(request_id)
 
   def cancel_entry(self, entry_node: str, error: ExoError) -> None:
     """What was delivered there may be lost."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +19,7 @@ from exo.inference.shard import Shard
 from exo.inference.tokenizer import Tokenizer
 from exo.inference.weights.checkpoint import EMBEDDING, Checkpoint
 from exo.inference.weights.tensor import StoredTensor
+from exo.worker.proof_file import gguf_of
 
 Floats = npt.NDArray[np.float64]
 # sizes of which several are the same: so the tinygrad engine has fewer kernels to compile
@@ -108,25 +111,40 @@ def _rotated(x: Floats) -> Floats:
   return np.concatenate([a * np.cos(angles) - b * np.sin(angles), b * np.cos(angles) + a * np.sin(angles)], axis=-1)
 
 
+@contextmanager
+def _in_form_for(engine: InferenceEngine, proof: ProofCheckpoint) -> Iterator[Checkpoint]:
+  """The proof's model as the engine can read it."""
+  if not engine.reads_files:
+    yield proof
+    return
+  with tempfile.TemporaryDirectory(prefix="exo-proof-") as folder:
+    checkpoint = gguf_of(proof.values, proof.hf_config, Path(folder) / "proof.gguf")
+    try:
+      yield checkpoint
+    finally:
+      checkpoint.close()
+
+
 def prove(engine: InferenceEngine, how: LoadOptions) -> None:
   """Load the proof's model, compute a few tokens, and compare. On the device thread; a moment's work, and no model's
-  files are read. `how` is what the worker loads its models with, sizes aside.
+  files are read, though one may be written. `how` is what the worker loads its models with, sizes aside.
 
   Raises `EngineError` with what is wrong, or whatever the engine raises.
   """
-  checkpoint = ProofCheckpoint()
+  proof = ProofCheckpoint()
   quantize = how.quantize
   options = replace(how, memory_bytes=2**28, kv_memory_bytes=None, max_sequences=2, max_context=64)
-  model = engine.load(Shard("proof", 0, 0, 1), checkpoint, options, lambda _: None)
-  try:
-    found, position = [], 0
-    for ids in (_TOKENS[:-1], _TOKENS[-1:]):
-      entry = BatchEntry(1, position, len(ids), LogitsOf.ALL)
-      found.append(np.array(model.step(Batch((entry, ), np.array(ids, np.int32))), np.float64))
-      position += len(ids)
-    model.drop(1)
-  finally:
-    model.close()
+  with _in_form_for(engine, proof) as checkpoint:
+    model = engine.load(Shard("proof", 0, 0, 1), checkpoint, options, lambda _: None)
+    try:
+      found, position = [], 0
+      for ids in (_TOKENS[:-1], _TOKENS[-1:]):
+        entry = BatchEntry(1, position, len(ids), LogitsOf.ALL)
+        found.append(np.array(model.step(Batch((entry, ), np.array(ids, np.int32))), np.float64))
+        position += len(ids)
+      model.drop(1)
+    finally:
+      model.close()
   logits = np.concatenate(found)
   if logits.shape != (len(_TOKENS), _WORDS):
     raise EngineError(f"the {engine.name} engine gives logits of shape {logits.shape} where {_WORDS} words are known")
@@ -134,7 +152,7 @@ def prove(engine: InferenceEngine, how: LoadOptions) -> None:
     raise EngineError(f"the {engine.name} engine computes numbers that are none (NaN or infinite)")
   if not engine.reads_weights:
     return
-  expected = checkpoint.logits(_TOKENS)
+  expected = proof.logits(_TOKENS)
   error = float(np.linalg.norm(logits - expected) / np.linalg.norm(expected))
   if error > _MAX_ERROR.get(quantize or "", _MAX_ERROR_ELSE):
     raise EngineError(f"the {engine.name} engine computes wrong numbers: {error:.0%} off in a model whose are known")

@@ -6,7 +6,7 @@ Runs on the device thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +17,13 @@ import numpy.typing as npt
 from exo.errors import (
     BadNumbersError,
     CacheLostError,
+    CancelledRequestError,
+    EngineEndedError,
     EngineError,
     ExoError,
     OutOfMemoryError,
     StageSickError,
+    StepAbortedError,
     in_words,
     stage_sick,
 )
@@ -43,22 +46,26 @@ class Guarded:
   """What came of a step. `batch` are the entries that were computed, `rows` what the engine gave for them.
 
   `failures` has the error of every other entry, `doubtful` the sequences for which this stage made bad numbers twice.
-  `broken` is why the stage can compute nothing at all any more, None while it can.
+  `broken` is why the stage can compute nothing at all any more, None while it can: it is sick, or its engine's process has ended.
   """
   batch: Batch
   rows: Rows | None
   failures: dict[int, ExoError] = field(default_factory=dict)
   doubtful: set[int] = field(default_factory=set)
-  broken: StageSickError | None = None
+  broken: StageSickError | EngineEndedError | None = None
 
 
 class StepGuard:
   """For stage number `index` of a plan.
 
-  `prompt_tokens` has the length of each open sequence's prompt; it is the caller's, who goes on changing it.
+  `prompt_tokens` has the length of each open sequence's prompt, `cancelled` those because of whom a step is aborted; both are the caller's,
+  who goes on changing them.
   """
-  def __init__(self, model: StageModel, plan: RingPlan, index: int, prompt_tokens: Mapping[int, int]) -> None:
-    self._model, self._plan, self._index, self._prompt_tokens = model, plan, index, prompt_tokens
+  def __init__(
+      self, model: StageModel, plan: RingPlan, index: int, prompt_tokens: Mapping[int, int], cancelled: Container[int]
+  ) -> None:
+    self._model, self._plan, self._index = model, plan, index
+    self._prompt_tokens, self._cancelled = prompt_tokens, cancelled
     self._name = plan.name_of(index)
 
   def run(self, batch: Batch, compute: Compute) -> Guarded:
@@ -66,18 +73,32 @@ class StepGuard:
     out = Guarded(batch, None)
     if batch.hidden is not None and not are_numbers(batch.hidden):
       self._refuse_arrived(out)
-    if not out.batch.entries:
-      return out
-    try:
-      out.rows = compute(out.batch)
-    except BaseException as error:  # noqa: BLE001 - an engine may raise anything, SystemExit too
-      log(0, "a step of %d entries failed, each is tried alone: %s", len(out.batch.entries), in_words(error))
-      self._restore(out, out.batch.entries)
-      self._alone(out, compute, error)
-      return out
-    if out.rows.size and not are_numbers(out.rows):
+    while out.batch.entries and out.rows is None:
+      try:
+        out.rows = compute(out.batch)
+      except StepAbortedError:
+        self._take_back(out)
+      except EngineEndedError as error:
+        out.broken, out.failures = error, out.failures | {entry.sequence: error for entry in out.batch.entries}
+        out.batch = out.batch.only(lambda _: False)
+      except BaseException as error:  # noqa: BLE001 - an engine may raise anything, SystemExit too
+        log(0, "a step of %d entries failed, each is tried alone: %s", len(out.batch.entries), in_words(error))
+        self._restore(out, out.batch.entries)
+        self._alone(out, compute, error)
+        return out
+    if out.rows is not None and out.rows.size and not are_numbers(out.rows):
       self._again(out, compute)
     return out
+
+  def _take_back(self, out: Guarded) -> None:
+    """A step was ended, since nobody wants some of its entries any more: what is left are the others, as before it."""
+    self._restore(out, out.batch.entries)
+    for entry in out.batch.entries:
+      if entry.sequence in self._cancelled:
+        out.failures[entry.sequence] = CancelledRequestError("nobody wants it any more")
+    for sequence in out.failures:
+      self._forget(sequence)
+    out.batch = out.batch.only(lambda entry: entry.sequence not in out.failures)
 
   def _refuse_arrived(self, out: Guarded) -> None:
     assert out.batch.hidden is not None and self._index > 0
@@ -125,9 +146,12 @@ class StepGuard:
     """Its rows into `parts`, or its error into `out.failures`."""
     try:
       rows = np.array(compute(out.batch.only(lambda other: other is entry)))
+    except StepAbortedError:
+      out.failures[entry.sequence] = CacheLostError(f"{self._name} lost the cache of this request")
+      return
     except BaseException as error:  # noqa: BLE001 - as in `run`
       out.failures[entry.sequence] = _engine_error(error)
-      out.broken = self._broken(out.batch)
+      out.broken = error if isinstance(error, EngineEndedError) else self._broken(out.batch)
       return
     if are_numbers(rows):
       parts[entry.sequence] = rows
@@ -167,11 +191,13 @@ class StepGuard:
   def _in_prompt(self, entry: BatchEntry) -> bool:
     return entry.position + entry.n_tokens <= self._prompt_tokens[entry.sequence]
 
-  def _broken(self, like: Batch) -> StageSickError | None:
+  def _broken(self, like: Batch) -> StageSickError | EngineEndedError | None:
     try:
       check_step(self._model, None if like.hidden is None else like.hidden.shape[1])
     except OutOfMemoryError:  # all its room is taken by others, whom it computes for
       return None
+    except EngineEndedError as error:
+      return error
     except BaseException as error:  # noqa: BLE001 - as in `run`
       return stage_sick(self._name, *self._plan.stages[self._index].by, self._plan.model_id, _engine_error(error))
     return None

@@ -142,6 +142,8 @@ _FUNCTIONS: tuple[tuple[Any, ...], ...] = (
     ("llama_model_load_from_file", _p, _char_p, ModelParams),
     ("llama_decode", _i32, _p, LlamaBatch),
     ("llama_get_logits", ctypes.POINTER(_f32), _p),
+    ("llama_set_embeddings", None, _p, _flag),
+    ("llama_get_embeddings", ctypes.POINTER(_f32), _p),
     ("llama_get_memory", _p, _p),
     ("llama_memory_seq_rm", _flag, _p, _i32, _i32, _i32),
     ("llama_memory_seq_pos_max", _i32, _p, _i32),

@@ -19,6 +19,7 @@ from exo.inference.kv_type import KvType
 from exo.inference.llama_cpp.binding import load_library
 from exo.inference.llama_cpp.child_stage import ChildStage
 from exo.inference.llama_cpp.llama_model import LastWords
+from exo.inference.llama_cpp.signals import SIGNAL_BYTES, Signals
 from exo.inference.shard import Shard
 from exo.shared_memory import SharedMemory
 
@@ -29,7 +30,7 @@ class Child:
     self._library: Any = load_library(library)
     self._words = LastWords(self._library)
     self._library.llama_backend_init()
-    self._memory = memory
+    self._memory, self._signals = memory, Signals(memory)
     self._stages: dict[int, ChildStage] = {}
 
   def load(
@@ -39,18 +40,22 @@ class Child:
     """(width, words, whether sequences can be shortened)"""
     stage = self._stages[number] = ChildStage(
         self._library, self._words, Path(path), Shard(*shard), threads, KvType(*kv), kv_token_bytes, kv_bytes,
-        most_length, near_length, lambda _: None
+        most_length, near_length, self._signals
     )
     return stage.width, stage.n_words, stage.can_shorten
 
-  def step(self, number: int, entries: list[Any], n_tokens: int, out_at: int, out_rows: int, out_columns: int) -> None:
-    """What goes in lies at the beginning of the shared memory, what comes out goes to `out_at`."""
+  def step(
+      self, number: int, entries: list[Any], n_tokens: int, embeds: bool, out_at: int, out_rows: int, out_columns: int
+  ) -> None:
+    """What goes in lies in the shared memory behind the signals, what comes out goes to `out_at`: hidden states after the final norm where
+    it `embeds`."""
     stage, memory = self._stages[number], self._memory
-    given: npt.NDArray[Any] = memory.view(0, 4 * n_tokens).view(np.int32)
+    given: npt.NDArray[Any] = memory.view(SIGNAL_BYTES, 4 * n_tokens).view(np.int32)
     if not stage.takes_tokens:
-      given = memory.view(0, 4 * n_tokens * stage.width).view(np.float32).reshape(n_tokens, stage.width)
+      given = memory.view(SIGNAL_BYTES, 4 * n_tokens * stage.width).view(np.float32).reshape(n_tokens, stage.width)
     out = memory.view(out_at, 4 * out_rows * out_columns).view(np.float32).reshape(out_rows, out_columns)
-    stage.step(msgspec.convert(entries, list[BatchEntry]), given, out)
+    compute = stage.hidden_states if embeds else stage.step
+    compute(msgspec.convert(entries, list[BatchEntry]), given, out)
 
   def learn(self, number: int, *exactness: Any) -> None:
     self._stages[number].exactness = Exactness(*exactness)

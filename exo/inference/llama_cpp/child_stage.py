@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from exo.inference.exactness import CAREFUL
 from exo.inference.kv_type import KvType
 from exo.inference.llama_cpp.kv_pool import KvPool, Place
 from exo.inference.llama_cpp.llama_model import Floats, LastWords, LlamaContext, Row
+from exo.inference.llama_cpp.signals import Signals
 from exo.inference.llama_cpp.stage_model import open_stage
 from exo.inference.shard import Shard
 
 STEP_ROWS = 512  # of one call
+_EMBEDDED_ROWS = 64  # of one for embeddings, in which llama.cpp makes logits of all rows, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +37,15 @@ class ChildStage:
   """Knows nothing of other nodes: it is told what to compute, and its parent sees to it that that fits."""
   def __init__(
       self, library: Any, words: LastWords, path: Path, shard: Shard, threads: int, kv: KvType, kv_token_bytes: int,
-      kv_bytes: int, most_length: int, near_length: int, progress: Callable[[float], None]
+      kv_bytes: int, most_length: int, near_length: int, signals: Signals
   ) -> None:
     """`near_length` as `StageMemory.near_context`. Raises `ModelFilesError`, `UnsupportedModelError`, `OutOfMemoryError`."""
     self._is_last = shard.is_last
-    self._model, self._cut = open_stage(library, words, path, shard, progress)
+    self._model, self._cut = open_stage(library, words, path, shard, partial(setattr, signals, "progress"))
 
     def make(length: int, count: int) -> LlamaContext:
-      return LlamaContext(self._model, length, count, STEP_ROWS, threads, kv, self._cut.out, self._cut.feed)
+      of = self._cut
+      return LlamaContext(self._model, length, count, STEP_ROWS, threads, kv, of.out, of.feed, signals.abort_callback)
 
     self.exactness = CAREFUL
     self._pool = KvPool(make, kv_token_bytes, kv_bytes, most_length, near_length)
@@ -80,6 +84,19 @@ class ChildStage:
       ones = [_Single(entries[i], given[starts[i]:starts[i + 1]], out[at[i]:at[i + 1]]) for i in singles]
       for exact in (True, False):
         self._decode([one for one in ones if one.entry.exact == exact], self.exactness.decode_rows if exact else 0)
+
+  def hidden_states(self, entries: Sequence[BatchEntry], given: npt.NDArray[Any], out: Floats) -> None:
+    """As `step` on the last stage, but hidden states after the final norm, (tokens, width)."""
+    start = 0
+    for entry in entries:
+      for a in range(0, entry.n_tokens, _EMBEDDED_ROWS):
+        n = min(_EMBEDDED_ROWS, entry.n_tokens - a)
+        place = self._pool.place(entry.sequence, entry.position + a + n, entry.far, entry.exact)
+        rows = [Row(place.number, entry.position + a + i) for i in range(n)]
+        part = slice(start + a, start + a + n)
+        out[part] = place.context.final_hidden(rows, given[part], self._cut.positions)
+        self._look_at(entry.sequence, out[part])
+      start += entry.n_tokens
 
   def _prompt(self, entry: BatchEntry, given: npt.NDArray[Any], out: Floats) -> None:
     done = a = 0

@@ -19,4 +19,4 @@ def create() -> InferenceEngine:
   def load(shard: Shard, checkpoint: Checkpoint, options: LoadOptions, progress: Callable[[float], None]) -> StageModel:
     return LlamaCppStage(device, shard, checkpoint, options, progress)
 
-  return InferenceEngine("llama_cpp", load)
+  return InferenceEngine("llama_cpp", load, reads_files=True)

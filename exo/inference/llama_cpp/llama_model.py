@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from exo.errors import CacheReuseError, EngineError, ModelFilesError, OutOfMemoryError
+from exo.errors import CacheReuseError, EngineError, ModelFilesError, OutOfMemoryError, StepAbortedError
 from exo.inference.kv_type import KvType
 from exo.inference.llama_cpp.binding import EvalCallback, LlamaBatch, LogCallback, ProgressCallback
 from exo.inference.llama_cpp.sequence_state import SequenceState, read_state
@@ -22,6 +22,7 @@ from exo.inference.llama_cpp.virtual_file import VirtualFile
 
 Floats = npt.NDArray[np.float32]
 _READ = 0  # load_mode
+_NO_POOLING = 0
 TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8}  # of keys and values, by GGML's numbers
 
 
@@ -103,9 +104,10 @@ class LlamaContext:
       threads: int,
       kv: KvType,
       out: str = "",
-      feed: str = ""
+      feed: str = "",
+      abort: tuple[int, int] = (0, 0)
   ) -> None:
-    """Computes at most `n_rows` tokens a call. Raises `OutOfMemoryError`."""
+    """Computes at most `n_rows` tokens a call; `abort` is as `Signals.abort_callback`. Raises `OutOfMemoryError`."""
     self._model, self._library, self.length, self.n_sequences = model, model.library, length, n_sequences
     self._out, self._feed = out.encode(), feed.encode()
     self._hidden: Floats | None = None
@@ -116,6 +118,8 @@ class LlamaContext:
     params.n_threads = params.n_threads_batch = threads
     params.type_k, params.type_v = TYPES[kv.k], TYPES[kv.v]
     params.flash_attn, params.kv_unified, params.swa_full = int(kv.flash), False, True
+    params.abort, params.abort_data = abort
+    params.pooling = _NO_POOLING  # embeddings are those of tokens, whatever the file says
     self._callback = EvalCallback(self._seen)  # kept while the library has it
     if out or feed:
       params.cb_eval = self._callback
@@ -142,16 +146,10 @@ class LlamaContext:
     """One call on embeddings, or hidden states, (rows, width), each at `positions` positions, or on the ids of tokens (rows,), int32.
 
     Returns hidden states (rows, width), or for the last stage logits (wanted rows, words), which are valid until the next call.
-    Raises `EngineError`; what was there before the call is as it was.
+    Raises `EngineError`; what was there before the call is as it was, and after `StepAbortedError` a part of this may be behind it.
     """
     n = len(rows)
-    given = np.ascontiguousarray(given)
-    batch, keep = self._batch(rows, given, positions)
-    self._given, self._hidden = given if self._feed else None, None
-    status = self._library.llama_decode(self._pointer, batch)
-    del keep
-    if status:
-      raise _error(status, self._model._words.take())
+    self._decode(rows, given, positions)
     if self._out:
       if self._hidden is None:
         raise EngineError(f"llama.cpp has no node {self._out.decode()}")
@@ -160,6 +158,25 @@ class LlamaContext:
     if not wanted:
       return np.empty((0, self._model.n_words), np.float32)
     return np.ctypeslib.as_array(self._library.llama_get_logits(self._pointer), (wanted, self._model.n_words))
+
+  def final_hidden(self, rows: Sequence[Row], given: npt.NDArray[Any], positions: int) -> Floats:
+    """As `compute` of a last stage, but what the head sees of all rows, which are all wanted: (rows, width), valid until the next call."""
+    self._library.llama_set_embeddings(self._pointer, True)
+    try:
+      self._decode(rows, given, positions)
+      found = self._library.llama_get_embeddings(self._pointer)
+    finally:
+      self._library.llama_set_embeddings(self._pointer, False)
+    return np.ctypeslib.as_array(found, (len(rows), self._model.width))
+
+  def _decode(self, rows: Sequence[Row], given: npt.NDArray[Any], positions: int) -> None:
+    given = np.ascontiguousarray(given)
+    batch, keep = self._batch(rows, given, positions)
+    self._given, self._hidden = given if self._feed else None, None
+    status = self._library.llama_decode(self._pointer, batch)
+    del keep
+    if status:
+      raise _error(status, self._model._words.take())
 
   def _batch(self, rows: Sequence[Row], given: npt.NDArray[Any], positions: int) -> tuple[LlamaBatch, list[Any]]:
     """With what must stay alive as long as the batch is used."""
@@ -225,6 +242,8 @@ def _as(array: npt.NDArray[Any], kind: Any) -> Any:
 
 def _error(status: int, words: str) -> EngineError:
   """Of `llama_decode`: 1 is a full cache, which is only the affair of who asked."""
+  if status == 2:
+    return StepAbortedError("llama.cpp was told to end the step")
   if status == 1:
     return OutOfMemoryError("llama.cpp has no room left for the request in its KV cache")
   return EngineError(f"llama.cpp gave up a step with {status}: {words or 'it does not say why'}")

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from exo.child_process import ChildGoneError, ChildProcess
-from exo.errors import CacheReuseError, EngineError, EngineUnavailableError, UnsupportedModelError
+from exo.errors import CacheReuseError, EngineEndedError, EngineError, EngineUnavailableError, UnsupportedModelError
 from exo.inference.embedding_table import EmbeddingTable
 from exo.inference.engine import Batch, BatchEntry, LoadOptions, StageMemory, Study
 from exo.inference.exactness import CAREFUL, Exactness
@@ -23,6 +23,7 @@ from exo.inference.kv_type import KvType
 from exo.inference.llama_cpp.exactness_study import CONTEXT, STREAMS
 from exo.inference.llama_cpp.library_choice import chosen_library
 from exo.inference.llama_cpp.probe import probe, repertoire
+from exo.inference.llama_cpp.signals import SIGNAL_BYTES, Signals
 from exo.inference.llama_cpp.study_plan import parts_to_study, study_key
 from exo.inference.shard import Shard
 from exo.inference.stage_base import StageBase
@@ -42,8 +43,8 @@ _SOON_S, _LOAD_BYTES_PER_S, _TOKEN_S = 120.0, 5e6, 10.0
 _ROWS_AT_ONCE = 256  # of a cache: contexts are as long as a multiple
 _STUDY_S, _POLL_S = 600.0, 0.2
 _STUDY_BYTES = 250 << 20  # what lies between operators, results, the library
-# threads that sleep at once are slow to wake, and such as spin for ever take the core from whoever else wants it
-_ENVIRONMENT = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "20000"}
+# threads that sleep at once are slow to wake, and such as spin for long take the core from each other where somebody else wants it, too
+_ENVIRONMENT = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "1000"}
 
 
 class Device:
@@ -54,6 +55,7 @@ class Device:
       raise EngineUnavailableError(f"llama.cpp {offer.missing}")
     file = chosen_library().file
     self.memory = SharedMemory()
+    self.signals = Signals(self.memory)
     self._process = ChildProcess(
         "exo.inference.llama_cpp.child", "llama.cpp", (str(file.path), str(self.memory.descriptor)), _ENVIRONMENT,
         (self.memory.descriptor, )
@@ -72,21 +74,28 @@ class Device:
     """Which process it is: what one has loaded, the next one has not."""
     return self._generation
 
-  def call(self, name: str, *arguments: Any, timeout_s: float = _SOON_S, generation: int | None = None) -> Any:
-    """Raises what the other side raises, and `EngineError` where it has ended, with all that it had loaded, or has not answered in time
-    and so is ended."""
+  def call(
+      self,
+      name: str,
+      *arguments: Any,
+      timeout_s: float = _SOON_S,
+      generation: int | None = None,
+      watch: Callable[[], None] | None = None
+  ) -> Any:
+    """`watch` is as of `ChildProcess.ask`. Raises what the other side raises, and `EngineEndedError` where it has ended, or has not answered in time and so is ended."""
     runs = self._process.pid is not None and self._process.generation == self._generation
     if generation is not None and not (runs and generation == self._generation):
-      raise EngineError("llama.cpp has ended, and with it what it had loaded")
+      raise EngineEndedError("llama.cpp has ended, and with it what it had loaded", computing=0)
     try:
       if not runs:
         self._process.ask(_SOON_S, "start")
         self._generation = self._process.generation
-      return self._process.ask(timeout_s, name, *arguments)
+      return self._process.ask(timeout_s, name, *arguments, watch=watch)
     except TimeoutError as error:
-      raise EngineError(f"llama.cpp has not ended a {name} within {timeout_s:.0f} s, and was ended itself") from error
+      text = f"llama.cpp has not ended a {name} within {timeout_s:.0f} s, and was ended itself"
+      raise EngineEndedError(text, computing=1) from error
     except ChildGoneError as error:
-      raise EngineError(f"llama.cpp ended in a {name}: {error.message}") from error
+      raise EngineEndedError(f"llama.cpp ended in a {name}: {error.message}", computing=1) from error
 
 
 class LlamaCppStage(StageBase):
@@ -113,6 +122,7 @@ class LlamaCppStage(StageBase):
     self._embedding = EmbeddingTable(
         StageTensors(checkpoint, shard)
     ) if shard.is_first and not self._takes_tokens else None
+    device.signals.progress = 0.0
     self._width, self._n_words, can_shorten = device.call(
         "load",
         self._number,
@@ -122,7 +132,8 @@ class LlamaCppStage(StageBase):
         tokens * budget.most_token_bytes,
         context,
         config.near_context,
-        timeout_s=_SOON_S + weight_bytes / _LOAD_BYTES_PER_S
+        timeout_s=_SOON_S + weight_bytes / _LOAD_BYTES_PER_S,
+        watch=lambda: progress(device.signals.progress)
     )
     self._generation = device.generation
     # with windows, what has left them does not move along, and a text cannot always be cut back
@@ -182,9 +193,15 @@ class LlamaCppStage(StageBase):
     return self._device.call(name, self._number, *arguments, timeout_s=timeout_s, generation=self._generation)
 
   def step(self, batch: Batch) -> npt.NDArray[Any]:
-    return self._computed(batch, self._run)
+    wanted = sum(entry.logit_rows for entry in batch.entries)
+    rows, columns = (wanted, self._n_words) if self.shard.is_last else (batch.n_tokens, self._width)
+    return self._computed(batch, lambda batch: self._run(batch, rows, columns))
 
-  def _run(self, batch: Batch) -> npt.NDArray[Any]:
+  def hidden_states(self, batch: Batch) -> npt.NDArray[np.float32]:
+    return self._computed(batch, lambda batch: self._run(batch, batch.n_tokens, self._width, embeds=True))
+
+  def _run(self, batch: Batch, rows: int, columns: int, embeds: bool = False) -> npt.NDArray[np.float32]:
+    """What comes out is (rows, columns)."""
     n = batch.n_tokens
     given: npt.NDArray[Any]
     if self._takes_tokens:
@@ -194,16 +211,18 @@ class LlamaCppStage(StageBase):
     else:
       assert batch.hidden is not None
       given = batch.hidden.astype(np.float32, copy=False)
-    rows = sum(entry.logit_rows for entry in batch.entries) if self.shard.is_last else n
-    columns = self._n_words if self.shard.is_last else self._width
-    out_at = whole_blocks(given.nbytes, _LINE)
+    out_at = SIGNAL_BYTES + whole_blocks(given.nbytes, _LINE)
     memory = self._device.memory
     memory.grow(out_at + 4 * rows * columns)
-    memory.view(0, given.nbytes)[:] = np.ascontiguousarray(given).view(np.uint8).reshape(-1)
+    memory.view(SIGNAL_BYTES, given.nbytes)[:] = np.ascontiguousarray(given).view(np.uint8).reshape(-1)
     entries = msgspec.to_builtins(batch.entries)
     self._torn |= {entry.sequence for entry in batch.entries}
-    self._call("step", entries, n, out_at, rows, columns, timeout_s=_SOON_S + n * _TOKEN_S)
+    self._device.signals.abort(False)  # of a step that ended before it was told to
+    self._call("step", entries, n, embeds, out_at, rows, columns, timeout_s=_SOON_S + n * _TOKEN_S)
     return memory.view(out_at, 4 * rows * columns).view(np.float32).reshape(rows, columns).copy()
+
+  def abort(self) -> None:
+    self._device.signals.abort(True)
 
   def length(self, sequence: int) -> int:
     return self._lengths.get(sequence, 0)
