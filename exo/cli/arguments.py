@@ -10,6 +10,7 @@ from exo.errors import ConfigError
 from exo.inference.engine_names import engine_names
 from exo.inference.kv_type import KV_TYPES, KvType
 from exo.inference.quantize import Quantize
+from exo.inference.weight_mode import WeightMode
 from exo.topology.placements import strategy_names
 
 _DESCRIPTION = """\
@@ -96,6 +97,13 @@ def build_parser() -> argparse.ArgumentParser:
       metavar="K[:V]",
       help=
       f"with llama_cpp, how keys and values are kept: {', '.join(KV_TYPES)} (default q8_0:f16 where a model's heads allow it, else f16)"
+  )
+  node.add_argument(
+      "--weights",
+      choices=[mode.value for mode in WeightMode],
+      help=
+      "with llama_cpp, how weights are held: private, laid out for this processor, or mapped, as they are in the file and shared between "
+      "processes (default private)"
   )
   node.add_argument(
       "--placement",

@@ -7,6 +7,7 @@ itself stand where the structures that are known here have them. `LAYOUTS` names
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -40,6 +41,27 @@ class ContextParams(ctypes.Structure):
       ("abort_data", _p), ("embeddings", _flag), ("offload_kqv", _flag), ("no_perf", _flag), ("op_offload", _flag),
       ("swa_full", _flag), ("kv_unified", _flag), ("samplers", _p), ("n_samplers", _size), ("ctx_other", _p)
   ]  # yapf: disable
+
+
+class _Value(ctypes.Union):
+  _fields_: ClassVar = [("i64", _i64), ("f64", ctypes.c_double), ("flag", _flag), ("text", ctypes.c_char * 128)]
+
+
+class KvOverride(ctypes.Structure):
+  """Of a file's metadata, what counts in their place."""
+  _fields_: ClassVar = [("tag", ctypes.c_int), ("key", ctypes.c_char * 128), ("value", _Value)]
+
+  @classmethod
+  def several(cls, values: Mapping[str, str | int]) -> ctypes.Array[KvOverride]:
+    """With an end, whose key is empty."""
+    found = (cls * (len(values) + 1))()
+    for entry, (key, value) in zip(found, values.items(), strict=False):
+      entry.key = key.encode()
+      if isinstance(value, int):
+        entry.tag, entry.value.i64 = 0, value
+      else:
+        entry.tag, entry.value.text = 3, value.encode()
+    return found
 
 
 class LlamaBatch(ctypes.Structure):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ from exo.errors import EngineError
 from exo.inference.engine import BatchEntry
 from exo.inference.kv_type import KvType
 from exo.inference.llama_cpp.binding import load_library
+from exo.inference.llama_cpp.cache_plan import CacheRoom
 from exo.inference.llama_cpp.child_stage import ChildStage
 from exo.inference.llama_cpp.llama_model import LastWords
+from exo.inference.llama_cpp.opening import Opening
 from exo.inference.shard import Shard
+from exo.inference.weight_mode import WeightMode
 from exo.shared_memory import SharedMemory
 
 
@@ -33,14 +37,20 @@ class Child:
 
   def load(
       self, number: int, path: str, shard: tuple[str, int, int, int], threads: int, kv: tuple[str, str, bool],
-      kv_token_bytes: int, kv_bytes: int, most_length: int, near_length: int
-  ) -> tuple[int, int, bool]:
-    """(width, words, whether sequences can be shortened)"""
+      room: tuple[int, int, int, int, int, bool, int | None], weights: tuple[str, bool, str | None]
+  ) -> tuple[int, int, bool, tuple[int, ...]]:
+    """(width, words, whether sequences can be shortened, the fields of the `CachePlan`)"""
+    mode, virtual, folder = weights
+    opening = Opening(WeightMode(mode), virtual, None if folder is None else Path(folder))
     stage = self._stages[number] = ChildStage(
-        self._library, self._words, Path(path), Shard(*shard), threads, KvType(*kv), kv_token_bytes, kv_bytes,
-        most_length, near_length, lambda _: None
+        self._library, self._words, Path(path), Shard(*shard), threads, KvType(*kv), CacheRoom(*room), opening,
+        lambda _: None
     )
-    return stage.width, stage.n_words, stage.can_shorten
+    return stage.width, stage.n_words, stage.can_shorten, astuple(stage.plan)
+
+  def buffers(self, number: int) -> dict[str, int]:
+    """What the library has taken for a stage, by the fields of `BufferSizes`."""
+    return asdict(self._stages[number].buffers)
 
   def step(self, number: int, entries: list[Any], n_tokens: int, out_at: int, out_rows: int, out_columns: int) -> None:
     """What goes in lies at the beginning of the shared memory, what comes out goes to `out_at`."""
@@ -83,4 +93,6 @@ def main() -> None:
 
     return call
 
-  serve({"start": start} | {name: named(name) for name in ("load", "step", "drop", "truncate", "copy", "close")}, 1)
+  serve({"start": start}
+        | {name: named(name)
+           for name in ("load", "buffers", "step", "drop", "truncate", "copy", "close")}, 1)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,23 @@ import numpy as np
 import numpy.typing as npt
 
 from exo.errors import ModelFilesError
-from exo.inference.engine import BatchEntry
+from exo.inference.engine import BatchEntry, LogitsOf
 from exo.inference.kv_type import KvType
-from exo.inference.llama_cpp.kv_pool import KvPool, Place
+from exo.inference.llama_cpp.buffer_sizes import BufferSizes
+from exo.inference.llama_cpp.cache_plan import CacheRoom, plan_caches
+from exo.inference.llama_cpp.context_costs import ContextCosts
+from exo.inference.llama_cpp.kv_pool import Classes, KvPool, Place
 from exo.inference.llama_cpp.llama_model import Floats, LastWords, LlamaContext, LlamaModel, Row
+from exo.inference.llama_cpp.opening import Opening
 from exo.inference.llama_cpp.shared_calls import SharedCalls
 from exo.inference.llama_cpp.stage_cut import cut_of
-from exo.inference.llama_cpp.stage_file import SourceTensor, StageFile
 from exo.inference.shard import Shard
 from exo.inference.weights.file_bytes import FileBytes
 from exo.inference.weights.gguf_header import parse_gguf_header
 
 STEP_ROWS = 512  # of one call
+_SCORED_BYTES = 32 << 20  # of logits of one call, which there are twice
+_SCORED_ROWS = 8  # or a multiple
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +43,10 @@ class _Single:
 class ChildStage:
   """Knows nothing of other nodes: it is told what to compute, and its parent sees to it that that fits."""
   def __init__(
-      self, library: Any, words: LastWords, path: Path, shard: Shard, threads: int, kv: KvType, kv_token_bytes: int,
-      kv_bytes: int, most_length: int, near_length: int, progress: Callable[[float], None]
+      self, library: Any, words: LastWords, path: Path, shard: Shard, threads: int, kv: KvType, room: CacheRoom,
+      opening: Opening, progress: Callable[[float], None]
   ) -> None:
-    """`near_length` as `StageMemory.near_context`. Raises `ModelFilesError`, `UnsupportedModelError`, `OutOfMemoryError`."""
+    """Raises `ModelFilesError`, `UnsupportedModelError`, `OutOfMemoryError`."""
     data = FileBytes(path)
     try:
       header = parse_gguf_header(data.head(), data.size)
@@ -54,19 +60,32 @@ class ChildStage:
       raise ModelFilesError(
           f"{path.name}: what its header says of its layers does not fit together ({error!r})"
       ) from error
-    sources = {name: SourceTensor(info, path) for name, info in header.tensors.items()}
-    file = StageFile(self._cut, sources, header.kinds, str(header.metadata["general.architecture"]))
-    try:
-      self._model = LlamaModel(library, words, file, progress)
-    finally:
-      file.close()
+    #: of an entry that wants logits of several rows, how many go into one call
+    self.scored_rows = max(1, min(STEP_ROWS, _SCORED_BYTES // (4 * n_words) // _SCORED_ROWS * _SCORED_ROWS))
+    outputs = self.scored_rows if shard.is_last else 0
 
-    def make(length: int, count: int) -> LlamaContext:
-      return LlamaContext(self._model, length, count, STEP_ROWS, threads, kv, self._cut.out, self._cut.feed)
+    def context(model: LlamaModel, length: int, count: int) -> LlamaContext:
+      return LlamaContext(model, length, count, STEP_ROWS, threads, kv, self._cut.out, self._cut.feed, outputs)
 
+    with ExitStack() as stack:
+      file = stack.enter_context(closing(opening.open(path, header, self._cut)))
+      sized = stack.enter_context(closing(LlamaModel(library, words, file.file, lambda _: None, sized_only=True)))
+      costs = ContextCosts(lambda length, count: context(sized, length, count), room.longest)
+      self.plan = plan = plan_caches(costs, room)
+      self._model = model = stack.enter_context(closing(LlamaModel(library, words, file.file, progress)))
+      file.let_go()
+      self._held = stack.pop_all()
     # flash attention on floats divides a lone row's keys among threads, and several rows among them
-    self._shared = SharedCalls(self._model.can_shorten and not (kv.flash and kv.k != "q8_0"))
-    self._pool = KvPool(make, kv_token_bytes, kv_bytes, most_length, near_length)
+    self._shared = SharedCalls(model.can_shorten and not (kv.flash and kv.k != "q8_0"))
+    classes = Classes(plan.shortest, plan.longest, room.near, plan.at_once)
+    most = min(room.n_bytes, max(plan.n_bytes, room.cache_bytes))
+    self._pool = KvPool(lambda length, count: context(model, length, count), costs.whole, most, classes)
+
+  @property
+  def buffers(self) -> BufferSizes:
+    """What the library has really taken, as it says."""
+    each = [self._model.buffers, *(context.buffers for context in self._pool.contexts)]
+    return BufferSizes(*(sum(astuple(one)[i] for one in each) for i in range(len(fields(BufferSizes)))))
 
   @property
   def width(self) -> int:
@@ -103,9 +122,11 @@ class ChildStage:
       self._decode(ones)
 
   def _prompt(self, entry: BatchEntry, given: npt.NDArray[Any], out: Floats) -> None:
-    done = 0
-    for a in range(0, entry.n_tokens, STEP_ROWS):
-      b = min(a + STEP_ROWS, entry.n_tokens)
+    done, piece = 0, STEP_ROWS if entry.logits in (
+        LogitsOf.NONE, LogitsOf.LAST
+    ) or not self._is_last else self.scored_rows
+    for a in range(0, entry.n_tokens, piece):
+      b = min(a + piece, entry.n_tokens)
       # of the marked rows, which are the last ones of an entry, those in this part
       first_wanted = entry.n_tokens - entry.logit_rows
       place = self._pool.place(entry.sequence, entry.position + b, entry.far)
@@ -169,4 +190,4 @@ class ChildStage:
 
   def close(self) -> None:
     self._pool.close()
-    self._model.close()
+    self._held.close()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from exo.inference.library_version import library_version
 from exo.inference.llama_cpp.library_file import LibraryFile, library_files
-from exo.inference.llama_cpp.virtual_file import has_virtual_files
 from exo.inference.offer import EngineOffer
 from exo.inference.quantize import Quantize
 from exo.inference.repertoire import Repertoire
 from exo.topology.weight_memory import WeightMemory
 
-_LIBRARY_BYTES = 120 << 20  # with the process, and what lies between operators
+# with the process; what is between operators is measured when a stage is loaded, and what is more than this goes off its caches
+WEIGHTS = WeightMemory(fixed_bytes=120 << 20, rows=2.0, cache=1.0)
 
 
 def repertoire() -> Repertoire:
@@ -23,7 +23,6 @@ def probe(quantize: str | None = None) -> EngineOffer:
   missing = _missing(quantize, file)
   if missing or file is None:
     return EngineOffer("llama_cpp", "CPU", "", 0, missing=missing, repertoire=repertoire(), last_resort=True)
-  weights = WeightMemory(fixed_bytes=_LIBRARY_BYTES, rows=2.0, cache=1.0)
   version = library_version("xllamacpp" if "xllamacpp" in file.origin else "llama-cpp-python")
   return EngineOffer(
       "llama_cpp",
@@ -32,7 +31,7 @@ def probe(quantize: str | None = None) -> EngineOffer:
       0,
       version,
       repertoire=repertoire(),
-      weights=weights,
+      weights=WEIGHTS,
       last_resort=True
   )
 
@@ -40,6 +39,4 @@ def probe(quantize: str | None = None) -> EngineOffer:
 def _missing(quantize: str | None, file: LibraryFile | None) -> str:
   if file is None:
     return "is not installed (pip install xllamacpp)"
-  if not has_virtual_files():
-    return "needs a C library with fopencookie, as Linux has it"
   return "" if quantize in (None, Quantize.NONE) else "has no --quantize: a GGUF file says how its weights are packed"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,10 +17,14 @@ from exo.inference.embedding_table import EmbeddingTable
 from exo.inference.engine import Batch, BatchEntry, LoadOptions, StageMemory
 from exo.inference.kv_budget import KvBudget
 from exo.inference.kv_type import KvType
+from exo.inference.llama_cpp.buffer_sizes import BufferSizes
+from exo.inference.llama_cpp.cache_plan import ROWS_AT_ONCE, CachePlan, CacheRoom
 from exo.inference.llama_cpp.library_file import library_files
-from exo.inference.llama_cpp.probe import probe, repertoire
+from exo.inference.llama_cpp.probe import WEIGHTS, probe, repertoire
+from exo.inference.llama_cpp.virtual_file import has_virtual_files
 from exo.inference.shard import Shard
 from exo.inference.stage_base import StageBase
+from exo.inference.weight_mode import WeightMode
 from exo.inference.weights.gguf_file import GgufFile
 from exo.inference.weights.parts import shard_tensors
 from exo.inference.weights.stage_tensors import StageTensors
@@ -29,11 +34,9 @@ from exo.shared_memory import SharedMemory
 if TYPE_CHECKING:
   from exo.inference.weights.checkpoint import Checkpoint
 
-_KV_SPARE = 1.0  # of a class of length up to half is empty
 _LINE = 64
 # so long that only what hangs takes longer: of a load by its bytes, of a step by its tokens
 _SOON_S, _LOAD_BYTES_PER_S, _TOKEN_S = 120.0, 5e6, 10.0
-_ROWS_AT_ONCE = 256  # of a cache: contexts are as long as a multiple
 # threads that sleep at once are slow to wake, and such as spin for ever take the core from whoever else wants it
 _ENVIRONMENT = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "20000"}
 
@@ -91,42 +94,47 @@ class LlamaCppStage(StageBase):
     repertoire().check("llama_cpp", checkpoint.facts)
     assert isinstance(checkpoint, GgufFile)
     config = checkpoint.config
-    if config.near_context % _ROWS_AT_ONCE:
+    if config.near_context % ROWS_AT_ONCE:
       raise UnsupportedModelError(f"llama.cpp has no contexts of {config.near_context} tokens")
     self._device, self._number = device, next(device.numbers)
     self._lengths: dict[int, int] = {}
     self._torn: set[int] = set()  # sequences that may hold more on the other side
     weight_bytes = sum(checkpoint.tensor_bytes(name) for name in shard_tensors(checkpoint, shard))
     kv = KvType.choose(options.kv_type, checkpoint.head_dims)
-    budget = KvBudget.of(shard, config, options, kv.element_bytes, _KV_SPARE)
-    tokens = budget.tokens(weight_bytes)
-    context = whole_blocks(budget.max_context, _ROWS_AT_ONCE)
+    budget = KvBudget.of(shard, config, options, kv.element_bytes)
+    # what the plan reckons with between operators is not in what is given here
+    reckoned = WEIGHTS.overhead(checkpoint.size) - WEIGHTS.fixed_bytes
+    left = budget.left_bytes(weight_bytes)
+    room = CacheRoom(
+        max(0, options.memory_bytes - weight_bytes) + reckoned, left, whole_blocks(budget.max_context, ROWS_AT_ONCE),
+        config.near_context, options.max_sequences, options.max_context is not None, options.max_kv_tokens
+    )
+    made_files = None if options.made_files is None else str(options.made_files)
     self._takes_tokens = bool(checkpoint.whole_only)
     self._embedding = EmbeddingTable(
         StageTensors(checkpoint, shard)
     ) if shard.is_first and not self._takes_tokens else None
-    self._width, self._n_words, can_shorten = device.call(
+    self._width, self._n_words, can_shorten, planned = device.call(
         "load",
         self._number,
         str(checkpoint.path), (shard.model_id, shard.start_layer, shard.end_layer, shard.n_layers),
         options.threads, (kv.k, kv.v, kv.flash),
-        budget.token_bytes,
-        tokens * budget.most_token_bytes,
-        context,
-        config.near_context,
+        astuple(room), (options.weights or WeightMode.PRIVATE, has_virtual_files(), made_files),
         timeout_s=_SOON_S + weight_bytes / _LOAD_BYTES_PER_S
     )
     self._generation = device.generation
+    plan = CachePlan(*planned)
     # with windows, what has left them does not move along, and a text cannot always be cut back
     may_draft = can_shorten and not checkpoint.own("attention.sliding_window")
     memory = StageMemory(
         weight_bytes,
-        budget.most_token_bytes,
-        tokens,
-        options.max_sequences,
-        budget.max_context,
+        plan.token_bytes,
+        plan.tokens,
+        plan.sequences,
+        min(budget.max_context, plan.longest),
         max_drafting=1 if may_draft else 0,
-        near_context=config.near_context
+        near_context=config.near_context,
+        working_bytes=plan.fixed_bytes + max(0, plan.work_bytes - reckoned)
     )
     super().__init__(shard, memory, config.hidden_size, config.vocab_size)
     progress(1.0)
@@ -192,6 +200,10 @@ class LlamaCppStage(StageBase):
       raise CacheReuseError("a step of this sequence failed")
     self._call("copy", source, target, length, self.length(source))
     self._lengths[target] = length
+
+  def buffers(self) -> BufferSizes:
+    """What the library says that it has taken for this stage. Raises `EngineError`."""
+    return BufferSizes(**self._call("buffers"))
 
   def close(self) -> None:
     try:
