@@ -58,7 +58,7 @@ class MadeFiles:
 
     The name says all that its content depends on. Raises `ModelFilesError` where it cannot be made, with what is missing.
     """
-    path = self._folder / hashlib.sha256(os.fsencode(source.resolve())).hexdigest()[:16] / name
+    path = self._folder / hashlib.sha256(os.fsencode(source.absolute())).hexdigest()[:16] / name
     try:
       return self._used(path, n_bytes) or self._made(source, path, n_bytes, write)
     except OSError as error:
@@ -85,7 +85,7 @@ class MadeFiles:
 
   def _made(self, source: Path, path: Path, n_bytes: int, write: Callable[[int], None]) -> UsedFile:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    (path.parent / _SOURCE).write_text(str(source.resolve()), errors="surrogateescape")
+    (path.parent / _SOURCE).write_text(str(source.absolute()), errors="surrogateescape")
     self._make_room(n_bytes)
     unfinished = path.with_name(f"{path.name}{_UNFINISHED}{os.getpid()}")
     descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -146,7 +146,7 @@ class MadeFiles:
 
   def of(self, model: Path) -> list[MadeFile]:
     """Those made of a model's file, or of files in its folder."""
-    whole = model.resolve()
+    whole = model.absolute()
     return [made for made in self.listed() if Path(made.source) == whole or whole in Path(made.source).parents]
 
   def remove(self, model: Path) -> int:

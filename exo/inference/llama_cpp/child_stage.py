@@ -70,7 +70,7 @@ class ChildStage:
     with ExitStack() as stack:
       file = stack.enter_context(closing(opening.open(path, header, self._cut)))
       sized = stack.enter_context(closing(LlamaModel(library, words, file.file, lambda _: None, sized_only=True)))
-      costs = ContextCosts(lambda length, count: context(sized, length, count), room.longest)
+      costs = ContextCosts(lambda length, count: context(sized, length, count))
       self.plan = plan = plan_caches(costs, room)
       self._model = model = stack.enter_context(closing(LlamaModel(library, words, file.file, progress)))
       file.let_go()

@@ -18,12 +18,11 @@ class ContextCosts:
 
   `make` makes contexts for so many sequences of so many tokens of a model that is `sized_only`.
   """
-  def __init__(self, make: Callable[[int, int], LlamaContext], longest: int) -> None:
-    """`longest` is how many tokens a context has at most. Raises `OutOfMemoryError`."""
+  def __init__(self, make: Callable[[int, int], LlamaContext]) -> None:
+    """Raises `OutOfMemoryError`."""
     self._make, self._known = make, dict[tuple[int, int], BufferSizes]()
-    length = min(longest, _TOLD_OF)
-    told = self._sizes(length, 1)
-    self.token_bytes, self.sequence_bytes = math.ceil(told.cache / length), told.states
+    told = self._sizes(_TOLD_OF, 1)
+    self.token_bytes, self.sequence_bytes = math.ceil(told.cache / _TOLD_OF), told.states
 
   def caches(self, length: int, count: int) -> int:
     """Bytes of what a context keeps of so many sequences of so many tokens."""
@@ -32,8 +31,9 @@ class ContextCosts:
   def work(self, length: int, count: int) -> int:
     """Bytes of it for what lies between operators, scores of attention where they are all there at once, and logits."""
     # recurrent states are really taken, for every sequence
-    told = self._sizes(length, 1 if self.sequence_bytes else min(count, _MOST_SEQUENCES))
-    return told.compute + count * math.ceil(told.output / (1 if self.sequence_bytes else min(count, _MOST_SEQUENCES)))
+    asked = 1 if self.sequence_bytes else min(count, _MOST_SEQUENCES)
+    told = self._sizes(length, asked)
+    return told.compute + math.ceil(told.output / asked) * count
 
   def whole(self, length: int, count: int) -> int:
     return self.caches(length, count) + self.work(length, count)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _LINE = 64
 # so long that only what hangs takes longer: of a load by its bytes, of a step by its tokens
 _SOON_S, _LOAD_BYTES_PER_S, _TOKEN_S = 120.0, 5e6, 10.0
+_SHARED_BYTES = 16 << 20  # of memory that stays; logits of a whole prompt take more
 # threads that sleep at once are slow to wake, and such as spin for ever take the core from whoever else wants it
 _ENVIRONMENT = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "20000"}
 
@@ -88,9 +89,15 @@ class LlamaCppStage(StageBase):
   library = "llama.cpp"
 
   def __init__(
-      self, device: Device, shard: Shard, checkpoint: Checkpoint, options: LoadOptions, progress: Callable[[float],
-                                                                                                           None]
+      self,
+      device: Device,
+      shard: Shard,
+      checkpoint: Checkpoint,
+      options: LoadOptions,
+      progress: Callable[[float], None],
+      virtual: bool | None = None
   ) -> None:
+    """`virtual`: whether the C library reads what Python makes; None for what it is found to do. No elsewhere than here."""
     repertoire().check("llama_cpp", checkpoint.facts)
     assert isinstance(checkpoint, GgufFile)
     config = checkpoint.config
@@ -119,7 +126,7 @@ class LlamaCppStage(StageBase):
         self._number,
         str(checkpoint.path), (shard.model_id, shard.start_layer, shard.end_layer, shard.n_layers),
         options.threads, (kv.k, kv.v, kv.flash),
-        astuple(room), (options.weights or WeightMode.PRIVATE, has_virtual_files(), made_files),
+        astuple(room), (options.weights or WeightMode.PRIVATE, has_virtual_files() if virtual is None else virtual, made_files),
         timeout_s=_SOON_S + weight_bytes / _LOAD_BYTES_PER_S
     )
     self._generation = device.generation
@@ -164,7 +171,10 @@ class LlamaCppStage(StageBase):
     entries = msgspec.to_builtins(batch.entries)
     self._torn |= {entry.sequence for entry in batch.entries}
     self._call("step", entries, n, out_at, rows, columns, timeout_s=_SOON_S + n * _TOKEN_S)
-    return memory.view(out_at, 4 * rows * columns).view(np.float32).reshape(rows, columns).copy()
+    out = memory.view(out_at, 4 * rows * columns).view(np.float32).reshape(rows, columns).copy()
+    if out_at + out.nbytes > _SHARED_BYTES:
+      memory.give_back(_SHARED_BYTES)
+    return out
 
   def length(self, sequence: int) -> int:
     return self._lengths.get(sequence, 0)
