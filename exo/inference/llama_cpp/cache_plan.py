@@ -10,6 +10,7 @@ from exo.inference.whole_blocks import whole_blocks
 
 SHORTEST = 512  # tokens of a context
 ROWS_AT_ONCE = 256  # of a cache: contexts are as long as a multiple
+_FEW, _CONVERSATION = 4, 4096  # sequences, and tokens of one
 _SHORTEST_SHARE = 4  # of what there is for caches, at most this part goes to sequences for being there
 
 
@@ -27,24 +28,34 @@ class Costs(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CacheRoom:
-  """What there is. `cache_bytes` are for what is kept of sequences, `n_bytes` for that and all that computing takes. `longest` is how
-  many tokens a sequence may have, `near` as in `StageMemory.near_context`. `is_asked`: somebody wants that many in a sequence, and
-  `most_tokens`, where given, of all sequences together.
+  """What there is. `cache_bytes` are for what is kept of sequences, `n_bytes` for that and all that computing takes beyond the
+  `reckoned_bytes` which are set aside for it anyway. `longest` is how many tokens a sequence may have, `near` as in
+  `StageMemory.near_context`. `is_asked`: somebody wants that many in a sequence, and `most_tokens`, where given, of all together.
   """
   n_bytes: int
   cache_bytes: int
+  reckoned_bytes: int
   longest: int
   near: int
   most_sequences: int
   is_asked: bool
   most_tokens: int | None
 
+  def holds(self, caches: int, work: int, least: int, tokens: int) -> bool:
+    """Whether there is room for caches of so many tokens, and for what computing takes, of which the `least` is taken in any case."""
+    more = work - min(least, self.reckoned_bytes)
+    return caches <= self.cache_bytes and caches + more + tokens <= self.n_bytes  # what each takes is rounded up
+
+  def pool_bytes(self, work: int, least: int) -> int:
+    """That all contexts together may take."""
+    return min(self.n_bytes + min(least, self.reckoned_bytes), self.cache_bytes + work)
+
 
 @dataclass(frozen=True, slots=True)
 class CachePlan:
   """`tokens` of `sequences` together always fit. `token_bytes` is what one takes, with what its context leaves empty, what is held more than
   once while a sequence moves, and what computing takes more for long texts; `fixed_bytes` are taken however many there are, for states of
-  sequences, and `work_bytes` for computing with the shortest. `n_bytes` is all together.
+  sequences, and `work_bytes` for computing with the shortest. All contexts together may take `pool_bytes`.
 
   `shortest` is the length of a sequence's first context, `longest` of its last, and `at_once` for how many sequences one is made.
   """
@@ -53,7 +64,7 @@ class CachePlan:
   token_bytes: int
   fixed_bytes: int
   work_bytes: int
-  n_bytes: int
+  pool_bytes: int
   shortest: int
   longest: int
   at_once: int
@@ -61,30 +72,38 @@ class CachePlan:
 
 def plan_caches(costs: Costs, room: CacheRoom) -> CachePlan:
   """What fits; no tokens where none do."""
-  if room.is_asked and not room.near:
-    count = room.most_sequences
-    if room.most_tokens is not None and (found := _fixed(costs, room, count)) is not None:
+  if room.near:
+    return _growing(costs, room)
+  if room.most_tokens is not None and (found := _fixed(costs, room, room.longest, room.most_sequences)) is not None:
+    return found
+  grown = _growing(costs, room)
+  if room.is_asked and grown.tokens < room.longest:
+    count = _most(lambda n: _fixed(costs, room, room.longest, n) is not None, room.most_sequences)
+    if count and (found := _fixed(costs, room, room.longest, count)) is not None:
       return found
-    grown = _growing(costs, room)
-    if grown.tokens >= room.longest:
-      return grown
-    count = _most(lambda n: _fixed(costs, room, n) is not None, count)
-    return (_fixed(costs, room, count) if count else None) or grown
-  return _growing(costs, room)
+  # where growing leaves none room for a conversation, fewer places that are longer are worth more, and nothing need ever move
+  count = grown.sequences if grown.tokens < min(_CONVERSATION, room.longest) else 0
+  while count:
+    blocks = _most(lambda n: _fixed(costs, room, n * ROWS_AT_ONCE, count) is not None, room.longest // ROWS_AT_ONCE)
+    if blocks * ROWS_AT_ONCE > grown.tokens and (
+        found := _fixed(costs, room, blocks * ROWS_AT_ONCE, count)
+    ) is not None:
+      return found
+    count = count // 2 if count >= 2 * _FEW else 0
+  return grown
 
 
-def _fixed(costs: Costs, room: CacheRoom, count: int) -> CachePlan | None:
-  """One context of the full length for all: nothing ever moves. None where it does not fit."""
-  length = room.longest
+def _fixed(costs: Costs, room: CacheRoom, length: int, count: int) -> CachePlan | None:
+  """One context of this length for all: nothing ever moves. None where it does not fit."""
   # one may begin with what another has read, which goes by way of two copies
   copies = 2 * costs.caches(length, 1) if count > 1 else 0
   caches, work = costs.caches(length, count) + copies, costs.work(length, count)
-  if caches > room.cache_bytes or caches + work > room.n_bytes:
-    return None
   tokens = count * length if room.most_tokens is None else min(room.most_tokens, count * length)
   fixed, least = count * costs.sequence_bytes, min(work, costs.work(min(SHORTEST, length), 1))
+  if not room.holds(caches, work, least, tokens):
+    return None
   each = _each(caches - fixed + work - least, tokens)
-  return CachePlan(tokens, count, each, fixed, least, caches + work, length, length, count)
+  return CachePlan(tokens, count, each, fixed, least, room.pool_bytes(work, least), length, length, count)
 
 
 def _growing(costs: Costs, room: CacheRoom) -> CachePlan:
@@ -92,6 +111,7 @@ def _growing(costs: Costs, room: CacheRoom) -> CachePlan:
   shortest = min(SHORTEST, room.longest)
   share = room.cache_bytes // _SHORTEST_SHARE
   count = max(1, min(room.most_sequences, share // max(1, costs.caches(shortest, 1))))
+  least = costs.work(shortest, 1)
 
   def caches(tokens: int) -> int:
     # contexts may be half empty, the shortest more than that
@@ -101,19 +121,24 @@ def _growing(costs: Costs, room: CacheRoom) -> CachePlan:
     return costs.token_bytes * (places + moving) + costs.sequence_bytes * (count + 2)
 
   def work(tokens: int) -> int:
-    longest = class_of(tokens, shortest, room.longest)
-    return costs.work(longest, 1) + (costs.work(max(shortest, longest // 2), count) if longest > shortest else 0)
-
-  def fits(tokens: int) -> bool:
-    return caches(tokens) <= room.cache_bytes and caches(tokens) + work(tokens) <= room.n_bytes
+    # each length that one of the sequences has got to has a context of its own, and whoever moves is in two
+    size = class_of(tokens, shortest, room.longest)
+    sizes = [size]
+    while len(sizes) <= count and size > shortest:
+      size = class_of(-(-size // 2), shortest, room.longest)
+      sizes.append(size)
+    return sum(costs.work(size, 1 if size == sizes[0] else count) for size in sizes)
 
   most = count * room.longest
-  tokens = _most(fits, most if room.most_tokens is None else min(most, room.most_tokens))
-  fixed, least = costs.sequence_bytes * (count + 2), costs.work(shortest, 1)
-  each, all_bytes = _each(caches(tokens) - fixed + work(tokens) - least, tokens), caches(tokens) + work(tokens)
+  tokens = _most(
+      lambda n: room.holds(caches(n), work(n), least, n),
+      most if room.most_tokens is None else min(most, room.most_tokens)
+  )
+  fixed = costs.sequence_bytes * (count + 2)
+  each = _each(caches(tokens) - fixed + work(tokens) - least, tokens)
   # no sequence is ever longer than all are together; far ones need contexts that are longer than the bound
   longest = room.longest if room.near else max(shortest, min(room.longest, whole_blocks(tokens, ROWS_AT_ONCE)))
-  return CachePlan(tokens, count, each, fixed, least, all_bytes, shortest, longest, 1)
+  return CachePlan(tokens, count, each, fixed, least, room.pool_bytes(work(tokens), least), shortest, longest, 1)
 
 
 def _each(n_bytes: int, tokens: int) -> int:

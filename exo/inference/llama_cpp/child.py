@@ -37,7 +37,7 @@ class Child:
 
   def load(
       self, number: int, path: str, shard: tuple[str, int, int, int], threads: int, kv: tuple[str, str, bool],
-      room: tuple[int, int, int, int, int, bool, int | None], weights: tuple[str, bool, str | None]
+      room: tuple[int, int, int, int, int, int, bool, int | None], weights: tuple[str, bool, str | None]
   ) -> tuple[int, int, bool, tuple[int, ...]]:
     """(width, words, whether sequences can be shortened, the fields of the `CachePlan`)"""
     mode, virtual, folder = weights

@@ -78,8 +78,7 @@ class ChildStage:
     # flash attention on floats divides a lone row's keys among threads, and several rows among them
     self._shared = SharedCalls(model.can_shorten and not (kv.flash and kv.k != "q8_0"))
     classes = Classes(plan.shortest, plan.longest, room.near, plan.at_once)
-    most = min(room.n_bytes, max(plan.n_bytes, room.cache_bytes))
-    self._pool = KvPool(lambda length, count: context(model, length, count), costs.whole, most, classes)
+    self._pool = KvPool(lambda length, count: context(model, length, count), costs.whole, plan.pool_bytes, classes)
 
   @property
   def buffers(self) -> BufferSizes:

@@ -2,7 +2,8 @@
 
 A context takes all the memory that it was made for, whatever is used of it. So sequences begin in the shortest class that holds them and
 move when they grow out of it, and a class gets more places when it is full: by a larger context, into which all move. Moving is exact.
-Where there is no room for old and new at once, there is a further context beside, a place in a longer one, or one no longer than needed.
+Where there is no room for old and new at once, there is a further context beside, a place in a longer one, or one no longer than needed;
+at last all are made anew, with no place too many.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ class KvPool:
     self._make, self._cost, self._most_bytes, self._classes = make, cost, most_bytes, classes
     self._groups: list[_Group] = []
     self._places: dict[int, tuple[_Group, int]] = {}
+    self._lengths: dict[int, int] = {}  # for which there are places
     self._poisoned: set[int] = set()
     # lengths that sequences cannot be cut below, since cells before have not moved along
     self._least: dict[int, int] = {}
@@ -81,28 +83,59 @@ class KvPool:
 
   def place(self, sequence: int, length: int, far: bool = False) -> Place:
     """Where a sequence is that is to hold so many tokens, new or not. Raises `OutOfMemoryError`; what was there stays."""
-    held = self._places.get(sequence)
+    held, far = self._places.get(sequence), far and self._classes.near > 0
     if held is None or held[0].length < length:
-      target = self._free_place(length, far and self._classes.near > 0)
-      try:
-        if held is not None:
-          self._move(sequence, held, target)
-      except BaseException:
-        self._close_empty(target[0])
-        raise
-      target[0].places[target[1]] = sequence
-      self._places[sequence] = held = target
+      target = self._free_place(length, far)
+      if target is None:
+        self._gather(sequence, length, far)
+      else:
+        try:
+          if held is not None:
+            self._move(sequence, held, target)
+        except BaseException:
+          self._close_empty(target[0])
+          raise
+        self._settle(sequence, target)
+      held = self._places[sequence]
+    self._lengths[sequence] = max(length, self._lengths.get(sequence, 0))
     return Place(held[0].context, held[1])
 
-  def _free_place(self, length: int, far: bool) -> tuple[_Group, int]:
+  def _settle(self, sequence: int, place: tuple[_Group, int]) -> None:
+    place[0].places[place[1]] = sequence
+    self._places[sequence] = place
+
+  def _free_place(self, length: int, far: bool) -> tuple[_Group, int] | None:
+    """None where there is no room for one beside what is there."""
     size = self._classes.of(length, far)
     found = self._free_in(size, size, far) or self._more_places(size, far) or self._free_in(size, None, far)
     if found is None and (size := self._shorter(length, size, far)):
       found = self._more_places(size, far)
-    if found is None:
-      others = len(self._places)
-      raise OutOfMemoryError(f"there is no memory for {length} tokens of a sequence beside those of {others} others")
     return found
+
+  def _gather(self, sequence: int, length: int, far: bool) -> None:
+    """Make all contexts anew, with no place more than sequences need, this one's of so many tokens among them. Meanwhile what they hold is
+    held as bytes alone. Raises `OutOfMemoryError`; before anything has changed, unless the system has not what it has just been given."""
+    wanted: dict[tuple[int, bool], list[int]] = {}
+    for other, (of, _) in self._places.items():
+      if other != sequence:
+        wanted.setdefault((self._classes.of(self._lengths[other], of.far), of.far), []).append(other)
+    wanted.setdefault((self._classes.of(length, far), far), []).append(sequence)
+    if sum(self._cost(size, len(those)) for (size, _), those in wanted.items()) > self._most_bytes:
+      raise OutOfMemoryError(
+          f"there is no memory for {length} tokens of a sequence beside those of {len(self._places)} others"
+      )
+    states = {
+        other: of.context.state(number)
+        for other, (of, number) in self._places.items() if of.context.held(number)
+    }
+    self.close()
+    for (size, is_far), those in sorted(wanted.items()):
+      of = _Group(size, is_far, self._make(size, len(those)), [None] * len(those))
+      self._groups.append(of)
+      for number, other in enumerate(those):
+        if (state := states.pop(other, None)) is not None:
+          self._put(other, state, of.context, number)
+        self._settle(other, (of, number))
 
   def _shorter(self, length: int, size: int, far: bool) -> int:
     """The greatest length below `size` of which there is room for one context that holds so many tokens; 0 for none."""
@@ -184,6 +217,7 @@ class KvPool:
 
   def drop(self, sequence: int) -> None:
     held = self._places.pop(sequence, None)
+    self._lengths.pop(sequence, None)
     if held is not None:
       self._free(*held)
       self._clean(sequence, held[0])
@@ -208,6 +242,7 @@ class KvPool:
           f"of what this model keeps of a text only the end has moved: it cannot be cut to {length} tokens"
       )
     held[0].context.truncate(held[1], length)
+    self._lengths[sequence] = length
     self._clean(sequence, held[0])
     self._poisoned.discard(sequence)
 
@@ -228,6 +263,7 @@ class KvPool:
       self._least[target] = max(self._least.get(target, 0), self._least.get(source, 0))
       if length < held:
         place.context.truncate(place.number, length)
+        self._lengths[target] = length
     except BaseException:
       self.drop(target)
       raise

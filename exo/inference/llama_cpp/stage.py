@@ -111,10 +111,10 @@ class LlamaCppStage(StageBase):
     budget = KvBudget.of(shard, config, options, kv.element_bytes)
     # what the plan reckons with between operators is not in what is given here
     reckoned = WEIGHTS.overhead(checkpoint.size) - WEIGHTS.fixed_bytes
-    left = budget.left_bytes(weight_bytes)
     room = CacheRoom(
-        max(0, options.memory_bytes - weight_bytes) + reckoned, left, whole_blocks(budget.max_context, ROWS_AT_ONCE),
-        config.near_context, options.max_sequences, options.max_context is not None, options.max_kv_tokens
+        max(0, options.memory_bytes - weight_bytes), budget.left_bytes(weight_bytes), reckoned,
+        whole_blocks(budget.max_context, ROWS_AT_ONCE), config.near_context, options.max_sequences, options.max_context
+        is not None, options.max_kv_tokens
     )
     made_files = None if options.made_files is None else str(options.made_files)
     self._takes_tokens = bool(checkpoint.whole_only)
@@ -126,7 +126,8 @@ class LlamaCppStage(StageBase):
         self._number,
         str(checkpoint.path), (shard.model_id, shard.start_layer, shard.end_layer, shard.n_layers),
         options.threads, (kv.k, kv.v, kv.flash),
-        astuple(room), (options.weights or WeightMode.PRIVATE, has_virtual_files() if virtual is None else virtual, made_files),
+        astuple(room),
+        (options.weights or WeightMode.PRIVATE, has_virtual_files() if virtual is None else virtual, made_files),
         timeout_s=_SOON_S + weight_bytes / _LOAD_BYTES_PER_S
     )
     self._generation = device.generation
@@ -138,7 +139,7 @@ class LlamaCppStage(StageBase):
         plan.token_bytes,
         plan.tokens,
         plan.sequences,
-        min(budget.max_context, plan.longest),
+        min(budget.max_context, plan.longest, max(2, plan.tokens)),
         max_drafting=1 if may_draft else 0,
         near_context=config.near_context,
         working_bytes=plan.fixed_bytes + max(0, plan.work_bytes - reckoned)
