@@ -84,13 +84,17 @@ def plan_caches(costs: Costs, room: CacheRoom) -> CachePlan:
   # where growing leaves none room for a conversation, fewer places that are longer are worth more, and nothing need ever move
   count = grown.sequences if grown.tokens < min(_CONVERSATION, room.longest) else 0
   while count:
-    blocks = _most(lambda n: _fixed(costs, room, n * ROWS_AT_ONCE, count) is not None, room.longest // ROWS_AT_ONCE)
-    if blocks * ROWS_AT_ONCE > grown.tokens and (
-        found := _fixed(costs, room, blocks * ROWS_AT_ONCE, count)
-    ) is not None:
+    length = _longest(costs, room, count)
+    if length > grown.tokens and (found := _fixed(costs, room, length, count)) is not None:
       return found
     count = count // 2 if count >= 2 * _FEW else 0
   return grown
+
+
+def _longest(costs: Costs, room: CacheRoom, count: int) -> int:
+  """The greatest length of which there is room for so many places; 0 for none."""
+  blocks = room.longest // ROWS_AT_ONCE
+  return ROWS_AT_ONCE * _most(lambda n: _fixed(costs, room, n * ROWS_AT_ONCE, count) is not None, blocks)
 
 
 def _fixed(costs: Costs, room: CacheRoom, length: int, count: int) -> CachePlan | None:
