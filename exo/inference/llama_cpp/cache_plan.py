@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from exo.inference.whole_blocks import whole_blocks
@@ -40,6 +40,11 @@ class CacheRoom:
   most_sequences: int
   is_asked: bool
   most_tokens: int | None
+
+  def without(self, n_bytes: int) -> CacheRoom:
+    """What is left where so many bytes are taken by something else."""
+    left = max(0, self.n_bytes - n_bytes)
+    return replace(self, n_bytes=left, cache_bytes=min(left, self.cache_bytes))
 
   def holds(self, caches: int, work: int, least: int, tokens: int) -> bool:
     """Whether there is room for caches of so many tokens, and for what computing takes, of which the `least` is taken in any case."""

@@ -37,16 +37,17 @@ class Child:
 
   def load(
       self, number: int, path: str, shard: tuple[str, int, int, int], threads: int, kv: tuple[str, str, bool],
-      room: tuple[int, int, int, int, int, int, bool, int | None], weights: tuple[str, bool, str | None]
-  ) -> tuple[int, int, bool, tuple[int, ...]]:
-    """(width, words, whether sequences can be shortened, the fields of the `CachePlan`)"""
+      room: tuple[int, int, int, int, int, int, bool, int | None], weight_bytes: int, weights: tuple[str, bool,
+                                                                                                     str | None]
+  ) -> tuple[int, int, bool, int, tuple[int, ...]]:
+    """(width, words, whether sequences can be shortened, bytes of weights, the fields of the `CachePlan`)"""
     mode, virtual, folder = weights
     opening = Opening(WeightMode(mode), virtual, None if folder is None else Path(folder))
     stage = self._stages[number] = ChildStage(
-        self._library, self._words, Path(path), Shard(*shard), threads, KvType(*kv), CacheRoom(*room), opening,
-        lambda _: None
+        self._library, self._words, Path(path), Shard(*shard), threads, KvType(*kv), CacheRoom(*room), weight_bytes,
+        opening, lambda _: None
     )
-    return stage.width, stage.n_words, stage.can_shorten, astuple(stage.plan)
+    return stage.width, stage.n_words, stage.can_shorten, stage.weight_bytes, astuple(stage.plan)
 
   def buffers(self, number: int) -> dict[str, int]:
     """What the library has taken for a stage, by the fields of `BufferSizes`."""

@@ -44,9 +44,9 @@ class ChildStage:
   """Knows nothing of other nodes: it is told what to compute, and its parent sees to it that that fits."""
   def __init__(
       self, library: Any, words: LastWords, path: Path, shard: Shard, threads: int, kv: KvType, room: CacheRoom,
-      opening: Opening, progress: Callable[[float], None]
+      weight_bytes: int, opening: Opening, progress: Callable[[float], None]
   ) -> None:
-    """Raises `ModelFilesError`, `UnsupportedModelError`, `OutOfMemoryError`."""
+    """`room` is what is left beside `weight_bytes`. Raises `ModelFilesError`, `UnsupportedModelError`, `OutOfMemoryError`."""
     data = FileBytes(path)
     try:
       header = parse_gguf_header(data.head(), data.size)
@@ -71,7 +71,8 @@ class ChildStage:
       file = stack.enter_context(closing(opening.open(path, header, self._cut)))
       sized = stack.enter_context(closing(LlamaModel(library, words, file.file, lambda _: None, sized_only=True)))
       costs = ContextCosts(lambda length, count: context(sized, length, count))
-      self.plan = plan = plan_caches(costs, room)
+      # layers of zeros may stand in a stage, which the model does not have
+      self.plan = plan = plan_caches(costs, room.without(max(0, file.n_bytes - weight_bytes)))
       self._model = model = stack.enter_context(closing(LlamaModel(library, words, file.file, progress)))
       file.let_go()
       self._held = stack.pop_all()
@@ -85,6 +86,10 @@ class ChildStage:
     """What the library has really taken, as it says."""
     each = [self._model.buffers, *(context.buffers for context in self._pool.contexts)]
     return BufferSizes(*(sum(astuple(one)[i] for one in each) for i in range(len(fields(BufferSizes)))))
+
+  @property
+  def weight_bytes(self) -> int:
+    return self._model.buffers.weights
 
   @property
   def width(self) -> int:

@@ -23,6 +23,11 @@ class OpenedFile:
   file: StageFile | FileOnDisk
   used: UsedFile | None = None
 
+  @property
+  def n_bytes(self) -> int:
+    """Of the weights, with those that stand in for others."""
+    return self.file.size if isinstance(self.file, StageFile) else self.file.path.stat().st_size
+
   def let_go(self) -> None:
     """Of what is only needed while the model is loaded."""
     if isinstance(self.file, StageFile):

@@ -121,12 +121,13 @@ class LlamaCppStage(StageBase):
     self._embedding = EmbeddingTable(
         StageTensors(checkpoint, shard)
     ) if shard.is_first and not self._takes_tokens else None
-    self._width, self._n_words, can_shorten, planned = device.call(
+    self._width, self._n_words, can_shorten, held_bytes, planned = device.call(
         "load",
         self._number,
         str(checkpoint.path), (shard.model_id, shard.start_layer, shard.end_layer, shard.n_layers),
         options.threads, (kv.k, kv.v, kv.flash),
         astuple(room),
+        weight_bytes,
         (options.weights or WeightMode.PRIVATE, has_virtual_files() if virtual is None else virtual, made_files),
         timeout_s=_SOON_S + weight_bytes / _LOAD_BYTES_PER_S
     )
@@ -135,7 +136,7 @@ class LlamaCppStage(StageBase):
     # with windows, what has left them does not move along, and a text cannot always be cut back
     may_draft = can_shorten and not checkpoint.own("attention.sliding_window")
     memory = StageMemory(
-        weight_bytes,
+        held_bytes,
         plan.token_bytes,
         plan.tokens,
         plan.sequences,
