@@ -19,7 +19,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exo.download.made_files import MadeFiles, made_files_dir
 from exo.errors import ModelFilesError
 from exo.inference.engine import Batch, BatchEntry, LoadOptions, LogitsOf, StageModel
 from exo.inference.llama_cpp import cache_plan
@@ -30,6 +29,7 @@ from exo.inference.llama_cpp.probe import WEIGHTS
 from exo.inference.llama_cpp.stage import Device, LlamaCppStage
 from exo.inference.shard import Shard
 from exo.inference.weights.checkpoint import open_checkpoint
+from exo.made_files import MadeFiles, made_files_dir
 from exo.process_memory import held_bytes
 from test.support.disks import own_disk
 from test.support.families import Form, all_forms, few_forms

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from exo.config import Config
-from exo.download.made_files import made_files_dir
 from exo.inference.offer import EngineOffer
+from exo.made_files import made_files_dir
 from exo.networking.peer_messages import WorkerOffer
 from exo.topology.ring_plan import WorkerId, names_of
 from exo.worker.devices import engines_by_device, offers_mb

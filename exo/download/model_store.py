@@ -12,7 +12,6 @@ from pathlib import Path
 from exo.download.doubts import Doubts
 from exo.download.file_lock import locked
 from exo.download.local_folders import model_name
-from exo.download.made_files import MadeFile, MadeFiles, made_files_dir
 from exo.download.manifest import Manifest
 from exo.download.model_fetcher import DownloadOptions, ModelFetcher
 from exo.download.model_index import ModelIndex
@@ -31,6 +30,7 @@ from exo.errors import (
     ModelNotFoundError,
 )
 from exo.log import log
+from exo.made_files import MadeFile, MadeFiles, made_files_dir
 from exo.model_card import HubSource, ModelCard
 from exo.models import is_registered
 from exo.oldest import forget_oldest

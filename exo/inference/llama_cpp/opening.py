@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from exo.download.made_files import MadeFiles, UsedFile
 from exo.errors import ModelFilesError
 from exo.inference.llama_cpp.llama_model import FileOnDisk
 from exo.inference.llama_cpp.stage_cut import StageCut
 from exo.inference.llama_cpp.stage_file import SourceTensor, StageFile
 from exo.inference.weight_mode import WeightMode
 from exo.inference.weights.gguf_header import GgufHeader
+from exo.made_files import MadeFiles, UsedFile
 
 _EMBEDDING = "token_embd.weight"
 _NOT_OF_LAYERS = ("general.", "tokenizer.", "split.", "GGUF.")
