@@ -30,6 +30,7 @@ class Config:
   devices: tuple[str, ...] = ()
   quantize: str | None = None
   kv_type: str | None = None
+  weights: str | None = None
   placement: str = "memory"
   max_memory: int | None = None
   kv_cache_memory: int | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,16 @@ class SharedMemory:
     if self._map is None or len(self._map) < start + n_bytes:
       self._map = mmap.mmap(self.descriptor, os.fstat(self.descriptor).st_size)  # views of the old one keep it
     return np.frombuffer(self._map, np.uint8, n_bytes, start)
+
+  def give_back(self, n_bytes: int) -> None:
+    """Keep no more than so many bytes of memory, where the system can do that; beyond are zeros when it is next looked at."""
+    size = os.fstat(self.descriptor).st_size
+    start = -(-n_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    if size > start and hasattr(mmap, "MADV_REMOVE"):
+      self.view(0, size)
+      assert self._map is not None
+      with suppress(OSError):  # of a file system that cannot
+        self._map.madvise(mmap.MADV_REMOVE, start, size - start)
 
   def close(self) -> None:
     self._map = None

@@ -332,7 +332,7 @@ def test_a_caller_that_leaves_does_not_end_the_download_of_others(
 def test_deleting_frees_the_disk_and_leaves_the_users_own_alone(server: Hub, repository: Path, tmp_path: Path) -> None:
   one = store(tmp_path / "home")
   folder = pull(one)
-  assert asyncio.run(one.delete(REPO)) > 12e6 and not folder.exists()
+  assert asyncio.run(one.delete(REPO)).n_bytes > 12e6 and not folder.exists()
   own = ModelStore(tmp_path / "home", model_dirs=[repository.parent])
   with pytest.raises(InvalidRequestError, match="a folder of your own"):
     asyncio.run(own.delete(repository.name))

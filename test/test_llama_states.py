@@ -12,7 +12,7 @@ import pytest
 from exo.errors import CacheReuseError, ConfigError
 from exo.inference.engine import Batch, BatchEntry, LoadOptions, LogitsOf
 from exo.inference.kv_type import KvType
-from exo.inference.llama_cpp import kv_pool
+from exo.inference.llama_cpp import cache_plan
 from exo.inference.llama_cpp.library_file import library_files
 from exo.inference.llama_cpp.llama_model import LlamaContext
 from exo.inference.llama_cpp.sequence_state import read_state
@@ -71,7 +71,7 @@ def test_issue_19_a_sequence_that_moves_is_the_one_that_never_did(
   for kv_type in (None, "f16"):
     found = []
     for shortest in (256, 1024):  # three moves, or none
-      monkeypatch.setattr(kv_pool, "_SHORTEST", shortest)
+      monkeypatch.setattr(cache_plan, "SHORTEST", shortest)
       found.append(spoken(device, checkpoint, kv_type))
     for moved, stayed in zip(*found, strict=True):
       assert np.array_equal(moved, stayed)
@@ -84,7 +84,7 @@ def test_issue_19_a_text_that_moved_is_cut_back_rightly_or_not_at_all(
     form: Form, device: HereDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
   """Of layers with windows only what a window still holds moves along."""
-  monkeypatch.setattr(kv_pool, "_SHORTEST", 256)
+  monkeypatch.setattr(cache_plan, "SHORTEST", 256)
   checkpoint = open_checkpoint(form.lay_out(tmp_path))
   object.__setattr__(checkpoint.config, "max_context", 2048)
   n = checkpoint.config.n_layers

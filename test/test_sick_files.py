@@ -357,7 +357,7 @@ def test_line_10_a_local_model_of_one_node_is_unverified_on_the_others(tmp_path:
     await nodes.stores["b"].fetch(await nodes.stores["b"].find_anywhere("one"))
     assert state(nodes.stores["a"], "one").verified is None  # its user's own
     assert state(nodes.stores["b"], "one").verified is False and nodes.stores["b"].unverified == {"one": ("a", )}
-    assert await nodes.stores["b"].delete("one") and nodes.stores["b"].unverified == {}
+    assert (await nodes.stores["b"].delete("one")).n_bytes and nodes.stores["b"].unverified == {}
     await closed(nodes)
 
   play(work, tmp_path, shelf)

@@ -109,8 +109,9 @@ async def cancel(request: web.Request, node: Node) -> web.Response:
 
 async def delete(request: web.Request, node: Node) -> web.Response:
   name = request.match_info["model"]
-  freed = await node.delete_model(name)
+  removed = await node.delete_model(name)
+  message = f"what was made of it is deleted; {removed.stays}" if removed.stays else f"{name} was deleted"
   return json_response({
-      "status": "success", "message": f"{name} was deleted", "model": name, "freed_bytes": freed, "object": "model",
-      "id": name, "deleted": True
+      "status": "success", "message": message, "model": name, "freed_bytes": removed.n_bytes, "object": "model",
+      "id": name, "deleted": not removed.stays
   })

@@ -12,6 +12,7 @@ from exo.inference.engine_names import engine_names
 from exo.inference.exactness import ExactMode
 from exo.inference.kv_type import KV_TYPES, KvType
 from exo.inference.quantize import Quantize
+from exo.inference.weight_mode import WeightMode
 from exo.topology.placements import strategy_names
 
 _DESCRIPTION = """\
@@ -108,6 +109,13 @@ def build_parser() -> argparse.ArgumentParser:
       help=
       "requests to this node whose tokens are computed so that they depend on nothing but the request, whatever else runs: those with "
       "temperature 0 or a seed, all, or none, which is faster where many run at once (default seeded)"
+  )
+  node.add_argument(
+      "--weights",
+      choices=[mode.value for mode in WeightMode],
+      help=
+      "with llama_cpp, how weights are held: private, laid out for this processor, or mapped, as they are in the file and shared between "
+      "processes (default private)"
   )
   node.add_argument(
       "--placement",

@@ -46,6 +46,8 @@ def models_command(config: Config, arguments: argparse.Namespace) -> int:
   whose = "by the ring as it is now" if by_ring is not None else "by this machine alone (no node of it answers)"
   print(f"\nFITS: with its KV cache, {whose}. Any Hugging Face id works too: exo pull org/name, exo run org/name:Q4_K_M",
         file=sys.stderr)  # yapf: disable
+  if any(model.state.made_bytes for model in models):
+    print("made: files that llama.cpp needs of the model beside its own; `exo rm` gives them back", file=sys.stderr)
   if any(model.state.verified is False for model in models):
     print("unverified: came from other nodes, or was put there by hand, and nothing to compare it with could be reached",
           file=sys.stderr)  # yapf: disable
@@ -58,6 +60,8 @@ def _row(model: ListedModel) -> tuple[str, ...]:
   here = "yes" if state.is_whole else f"{100 * state.fraction:.0f} %" if state.where else "-"
   if state.verified is False:
     here += ", unverified"
+  if state.made_bytes:
+    here += f" + {state.made_bytes / _GB:.2f} GB made"
   return model.id, str(model.layers or "?"), size, here, state.where or state.source, escape(str(model.fit))
 
 
@@ -65,7 +69,7 @@ def _as_json(model: ListedModel) -> dict[str, Any]:
   state, profile, fit = model.state, model.profile, model.fit
   return {
       "id": model.id, "name": state.pretty_name, "layers": model.layers, "total_bytes": state.total_bytes,
-      "held_bytes": state.held_bytes, "here": state.is_whole, "path": state.where or None, "source": state.source,
+      "held_bytes": state.held_bytes, "made_bytes": state.made_bytes, "here": state.is_whole, "path": state.where or None, "source": state.source,
       "context_length": profile.context, "quantization": profile.packing or None,
       "fits": None if fit.where is Where.UNKNOWN else fit.runs,
       "fit": {"where": fit.where, "missing_mb": fit.missing_mb, "reason": fit.reason or None}, "verified": state.verified
@@ -142,15 +146,18 @@ def rm_command(config: Config, arguments: argparse.Namespace) -> int:
 
 async def _remove(config: Config, name: str) -> int:
   from exo.cli.client import ApiClient, answers
-  freed = None
+  said = None
   for info in running_nodes(config.state_dir):
     if await answers(info):
       async with ApiClient(info) as api:
-        freed = (await api.delete(f"/models/{quote(name)}"))["freed_bytes"]
+        told = await api.delete(f"/models/{quote(name)}")
+        said = told["freed_bytes"], "" if told["deleted"] else told["message"]
         break
-  if freed is None:
-    freed = await ModelStore(config.exo_home, config.model_dirs, config.models).delete(name)
-  print(f"{name} is gone: {freed / _GB:.2f} GB freed")
+  if said is None:
+    removed = await ModelStore(config.exo_home, config.model_dirs, config.models).delete(name)
+    said = removed.n_bytes, removed.stays
+  freed, stays = said
+  print(f"{name} is gone: {freed / _GB:.2f} GB freed" if not stays else f"{freed / _GB:.2f} GB freed: {stays}")
   return 0
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from exo.config import Config
 from exo.inference.offer import EngineOffer
+from exo.made_files import made_files_dir
 from exo.networking.peer_messages import WorkerOffer
 from exo.topology.ring_plan import WorkerId, names_of
 from exo.worker.devices import engines_by_device, offers_mb
@@ -23,7 +24,9 @@ def make_workers(config: Config, node_id: str, offers: Sequence[EngineOffer],
   """
   engines = {name: speeds.ordered(name, on) for name, on in engines_by_device(offers, config.devices).items()}
   kv_bytes = None if config.kv_cache_memory is None else config.kv_cache_memory * _MB
-  options = WorkerOptions(kv_bytes, config.quantize, config.kv_type, config.tinygrad_debug)
+  options = WorkerOptions(
+      kv_bytes, config.quantize, config.kv_type, config.weights, made_files_dir(config.exo_home), config.tinygrad_debug
+  )
   memory_mb = offers_mb(list(engines), config.max_memory)
   labels = names_of(WorkerId(node_id, name) for name in engines)
   return tuple(

@@ -14,7 +14,7 @@ class ModelState:
   """`total_bytes` and `layers` are None where nothing is known of them yet; `where` is empty for what is not here.
   `is_ours`: it lies in `EXO_HOME` and may be deleted. `verified`: whether all that is here was found to be what exo pins
   or the hub has; None for what is not here, and for files of the user's own. `changed_at`: when, as the clock tells it, a
-  file of it was last written to; 0 for what is not here.
+  file of it was last written to; 0 for what is not here. `made_bytes` are those of files that engines made of it (`MadeFiles`).
   """
   id: str
   pretty_name: str
@@ -26,6 +26,7 @@ class ModelState:
   is_ours: bool
   verified: bool | None = None
   changed_at: float = 0.0
+  made_bytes: int = 0
 
   @property
   def is_whole(self) -> bool:
@@ -44,6 +45,7 @@ def model_state(store: ModelStore, entry: ModelEntry) -> ModelState:
   verified: bool | None = None
   changed_at = 0.0
   held, total, where, is_ours = 0, card.total_bytes if card is not None else None, "", False
+  made_bytes = 0
   source = "" if card is None else getattr(card.source, "repo", None) or getattr(card.source, "package", None) or "ring"
   try:
     holding = store.holding_of_entry(entry)
@@ -51,8 +53,11 @@ def model_state(store: ModelStore, entry: ModelEntry) -> ModelState:
       held, total, is_ours = holding.held_bytes(), holding.manifest.total_bytes, holding.is_ours
       verified = holding.is_verified()
       changed_at = max((found[-1] / 1e9 for found in holding.stamp_of_content() if found), default=0.0)
+      made_bytes = sum(made.n_bytes for made in store.made_of(entry))
       where = str(entry.path if card is None and entry.path is not None else holding.base)
   except (ExoError, OSError) as error:
     log(1, "%s: %s", entry.id, error)
   layers = card.layers if card else None
-  return ModelState(entry.id, entry.pretty_name, held, total, layers, where, source, is_ours, verified, changed_at)
+  return ModelState(
+      entry.id, entry.pretty_name, held, total, layers, where, source, is_ours, verified, changed_at, made_bytes
+  )

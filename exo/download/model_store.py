@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from exo.download.doubts import Doubts
@@ -30,6 +30,7 @@ from exo.errors import (
     ModelNotFoundError,
 )
 from exo.log import log
+from exo.made_files import MadeFile, MadeFiles, made_files_dir
 from exo.model_card import HubSource, ModelCard
 from exo.models import is_registered
 from exo.oldest import forget_oldest
@@ -37,7 +38,14 @@ from exo.oldest import forget_oldest
 _MOST_VOUCHED = 1024
 _CHECK_EVERY_S = 60.0  # of what is in doubt, at most so often for one model
 
-__all__ = ["DUMMY_MODEL", "DownloadOptions", "Holding", "ModelEntry", "ModelStore", "model_name"]
+__all__ = ["DUMMY_MODEL", "DownloadOptions", "Holding", "ModelEntry", "ModelStore", "Removed", "model_name"]
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+  """`n_bytes` are free now; `stays` says which files of the model were not removed, and why, "" where none are left."""
+  n_bytes: int
+  stays: str = ""
 
 
 class ModelStore(ModelLibrary):
@@ -53,6 +61,7 @@ class ModelStore(ModelLibrary):
   ) -> None:
     """`wary`: other nodes may be anybody's, and make the hub see this user's token only for what `vouch` was called for."""
     super().__init__(home, model_dirs, models)
+    self.made_files = MadeFiles(made_files_dir(home))
     self._fetcher = ModelFetcher(self, home, options or DownloadOptions(), self._meter, self._note_doubts)
     self._wary, self._vouched = wary, dict[str, None]()
     self._listeners: list[ProgressCallback] = []
@@ -273,22 +282,46 @@ class ModelStore(ModelLibrary):
     return bool(jobs)
 
   async def removable(self, name: str) -> ModelEntry:
-    """The model of that name, if it was fetched or is being fetched here, so that `delete` may remove it.
+    """The model of that name, if `delete` may remove something of it: one that was fetched or is being fetched here, or that has files
+    made of it.
 
     Raises `ModelNotFoundError`, and `InvalidRequestError` for files of the user's own, which stay.
     """
     entry = await asyncio.to_thread(self.find, name)
-    if entry.card is None:
-      raise InvalidRequestError(f"{name} lies in a folder of your own, which exo does not touch: delete it there")
-    if not self._jobs.get(entry.id) and not await asyncio.to_thread((self._home / entry.card.source.folder).is_dir):
-      if await asyncio.to_thread(self.holding_of, entry.card) is not None:
-        raise InvalidRequestError(f"{name} lies in the cache of huggingface_hub: delete it with `hf cache rm`")
-      raise ModelNotFoundError(f"{name} is not on this machine", model=name)
+    if stays := await self._stays(entry):
+      made = await asyncio.to_thread(self.made_of, entry)
+      if not made:
+        raise InvalidRequestError(stays)
     return entry
 
-  async def delete(self, name: str) -> int:
-    """Remove a model that was fetched and return the bytes that it took; raises what `removable` raises."""
+  async def _stays(self, entry: ModelEntry) -> str:
+    """Why its files are not for `delete` to remove; "" where they are. Raises `ModelNotFoundError`."""
+    if entry.card is None:
+      return f"{entry.id} lies in a folder of your own, which exo does not touch: delete it there"
+    if not self._jobs.get(entry.id) and not await asyncio.to_thread((self._home / entry.card.source.folder).is_dir):
+      if await asyncio.to_thread(self.holding_of, entry.card) is not None:
+        return f"{entry.id} lies in the cache of huggingface_hub: delete it with `hf cache rm`"
+      raise ModelNotFoundError(f"{entry.id} is not on this machine", model=entry.id)
+    return ""
+
+  def made_of(self, entry: ModelEntry) -> list[MadeFile]:
+    """Files that engines made of its files. Blocks."""
+    where = self._where(entry)
+    return [] if where is None else self.made_files.of(where)
+
+  def _where(self, entry: ModelEntry) -> Path | None:
+    if entry.card is None:
+      return entry.path
+    holding = self.holding_of(entry.card)
+    return self._home / entry.card.source.folder if holding is None else holding.base
+
+  async def delete(self, name: str) -> Removed:
+    """Remove a model that was fetched, with what was made of it; raises what `removable` raises."""
     entry = await self.removable(name)
+    where = await asyncio.to_thread(self._where, entry)
+    made = 0 if where is None else await asyncio.to_thread(self.made_files.remove, where)
+    if stays := await self._stays(entry):
+      return Removed(made, stays)
     assert entry.card is not None
     jobs = list(self._jobs.get(entry.id, ()))
     self.cancel(entry.id)
@@ -298,13 +331,13 @@ class ModelStore(ModelLibrary):
     await asyncio.gather(*jobs, return_exceptions=True)
     folder = self._home / entry.card.source.folder
     if not await asyncio.to_thread(folder.is_dir):
-      return 0  # its download had not begun to write
+      return Removed(made)  # its download had not begun to write
     async with locked(folder / ".lock", lambda: None):
       freed = await asyncio.to_thread(_remove, folder)
     self._meters.pop(entry.id, None)
     self._in_doubt.pop(entry.card.source.folder, None)
     self._index.forget(entry.id)
-    return freed
+    return Removed(made + freed)
 
   async def close(self) -> None:
     tasks = [*self._checks.values(), *(task for jobs in self._jobs.values() for task in jobs)]

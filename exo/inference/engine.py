@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -85,7 +86,8 @@ class StageMemory:
   `max_drafting` is how many sequences of one step may have drafts verified: 1 where an entry of several tokens is a run
   of its own, more where such entries are computed together, 0 where caches cannot always be shortened afterwards.
   `near_context`: the model computes sequences that stay within so many tokens otherwise than longer ones; 0 where it does not.
-  `kv_at_once`: memory for all tokens of KV is taken when the shard is loaded, not when they are written.
+  `working_bytes` are taken beside weights and tokens: states that do not grow with them, and memory between operators where that is more
+  than the plan reckons with. `kv_at_once`: memory for all tokens of KV is taken when the shard is loaded, not when they are written.
   """
   weight_bytes: int
   kv_bytes_per_token: int
@@ -95,6 +97,7 @@ class StageMemory:
   max_drafting: int = 1
   near_context: int = 0
   kv_at_once: bool = False
+  working_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,8 @@ class LoadOptions:
   """`memory_bytes` bounds weights and KV together, `free_bytes`, where given, what of that is taken while the shard is loaded: the rest is
   there once other models' caches have given it up. `kv_memory_bytes` and `max_kv_tokens`, where given, bound the KV alone. `quantize` is what
   `--quantize` says, which each engine reads with `choose_quantize`, and `kv_type` what `--kv-type` says, for those that know `KvType`.
+  `weights` is what `--weights` says, for those that know `WeightMode`, and `made_files` the folder for files that an engine makes of a
+  model's (`MadeFiles`), None where it may make none.
 
   `library_debug` is how much the engine's library prints of its own work (TINYGRAD_DEBUG); 0 is nothing. `device` is the short
   name of the one to use, as the engine's probe names it; "" leaves it to the engine.
@@ -115,6 +120,8 @@ class LoadOptions:
   max_kv_tokens: int | None = None
   quantize: str | None = None
   kv_type: str | None = None
+  weights: str | None = None
+  made_files: Path | None = None
   library_debug: int = 0
   device: str = ""
 

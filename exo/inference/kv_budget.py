@@ -44,13 +44,16 @@ class KvBudget:
     asked = min(self.model_context, self.options.max_context or self.model_context)
     return min(asked, max(2, self.options.memory_bytes // self.token_bytes))
 
-  def tokens(self, weight_bytes: int, at_once: bool = False) -> int:
-    """How many fit beside the weights; `at_once`: their memory is taken while the shard is loaded."""
+  def left_bytes(self, weight_bytes: int, at_once: bool = False) -> int:
+    """Bytes for caches beside the weights; `at_once`: they are taken while the shard is loaded."""
     memory_bytes = self.options.memory_bytes
     if at_once and self.options.free_bytes is not None:
       memory_bytes = min(memory_bytes, self.options.free_bytes)
     left = max(0, memory_bytes - weight_bytes)
-    if self.options.kv_memory_bytes is not None:
-      left = min(left, self.options.kv_memory_bytes)
+    return left if self.options.kv_memory_bytes is None else min(left, self.options.kv_memory_bytes)
+
+  def tokens(self, weight_bytes: int, at_once: bool = False) -> int:
+    """How many fit beside the weights."""
+    left = self.left_bytes(weight_bytes, at_once)
     tokens = left // self.most_token_bytes
     return tokens if self.options.max_kv_tokens is None else min(tokens, self.options.max_kv_tokens)

@@ -58,6 +58,7 @@ class ModelConfig:
   norm_topk: bool = False
   sparse_layers: tuple[bool, ...] = ()
   kv_elements: int | None = None  # that a layer keeps for a token, on average, where it is not what heads and their width give
+  state_elements: int = 0  # that a layer keeps of a sequence however long it is, on average
 
   @property
   def kv_elements_per_token(self) -> int:

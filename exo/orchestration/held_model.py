@@ -119,7 +119,7 @@ def _is_plausible(model: HeldModel) -> bool:
       return False
     numbers += [
         *size.layer_bytes, size.embedding_bytes, size.head_bytes, size.kv_bytes_per_token, size.n_weights,
-        size.shared_bytes, size.row_bytes
+        size.shared_bytes, size.row_bytes, size.state_bytes
     ]
     if len(size.packed
            ) > _MOST_PACKINGS or not all(_is_plausible_packing(packed, size.n_layers) for packed in size.packed):

@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 from exo.download.disk_stamp import Stamp
 from exo.download.model_library import name_of_version, version_in
-from exo.download.model_store import DUMMY_MODEL, ModelEntry, ModelStore
+from exo.download.model_store import DUMMY_MODEL, ModelEntry, ModelStore, Removed
 from exo.download.progress import DownloadProgress, keep_latest
 from exo.errors import (
     DownloadError,
@@ -291,15 +291,15 @@ class ModelCatalog:
           opened.info = await asyncio.to_thread(_describe, opened, self._most_context)
     return opened.info if opened.info.id == model_id else replace(opened.info, id=model_id)
 
-  async def delete(self, model_id: str) -> int:
-    """Remove a model that was fetched; returns the bytes freed. Raises `ModelNotFoundError`, `InvalidRequestError`."""
+  async def delete(self, model_id: str) -> Removed:
+    """Remove a model that was fetched. Raises `ModelNotFoundError`, `InvalidRequestError`."""
     entry = await self.find(model_id)
-    freed = await self.store.delete(entry.id)
+    removed = await self.store.delete(entry.id)
     if (opened := self._opened.pop(entry.id, None)) is not None:
       opened.checkpoint.close()
     self.downloads.pop(entry.id, None)
     self.replaced.discard(entry.id)
-    return freed
+    return removed
 
 
 def open_model(entry: ModelEntry, path: Path) -> Checkpoint:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from exo.config import Config
-from exo.download.model_store import ModelEntry
+from exo.download.model_store import ModelEntry, Removed
 from exo.errors import (
     ConfigError,
     DrainingError,
@@ -251,18 +251,18 @@ class Node:
 
     self._tasks.spawn(work(), f"fetch {entry.id}")
 
-  async def delete_model(self, model_id: str) -> int:
-    """Remove a model from this node's disk, memory and caches; returns the bytes freed on disk.
+  async def delete_model(self, model_id: str) -> Removed:
+    """Remove a model from this node's disk, memory and caches.
 
     Raises `ModelNotFoundError`, `ModelInUseError`, `InvalidRequestError` for a folder of the user's own.
     """
     name = (await self.catalog.store.removable(model_id)).id  # before anything is closed for it
     for plans_of in self.catalog.names_of(name):
       await self.plans.close_model(plans_of)
-    freed = await self.catalog.delete(name)
+    removed = await self.catalog.delete(name)
     self.plans.forget(name)
     self.sharing.forget(name)
-    return freed
+    return removed
 
   @asynccontextmanager
   async def generation(self, spec: GenerationSpec, model: ModelInfo) -> AsyncIterator[Generation]:

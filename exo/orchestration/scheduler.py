@@ -341,10 +341,12 @@ class Scheduler:
 
   def _as_prompt(self, sequence: RunningSequence, match: Match | None) -> int:
     """See `RunningSequence`. What ends within a piece is computed otherwise where more follows."""
-    exactness = self.exactness
+    exactness, request = self.exactness, sequence.request
+    if (request.embed or request.prompt_logprobs is not None) and not exactness.as_prompt:
+      return 0  # where the results of all rows are wanted, calls are as short as these are large
     if match is not None and (match.as_prompt < match.length or exactness.whole(match.length) < match.length):
       return match.as_prompt
-    if exactness.as_prompt and (sequence.request.exact or not exactness.decode_rows):
+    if exactness.as_prompt and (request.exact or not exactness.decode_rows):
       return sys.maxsize  # what is decoded, too
     return exactness.whole(sequence.prompt_tokens)
 

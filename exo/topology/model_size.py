@@ -26,8 +26,8 @@ class PackedWeights:
 
 @dataclass(frozen=True)
 class ModelSize:
-  """Bytes that a model's parts have in its files, and how many numbers those are; `kv_bytes_per_token` is one layer's,
-  `shared_bytes` are held by every stage.
+  """Bytes that a model's parts have in its files, and how many numbers those are; `kv_bytes_per_token` is one layer's, as is
+  `state_bytes`, which is kept of a sequence however long it is. `shared_bytes` are held by every stage.
 
   `packed` are the same weights by how they are packed, empty where nobody has looked at the files, and `row_bytes` what lies between
   a layer's operators for one token of a step, as float32; 0 where that is not known.
@@ -41,6 +41,7 @@ class ModelSize:
   shared_bytes: int = 0
   packed: tuple[PackedWeights, ...] = ()
   row_bytes: int = 0
+  state_bytes: int = 0
 
   @property
   def n_layers(self) -> int:

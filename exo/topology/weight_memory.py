@@ -16,6 +16,7 @@ from exo.topology.model_size import MIN_KV_TOKENS, ModelSize, PackedWeights
 STEP_ROWS = 256  # tokens of a step, for which memory between operators is reckoned
 # of an embedding that stays in its file, this much may be in memory at a time (`inference/embedding_table.py`)
 EMBEDDING_PAGES = 64 << 20
+STATES = 3  # of a sequence, for which memory is reckoned: its own, and two while it moves
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
 _Table = npt.NDArray[np.float64]
@@ -91,7 +92,7 @@ class WeightMemory:
     widest = np.maximum(np.maximum(largest, np.where(first, embedding, 0)), np.where(last, head, 0))
     weights_bytes = made + np.where(first, in_file, 0)
     loading = weights_bytes + self.beside * made + self.copies * widest + self.fixed_bytes
-    caches = (ends - starts) * (size.kv_bytes_per_token * kv_tokens * self.cache)
+    caches = (ends - starts) * (size.kv_bytes_per_token * kv_tokens * self.cache + STATES * size.state_bytes)
     held = weights_bytes + caches + self.overhead(size)
     empty = starts >= ends
     return np.ceil(np.where(empty, 0, loading)), np.ceil(np.where(empty, 0, held))

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from exo.errors import in_words
@@ -29,6 +30,8 @@ class WorkerOptions:
   kv_memory_bytes: int | None = None
   quantize: str | None = None
   kv_type: str | None = None
+  weights: str | None = None
+  made_files: Path | None = None
   library_debug: int = 0
 
 
@@ -45,7 +48,7 @@ class Resident:
 
   @property
   def own_bytes(self) -> int:
-    return self.memory.weight_bytes + self.shard.overhead
+    return self.memory.weight_bytes + self.memory.working_bytes + self.shard.overhead
 
   @property
   def least_bytes(self) -> int:
@@ -190,6 +193,8 @@ class Worker:
         given.kv_memory_bytes,
         quantize=given.quantize,
         kv_type=given.kv_type,
+        weights=given.weights,
+        made_files=given.made_files,
         library_debug=given.library_debug,
         device=self.name
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -53,6 +54,27 @@ class ContextParams(ctypes.Structure):
 class ContextParamsBefore(ctypes.Structure):
   """Of ggml 0.25."""
   _fields_: ClassVar = [*_CONTEXT_HEAD, *_CONTEXT_TAIL]
+
+
+class _Value(ctypes.Union):
+  _fields_: ClassVar = [("i64", _i64), ("f64", ctypes.c_double), ("flag", _flag), ("text", ctypes.c_char * 128)]
+
+
+class KvOverride(ctypes.Structure):
+  """Of a file's metadata, what counts in their place."""
+  _fields_: ClassVar = [("tag", ctypes.c_int), ("key", ctypes.c_char * 128), ("value", _Value)]
+
+  @classmethod
+  def several(cls, values: Mapping[str, str | int]) -> ctypes.Array[KvOverride]:
+    """With an end, whose key is empty."""
+    found = (cls * (len(values) + 1))()
+    for entry, (key, value) in zip(found, values.items(), strict=False):
+      entry.key = key.encode()
+      if isinstance(value, int):
+        entry.tag, entry.value.i64 = 0, value
+      else:
+        entry.tag, entry.value.text = 3, value.encode()
+    return found
 
 
 class LlamaBatch(ctypes.Structure):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from exo.inference.engine import BatchEntry
 from exo.inference.exactness import Exactness
 from exo.inference.kv_type import KvType
 from exo.inference.llama_cpp.binding import load_library
+from exo.inference.llama_cpp.cache_plan import CacheRoom
 from exo.inference.llama_cpp.child_stage import ChildStage
 from exo.inference.llama_cpp.llama_model import LastWords
+from exo.inference.llama_cpp.opening import Opening
 from exo.inference.llama_cpp.signals import SIGNAL_BYTES, Signals
 from exo.inference.shard import Shard
 from exo.shared_memory import SharedMemory
@@ -35,14 +38,19 @@ class Child:
 
   def load(
       self, number: int, path: str, shard: tuple[str, int, int, int], threads: int, kv: tuple[str, str, bool],
-      kv_token_bytes: int, kv_bytes: int, most_length: int, near_length: int
-  ) -> tuple[int, int, bool]:
-    """(width, words, whether sequences can be shortened)"""
+      room: tuple[int, int, int, int, int, int, bool, int | None], weight_bytes: int, weights: tuple[str, bool,
+                                                                                                     str | None]
+  ) -> tuple[int, int, bool, int, tuple[int, ...]]:
+    """(width, words, whether sequences can be shortened, bytes of weights, the fields of the `CachePlan`)"""
     stage = self._stages[number] = ChildStage(
-        self._library, self._words, Path(path), Shard(*shard), threads, KvType(*kv), kv_token_bytes, kv_bytes,
-        most_length, near_length, self._signals
+        self._library, self._words, Path(path), Shard(*shard), threads, KvType(*kv), CacheRoom(*room), weight_bytes,
+        Opening.of(*weights), self._signals
     )
-    return stage.width, stage.n_words, stage.can_shorten
+    return stage.width, stage.n_words, stage.can_shorten, stage.weight_bytes, astuple(stage.plan)
+
+  def buffers(self, number: int) -> dict[str, int]:
+    """What the library has taken for a stage, by the fields of `BufferSizes`."""
+    return asdict(self._stages[number].buffers)
 
   def step(
       self, number: int, entries: list[Any], n_tokens: int, embeds: bool, out_at: int, out_rows: int, out_columns: int
@@ -94,4 +102,4 @@ def main() -> None:
 
   serve({"start": start}
         | {name: named(name)
-           for name in ("load", "step", "learn", "drop", "truncate", "copy", "close")}, 1)
+           for name in ("load", "buffers", "step", "learn", "drop", "truncate", "copy", "close")}, 1)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from dataclasses import astuple, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from exo.inference.engine import BatchEntry
+from exo.inference.engine import BatchEntry, LogitsOf
 from exo.inference.exactness import CAREFUL
 from exo.inference.kv_type import KvType
-from exo.inference.llama_cpp.kv_pool import KvPool, Place
-from exo.inference.llama_cpp.llama_model import Floats, LastWords, LlamaContext, Row
+from exo.inference.llama_cpp.buffer_sizes import BufferSizes
+from exo.inference.llama_cpp.cache_plan import CacheRoom, plan_caches
+from exo.inference.llama_cpp.context_costs import ContextCosts
+from exo.inference.llama_cpp.kv_pool import Classes, KvPool, Place
+from exo.inference.llama_cpp.llama_model import Floats, LastWords, LlamaContext, LlamaModel, Row
+from exo.inference.llama_cpp.opening import Opening, read_cut
 from exo.inference.llama_cpp.signals import Signals
-from exo.inference.llama_cpp.stage_model import open_stage
 from exo.inference.shard import Shard
 
 STEP_ROWS = 512  # of one call
-_EMBEDDED_ROWS = 64  # of one for embeddings, in which llama.cpp makes logits of all rows, too
+_SCORED_BYTES = 32 << 20  # of logits of one call, which there are twice
+_SCORED_ROWS = 8  # or a multiple
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,19 +41,47 @@ class _Single:
 class ChildStage:
   """Knows nothing of other nodes: it is told what to compute, and its parent sees to it that that fits."""
   def __init__(
-      self, library: Any, words: LastWords, path: Path, shard: Shard, threads: int, kv: KvType, kv_token_bytes: int,
-      kv_bytes: int, most_length: int, near_length: int, signals: Signals
+      self, library: Any, words: LastWords, path: Path, shard: Shard, threads: int, kv: KvType, room: CacheRoom,
+      weight_bytes: int, opening: Opening, signals: Signals
   ) -> None:
-    """`near_length` as `StageMemory.near_context`. Raises `ModelFilesError`, `UnsupportedModelError`, `OutOfMemoryError`."""
+    """`room` is what is left beside `weight_bytes`. Raises `ModelFilesError`, `UnsupportedModelError`, `OutOfMemoryError`."""
     self._is_last = shard.is_last
-    self._model, self._cut = open_stage(library, words, path, shard, partial(setattr, signals, "progress"))
+    header, self._cut = read_cut(path, shard)
+    n_words = header.tensors["token_embd.weight"].shape[0]
+    #: of an entry that wants logits of several rows, how many go into one call
+    self.scored_rows = max(1, min(STEP_ROWS, _SCORED_BYTES // (4 * n_words) // _SCORED_ROWS * _SCORED_ROWS))
+    outputs = self.scored_rows if shard.is_last else 0
 
-    def make(length: int, count: int) -> LlamaContext:
+    def context(model: LlamaModel, length: int, count: int) -> LlamaContext:
       of = self._cut
-      return LlamaContext(self._model, length, count, STEP_ROWS, threads, kv, of.out, of.feed, signals.abort_callback)
+      return LlamaContext(
+          model, length, count, STEP_ROWS, threads, kv, of.out, of.feed, signals.abort_callback, outputs
+      )
 
+    with ExitStack() as stack:
+      file = stack.enter_context(closing(opening.open(path, header, self._cut)))
+      sized = stack.enter_context(closing(LlamaModel(library, words, file.file, lambda _: None, sized_only=True)))
+      costs = ContextCosts(lambda length, count: context(sized, length, count))
+      # layers of zeros may stand in a stage, which the model does not have
+      self.plan = plan = plan_caches(costs, room.without(max(0, file.n_bytes - weight_bytes)))
+      self._model = model = stack.enter_context(
+          closing(LlamaModel(library, words, file.file, partial(setattr, signals, "progress")))
+      )
+      file.let_go()
+      self._held = stack.pop_all()
     self.exactness = CAREFUL
-    self._pool = KvPool(make, kv_token_bytes, kv_bytes, most_length, near_length)
+    classes = Classes(plan.shortest, plan.longest, room.near, plan.at_once)
+    self._pool = KvPool(lambda length, count: context(model, length, count), costs.whole, plan.pool_bytes, classes)
+
+  @property
+  def buffers(self) -> BufferSizes:
+    """What the library has really taken, as it says."""
+    each = [self._model.buffers, *(context.buffers for context in self._pool.contexts)]
+    return BufferSizes(*(sum(astuple(one)[i] for one in each) for i in range(len(fields(BufferSizes)))))
+
+  @property
+  def weight_bytes(self) -> int:
+    return self._model.buffers.weights
 
   @property
   def width(self) -> int:
@@ -89,8 +122,8 @@ class ChildStage:
     """As `step` on the last stage, but hidden states after the final norm, (tokens, width)."""
     start = 0
     for entry in entries:
-      for a in range(0, entry.n_tokens, _EMBEDDED_ROWS):
-        n = min(_EMBEDDED_ROWS, entry.n_tokens - a)
+      for a in range(0, entry.n_tokens, self.scored_rows):
+        n = min(self.scored_rows, entry.n_tokens - a)
         place = self._pool.place(entry.sequence, entry.position + a + n, entry.far, entry.exact)
         rows = [Row(place.number, entry.position + a + i) for i in range(n)]
         part = slice(start + a, start + a + n)
@@ -100,8 +133,11 @@ class ChildStage:
 
   def _prompt(self, entry: BatchEntry, given: npt.NDArray[Any], out: Floats) -> None:
     done = a = 0
+    scores = self._is_last and entry.logits not in (LogitsOf.NONE, LogitsOf.LAST)
     while a < entry.n_tokens:
-      b = a + self.exactness.piece(entry.position + a, entry.n_tokens - a, STEP_ROWS)
+      left = entry.n_tokens - a
+      # where all rows are wanted, calls are as long as their results may be, from the entry's beginning on
+      b = a + (min(left, self.scored_rows) if scores else self.exactness.piece(entry.position + a, left, STEP_ROWS))
       # of the marked rows, which are the last ones of an entry, those in this part
       first_wanted = entry.n_tokens - entry.logit_rows
       place = self._pool.place(entry.sequence, entry.position + b, entry.far, entry.exact)
@@ -155,4 +191,4 @@ class ChildStage:
 
   def close(self) -> None:
     self._pool.close()
-    self._model.close()
+    self._held.close()

@@ -2,28 +2,31 @@
 
 A context takes all the memory that it was made for, whatever is used of it. So sequences begin in the shortest class that holds them and
 move when they grow out of it, and a class gets more places when it is full: by a larger context, into which all move. Moving is exact.
+Where there is no room for old and new at once, there is a further context beside, a place in a longer one, or one no longer than needed;
+at last all are made anew, with no place too many.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from exo.errors import CacheReuseError, EngineError, OutOfMemoryError
+from exo.inference.llama_cpp.cache_plan import ROWS_AT_ONCE, class_of
 from exo.inference.llama_cpp.llama_model import LlamaContext
 from exo.inference.llama_cpp.sequence_state import SequenceState
+from exo.inference.whole_blocks import whole_blocks
 
-_SHORTEST = 512
 _MOST_PLACES = 256  # of a context of llama.cpp
 
 
-@dataclass
-class _Class:
+@dataclass(eq=False)
+class _Group:
   """`places` holds the sequences by their number in the context, None where one is free. Far ones have another rotary embedding, which
   llama.cpp gives all sequences of a context that is longer than the model's first."""
   length: int
   far: bool
-  context: LlamaContext | None = None
+  context: LlamaContext
   places: list[int | None] = field(default_factory=list)
 
 
@@ -33,24 +36,34 @@ class Place:
   number: int
 
 
-class KvPool:
-  """`make` gives a context for so many sequences of so many tokens, which takes `token_bytes` for each token of each of them.
+@dataclass(frozen=True, slots=True)
+class Classes:
+  """From the `shortest` to the `longest` length by doubling, each made for `at_once` sequences at first. Near sequences stay in classes of
+  up to `near`, and far ones in longer ones; 0 where all have the same rotary embedding."""
+  shortest: int
+  longest: int
+  near: int = 0
+  at_once: int = 1
 
-  All together take at most `most_bytes`, and the longest class is `most_length`. Near sequences stay in classes of up to `near_length`, and
-  far ones in longer ones; 0 where all have the same rotary embedding.
-  """
+  def most(self, far: bool) -> int:
+    return self.longest if far or not self.near else min(self.near, self.longest)
+
+  def of(self, length: int, far: bool) -> int:
+    """Raises `EngineError` for more than there is."""
+    if length > (most := self.most(far)):
+      raise EngineError(f"a sequence is longer than {most} tokens")
+    return class_of(max(length, self.near + 1 if far else 0), self.shortest, most)
+
+
+class KvPool:
+  """`make` gives a context for so many sequences of so many tokens, and `cost` says what that takes. All together take `most_bytes`."""
   def __init__(
-      self,
-      make: Callable[[int, int], LlamaContext],
-      token_bytes: int,
-      most_bytes: int,
-      most_length: int,
-      near_length: int = 0
+      self, make: Callable[[int, int], LlamaContext], cost: Callable[[int, int], int], most_bytes: int, classes: Classes
   ) -> None:
-    self._make, self._token_bytes, self._most_bytes, self._most_length = make, token_bytes, most_bytes, most_length
-    self._near_length = near_length
-    self._classes: dict[tuple[int, bool], _Class] = {}
-    self._places: dict[int, tuple[_Class, int]] = {}
+    self._make, self._cost, self._most_bytes, self._classes = make, cost, most_bytes, classes
+    self._groups: list[_Group] = []
+    self._places: dict[int, tuple[_Group, int]] = {}
+    self._lengths: dict[int, int] = {}  # for which there are places
     self._poisoned: set[int] = set()
     # lengths that sequences cannot be cut below, since cells before have not moved along
     self._least: dict[int, int] = {}
@@ -62,67 +75,123 @@ class KvPool:
 
   @property
   def n_bytes(self) -> int:
-    return sum(len(of.places) * of.length * self._token_bytes for of in self._classes.values())
+    return sum(self._cost(of.length, len(of.places)) for of in self._groups)
+
+  @property
+  def contexts(self) -> Iterator[LlamaContext]:
+    return (of.context for of in self._groups)
 
   def place(self, sequence: int, length: int, far: bool = False, exact: bool = True) -> Place:
     """Where a sequence is that is to hold so many tokens, new or not. Those that are `exact` and those that are not lie side by side,
     since only neighbours are computed together. Raises `OutOfMemoryError`; what was there stays."""
-    held = self._places.get(sequence)
+    held, far = self._places.get(sequence), far and self._classes.near > 0
     if held is None or held[0].length < length:
-      of = self._class_for(length, far and self._near_length > 0)
-      try:
-        target = self._free_place(of, exact)
-        if held is not None:
-          self._move(sequence, held, target)
-      except BaseException:
-        self._close_empty(of)
-        raise
-      target[0].places[target[1]] = sequence
-      self._places[sequence] = held = target
-    assert held[0].context is not None
+      target = self._free_place(length, far, exact)
+      if target is None:
+        self._gather(sequence, length, far)
+      else:
+        try:
+          if held is not None:
+            self._move(sequence, held, target)
+        except BaseException:
+          self._close_empty(target[0])
+          raise
+        self._settle(sequence, target)
+      held = self._places[sequence]
+    self._lengths[sequence] = max(length, self._lengths.get(sequence, 0))
     return Place(held[0].context, held[1])
 
-  def _class_for(self, length: int, far: bool) -> _Class:
-    size, least = _SHORTEST, self._near_length + 1 if far else 0
-    while size < max(length, least):
-      size *= 2
-    most = self._most_length if far or not self._near_length else min(self._near_length, self._most_length)
-    size = min(size, most)
-    if size < length:
-      raise EngineError(f"a sequence is longer than {most} tokens")
-    return self._classes.setdefault((size, far), _Class(size, far))
+  def _settle(self, sequence: int, place: tuple[_Group, int]) -> None:
+    place[0].places[place[1]] = sequence
+    self._places[sequence] = place
 
-  def _free_place(self, of: _Class, first: bool) -> tuple[_Class, int]:
-    if None not in of.places:
-      self._grow(of)
-    free = [number for number, sequence in enumerate(of.places) if sequence is None]
-    return of, free[0 if first else -1]
+  def _free_place(self, length: int, far: bool, exact: bool) -> tuple[_Group, int] | None:
+    """None where there is no room for one beside what is there."""
+    size = self._classes.of(length, far)
+    found = self._free_in(size, size, far) or self._more_places(size, far) or self._free_in(size, None, far)
+    if found is None and (size := self._shorter(length, size, far)):
+      found = self._more_places(size, far)
+    if found is None:
+      return None
+    free = [number for number, sequence in enumerate(found.places) if sequence is None]
+    return found, free[0 if exact else -1]
 
-  def _grow(self, of: _Class) -> None:
-    count = len(of.places)
-    if count >= _MOST_PLACES:
-      raise OutOfMemoryError(f"llama.cpp keeps at most {_MOST_PLACES} sequences of {of.length} tokens")
-    each = of.length * self._token_bytes
+  def _gather(self, sequence: int, length: int, far: bool) -> None:
+    """Make all contexts anew, with no place more than sequences need, this one's of so many tokens among them. Meanwhile what they hold is
+    held as bytes alone. Raises `OutOfMemoryError`; before anything has changed, unless the system has not what it has just been given."""
+    wanted: dict[tuple[int, bool], list[int]] = {}
+    for other, (of, _) in self._places.items():
+      if other != sequence:
+        wanted.setdefault((self._classes.of(self._lengths[other], of.far), of.far), []).append(other)
+    wanted.setdefault((self._classes.of(length, far), far), []).append(sequence)
+    if sum(self._cost(size, len(those)) for (size, _), those in wanted.items()) > self._most_bytes:
+      raise OutOfMemoryError(
+          f"there is no memory for {length} tokens of a sequence beside those of {len(self._places)} others"
+      )
+    states = {
+        other: of.context.state(number)
+        for other, (of, number) in self._places.items() if of.context.held(number)
+    }
+    self.close()
+    for (size, is_far), those in sorted(wanted.items()):
+      of = _Group(size, is_far, self._make(size, len(those)), [None] * len(those))
+      self._groups.append(of)
+      for number, other in enumerate(those):
+        if (state := states.pop(other, None)) is not None:
+          self._put(other, state, of.context, number)
+        self._settle(other, (of, number))
+
+  def _shorter(self, length: int, size: int, far: bool) -> int:
+    """The greatest length below `size` of which there is room for one context that holds so many tokens; 0 for none."""
+    low = whole_blocks(max(length, self._classes.near + 1 if far else 0), ROWS_AT_ONCE) // ROWS_AT_ONCE - 1
+    high, least = size // ROWS_AT_ONCE, low
+    room = self._most_bytes - self.n_bytes
+    while low < high:
+      middle = (low + high + 1) // 2
+      low, high = (middle, high) if self._cost(middle * ROWS_AT_ONCE, 1) <= room else (low, middle - 1)
+    return low * ROWS_AT_ONCE if low > least else 0
+
+  def _free_in(self, least: int, most: int | None, far: bool) -> _Group | None:
+    """One with a free place of such a length: the shortest, and of these the fullest."""
+    free = [
+        of for of in self._groups
+        if of.far == far and of.length >= least and (most is None or of.length <= most) and None in of.places
+    ]
+    return min(free, key=lambda of: (of.length, of.places.count(None)), default=None)
+
+  def _more_places(self, length: int, far: bool) -> _Group | None:
+    """Free ones in a larger context for all that are in one of this length, or else of a further one; None without the room."""
+    same = [of for of in self._groups if of.length == length and of.far == far]
+    of = max(same, key=lambda of: len(of.places), default=None)
+    count = 0 if of is None else len(of.places)
+    wanted = min(count + max(self._classes.at_once if of is None else 1, count // 2), _MOST_PLACES)
     # both are there while all move
-    room = (self._most_bytes - self.n_bytes) // each
-    wanted = min(count + max(1, count // 2), room, _MOST_PLACES)
-    if wanted <= count:
-      raise OutOfMemoryError(f"there is no memory for the caches of {count + 1} sequences of {of.length} tokens")
-    self._renew(of, wanted)
+    room = self._most_bytes - self.n_bytes
+    if of is not None and (more := self._fitting(length, count + 1, wanted, room)):
+      self._renew(of, more)
+      return of
+    if more := self._fitting(length, 1, wanted - count or 1, room):
+      of = _Group(length, far, self._make(length, more), [None] * more)
+      self._groups.append(of)
+      return of
+    return None
 
-  def _renew(self, of: _Class, count: int) -> None:
-    """Let the class have another context, of so many places, into which all move. Where one cannot, all stay."""
+  def _fitting(self, length: int, least: int, most: int, room: int) -> int:
+    """The greatest number of places that there is room for, 0 where that is less than the least."""
+    return next((count for count in range(most, least - 1, -1) if self._cost(length, count) <= room), 0)
+
+  def _renew(self, of: _Group, count: int) -> None:
+    """Let the group have another context, of so many places, into which all move. Where one cannot, all stay."""
     context, old = self._make(of.length, count), of.context
     try:
       for number, sequence in enumerate(of.places):
-        if sequence is not None and old is not None and old.held(number):  # one whose first step failed holds nothing
+        if sequence is not None and old.held(number):  # one whose first step failed holds nothing
           self._put(sequence, old.state(number), context, number)
     except BaseException:
       context.close()
       raise
     of.context = context
-    if old is not None:
-      old.close()
+    old.close()
     of.places += [None] * (count - len(of.places))
 
   def _put(self, sequence: int, state: SequenceState, context: LlamaContext, number: int) -> None:
@@ -130,39 +199,37 @@ class KvPool:
     if state.has_gaps:
       self._least[sequence] = max(self._least.get(sequence, 0), context.held(number))
 
-  def _move(self, sequence: int, held: tuple[_Class, int], target: tuple[_Class, int]) -> None:
+  def _move(self, sequence: int, held: tuple[_Group, int], target: tuple[_Group, int]) -> None:
     (source, number), (aim, place) = held, target
-    assert source.context is not None and aim.context is not None
     if source.context.held(number):
       self._put(sequence, source.context.state(number), aim.context, place)
     self._free(source, number)
     self._clean(sequence, source)
 
-  def _free(self, of: _Class, number: int) -> None:
-    assert of.context is not None
+  def _free(self, of: _Group, number: int) -> None:
     of.context.drop(number)
     of.places[number] = None
     self._close_empty(of)
 
-  def _close_empty(self, of: _Class) -> None:
+  def _close_empty(self, of: _Group) -> None:
     """A context holds all of its memory, used or not."""
     if any(sequence is not None for sequence in of.places):
       return
-    if of.context is not None:
-      of.context.close()
-    self._classes.pop((of.length, of.far), None)
+    of.context.close()
+    self._groups.remove(of)
 
   def drop(self, sequence: int) -> None:
     held = self._places.pop(sequence, None)
+    self._lengths.pop(sequence, None)
     if held is not None:
       self._free(*held)
       self._clean(sequence, held[0])
       self._poisoned.discard(sequence)
       self._least.pop(sequence, None)
 
-  def _clean(self, sequence: int, of: _Class) -> None:
-    """Of a class in which cells of this sequence have become free."""
-    if sequence in self._poisoned and (of.length, of.far) in self._classes:
+  def _clean(self, sequence: int, of: _Group) -> None:
+    """Of a group in which cells of this sequence have become free."""
+    if sequence in self._poisoned and of in self._groups:
       self._renew(of, len(of.places))
 
   def truncate(self, sequence: int, length: int) -> None:
@@ -173,12 +240,12 @@ class KvPool:
     if length == 0:
       self.drop(sequence)
       return
-    assert held[0].context is not None
     if length < self._least.get(sequence, 0):
       raise CacheReuseError(
           f"of what this model keeps of a text only the end has moved: it cannot be cut to {length} tokens"
       )
     held[0].context.truncate(held[1], length)
+    self._lengths[sequence] = length
     self._clean(sequence, held[0])
     self._poisoned.discard(sequence)
 
@@ -192,7 +259,6 @@ class KvPool:
     )  # copied whole and then cut: parts of a stream of its own cannot be copied
     of, number = self._places[source]  # it may have moved to make room
     try:
-      assert of.context is not None
       state = of.context.state(number)
       if length < held and (state.has_gaps or length < self._least.get(source, 0)):
         raise CacheReuseError("a part of what this model keeps of a text cannot be copied")
@@ -200,13 +266,13 @@ class KvPool:
       self._least[target] = max(self._least.get(target, 0), self._least.get(source, 0))
       if length < held:
         place.context.truncate(place.number, length)
+        self._lengths[target] = length
     except BaseException:
       self.drop(target)
       raise
 
   def close(self) -> None:
-    for of in self._classes.values():
-      if of.context is not None:
-        of.context.close()
-    self._classes.clear()
+    for of in self._groups:
+      of.context.close()
+    self._groups.clear()
     self._places.clear()

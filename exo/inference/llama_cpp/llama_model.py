@@ -6,8 +6,10 @@ Everything here blocks, and belongs in a process of its own: an assertion in nat
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,14 +17,16 @@ import numpy.typing as npt
 
 from exo.errors import CacheReuseError, EngineError, ModelFilesError, OutOfMemoryError, StepAbortedError
 from exo.inference.kv_type import KvType
-from exo.inference.llama_cpp.binding import EvalCallback, LlamaBatch, LogCallback, ProgressCallback
+from exo.inference.llama_cpp.binding import EvalCallback, KvOverride, LlamaBatch, LogCallback, ProgressCallback
+from exo.inference.llama_cpp.buffer_sizes import ToldSizes
 from exo.inference.llama_cpp.sequence_state import SequenceState, read_state
 from exo.inference.llama_cpp.stage_file import StageFile
 from exo.inference.llama_cpp.virtual_file import VirtualFile
 
 Floats = npt.NDArray[np.float32]
-_READ = 0  # load_mode
+_READ, _MAP = 0, 1  # load_mode
 _NO_POOLING = 0
+_INFO = 2  # of what the log says
 TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8}  # of keys and values, by GGML's numbers
 
 
@@ -35,28 +39,53 @@ class Row:
 
 
 class LastWords:
-  """What the library has complained of most recently: its functions say that something failed, its log says what."""
+  """What the library has complained of most recently: its functions say that something failed, its log says what. `sizes` are those of
+  the buffers that it has told of since they were taken."""
   def __init__(self, library: Any) -> None:
     self._lines: list[str] = []
+    self.sizes = ToldSizes()
     self._callback = LogCallback(self._note)  # kept while the library has it
     library.llama_log_set(self._callback, None)
 
   def _note(self, level: int, text: bytes, _: object) -> None:
     if level >= 3:  # warnings and errors
       self._lines = [*self._lines[-4:], text.decode(errors="replace").strip()]
+    elif level == _INFO:
+      self.sizes.note(text)
 
   def take(self) -> str:
     lines, self._lines = self._lines, []
     return "; ".join(line for line in lines if line)
 
 
+@dataclass(frozen=True, slots=True)
+class FileOnDisk:
+  """A GGUF file to be opened by its name; `instead` are metadata that count in place of its own. `mapped`: its weights are used where
+  they lie in the file, whose pages all processes share, else read."""
+  path: Path
+  instead: Mapping[str, str | int]
+  mapped: bool
+
+
 class LlamaModel:
-  """The weights of a stage. `words` says why something failed."""
-  def __init__(self, library: Any, words: LastWords, file: StageFile, progress: Callable[[float], None]) -> None:
-    """Raises `ModelFilesError` with what the library says of it."""
+  """The weights of a stage. `words` says why something failed, `buffers` what they take."""
+  def __init__(
+      self,
+      library: Any,
+      words: LastWords,
+      file: StageFile | FileOnDisk,
+      progress: Callable[[float], None],
+      *,
+      sized_only: bool = False
+  ) -> None:
+    """`sized_only`: nothing is read, and contexts of it take no memory for keys and values, but tell what they would. Raises
+    `ModelFilesError` with what the library says of it."""
     self.library, self._words = library, words
     params = library.llama_model_default_params()
-    params.n_gpu_layers, params.load_mode = 0, _READ
+    params.n_gpu_layers, params.load_mode, params.no_alloc = 0, _READ, sized_only
+    if isinstance(file, FileOnDisk) and file.mapped:
+      # what is laid out anew would be there beside the map
+      params.use_extra_bufts, params.load_mode = False, _READ if sized_only else _MAP
 
     def report(done: float, _: object) -> bool:
       progress(done)
@@ -64,9 +93,11 @@ class LlamaModel:
 
     callback = ProgressCallback(report)
     params.progress = callback
+    words.sizes.take()
     self.pointer = self._load(file, params)
     if not self.pointer:
       raise ModelFilesError(f"llama.cpp does not load it: {words.take() or 'it does not say why'}")
+    self.buffers = words.sizes.take()
     self.width: int = library.llama_model_n_embd(self.pointer)
     #: whether a text may be cut back to any length; recurrent layers keep what they made of it as a whole
     self.can_shorten = not (
@@ -74,7 +105,11 @@ class LlamaModel:
     )
     self.n_words: int = library.llama_vocab_n_tokens(library.llama_model_get_vocab(self.pointer))
 
-  def _load(self, file: StageFile, params: Any) -> Any:
+  def _load(self, file: StageFile | FileOnDisk, params: Any) -> Any:
+    if isinstance(file, FileOnDisk):
+      overrides = KvOverride.several(file.instead)
+      params.kv_overrides = ctypes.cast(overrides, ctypes.c_void_p)
+      return self.library.llama_model_load_from_file(os.fsencode(file.path), params)
     stream = VirtualFile(file)
     try:
       pointer = self.library.llama_model_load_from_file_ptr(stream.stream, params)
@@ -93,7 +128,7 @@ class LlamaModel:
 class LlamaContext:
   """`n_sequences` sequences of up to `length` tokens each, numbered from 0, which share nothing (own streams).
 
-  `out` and `feed` are as in `StageCut`: nodes of the graph that are read and overwritten.
+  `out` and `feed` are as in `StageCut`: nodes of the graph that are read and overwritten. `buffers` is what it takes.
   """
   def __init__(
       self,
@@ -105,9 +140,11 @@ class LlamaContext:
       kv: KvType,
       out: str = "",
       feed: str = "",
-      abort: tuple[int, int] = (0, 0)
+      abort: tuple[int, int] = (0, 0),
+      n_outputs: int = 0
   ) -> None:
-    """Computes at most `n_rows` tokens a call; `abort` is as `Signals.abort_callback`. Raises `OutOfMemoryError`."""
+    """Computes at most `n_rows` tokens a call, and logits of at most `n_outputs` of them (0: of all), for which there is memory as long
+    as it is open; `abort` is as `Signals.abort_callback`. Raises `OutOfMemoryError`."""
     self._model, self._library, self.length, self.n_sequences = model, model.library, length, n_sequences
     self._out, self._feed = out.encode(), feed.encode()
     self._hidden: Floats | None = None
@@ -115,6 +152,7 @@ class LlamaContext:
     params = self._library.llama_context_default_params()
     params.n_ctx, params.n_seq_max = length * n_sequences, n_sequences
     params.n_batch = params.n_ubatch = n_rows
+    self._most_outputs = params.n_outputs_max = max(n_outputs, n_sequences) if n_outputs else n_rows
     params.n_threads = params.n_threads_batch = threads
     params.type_k, params.type_v = TYPES[kv.k], TYPES[kv.v]
     params.flash_attn, params.kv_unified, params.swa_full = int(kv.flash), False, True
@@ -123,11 +161,13 @@ class LlamaContext:
     self._callback = EvalCallback(self._seen)  # kept while the library has it
     if out or feed:
       params.cb_eval = self._callback
+    model._words.sizes.take()
     self._pointer = self._library.llama_init_from_model(model.pointer, params)
     if not self._pointer:
       raise OutOfMemoryError(
           f"llama.cpp gives no context for {n_sequences} sequences of {length} tokens: {model._words.take()}"
       )
+    self.buffers = model._words.sizes.take()
     self._memory = self._library.llama_get_memory(self._pointer)
 
   def _seen(self, tensor: int, ask: bool, _: object) -> bool:
@@ -149,18 +189,21 @@ class LlamaContext:
     Raises `EngineError`; what was there before the call is as it was, and after `StepAbortedError` a part of this may be behind it.
     """
     n = len(rows)
+    wanted = sum(row.is_wanted for row in rows)
+    if not self._out:
+      self._check_outputs(wanted)
     self._decode(rows, given, positions)
     if self._out:
       if self._hidden is None:
         raise EngineError(f"llama.cpp has no node {self._out.decode()}")
       return self._hidden.reshape(n, -1)
-    wanted = sum(row.is_wanted for row in rows)
     if not wanted:
       return np.empty((0, self._model.n_words), np.float32)
     return np.ctypeslib.as_array(self._library.llama_get_logits(self._pointer), (wanted, self._model.n_words))
 
   def final_hidden(self, rows: Sequence[Row], given: npt.NDArray[Any], positions: int) -> Floats:
     """As `compute` of a last stage, but what the head sees of all rows, which are all wanted: (rows, width), valid until the next call."""
+    self._check_outputs(len(rows))
     self._library.llama_set_embeddings(self._pointer, True)
     try:
       self._decode(rows, given, positions)
@@ -168,6 +211,13 @@ class LlamaContext:
     finally:
       self._library.llama_set_embeddings(self._pointer, False)
     return np.ctypeslib.as_array(found, (len(rows), self._model.width))
+
+  def _check_outputs(self, count: int) -> None:
+    """The library would end the process."""
+    if count > self._most_outputs:
+      raise EngineError(
+          f"llama.cpp was asked for results of {count} rows in a call, and has room for {self._most_outputs}"
+      )
 
   def _decode(self, rows: Sequence[Row], given: npt.NDArray[Any], positions: int) -> None:
     given = np.ascontiguousarray(given)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from exo.errors import EngineUnavailableError
 from exo.inference.llama_cpp.library_choice import chosen_library
-from exo.inference.llama_cpp.virtual_file import has_virtual_files
 from exo.inference.offer import EngineOffer
 from exo.inference.quantize import Quantize
 from exo.inference.repertoire import Repertoire
 from exo.topology.weight_memory import WeightMemory
 
-_LIBRARY_BYTES = 120 << 20  # with the process, and what lies between operators
+# with the process; what is between operators is measured when a stage is loaded, and what is more than this goes off its caches
+WEIGHTS = WeightMemory(fixed_bytes=120 << 20, rows=2.0, cache=1.0)
 
 
 def repertoire() -> Repertoire:
@@ -27,7 +27,6 @@ def probe(quantize: str | None = None) -> EngineOffer:
     library, missing = None, error.message
   if library is None:
     return EngineOffer("llama_cpp", "CPU", "", 0, missing=missing, repertoire=repertoire(), last_resort=True)
-  weights = WeightMemory(fixed_bytes=_LIBRARY_BYTES, rows=2.0, cache=1.0)
   return EngineOffer(
       "llama_cpp",
       "CPU",
@@ -35,12 +34,10 @@ def probe(quantize: str | None = None) -> EngineOffer:
       0,
       library.file.version or library.version,
       repertoire=repertoire(),
-      weights=weights,
+      weights=WEIGHTS,
       last_resort=True
   )
 
 
 def _missing(quantize: str | None) -> str:
-  if not has_virtual_files():
-    return "needs a C library with fopencookie, as Linux has it"
   return "" if quantize in (None, Quantize.NONE) else "has no --quantize: a GGUF file says how its weights are packed"

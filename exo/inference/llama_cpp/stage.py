@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable
-from concurrent.futures import wait
 from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +18,16 @@ from exo.inference.engine import Batch, BatchEntry, LoadOptions, StageMemory, St
 from exo.inference.exactness import CAREFUL, Exactness
 from exo.inference.kv_budget import KvBudget
 from exo.inference.kv_type import KvType
-from exo.inference.llama_cpp.exactness_study import CONTEXT, STREAMS
+from exo.inference.llama_cpp.buffer_sizes import BufferSizes
+from exo.inference.llama_cpp.cache_plan import ROWS_AT_ONCE, CachePlan, CacheRoom
 from exo.inference.llama_cpp.library_choice import chosen_library
-from exo.inference.llama_cpp.probe import probe, repertoire
+from exo.inference.llama_cpp.probe import WEIGHTS, probe, repertoire
 from exo.inference.llama_cpp.signals import SIGNAL_BYTES, Signals
-from exo.inference.llama_cpp.study_plan import parts_to_study, study_key
+from exo.inference.llama_cpp.stage_study import stage_study
+from exo.inference.llama_cpp.virtual_file import has_virtual_files
 from exo.inference.shard import Shard
 from exo.inference.stage_base import StageBase
+from exo.inference.weight_mode import WeightMode
 from exo.inference.weights.gguf_file import GgufFile
 from exo.inference.weights.parts import shard_tensors
 from exo.inference.weights.stage_tensors import StageTensors
@@ -36,15 +37,12 @@ from exo.shared_memory import SharedMemory
 if TYPE_CHECKING:
   from exo.inference.weights.checkpoint import Checkpoint
 
-_KV_SPARE = 1.0  # of a class of length up to half is empty
 _LINE = 64
 # so long that only what hangs takes longer: of a load by its bytes, of a step by its tokens
 _SOON_S, _LOAD_BYTES_PER_S, _TOKEN_S = 120.0, 5e6, 10.0
-_ROWS_AT_ONCE = 256  # of a cache: contexts are as long as a multiple
-_STUDY_S, _POLL_S = 600.0, 0.2
-_STUDY_BYTES = 250 << 20  # what lies between operators, results, the library
+_SHARED_BYTES = 16 << 20  # of memory that stays; logits of a whole prompt take more
 # threads that sleep at once are slow to wake, and such as spin for long take the core from each other where somebody else wants it, too
-_ENVIRONMENT = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "1000"}
+ENVIRONMENT = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "1000"}
 
 
 class Device:
@@ -57,7 +55,7 @@ class Device:
     self.memory = SharedMemory()
     self.signals = Signals(self.memory)
     self._process = ChildProcess(
-        "exo.inference.llama_cpp.child", "llama.cpp", (str(file.path), str(self.memory.descriptor)), _ENVIRONMENT,
+        "exo.inference.llama_cpp.child", "llama.cpp", (str(file.path), str(self.memory.descriptor)), ENVIRONMENT,
         (self.memory.descriptor, )
     )
     self._generation = 0
@@ -102,56 +100,69 @@ class LlamaCppStage(StageBase):
   library = "llama.cpp"
 
   def __init__(
-      self, device: Device, shard: Shard, checkpoint: Checkpoint, options: LoadOptions, progress: Callable[[float],
-                                                                                                           None]
+      self,
+      device: Device,
+      shard: Shard,
+      checkpoint: Checkpoint,
+      options: LoadOptions,
+      progress: Callable[[float], None],
+      virtual: bool | None = None
   ) -> None:
+    """`virtual`: whether the C library reads what Python makes; None for what it is found to do. No elsewhere than here."""
     repertoire().check("llama_cpp", checkpoint.facts)
     assert isinstance(checkpoint, GgufFile)
     config = checkpoint.config
-    if config.near_context % _ROWS_AT_ONCE:
+    if config.near_context % ROWS_AT_ONCE:
       raise UnsupportedModelError(f"llama.cpp has no contexts of {config.near_context} tokens")
     self._device, self._number = device, next(device.numbers)
     self._lengths: dict[int, int] = {}
     self._torn: set[int] = set()  # sequences that may hold more on the other side
     weight_bytes = sum(checkpoint.tensor_bytes(name) for name in shard_tensors(checkpoint, shard))
     kv = KvType.choose(options.kv_type, checkpoint.head_dims)
-    budget = KvBudget.of(shard, config, options, kv.element_bytes, _KV_SPARE)
-    tokens = budget.tokens(weight_bytes)
-    context = whole_blocks(budget.max_context, _ROWS_AT_ONCE)
+    budget = KvBudget.of(shard, config, options, kv.element_bytes)
+    # what the plan reckons with between operators is not in what is given here
+    reckoned = WEIGHTS.overhead(checkpoint.size) - WEIGHTS.fixed_bytes
+    room = CacheRoom(
+        max(0, options.memory_bytes - weight_bytes), budget.left_bytes(weight_bytes), reckoned,
+        whole_blocks(budget.max_context, ROWS_AT_ONCE), config.near_context, options.max_sequences, options.max_context
+        is not None, options.max_kv_tokens
+    )
+    made_files = None if options.made_files is None else str(options.made_files)
+    has_streams = has_virtual_files() if virtual is None else virtual
+    weights = (str(options.weights or WeightMode.PRIVATE), has_streams, made_files)
     self._takes_tokens = bool(checkpoint.whole_only)
     self._embedding = EmbeddingTable(
         StageTensors(checkpoint, shard)
     ) if shard.is_first and not self._takes_tokens else None
     device.signals.progress = 0.0
-    self._width, self._n_words, can_shorten = device.call(
+    self._width, self._n_words, can_shorten, held_bytes, planned = device.call(
         "load",
         self._number,
         str(checkpoint.path), (shard.model_id, shard.start_layer, shard.end_layer, shard.n_layers),
         options.threads, (kv.k, kv.v, kv.flash),
-        budget.token_bytes,
-        tokens * budget.most_token_bytes,
-        context,
-        config.near_context,
+        astuple(room),
+        weight_bytes,
+        weights,
         timeout_s=_SOON_S + weight_bytes / _LOAD_BYTES_PER_S,
         watch=lambda: progress(device.signals.progress)
     )
     self._generation = device.generation
+    plan = CachePlan(*planned)
     # with windows, what has left them does not move along, and a text cannot always be cut back
     may_draft = can_shorten and not checkpoint.own("attention.sliding_window")
     memory = StageMemory(
-        weight_bytes,
-        budget.most_token_bytes,
-        tokens,
-        options.max_sequences,
-        budget.max_context,
+        held_bytes,
+        plan.token_bytes,
+        plan.tokens,
+        plan.sequences,
+        min(budget.max_context, plan.longest, max(2, plan.tokens)),
         max_drafting=1 if may_draft else 0,
-        near_context=config.near_context
+        near_context=config.near_context,
+        working_bytes=plan.fixed_bytes + max(0, plan.work_bytes - reckoned)
     )
     super().__init__(shard, memory, config.hidden_size, config.vocab_size)
     self._exactness = CAREFUL
-    self._study: Study | None = self._studied(
-        checkpoint, shard, kv, options.threads, budget.token_bytes // shard.layer_count
-    )
+    self._study: Study | None = stage_study(checkpoint, shard, kv, options.threads, weights, ENVIRONMENT)
     progress(1.0)
 
   @property
@@ -164,30 +175,6 @@ class LlamaCppStage(StageBase):
 
   def to_study(self) -> Study | None:
     return self._study
-
-  def _studied(self, checkpoint: GgufFile, shard: Shard, kv: KvType, threads: int, kv_layer_bytes: int) -> Study:
-    tensors, library = checkpoint.header.tensors, chosen_library().file.path
-    parts = parts_to_study(tensors, shard)
-    n_bytes = sum(checkpoint.tensor_bytes(name) for part in parts for name in shard_tensors(checkpoint, part))
-
-    def run(is_unwanted: Callable[[], bool]) -> Exactness:
-      child = ChildProcess("exo.inference.llama_cpp.study_child", "studying llama.cpp", (str(library), ), _ENVIRONMENT)
-      answer = child.call("study", str(checkpoint.path), [astuple(part) for part in parts], threads, astuple(kv))
-      give_up = time.monotonic() + _STUDY_S
-      try:
-        while not wait([answer], _POLL_S).done:
-          if is_unwanted():
-            raise EngineError("its study was broken off")
-          if time.monotonic() > give_up:
-            raise EngineError(f"its study did not end within {_STUDY_S:.0f} s")
-        return Exactness(*answer.result())
-      finally:
-        answer.cancel()  # nobody waits for the news that the process is gone
-        child.kill()
-
-    layers = sum(part.layer_count for part in parts)
-    cache_bytes = (STREAMS + 1) * CONTEXT * layers * kv_layer_bytes
-    return Study(study_key(tensors, shard, kv, threads, library), 2 * n_bytes + cache_bytes + _STUDY_BYTES, run)
 
   def _call(self, name: str, *arguments: Any, timeout_s: float = _SOON_S) -> Any:
     return self._device.call(name, self._number, *arguments, timeout_s=timeout_s, generation=self._generation)
@@ -219,7 +206,10 @@ class LlamaCppStage(StageBase):
     self._torn |= {entry.sequence for entry in batch.entries}
     self._device.signals.abort(False)  # of a step that ended before it was told to
     self._call("step", entries, n, embeds, out_at, rows, columns, timeout_s=_SOON_S + n * _TOKEN_S)
-    return memory.view(out_at, 4 * rows * columns).view(np.float32).reshape(rows, columns).copy()
+    out = memory.view(out_at, 4 * rows * columns).view(np.float32).reshape(rows, columns).copy()
+    if out_at + out.nbytes > _SHARED_BYTES:
+      memory.give_back(_SHARED_BYTES)
+    return out
 
   def abort(self) -> None:
     self._device.signals.abort(True)
@@ -258,6 +248,10 @@ class LlamaCppStage(StageBase):
       raise CacheReuseError("a step of this sequence failed")
     self._call("copy", source, target, length, self.length(source))
     self._lengths[target] = length
+
+  def buffers(self) -> BufferSizes:
+    """What the library says that it has taken for this stage. Raises `EngineError`."""
+    return BufferSizes(**self._call("buffers"))
 
   def close(self) -> None:
     try:

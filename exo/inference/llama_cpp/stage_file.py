@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import struct
@@ -19,6 +20,7 @@ from exo.inference.weights.gguf_header import ENCODINGS, GgufTensor
 from exo.inference.whole_blocks import whole_blocks
 
 _ALIGNMENT, _VERSION = 32, 3
+_COPY_BYTES = 1 << 22
 _NUMBERS = {encoding: number for number, encoding in ENCODINGS.items()}
 _BOOL, _U32, _F32, _STRING, _ARRAY = 7, 4, 6, 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -79,6 +81,27 @@ class StageFile:
       self._fill(part, span, inside)
       done, at = done + len(part), at + 1
     return count
+
+  @property
+  def name(self) -> str:
+    """The same for the same content, which files that have changed do not have."""
+    digest = hashlib.sha256(self._spans[0].data)
+    for span in self._spans[1:]:
+      digest.update(repr((span.n_bytes, str(span.path), span.start)).encode() + span.data)
+    for path in sorted({span.path for span in self._spans if span.path is not None}):
+      found = path.stat()
+      digest.update(repr((found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)).encode())
+    return f"{digest.hexdigest()[:32]}.gguf"
+
+  def write(self, descriptor: int) -> None:
+    """All of it, from the start of that file. Raises `OSError`."""
+    buffer = memoryview(bytearray(_COPY_BYTES))
+    position = 0
+    while count := self.read_into(buffer, position):
+      done = 0
+      while done < count:
+        done += os.pwrite(descriptor, buffer[done:count], position + done)
+      position += count
 
   def _at(self, position: int) -> int:
     low, high = 0, len(self._ends)

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from exo.inference.kv_type import KvType
 from exo.inference.shard import Shard
 from exo.inference.weights.gguf_header import GgufTensor
 from exo.machine import processor_mark
@@ -43,12 +42,13 @@ def layer_kind(tensors: Mapping[str, GgufTensor], layer: int) -> _Kind:
   )
 
 
-def study_key(tensors: Mapping[str, GgufTensor], shard: Shard, kv: KvType, threads: int, library: Path) -> str:
-  """The same for all stages that have the same kinds of matrices, the same library and the same processor."""
+def study_key(tensors: Mapping[str, GgufTensor], shard: Shard, how: tuple[object, ...], library: Path) -> str:
+  """The same for all stages that have the same kinds of matrices, are computed in the same way (`how`), with the same library, on the same
+  processor."""
   of = {layer_kind(tensors, layer) for layer in range(shard.start_layer, shard.end_layer + 1)}
   head = [(info.encoding, info.shape) for name, info in tensors.items() if shard.is_last and name.startswith("output")]
   if shard.is_last and "output.weight" not in tensors:
     head.append((tensors["token_embd.weight"].encoding, tensors["token_embd.weight"].shape))
   stat = library.stat()
-  said = repr((sorted(of), sorted(head), kv, threads, library.name, stat.st_size, stat.st_mtime_ns, processor_mark()))
+  said = repr((sorted(of), sorted(head), how, library.name, stat.st_size, stat.st_mtime_ns, processor_mark()))
   return hashlib.sha256(said.encode()).hexdigest()[:32]

@@ -40,7 +40,7 @@ def model_size(checkpoint: Checkpoint) -> ModelSize:
       tuple(layers), embedding, head or embedding, kv_bytes(config.kv_elements_per_token), not head,
       sum(counted.weights.total() for counted in found.values()), n_bytes[Part.SHARED],
       tuple(counted.packed(packing, config.n_layers, not head) for packing, counted in sorted(found.items())),
-      _row_bytes(config)
+      _row_bytes(config), kv_bytes(config.state_elements)
   )
 
 

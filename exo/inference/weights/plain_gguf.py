@@ -80,17 +80,43 @@ class PlainGguf(GgufFile):
     return replace(
         found,
         kv_elements=self._kv_elements(found),
+        state_elements=self._state_elements(found),
         embedding_scale=math.sqrt(found.hidden_size) if scaled else 1.0,
     )
 
   def _kv_elements(self, config: ModelConfig) -> int:
-    """Of a layer, on average: some keep nothing for each token."""
+    """Of a layer, on average: some keep nothing for each token, and such with windows may have heads of another width."""
     key = self.number("attention.key_length", 0) or config.head_dim
-    value = self.number("attention.value_length", 0) or key
+    width = key + (self.number("attention.value_length", 0) or key)
     if self.number("attention.key_length_mla", 0):  # keys and values of all heads are made of these numbers
       return key
+    heads, pattern = self._kv_heads(config), self.own("attention.sliding_window_pattern")
+    near = self.number("attention.key_length_swa", 0) + self.number("attention.value_length_swa", 0) or width
+    has_window = pattern if isinstance(pattern, list) and len(pattern) >= len(heads) else [False] * len(heads)
+    each = (count * (near if window else width) for count, window in zip(heads, has_window, strict=False))
+    return math.ceil(sum(each) / config.n_layers)
+
+  def _kv_heads(self, config: ModelConfig) -> list[int]:
+    """Of each layer."""
     n, heads = config.n_layers, self.numbers("attention.head_count_kv", config.n_heads)
-    if len(heads) == 1:
-      interval = self.number("full_attention_interval", 0) or 1
-      heads = [heads[0] if (layer + 1) % interval == 0 else 0 for layer in range(n)]
-    return math.ceil(sum(heads[:n]) * (key + value) / n)
+    if len(heads) > 1:
+      return heads[:n]
+    interval = self.number("full_attention_interval", 0) or 1
+    return [heads[0] if (layer + 1) % interval == 0 else 0 for layer in range(n)]
+
+  def _state_elements(self, config: ModelConfig) -> int:
+    """Of a layer, on average: what recurrent ones keep of a text, and what they have seen last of it."""
+    hidden, heads = config.hidden_size, max([1, *self.numbers("attention.head_count", 1)])
+    inner, state = self.number("ssm.inner_size", 0), self.number("ssm.state_size", 0)
+    before = max(0, self.number("ssm.conv_kernel", 0) - 1)
+    if wkv := self.number("wkv.head_size", 0):
+      kept = hidden * (wkv + self.number("token_shift_count", 2))
+    elif kda := self.number("kda.head_dim", 0):
+      kept = kda * heads * (kda + 3 * before)
+    elif cells := self.number("shortconv.l_cache", 0):
+      kept = hidden * (cells - 1)
+    else:
+      kept = inner * state + before * (inner + 2 * self.number("ssm.group_count", 0) * state)
+    # where every layer has heads, they have both
+    recurrent = self._kv_heads(config).count(0) or config.n_layers
+    return math.ceil(kept * recurrent / config.n_layers)
