@@ -14,7 +14,6 @@ import pytest
 
 from exo.inference.engine import Batch, BatchEntry, LoadOptions, LogitsOf
 from exo.inference.exactness import CAREFUL, Exactness
-from exo.inference.kv_type import KvType
 from exo.inference.llama_cpp.library_choice import chosen_library
 from exo.inference.llama_cpp.library_file import library_files
 from exo.inference.llama_cpp.stage import LlamaCppStage
@@ -313,9 +312,7 @@ def test_issue_19_a_study_takes_few_layers_and_is_known_by_what_decides(tmp_path
   assert parts_to_study(tensors, Shard("m", 4, 9, 16)) == [Shard("m", 4, 5, 16)]
   key = study_key(tensors, Shard("m", 0, 15, 16), (1, ), library)
   assert key == study_key(tensors, Shard("other", 0, 15, 16), (1, ), library)
-  assert key == study_key(
-      tensors, Shard("m", 2, 15, 16), KvType(), 1, library
-  ), "the same kinds of layers, and the head"
+  assert key == study_key(tensors, Shard("m", 2, 15, 16), (1, ), library), "the same kinds of layers, and the head"
   others = [
       study_key(tensors, Shard("m", 0, 14, 16), (1, ), library),
       study_key(tensors, Shard("m", 0, 15, 16), ("q8_0", 1), library),

@@ -38,8 +38,8 @@ class EngineOffer:
   name. `reason` completes "because …". `missing` is what must be installed before it can run anything here, or how its
   library is broken; "" where neither is. `weights` is what a weight takes in its memory, `rounds` whether floats are rounded
   for that although nobody has asked for it. `devices` are the short names of those of this machine that it can use, the best
-  first; with `any_device` it takes every name. `last_resort`: it is chosen where no other engine can run a model, or has the memory,
-  however fast it is.
+  first; with `any_device` it takes every name. `preferred`: it is chosen for what it can run and has the memory for, however fast others
+  are.
   """
   name: str
   device: str
@@ -53,7 +53,7 @@ class EngineOffer:
   rounds: bool = False
   devices: tuple[str, ...] = ("cpu", )
   any_device: bool = False
-  last_resort: bool = False
+  preferred: bool = False
 
   @property
   def available(self) -> bool:
@@ -72,12 +72,12 @@ class EngineOffer:
 def in_order(offers: Iterable[EngineOffer]) -> tuple[EngineOffer, ...]:
   """The engines of a worker, the one to be used first.
 
-  Measured ones by their time, before those that have not been; what is no choice by itself, what is a last resort and what cannot run
-  comes last.
+  Preferred ones, then measured ones by their time, before those that have not been; what is no choice by itself and what cannot run comes
+  last.
   """
   def key(offer: EngineOffer) -> tuple[bool, bool, bool, float, int, str]:
     seconds = math.inf if offer.speed is None else offer.speed.seconds
-    return bool(offer.missing), offer.rank < 0, offer.last_resort, seconds, -offer.rank, offer.name
+    return bool(offer.missing), offer.rank < 0, not offer.preferred, seconds, -offer.rank, offer.name
 
   return tuple(sorted(offers, key=key))
 
@@ -100,13 +100,13 @@ def able(offers: Sequence[EngineOffer], facts: ModelFacts, here: Here = Here()) 
   """Those of a worker's engines, which stand in its order, that can run a model, the one to be used first.
 
   Exactness decides, where speed and memory are nobody's concern: small models of floats go to an engine that does not round.
-  Memory decides where it is short: a model goes to an engine with which it fits on the worker as a whole, if need be a last resort, else
-  to the one that lacks least.
+  Memory decides where it is short: a model goes to an engine with which it fits on the worker as a whole, else to the one that lacks
+  least.
   """
-  def key(offer: EngineOffer) -> tuple[bool, bool, bool, bool, int]:
+  def key(offer: EngineOffer) -> tuple[bool, bool, bool, int]:
     lacking = here.lacking(offer)
     rounds = offer.rounds and facts.is_small_float
-    return offer.name != here.settled, lacking > 0, offer.last_resort, rounds, lacking
+    return offer.name != here.settled, lacking > 0, rounds, lacking
 
   return sorted((offer for offer in offers if offer.cannot(facts) is None), key=key)
 

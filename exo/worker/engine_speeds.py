@@ -58,7 +58,7 @@ class EngineSpeeds:
 
   def unknown(self, device: str, offers: Sequence[EngineOffer]) -> list[EngineOffer]:
     """Those that are to be measured: where there is a choice at all, all that can run and have no figure."""
-    candidates = [offer for offer in offers if not (offer.missing or offer.rank < 0 or offer.last_resort)]
+    candidates = [offer for offer in offers if not (offer.missing or offer.rank < 0 or offer.preferred)]
     known = self.known(device, candidates)
     return [offer for offer in candidates if offer.name not in known] if len(candidates) > 1 else []
 

@@ -1,4 +1,4 @@
-"""Whether a library of llama.cpp is here that works. For now the engine is used for what no other can run."""
+"""Whether a library of llama.cpp is here that works. It is first for GGUF files on CPUs: it holds them as they are, and knows them all."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def probe(quantize: str | None = None) -> EngineOffer:
   except EngineUnavailableError as error:
     library, missing = None, error.message
   if library is None:
-    return EngineOffer("llama_cpp", "CPU", "", 0, missing=missing, repertoire=repertoire(), last_resort=True)
+    return EngineOffer("llama_cpp", "CPU", "", 0, missing=missing, repertoire=repertoire(), preferred=True)
   return EngineOffer(
       "llama_cpp",
       "CPU",
@@ -35,7 +35,7 @@ def probe(quantize: str | None = None) -> EngineOffer:
       library.file.version or library.version,
       repertoire=repertoire(),
       weights=WEIGHTS,
-      last_resort=True
+      preferred=True
   )
 
 

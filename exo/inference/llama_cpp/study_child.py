@@ -52,7 +52,9 @@ def _of_model(model: LlamaModel, cut: StageCut, threads: int, kv: KvType) -> Exa
     given = random.integers(0, model.n_words, TOKENS).astype(np.int32)
 
   def make(length: int, count: int) -> LlamaContext:
-    return LlamaContext(model, length, count, CALL_ROWS, threads, kv, cut.out, cut.feed, n_outputs=STREAMS)
+    return LlamaContext(
+        model, length, count, CALL_ROWS, threads, kv, cut.out, cut.feed, n_outputs=0 if cut.out else STREAMS
+    )
 
   return ExactnessStudy(make, given, cut.positions).run()
 
