@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,18 +38,21 @@ def device() -> Iterator[HereDevice]:
   found.close()
 
 
-def spoken(device: Any, checkpoint: Checkpoint, kv_type: str | None) -> list[np.ndarray]:
-  """Logits of four sequences that grow by turns, and of a copy of the longest."""
+def spoken(device: Any, checkpoint: Checkpoint, kv_type: str | None, shard: Shard | None = None) -> list[np.ndarray]:
+  """What comes out for four sequences that grow by turns, and for a copy of the longest."""
   n = checkpoint.config.n_layers
+  shard = shard or Shard("m", 0, n - 1, n)
   options = LoadOptions(2**33, 1, max_sequences=8, max_context=2048, kv_type=kv_type)
-  stage = LlamaCppStage(device, Shard("m", 0, n - 1, n), checkpoint, options, lambda _: None)
+  stage = LlamaCppStage(device, shard, checkpoint, options, lambda _: None)
+  hidden = np.random.default_rng(4).standard_normal((1000, checkpoint.config.hidden_size)).astype(np.float32)
   ids = np.random.default_rng(3).integers(5, min(250, checkpoint.config.vocab_size), 1000).astype(np.int32)
   lengths: dict[int, int] = {}
   rows: list[np.ndarray] = []
 
   def feed(sequence: int, count: int) -> None:
     at = lengths.get(sequence, 0)
-    batch = Batch((BatchEntry(sequence, at, count, LogitsOf.ALL), ), ids[at:at + count])
+    given = None if shard.is_first else hidden[at:at + count]
+    batch = Batch((BatchEntry(sequence, at, count, LogitsOf.ALL), ), ids[at:at + count], given)
     rows.append(stage.step(batch).copy())
     lengths[sequence] = at + count
 
@@ -76,6 +80,68 @@ def test_issue_19_a_sequence_that_moves_is_the_one_that_never_did(
     for moved, stayed in zip(*found, strict=True):
       assert np.array_equal(moved, stayed)
     assert np.array_equal(found[0][-1], found[0][-2])
+  checkpoint.close()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_issue_19_a_sequence_moves_in_any_stage(
+    form: Form, device: HereDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  """Some of which have no layer that attends to everything, or none with windows, or none that keeps a state."""
+  checkpoint = open_checkpoint(form.lay_out(tmp_path))
+  object.__setattr__(checkpoint.config, "max_context", 2048)
+  n = checkpoint.config.n_layers
+  cuts = () if checkpoint.facts.whole_only else range(1, n)
+  for shard in (shard for cut in cuts for shard in (Shard("m", 0, cut - 1, n), Shard("m", cut, n - 1, n))):
+    found = []
+    for shortest in (256, 1024):
+      monkeypatch.setattr(cache_plan, "SHORTEST", shortest)
+      found.append(spoken(device, checkpoint, None, shard))
+    for moved, stayed in zip(*found, strict=True):
+      assert np.array_equal(moved, stayed), shard
+  checkpoint.close()
+
+
+def mixed(device: Any, checkpoint: Checkpoint, cuts: tuple[int, ...]) -> list[np.ndarray]:
+  """What comes of steps for two to five sequences at once, whose places have gaps, from stages that begin with these layers."""
+  n = checkpoint.config.n_layers
+  options = LoadOptions(2**33, 1, max_sequences=8, max_context=512, kv_type="f32")
+  stages = [
+      LlamaCppStage(device, Shard("m", first, end - 1, n), checkpoint, options, lambda _: None)
+      for first, end in itertools.pairwise((0, *cuts, n))
+  ]
+  ids = np.random.default_rng(5).integers(5, min(250, checkpoint.config.vocab_size), (7, 60)).astype(np.int32)
+  lengths = dict.fromkeys(range(7), 0)
+  prompts = [[(sequence, 6 + 5 * sequence)] for sequence in (1, 6, 2, 3, 4, 5)]
+  names = ((1, 2), (2, 3, 5), (1, 3, 4, 5), (1, 2, 3, 4, 5), (1, 5))
+  found = []
+  for step in (*prompts, *([(sequence, 1) for sequence in those] for those in names), [(3, 7), (1, 1), (5, 9), (2, 1)]):
+    if step == [(1, 1), (2, 1)]:  # what follows has a gap in its places
+      for stage in stages:
+        stage.drop(6)
+    entries = tuple(BatchEntry(s, lengths[s], count, LogitsOf.ALL) for s, count in step)
+    token_ids = np.concatenate([ids[s, lengths[s]:lengths[s] + count] for s, count in step])
+    lengths |= {s: lengths[s] + count for s, count in step}
+    hidden = None
+    for stage in stages:
+      hidden = stage.step(Batch(entries, token_ids, hidden)).copy()
+    assert hidden is not None
+    found.append(hidden)
+  for stage in stages:
+    stage.close()
+  return found
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_line_5_stages_equal_the_whole_in_steps_of_several_sequences_with_gaps(
+    form: Form, device: HereDevice, tmp_path: Path
+) -> None:
+  checkpoint = open_checkpoint(form.lay_out(tmp_path))
+  n = checkpoint.config.n_layers
+  expected = mixed(device, checkpoint, ())
+  for cut in () if checkpoint.facts.whole_only else ((1, ), tuple(sorted({n // 2, n - 1}))):
+    for got, wanted in zip(mixed(device, checkpoint, cut), expected, strict=True):
+      assert np.array_equal(got, wanted), cut
   checkpoint.close()
 
 

@@ -20,6 +20,7 @@ _HEAD_BYTES = 8  # a magic number, and the sequence
 _CELL_BYTES = (
     12, 24
 )  # position, how many sequences have it, and which; with more positions where rotary embeddings take several
+_TURNED_BYTES = (8, 0)  # behind the number of layers newer builds say how quantized keys and values are turned
 _RECURRENT_BYTES = 20
 _MOST_ROW_BYTES = 1 << 24  # of a token in a layer
 _MOST_LAYERS = 1 << 12
@@ -108,13 +109,23 @@ class SequenceState:
 def read_state(data: Bytes, n_streams: int, sequence: int, length: int) -> SequenceState:
   """Of what a context of so many streams has written of a sequence of `length` tokens. Raises `CacheReuseError` where it is in none of
   the forms that are known."""
-  for n_caches, cell_bytes, has_values in itertools.product((1, 2, 0), _CELL_BYTES, (True, False)):
+  for n_caches, cell_bytes, has_values, turned in itertools.product((1, 2, 0), _CELL_BYTES, (True, False),
+                                                                    _TURNED_BYTES):
+    form = _Form(cell_bytes, has_values, turned)
     try:
-      found = _read(data, n_streams, sequence, length, n_caches, cell_bytes, has_values)
+      return _read(data, n_streams, sequence, length, n_caches, form)
     except (_OtherFormError, ValueError):
       continue
-    return found
   raise CacheReuseError("llama.cpp keeps what this model has read in a way that exo cannot move")
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+  """Of the caches: bytes of a cell beside its keys and values, whether there are values, and bytes behind the number of layers where a
+  cache has none, as that for whole attention in a stage of windows: where it has some, they show themselves."""
+  cell_bytes: int
+  has_values: bool
+  turned_bytes: int
 
 
 class _OtherFormError(Exception):
@@ -137,16 +148,14 @@ class _Reader:
     return self.take(len(self._data) - self.at)
 
 
-def _read(
-    data: Bytes, n_streams: int, sequence: int, length: int, n_caches: int, cell_bytes: int, has_values: bool
-) -> SequenceState:
+def _read(data: Bytes, n_streams: int, sequence: int, length: int, n_caches: int, form: _Form) -> SequenceState:
   reader = _Reader(data)
   head, caches = reader.take(_HEAD_BYTES).copy(), []
   for _ in range(n_caches):
     _expect(reader.number() == n_streams)
     counts = [reader.number() for _ in range(sequence)]
     count = reader.number()
-    caches.append(_cells(reader, count, length, cell_bytes, has_values) if count else None)
+    caches.append(_cells(reader, count, length, form) if count else None)
     counts += [reader.number() for _ in range(n_streams - 1 - sequence)]
     _expect(not any(counts))
   rest = reader.rest()
@@ -159,22 +168,23 @@ def _read(
   return SequenceState(head, tuple(caches), rest)
 
 
-def _cells(reader: _Reader, count: int, length: int, cell_bytes: int, has_values: bool) -> _Cells:
+def _cells(reader: _Reader, count: int, length: int, form: _Form) -> _Cells:
   _expect(count <= length)
-  each = reader.take(count * cell_bytes).reshape(count, cell_bytes)
+  each = reader.take(count * form.cell_bytes).reshape(count, form.cell_bytes)
   positions = np.ascontiguousarray(each[:, :4]).view(np.int32)[:, 0]
   _expect(positions[-1] == length - 1 and bool((np.diff(positions) > 0).all()) and positions[0] >= 0)
   start = reader.at
   transposed, n_layers = reader.number(), reader.number()
-  _expect(transposed in (0, 1) and 0 < n_layers < _MOST_LAYERS)
+  _expect(transposed in (0, 1) and 0 <= n_layers < _MOST_LAYERS)
   at = reader.at
-  reader.take(4)
-  if not 0 < reader.number(8) < _MOST_ROW_BYTES:  # newer builds say here how quantized keys and values are turned
-    at += 8
+  if not n_layers:
+    at += form.turned_bytes
+  elif reader.take(4).size and not 0 < reader.number(8) < _MOST_ROW_BYTES:
+    at += _TURNED_BYTES[0]
   reader.at = at
   head = reader._data[start:at]
   layers = [_by_cell(reader, count) for _ in range(n_layers)]
-  if has_values:
+  if form.has_values:
     layers += [_by_number(reader, count) if transposed else _by_cell(reader, count) for _ in range(n_layers)]
   return _Cells(each, head, tuple(layers))
 
