@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from exo.bounds import MAX_CONTEXT, MAX_PARALLEL, MAX_WORKERS, is_worker_name
 from exo.errors import ConfigError
-from exo.inference.exactness import ExactMode
 
+ExactMode = Literal["all", "seeded", "off"]  # which requests' tokens depend on nothing but the request
 DEFAULT_API_PORT = 52415
 DEFAULT_DISCOVERY_PORT = 5678
 DEFAULT_MODEL = "smollm2-135m"

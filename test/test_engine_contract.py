@@ -78,8 +78,9 @@ def test_chunks_equal_one_prefill(engine: str, checkpoint: Checkpoint, tokens: l
   same(engine, np.concatenate(parts), whole)
 
 
+@pytest.mark.parametrize("exact", [True, False])
 def test_a_batch_of_unequal_lengths_equals_its_members_alone(
-    engine: str, checkpoint: Checkpoint, tokens: list[int]
+    engine: str, checkpoint: Checkpoint, tokens: list[int], exact: bool
 ) -> None:
   alone, together = Stages(engine, checkpoint, (3, )), Stages(engine, checkpoint, (3, ))
   lengths = {1: 5, 2: 33, 3: 17}
@@ -87,7 +88,7 @@ def test_a_batch_of_unequal_lengths_equals_its_members_alone(
     for sequence, length in lengths.items():
       stages.step([(sequence, 0, tokens[:length])])
   for k in range(4):
-    batch = together.step([(s, n + k, [tokens[k + s]]) for s, n in lengths.items()])
+    batch = together.step([(s, n + k, [tokens[k + s]]) for s, n in lengths.items()], exact=exact)
     for row, (s, n) in enumerate(lengths.items()):
       same(engine, batch[row:row + 1], alone.step([(s, n + k, [tokens[k + s]])]))
 

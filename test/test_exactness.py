@@ -310,14 +310,16 @@ def test_issue_19_a_study_takes_few_layers_and_is_known_by_what_decides(tmp_path
   parts = parts_to_study(tensors, Shard("m", 0, 15, 16))
   assert [(part.start_layer, part.end_layer) for part in parts] == [(1, 2), (15, 15)]
   assert parts_to_study(tensors, Shard("m", 4, 9, 16)) == [Shard("m", 4, 5, 16)]
-  key = study_key(tensors, Shard("m", 0, 15, 16), (1, ), library)
-  assert key == study_key(tensors, Shard("other", 0, 15, 16), (1, ), library)
-  assert key == study_key(tensors, Shard("m", 2, 15, 16), (1, ), library), "the same kinds of layers, and the head"
+  key = study_key(checkpoint.header, Shard("m", 0, 15, 16), (1, ), library)
+  assert key == study_key(checkpoint.header, Shard("other", 0, 15, 16), (1, ), library)
+  assert key == study_key(
+      checkpoint.header, Shard("m", 2, 15, 16), (1, ), library
+  ), "the same kinds of layers, and the head"
   others = [
-      study_key(tensors, Shard("m", 0, 14, 16), (1, ), library),
-      study_key(tensors, Shard("m", 0, 15, 16), ("q8_0", 1), library),
-      study_key(tensors, Shard("m", 0, 15, 16), (2, ), library),
-      study_key(tensors, Shard("m", 0, 15, 16), (1, ), path)
+      study_key(checkpoint.header, Shard("m", 0, 14, 16), (1, ), library),
+      study_key(checkpoint.header, Shard("m", 0, 15, 16), ("q8_0", 1), library),
+      study_key(checkpoint.header, Shard("m", 0, 15, 16), (2, ), library),
+      study_key(checkpoint.header, Shard("m", 0, 15, 16), (1, ), path)
   ]
   assert len({key, *others}) == 5
   checkpoint.close()

@@ -42,8 +42,9 @@ QUESTION = "Write one sentence about the sea."
 ENGINE = ("--inference-engine", "llama_cpp")
 
 
-def child_of(process: int) -> int | None:
-  """The process of llama.cpp that this node has started; None while there is none."""
+def children_of(process: int) -> set[int]:
+  """The processes of llama.cpp that this one has started."""
+  found = set()
   for entry in Path("/proc").iterdir():
     if not entry.name.isdigit():
       continue
@@ -53,8 +54,13 @@ def child_of(process: int) -> int | None:
     except OSError:
       continue
     if parent == process and b"exo.inference.llama_cpp.child" in command:
-      return int(entry.name)
-  return None
+      found.add(int(entry.name))
+  return found
+
+
+def child_of(process: int) -> int | None:
+  """One of them; None while there is none."""
+  return next(iter(children_of(process)), None)
 
 
 def has_ended(process: int) -> bool:
@@ -175,9 +181,10 @@ def test_a_child_process_that_ends_in_a_load_is_the_error_of_that_load(tmp_path:
   engine, shard, options = load_engine("llama_cpp"), Shard("m", 0, SMALL.layers - 1,
                                                            SMALL.layers), LoadOptions(2**33, 1)
   gc.collect()  # engines of other tests
+  before = children_of(os.getpid())
   with ThreadPoolExecutor(1) as pool:
     loading = pool.submit(engine.load, shard, checkpoint, options, lambda _: None)
-    child = wait_until(lambda: child_of(os.getpid()), 20, "the start of the process")
+    child, *_ = wait_until(lambda: children_of(os.getpid()) - before, 20, "the start of the process")
     os.kill(child, signal.SIGSEGV)
     with pytest.raises(EngineEndedError, match="ended in a .*by SIGSEGV") as told:
       loading.result(60)

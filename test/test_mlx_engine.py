@@ -317,7 +317,7 @@ def test_batches_of_very_unequal_lengths_are_not_padded_to_the_longest(
   lengths = {1: 50, 2: 3, 3: 48, 4: 4, 5: 1}
   for sequence, length in lengths.items():
     stages.step([(sequence, 0, tokens[:length])])
-  rows = stages.step([(s, n, [tokens[n]]) for s, n in lengths.items()])
+  rows = stages.step([(s, n, [tokens[n]]) for s, n in lengths.items()], exact=False)
   expected = Stages("mlx", opened).step([(1, 0, tokens)])
   for row, length in zip(rows, lengths.values(), strict=True):
     assert error(row, expected[length]) < 1e-5

@@ -61,6 +61,7 @@ def test_gpus_are_known_by_their_device_files(tmp_path: Path) -> None:
 
 def test_a_gpu_makes_it_the_automatic_choice(monkeypatch: pytest.MonkeyPatch) -> None:
   monkeypatch.setattr(probe, "find_gpu", lambda *root: ("NVIDIA GPU", ("CUDA", "NV")))
+  monkeypatch.setattr(probe, "count_gpus", lambda *root: 1)
   choice = offered_engines("auto")[0]
   if choice.name != "mlx":
     assert (choice.name, choice.device) == ("tinygrad", "NVIDIA GPU")

@@ -43,7 +43,7 @@ def test_streamed_over_two_equals_the_single_node_and_survives_a_dead_peer(model
 
 
 def test_a_model_too_large_for_either_runs_on_both(model_home: Path) -> None:
-  with ring(model_home, 2, "--max-memory", "250", wait=False) as (one, other):
+  with ring(model_home, 2, "--max-memory", "250", "--inference-engine", "onnx", wait=False) as (one, other):
     both = {one.node_id, other.node_id}
     wait_until(lambda: one.peers() == both, 15, "a ring of two")
     assert "sea" in _answer(one)

@@ -13,6 +13,7 @@ from aiohttp import web
 from exo.api.aside import FEW_TOKENS, LARGE, TOKEN_SIZE, aside
 from exo.api.asked_model import asked_model
 from exo.api.errors import json_response
+from exo.api.exact import tell_exact
 from exo.api.schema import CompletionRequest, read_body
 from exo.api.sse import EventStream, event_stream
 from exo.api.text_run import TextRun, identity, new_id, shown_logprob, text_run
@@ -165,7 +166,7 @@ async def _one(job: _Job, prompt: list[int], number: int) -> tuple[TextRun, list
 
 def _envelope(job: _Job) -> dict[str, Any]:
   return {"id": job.id, "object": "text_completion", "created": job.created, "model": job.model.id
-          } | identity(job.model, job.body.is_exact(job.node.config.exact, job.node.config.default_temp))
+          } | identity(job.model, tell_exact(job.body.is_exact(job.node.config.exact, job.node.config.default_temp)))
 
 
 async def _streamed(

@@ -15,6 +15,7 @@ from exo.api.asked_model import asked_model
 from exo.api.caller import caller
 from exo.api.completions import prompt_ids
 from exo.api.errors import json_response
+from exo.api.exact import tell_exact
 from exo.api.schema import EmbeddingRequest, read_body
 from exo.api.text_run import new_id
 from exo.errors import InvalidRequestError
@@ -33,6 +34,7 @@ async def embeddings(request: web.Request, node: Node) -> web.Response:
     raise InvalidRequestError(
         f"dimensions: vectors of {model.id} have {size} numbers and cannot be shortened", "dimensions"
     )
+  tell_exact(node.config.exact != "off")
   vectors = await asyncio.gather(*(_embed(node, model, text) for text in texts))
   data = [{"object": "embedding", "index": i, "embedding": _written(vector, body.encoding_format == "base64")}
           for i, vector in enumerate(vectors)]
@@ -47,7 +49,16 @@ def _written(vector: npt.NDArray[np.float32], as_base64: bool) -> Any:
 
 async def _embed(node: Node, model: ModelInfo, ids: list[int]) -> npt.NDArray[np.float32]:
   """The vector (hidden size,) of one text."""
-  spec = GenerationSpec(new_id("embd-"), tuple(ids), 0, frozenset(), SamplingParams(), embed=True, share=caller().label)
+  spec = GenerationSpec(
+      new_id("embd-"),
+      tuple(ids),
+      0,
+      frozenset(),
+      SamplingParams(),
+      embed=True,
+      share=caller().label,
+      exact=node.config.exact != "off"
+  )
   async with node.generation(spec, model) as generation:
     mean = None
     async for delivery in generation:

@@ -6,20 +6,21 @@ from contextvars import ContextVar
 
 from aiohttp import web
 
-from exo.inference.exactness import ExactMode
+from exo.config import ExactMode
 
 HEADER = "X-Exo-Exact"
 _told: ContextVar[bool | None] = ContextVar("exact", default=None)
 
 
 def is_exact(mode: ExactMode, temperature: float, seed: int | None) -> bool:
-  """Of a request with these settings: its tokens' bits depend on itself alone. What nobody can check, `seeded` computes in any company.
+  """Of a request with these settings: its tokens' bits depend on itself alone. What nobody can check, `seeded` computes in any company."""
+  return mode == "all" or (mode == "seeded" and (temperature == 0 or seed is not None))
 
-  The response that is prepared in this context says so.
-  """
-  found = mode == "all" or (mode == "seeded" and (temperature == 0 or seed is not None))
-  _told.set(found)
-  return found
+
+def tell_exact(exact: bool) -> bool:
+  """The response that is prepared in this context says so. Returns what it was given."""
+  _told.set(exact)
+  return exact
 
 
 async def add_exact(request: web.Request, response: web.StreamResponse) -> None:

@@ -10,8 +10,8 @@ from msgspec import Meta, Struct
 
 from exo.api.aside import LARGE, aside
 from exo.api.exact import is_exact
+from exo.config import ExactMode
 from exo.errors import InvalidRequestError
-from exo.inference.exactness import ExactMode
 from exo.inference.sampling import SamplingParams
 
 MAX_N = 8

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from exo.api.caller import caller
+from exo.api.exact import tell_exact
 from exo.api.schema import SamplingFields
 from exo.errors import ExoError
 from exo.inference.sampling import TokenLogprob
@@ -138,7 +139,7 @@ async def text_run(
       prompt_logprobs,
       share=who.label,
       cache_salt=who.cache_salt,
-      exact=fields.is_exact(node.config.exact, node.config.default_temp)
+      exact=tell_exact(fields.is_exact(node.config.exact, node.config.default_temp))
   )
   with node.activity.request(spec.request_id, model.id, title, len(prompt_ids), n) as watched:
     async with node.generation(spec, model) as generation:

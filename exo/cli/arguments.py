@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import get_args
 
 from exo import __version__
+from exo.config import ExactMode
 from exo.errors import ConfigError
 from exo.inference.engine_names import engine_names
-from exo.inference.exactness import ExactMode
 from exo.inference.kv_type import KV_TYPES, KvType
 from exo.inference.quantize import Quantize
 from exo.inference.weight_mode import WeightMode

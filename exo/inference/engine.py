@@ -130,11 +130,11 @@ class LoadOptions:
 class Study:
   """Finds out about a stage's exactness in a process of its own, which takes `n_bytes`. `key` is the same for stages that compute alike.
 
-  `run` blocks for up to minutes, in any thread, and ends with an `EngineError` soon after `is_unwanted()` says so. Raises `EngineError`.
+  `run` blocks for up to minutes, in any thread, and ends with None soon after `is_unwanted()` says so. Raises `EngineError`.
   """
   key: str
   n_bytes: int
-  run: Callable[[Callable[[], bool]], Exactness]
+  run: Callable[[Callable[[], bool]], Exactness | None]
 
 
 class StageModel(ABC):

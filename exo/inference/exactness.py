@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
-ExactMode = Literal["all", "seeded", "off"]
-MOST_MULTIPLE = 512  # tokens
+_MOST_MULTIPLE, _MOST_ROWS = 256, 2**16
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +24,13 @@ class Exactness:
   joined: bool = True
   draft_rows: int = 0
   as_prompt: bool = True
+
+  @property
+  def is_possible(self) -> bool:
+    """Of one that somebody else has written: multiples are powers of two, so that the greatest of several is one of all of them."""
+    multiple = self.prompt_multiple
+    is_multiple = 0 < multiple <= _MOST_MULTIPLE and multiple & (multiple - 1) == 0
+    return is_multiple and all(0 <= rows <= _MOST_ROWS for rows in (self.decode_rows, self.draft_rows))
 
   @property
   def least_piece(self) -> int:

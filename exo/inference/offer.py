@@ -38,8 +38,8 @@ class EngineOffer:
   name. `reason` completes "because …". `missing` is what must be installed before it can run anything here, or how its
   library is broken; "" where neither is. `weights` is what a weight takes in its memory, `rounds` whether floats are rounded
   for that although nobody has asked for it. `devices` are the short names of those of this machine that it can use, the best
-  first; with `any_device` it takes every name. `preferred`: it is chosen for what it can run and has the memory for, however fast others
-  are.
+  first; with `any_device` it takes every name. `preferred`: on CPUs it is chosen for what it can run and has the memory for, however
+  fast others are.
   """
   name: str
   device: str
@@ -72,12 +72,15 @@ class EngineOffer:
 def in_order(offers: Iterable[EngineOffer]) -> tuple[EngineOffer, ...]:
   """The engines of a worker, the one to be used first.
 
-  Preferred ones, then measured ones by their time, before those that have not been; what is no choice by itself and what cannot run comes
-  last.
+  Preferred ones, where there is no GPU, then measured ones by their time, before those that have not been; what is no choice by itself and
+  what cannot run comes last.
   """
+  offers = tuple(offers)
+  on_cpu = not any(offer.available and device.startswith("gpu") for offer in offers for device in offer.devices)
+
   def key(offer: EngineOffer) -> tuple[bool, bool, bool, float, int, str]:
     seconds = math.inf if offer.speed is None else offer.speed.seconds
-    return bool(offer.missing), offer.rank < 0, not offer.preferred, seconds, -offer.rank, offer.name
+    return bool(offer.missing), offer.rank < 0, not (offer.preferred and on_cpu), seconds, -offer.rank, offer.name
 
   return tuple(sorted(offers, key=key))
 

@@ -45,6 +45,8 @@ class PlanDriver:
 
   def learn(self, stage: int, exactness: Exactness) -> None:
     """A stage has found out more about its calls."""
+    if self.scheduler.limits.exactness[stage] == exactness:
+      return
     self.scheduler.learn(stage, exactness)
     log(1, "plan %s is exact with %s", self.plan.plan_id, self.scheduler.exactness)
 

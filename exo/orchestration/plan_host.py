@@ -74,7 +74,7 @@ class PlanHost:
   ) -> None:
     self._node_id, self.workers = node_id, tuple(workers)
     self._send, self._rehearse, self._meter, self._awake = send, rehearse, meter, awake
-    self._studies = studies
+    self.studies = studies
     self._most_wait_s, self._is_linked = most_wait_s, is_linked
     self._open: dict[str, OpenedPlan] = {}
     self._opening: dict[tuple[str, int], Opening] = {}  # what is being loaded now, by plan and stage
@@ -170,11 +170,6 @@ class PlanHost:
   async def _open_stage(self, desk: WorkerDesk, message: OpenPlan) -> PlanOpened:
     plan, index = message.plan, message.stage
     loaded = await desk.open(message)
-    try:
-      await self._studies.recall(desk.worker, loaded.model)
-    except BaseException:
-      await desk.worker.unload(loaded.model)
-      raise
     runner = StageRunner(
         plan, index, loaded.model, desk.worker, self._send, self._meter, self, self._awake, loaded.grammars
     )
@@ -189,9 +184,9 @@ class PlanHost:
     return stage.limits
 
   async def _study(self, stage: RunningStage) -> None:
-    """Find out more about a stage, and let the plan's first stage know."""
+    """Find out more about a stage, once its plan has served somebody, and let the first stage know."""
     runner = stage.runner
-    found = await self._studies.run(stage.worker, runner.model, lambda: not self.idle)
+    found = await self.studies.run(stage.worker, runner.model, lambda: not self.idle or runner.changed_step < 0)
     if found is not None:
       self._send(runner.plan.first.node_id, ExactnessFound(runner.plan.plan_id, runner.index, found))
 

@@ -76,7 +76,7 @@ class Scheduler:
   def _learn_exactness(self, of_stages: tuple[Exactness, ...]) -> None:
     self.limits = replace(self.limits, exactness=of_stages)
     self.exactness = Exactness.of_all(of_stages)
-    self.room.most_step = max(self.limits.step_tokens, self.exactness.most_piece)
+    self.room.most_step = self.limits.step_tokens + self.exactness.most_piece
 
   @property
   def waiting(self) -> int:
@@ -222,7 +222,7 @@ class Scheduler:
       sequence.stepped = self._next_step
       sequence.computed += 1
     for sequence in replaying:
-      again, stay = sequence.replay_step()
+      again, stay = sequence.replay_step(self._most_drafts(sequence) + 1)
       room -= len(again)
       if room < 0 and draft.entries:
         break
@@ -255,6 +255,8 @@ class Scheduler:
       budget, least = budget - taken, least + taken
     while budget >= 2 and (admitted := self._admit(draft)) is not None:
       taken = self._chunk(admitted, budget, draft, must=not least)
+      if not taken:
+        break
       budget, least = budget - taken, least + taken
 
   def _chunk(self, sequence: RunningSequence, budget: int, draft: StepDraft, must: bool) -> int:
@@ -346,7 +348,7 @@ class Scheduler:
       return 0  # where the results of all rows are wanted, calls are as short as these are large
     if match is not None and (match.as_prompt < match.length or exactness.whole(match.length) < match.length):
       return match.as_prompt
-    if exactness.as_prompt and (request.exact or not exactness.decode_rows):
+    if exactness.as_prompt and (request.exact or not (exactness.decode_rows or exactness.draft_rows)):
       return sys.maxsize  # what is decoded, too
     return exactness.whole(sequence.prompt_tokens)
 

@@ -54,10 +54,12 @@ class RunningSequence:
     """Its first token is there."""
     return self.prompt_tokens <= self.computed and self.prompt_tokens < len(self.tokens)
 
-  def replay_step(self) -> tuple[list[int], int]:
-    """The next tokens to compute again, and how many of them stay: wrong drafts may have been anything, but were there."""
+  def replay_step(self, most: int) -> tuple[list[int], int]:
+    """The next tokens to compute again, at most so many, and how many of them stay: wrong drafts may have been anything, but were there."""
     index = self.computed - self.prompt_tokens
     wide = next((w for w in self.request.replay_wide if w.index == index), WideStep(index, 1, 1))
+    if wide.width > most:  # the plan that computed them could do more at once and alike
+      return self.tokens[self.computed:self.computed + 1], 1
     stay = self.tokens[self.computed:self.computed + wide.count]
     return stay + stay[-1:] * (wide.width - wide.count), wide.count
 

@@ -20,6 +20,7 @@ from exo.orchestration.stage_files import StageFiles
 from exo.topology.loaded_for import WHAT_FITS, LoadedFor
 from exo.topology.ring_plan import RingPlan
 from exo.worker.step_guard import check_step
+from exo.worker.studies import Studies
 from exo.worker.worker import Worker
 
 if TYPE_CHECKING:
@@ -41,9 +42,12 @@ class OpenedStage:
 
 
 class StageOpener:
-  """For one worker; `residents` are what its node has loaded, and `leases` what their caches may hold."""
-  def __init__(self, worker: Worker, files: StageFiles, residents: Residents, leases: KvLeases) -> None:
+  """For one worker; `residents` are what its node has loaded, `leases` what their caches may hold, and `studies` what is known of such stages."""
+  def __init__(
+      self, worker: Worker, files: StageFiles, residents: Residents, leases: KvLeases, studies: Studies
+  ) -> None:
     self._worker, self._files, self._residents, self._leases = worker, files, residents, leases
+    self._studies = studies
     self._memory = asyncio.Lock()
     self._lost: dict[str, ExoError] = {}
     self._opening: set[str] = set()
@@ -164,6 +168,7 @@ class StageOpener:
       bounds = await self._files.frame_bounds(shard, file, model.memory)
       grammars = await self._files.grammars(shard, file) if shard.is_last else None
       await self._worker.thread.run(check_step, model, None if shard.is_first else bounds.hidden_size)
+      await self._studies.recall(self._worker, model)
       if (lost := self._lost.get(plan_id)) is not None:  # last, since it may be lost during all of that
         raise lost
     except BaseException:

@@ -27,6 +27,7 @@ from exo.orchestration.stage_files import StageFiles
 from exo.orchestration.stage_opener import OpenedStage, StageOpener
 from exo.tasks import TaskOwner
 from exo.worker.step_guard import check_step
+from exo.worker.studies import Studies
 from exo.worker.worker import Worker
 
 # of a load that ended because nobody wants it any more, because others are served, or that was never this node's
@@ -37,6 +38,7 @@ class OpenStages(Protocol):
   """The stages that are open on the workers of a node."""
   residents: Residents
   leases: KvLeases
+  studies: Studies
 
   def find(self, worker: Worker, illness: Illness) -> OpenedStage | None:
     """The stage on that worker that runs these very layers of these files, if there is one."""
@@ -46,7 +48,7 @@ class WorkerDesk:
   """For one worker. `stages` has what is open on it."""
   def __init__(self, worker: Worker, files: StageFiles, tasks: TaskOwner, stages: OpenStages) -> None:
     self.worker, self._files, self._stages = worker, files, stages
-    self.opener = StageOpener(worker, files, stages.residents, stages.leases)
+    self.opener = StageOpener(worker, files, stages.residents, stages.leases, stages.studies)
     self.ailments = Ailments(worker.name, worker.label, tasks, self._recover)
     self._crashes = Crashes(worker.label)
 

@@ -7,10 +7,11 @@ import json
 from collections.abc import Callable
 from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
 from exo.errors import EngineError, in_words
 from exo.inference.engine import StageModel, Study
-from exo.inference.exactness import MOST_MULTIPLE, Exactness
+from exo.inference.exactness import Exactness
 from exo.log import log
 from exo.oldest import forget_oldest
 from exo.private_files import write_private
@@ -34,7 +35,8 @@ class Studies:
     try:
       if self._file.stat().st_size > _MOST_BYTES:
         return {}
-      return {str(key): _plausible(value) for key, value in json.loads(self._file.read_text("utf-8")).items()}
+      read = {str(key): _plausible(value) for key, value in json.loads(self._file.read_text("utf-8")).items()}
+      return {key: found for key, found in read.items() if found is not None}
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
       return {}
 
@@ -52,31 +54,41 @@ class Studies:
       await worker.thread.run(model.learn, known[study.key])
 
   async def run(self, worker: Worker, model: StageModel, busy: Callable[[], bool]) -> Exactness | None:
-    """Find out what is not known of a stage as soon as nobody is `busy` and there is memory for it, and tell the stage. None where that
-    cannot be; what has been tried twice in vain is left."""
-    study = model.to_study()
-    for _ in range(_TRIES if study is not None else 0):
-      assert study is not None
+    """Find out what is not known of a stage as soon as nobody is `busy` and there is memory for it, and tell the stage. Broken off when
+    somebody is, and begun again later. None where it cannot be found out: what has failed twice is left.
+
+    The memory is beside what the worker offers, for as long as it takes, and only where the machine has twice as much.
+    """
+    study, failures = model.to_study(), 0
+    while study is not None and failures < _TRIES:
+      await self._quiet(worker, study, busy)
       async with self._lock:
-        await self._quiet(worker, study, busy)
-        if (known := (await asyncio.to_thread(self._read)).get(study.key)) is None:  # by another stage, or another node
-          try:
-            known = await self._found(study, busy)
-          except EngineError as error:
-            log(1, "%s: it could not be found out in which calls it is exact: %s", model.shard, error)
-            continue
-          log(1, "%s: exact with %s", model.shard, known)
-          try:
-            await asyncio.to_thread(self._keep, study.key, known)
-          except OSError as error:
-            log(0, "what was found out about %s cannot be kept: %s", model.shard, in_words(error))
-      await worker.thread.run(model.learn, known)
-      return known
+        # by another stage, or another node
+        known = (await asyncio.to_thread(self._read)).get(study.key)
+        try:
+          found = known or await self._found(study, busy)
+        except EngineError as error:
+          log(1, "%s: it could not be found out in which calls it is exact: %s", model.shard, error)
+          failures += 1
+          continue
+        if found is None:
+          continue
+        log(1, "%s: exact with %s", model.shard, found)
+        if found is not known:
+          await self._kept(study.key, found)
+      await worker.thread.run(model.learn, found)
+      return found
     return None
 
+  async def _kept(self, key: str, found: Exactness) -> None:
+    try:
+      await asyncio.to_thread(self._keep, key, found)
+    except OSError as error:
+      log(0, "what was found out about a stage cannot be kept: %s", in_words(error))
+
   @staticmethod
-  async def _found(study: Study, busy: Callable[[], bool]) -> Exactness:
-    """Raises `EngineError`."""
+  async def _found(study: Study, busy: Callable[[], bool]) -> Exactness | None:
+    """None where somebody wants the device. Raises `EngineError`."""
     wanted = True
     try:
       return await in_own_thread(lambda: study.run(lambda: not wanted or busy()), _LONGEST_S)
@@ -99,10 +111,9 @@ class Studies:
         since = loop.time()
 
 
-def _plausible(value: list[object]) -> Exactness:
-  """Raises `ValueError`, `TypeError`."""
-  decode_rows, multiple, joined, draft_rows, as_prompt = value
-  numbers = decode_rows, multiple, draft_rows
-  if not all(isinstance(n, int) and 0 <= n <= MOST_MULTIPLE for n in numbers) or not multiple:
-    raise ValueError(f"no exactness: {value}")
-  return Exactness(int(str(decode_rows)), int(str(multiple)), bool(joined), int(str(draft_rows)), bool(as_prompt))
+def _plausible(value: Any) -> Exactness | None:
+  """None for what cannot be."""
+  if not isinstance(value, list) or [type(one) for one in value] != [int, int, bool, int, bool]:
+    return None
+  found = Exactness(*value)
+  return found if found.is_possible else None

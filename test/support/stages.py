@@ -44,10 +44,11 @@ class Stages:
       self,
       entries: Sequence[tuple[int, int, Sequence[int]]],
       logits: LogitsOf = LogitsOf.ALL,
-      far: Container[int] = ()
+      far: Container[int] = (),
+      exact: bool = True
   ) -> npt.NDArray[Any]:
     """Entries are (sequence, position, tokens); `far` are those sequences that are."""
-    batch_entries = tuple(BatchEntry(s, p, len(t), logits, s in far) for s, p, t in entries)
+    batch_entries = tuple(BatchEntry(s, p, len(t), logits, s in far, exact) for s, p, t in entries)
     ids = np.concatenate([np.asarray(t, np.int32) for _, _, t in entries])
     hidden = None
     for model in self.models:

@@ -122,13 +122,15 @@ class ChildStage:
     """As `step` on the last stage, but hidden states after the final norm, (tokens, width)."""
     start = 0
     for entry in entries:
-      for a in range(0, entry.n_tokens, self.scored_rows):
-        n = min(self.scored_rows, entry.n_tokens - a)
+      a = 0
+      while a < entry.n_tokens:
+        n = self._piece(entry.position + a, entry.n_tokens - a, self.scored_rows)
         place = self._pool.place(entry.sequence, entry.position + a + n, entry.far, entry.exact)
         rows = [Row(place.number, entry.position + a + i) for i in range(n)]
         part = slice(start + a, start + a + n)
         out[part] = place.context.final_hidden(rows, given[part], self._cut.positions)
         self._look_at(entry.sequence, out[part])
+        a += n
       start += entry.n_tokens
 
   def _prompt(self, entry: BatchEntry, given: npt.NDArray[Any], out: Floats) -> None:
@@ -136,8 +138,7 @@ class ChildStage:
     scores = self._is_last and entry.logits not in (LogitsOf.NONE, LogitsOf.LAST)
     while a < entry.n_tokens:
       left = entry.n_tokens - a
-      # where all rows are wanted, calls are as long as their results may be, from the entry's beginning on
-      b = a + (min(left, self.scored_rows) if scores else self.exactness.piece(entry.position + a, left, STEP_ROWS))
+      b = a + self._piece(entry.position + a, left, self.scored_rows if scores else STEP_ROWS)
       # of the marked rows, which are the last ones of an entry, those in this part
       first_wanted = entry.n_tokens - entry.logit_rows
       place = self._pool.place(entry.sequence, entry.position + b, entry.far, entry.exact)
@@ -147,6 +148,11 @@ class ChildStage:
       done += len(found)
       self._look_at(entry.sequence, found)
       a = b
+
+  def _piece(self, position: int, left: int, most: int) -> int:
+    """How many tokens of a prompt make the next call. Where all their results are wanted, and these are too large for a piece that must be
+    whole, calls are cut at the same places each time."""
+    return self.exactness.piece(position, left, most) or min(left, most - position % most)
 
   def _decode(self, singles: Sequence[_Single], most: int) -> None:
     """At most so many of them in a call, 0: any number."""

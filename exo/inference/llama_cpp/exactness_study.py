@@ -30,7 +30,7 @@ _Texts = Sequence[tuple[int, SequenceState]]
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-  """Of calls: the rows that came out, and what the cache then holds."""
+  """Of calls: the rows that came out, of the last token alone where these are logits, and what the cache then holds."""
   rows: bytes
   kept: bytes
 
@@ -45,11 +45,11 @@ class ExactnessStudy:
     one = self._make(CONTEXT, 1)
     try:
       careful = self._prompt(one, (0, CAREFUL.prompt_multiple))
-      few = (0, CALL_ROWS, *self._pieces(1, CALL_ROWS + 1))
-      as_prompt = self._prompt(one, few) == careful and self._prompt(one, self._pieces(1)) == careful
-      found = 1 if as_prompt else next((m for m in _MULTIPLES if self._cut_at(one, careful, m)), None)
       texts = self._texts(one)
       draft_rows = self._widest(lambda width: self._drafts_alike(one, texts, width))
+      # what is rounded hides much: only where no number of rows makes a difference anywhere is one by one the same as a prompt
+      as_prompt = not draft_rows and all(self._prompt(one, starts) == careful for starts in self._one_by_one())
+      found = 1 if as_prompt else next((m for m in _MULTIPLES if self._cut_at(one, careful, m)), None)
     finally:
       one.close()
     many = self._make(CONTEXT, STREAMS)
@@ -58,8 +58,16 @@ class ExactnessStudy:
       decode_rows = self._widest(lambda width: self._together(many, texts, width) == alone[:width])
     finally:
       many.close()
+    if decode_rows and as_prompt:
+      return Exactness(decode_rows, _MULTIPLES[0], True, draft_rows, False)
     multiple = CAREFUL.prompt_multiple if found is None else found
     return Exactness(decode_rows, multiple, found is not None, draft_rows, as_prompt)
+
+  def _one_by_one(self) -> Iterator[Sequence[int]]:
+    """Where pieces begin that are mostly of one token, the quickest to tell first."""
+    yield [0, CALL_ROWS, *range(CALL_ROWS + 1, TOKENS)]
+    yield [*self._pieces(1)]
+    yield [0, *range(64, TOKENS)]
 
   @staticmethod
   def _widest(alike: Callable[[int], bool]) -> int:
@@ -90,12 +98,13 @@ class ExactnessStudy:
 
   def _prompt(self, context: LlamaContext, starts: Sequence[int] | Iterator[int]) -> _Seen:
     context.drop(0)
-    begin = list(starts)
+    begin, seen = list(starts), []
     for a, b in zip(begin, [*begin[1:], TOKENS], strict=True):
       for start in range(a, b, CALL_ROWS):
         end = min(start + CALL_ROWS, b)
         rows = self._call(context, [Row(0, i, i == TOKENS - 1) for i in range(start, end)], range(start, end))
-    return _Seen(rows[-1:].tobytes(), _bytes_of(context.state(0)))
+        seen.append(rows.tobytes())
+    return _Seen(b"".join(seen), _bytes_of(context.state(0)))
 
   def _texts(self, context: LlamaContext) -> _Texts:
     """Texts of several lengths, each with what is kept of it."""

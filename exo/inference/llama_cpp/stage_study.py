@@ -8,7 +8,7 @@ from concurrent.futures import wait
 from dataclasses import astuple
 
 from exo.child_process import ChildProcess
-from exo.errors import EngineError
+from exo.errors import EngineError, ExoError
 from exo.inference.engine import Study
 from exo.inference.exactness import Exactness
 from exo.inference.kv_type import KvType
@@ -34,20 +34,26 @@ def stage_study(
   config, layers = checkpoint.config, sum(part.layer_count for part in parts)
   cache_bytes = (STREAMS + 1) * CONTEXT * layers * 2 * config.n_kv_heads * config.head_dim * kv.element_bytes
 
-  def run(is_unwanted: Callable[[], bool]) -> Exactness:
+  def run(is_unwanted: Callable[[], bool]) -> Exactness | None:
     child = ChildProcess("exo.inference.llama_cpp.study_child", "studying llama.cpp", (str(library), ), environment)
-    answer = child.call("study", str(checkpoint.path), [astuple(part) for part in parts], threads, astuple(kv), weights)
     give_up = time.monotonic() + _LONGEST_S
     try:
+      answer = child.call(
+          "study", str(checkpoint.path), [astuple(part) for part in parts], threads, astuple(kv), weights
+      )
       while not wait([answer], _POLL_S).done:
         if is_unwanted():
-          raise EngineError("its study was broken off")
+          answer.cancel()  # nobody waits for the news that the process is gone
+          return None
         if time.monotonic() > give_up:
           raise EngineError(f"its study did not end within {_LONGEST_S:.0f} s")
       return Exactness(*answer.result())
+    except EngineError:
+      raise
+    except ExoError as error:
+      raise EngineError(error.message) from error
     finally:
-      answer.cancel()  # nobody waits for the news that the process is gone
       child.kill()
 
-  key = study_key(tensors, shard, (astuple(kv), threads, weights[0]), library)
+  key = study_key(checkpoint.header, shard, (astuple(kv), threads, weights[0]), library)
   return Study(key, 2 * n_bytes + int(cache_bytes) + _BESIDE_BYTES, run)

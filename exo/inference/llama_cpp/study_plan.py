@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from exo.inference.shard import Shard
-from exo.inference.weights.gguf_header import GgufTensor
+from exo.inference.weights.gguf_header import GgufHeader, GgufTensor
 from exo.machine import processor_mark
 
+_VERSION = 1  # of what is looked at
+_COUNTED = ("block_count", "context_length", "vocab_size")  # numbers of an architecture that change no call
 _Kind = tuple[tuple[str, str, tuple[int, ...]], ...]  # of a layer: its tensors' names, encodings and shapes
 
 
@@ -42,13 +44,19 @@ def layer_kind(tensors: Mapping[str, GgufTensor], layer: int) -> _Kind:
   )
 
 
-def study_key(tensors: Mapping[str, GgufTensor], shard: Shard, how: tuple[object, ...], library: Path) -> str:
-  """The same for all stages that have the same kinds of matrices, are computed in the same way (`how`), with the same library, on the same
-  processor."""
+def study_key(header: GgufHeader, shard: Shard, how: tuple[object, ...], library: Path) -> str:
+  """The same for all stages of an architecture and its numbers that have the same kinds of matrices, are computed in the same way (`how`),
+  with the same library, on the same processor."""
+  tensors, prefix = header.tensors, f"{header.metadata['general.architecture']}."
+  own = {key: value for key, value in header.metadata.items() if key.startswith(prefix) and not isinstance(value, list)}
+  own |= dict.fromkeys(prefix + counted for counted in _COUNTED)
   of = {layer_kind(tensors, layer) for layer in range(shard.start_layer, shard.end_layer + 1)}
   head = [(info.encoding, info.shape) for name, info in tensors.items() if shard.is_last and name.startswith("output")]
   if shard.is_last and "output.weight" not in tensors:
     head.append((tensors["token_embd.weight"].encoding, tensors["token_embd.weight"].shape))
   stat = library.stat()
-  said = repr((sorted(of), sorted(head), how, library.name, stat.st_size, stat.st_mtime_ns, processor_mark()))
+  said = repr((
+      _VERSION, prefix, sorted(own.items()), sorted(of), sorted(head), how, library.name, stat.st_size,
+      stat.st_mtime_ns, processor_mark()
+  ))
   return hashlib.sha256(said.encode()).hexdigest()[:32]

@@ -99,7 +99,7 @@ class PlainGguf(GgufFile):
   def _kv_heads(self, config: ModelConfig) -> list[int]:
     """Of each layer."""
     n, heads = config.n_layers, self.numbers("attention.head_count_kv", config.n_heads)
-    if len(heads) > 1:
+    if len(heads) != 1:
       return heads[:n]
     interval = self.number("full_attention_interval", 0) or 1
     return [heads[0] if (layer + 1) % interval == 0 else 0 for layer in range(n)]

@@ -23,7 +23,7 @@ from exo.bounds import (
     real,
 )
 from exo.errors import ProtocolError
-from exo.inference.exactness import MOST_MULTIPLE, Exactness
+from exo.inference.exactness import Exactness
 from exo.inference.sampling import TokenLogprob
 from exo.networking import messages as m
 from exo.networking.grpc import model_codec
@@ -112,9 +112,10 @@ def _opened_in(o: pb.PlanOpened) -> m.PlanOpened:
 
 
 def _exactness_in(e: pb.Exactness) -> Exactness:
-  if not 1 <= e.prompt_multiple <= MOST_MULTIPLE:
-    raise ProtocolError(f"a stage wants prompts cut at multiples of {e.prompt_multiple} tokens")
-  return Exactness(e.decode_rows, e.prompt_multiple, e.joined, e.draft_rows, e.as_prompt)
+  found = Exactness(e.decode_rows, e.prompt_multiple, e.joined, e.draft_rows, e.as_prompt)
+  if not found.is_possible:
+    raise ProtocolError(f"a stage cannot be exact with {found}")
+  return found
 
 
 def _exactness_out(e: Exactness) -> pb.Exactness:
