@@ -26,6 +26,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -38,6 +40,7 @@ SCENARIOS: dict[str, Callable[[Work], Coroutine[Any, Any, list[Compared]]]] = {
     "engine": engine.measure, "http": one_stream.measure, "streams": streams.measure, "load": load.measure,
     "ring": ring.measure
 }
+_DISTURBING = 5.0
 _WANT_A_SERVER = ("http", "streams", "load")
 _HEAD = "| | figure | exo | beside it | ratio (95 %) | pairs | bound | |\n|---|---|---|---|---|---|---|---|"
 
@@ -133,9 +136,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if name in left_out or (name == "ring" and threads != min(found.threads)):  # its nodes have a core each
               continue
             step_aside(threads)
+            others = psutil.cpu_percent(1.0)  # all cores together
+            if others > _DISTURBING:
+              print(
+                  f"  before {name}, others compute with {others:.0f} % of this machine: figures may be off",
+                  flush=True
+              )
             for one in asyncio.run(SCENARIOS[name](work)):
               print(table_row(one), flush=True)
-              rows.append(one.to_json() | {"scenario": name})
+              rows.append(one.to_json() | {"scenario": name, "others_percent": others})
           results["figures"][work.name] = rows
   if found.json:
     found.json.write_text(json.dumps(results, indent=2) + "\n")
