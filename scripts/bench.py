@@ -4,6 +4,7 @@
   python scripts/bench.py speed      decode and prefill over HTTP on one core, against llama.cpp on the same file
                                      (pip install -e '.[bench]' for the comparison)
   python scripts/bench.py engines    the same for Gemma 3 270M; mlx and tinygrad against the stock libraries
+  python scripts/bench.py real-sizes files of real shapes beside llama.cpp and its server (real-sizes --help)
   python scripts/bench.py ring       batching, hops, long prompts, prefix reuse and drafts on pinned nodes (--lines 1 3)
 Machines are noisy: the two sides alternate, and medians and ratios are what to look at. --json FILE keeps the figures.
 """
@@ -233,6 +234,9 @@ BENCHMARKS: dict[str, Callable[[dict[str, Any], int], None]] = {
 
 
 def main() -> None:
+  if sys.argv[1:2] == ["real-sizes"]:  # which has options of its own
+    from scripts.bench_real_sizes import main as real_sizes
+    sys.exit(real_sizes(sys.argv[2:]))
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("what", nargs="*", choices=[*BENCHMARKS, "ring"], default=["start", "speed"])
   parser.add_argument("--rounds", type=int, default=9)

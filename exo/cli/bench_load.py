@@ -62,7 +62,9 @@ class Load:
   async def __aenter__(self) -> Load:
     headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=900)
-    self._session = aiohttp.ClientSession(headers=headers, timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
+    # llama.cpp's server ends a connection after a stream without having said so: the next request would be lost on it
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    self._session = aiohttp.ClientSession(headers=headers, timeout=timeout, connector=connector)
     return self
 
   async def __aexit__(self, *_: object) -> None:
