@@ -6,10 +6,7 @@ import json
 import os
 import re
 import shutil
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +32,7 @@ from test.support.disks import own_disk
 from test.support.families import Form, all_forms, few_forms
 from test.support.nodes import NodeProcess, exo
 from test.support.shaped_models import LLAMA_1B, SMALL, Shape, write_shaped
+from test.support.watched_memory import watched
 from test.test_llama_states import HereDevice
 
 MB = 2**20
@@ -453,25 +451,6 @@ def test_stages_exo_models_shows_what_made_files_take_and_exo_rm_gives_it_back(s
 
 
 # lines 2 and 7
-
-
-@contextmanager
-def watched(node: NodeProcess) -> Iterator[list[int]]:
-  """The most that the node and its children hold until the end of the block."""
-  most, ended = [0], threading.Event()
-
-  def look() -> None:
-    while not ended.is_set():
-      most[0] = max(most[0], held_bytes(node.process.pid))
-      time.sleep(0.02)
-
-  thread = threading.Thread(target=look)
-  thread.start()
-  try:
-    yield most
-  finally:
-    ended.set()
-    thread.join()
 
 
 def sizes_of(path: Path, weights: str) -> tuple[int, int]:

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,6 +20,7 @@ from exo.topology.weight_memory import WeightMemory
 from test.support.control_groups import entering, group
 from test.support.nodes import NodeProcess, exo
 from test.support.shaped_models import LLAMA_1B, SMALL, TINY, Shape, write_shaped
+from test.support.watched_memory import watched
 
 MB = 2**20
 ENGINES = [name for name in ("onnx", "tinygrad", "mlx", "llama_cpp") if probe_engine(name).available]
@@ -106,25 +103,6 @@ def test_line_4_a_list_of_large_models_is_judged_in_no_time() -> None:
 
 
 # a real node
-
-
-@contextmanager
-def watched(node: NodeProcess) -> Iterator[list[int]]:
-  """The most that the node and its children hold until the end of the block."""
-  most, ended = [0], threading.Event()
-
-  def look() -> None:
-    while not ended.is_set():
-      most[0] = max(most[0], held_bytes(node.process.pid))
-      time.sleep(0.02)
-
-  thread = threading.Thread(target=look)
-  thread.start()
-  try:
-    yield most
-  finally:
-    ended.set()
-    thread.join()
 
 
 def check_figures(engine: str, shape: Shape, encoding: str, tmp_path: Path) -> None:

@@ -45,7 +45,6 @@ class StudiedStage(DummyStage):
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
   monkeypatch.setattr(studies, "_QUIET_S", 0.05)
-  monkeypatch.setattr(studies, "_POLL_S", 0.01)
 
 
 def run(folder: Path, stage: StudiedStage, busy: Callable[[], bool] = lambda: False) -> Exactness | None:

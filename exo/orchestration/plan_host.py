@@ -186,9 +186,12 @@ class PlanHost:
   async def _study(self, stage: RunningStage) -> None:
     """Find out more about a stage, once its plan has served somebody, and let the first stage know."""
     runner = stage.runner
-    found = await self.studies.run(stage.worker, runner.model, lambda: not self.idle or runner.changed_step < 0)
-    if found is not None:
-      self._send(runner.plan.first.node_id, ExactnessFound(runner.plan.plan_id, runner.index, found))
+    try:
+      found = await self.studies.run(stage.worker, runner.model, lambda: not self.idle or runner.changed_step < 0)
+      if found is not None:
+        self._send(runner.plan.first.node_id, ExactnessFound(runner.plan.plan_id, runner.index, found))
+    except ExoError as error:  # the engine's process or the first stage is gone, and the plan ends for that
+      log(1, "what was found out about %s was of no use: %s", runner.model.shard, error)
 
   # the first stage's part
 

@@ -17,6 +17,7 @@ from exo.errors import in_words
 from exo.inference.offer import EngineOffer, EngineSpeed, in_order
 from exo.log import log
 from exo.private_files import write_private
+from exo.worker.quiet import quiet
 from exo.worker.worker import Worker
 
 MEASURING_MB = 1500  # what a node must offer, for an engine to be measured beside it
@@ -99,7 +100,7 @@ class EngineSpeeds:
   async def _measured(self, device: str, offer: EngineOffer, busy: Callable[[], bool]) -> EngineSpeed:
     """Raises what the engine raises, and `TimeoutError`."""
     while True:
-      await _quiet(busy)
+      await quiet(busy, _QUIET_S)
       child = ChildProcess("exo.worker.speed_probe", f"measuring {offer.name}")
       answer = asyncio.wrap_future(child.call("measure", offer.name, self._threads, self._quantize, device))
       try:
@@ -111,13 +112,3 @@ class EngineSpeeds:
       finally:
         answer.cancel()  # nobody waits for it any more, nor for the news that its process is gone
         child.kill()
-
-
-async def _quiet(busy: Callable[[], bool]) -> None:
-  """Until nobody has wanted the device for a while."""
-  loop = asyncio.get_running_loop()
-  since = loop.time()
-  while loop.time() - since < _QUIET_S:
-    await asyncio.sleep(_POLL_S)
-    if busy():
-      since = loop.time()

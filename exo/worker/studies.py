@@ -17,11 +17,12 @@ from exo.oldest import forget_oldest
 from exo.private_files import write_private
 from exo.system_figures import memory
 from exo.tasks import in_own_thread
+from exo.worker.quiet import quiet
 from exo.worker.worker import Worker
 
 _FILE = "exactness.json"
 _MOST_BYTES, _MOST_KEPT = 2**20, 2000
-_QUIET_S, _POLL_S, _LATER_S = 5.0, 1.0, 60.0
+_QUIET_S, _LATER_S = 5.0, 60.0
 _TRIES, _LONGEST_S = 2, 700.0
 
 
@@ -100,15 +101,10 @@ class Studies:
   @staticmethod
   async def _quiet(worker: Worker, study: Study, busy: Callable[[], bool]) -> None:
     """Until nobody has wanted the device for a while, and there is room."""
-    loop = asyncio.get_running_loop()
-    since = loop.time()
-    while loop.time() - since < _QUIET_S:
-      await asyncio.sleep(_POLL_S)
-      if busy():
-        since = loop.time()
-      elif worker.room < study.n_bytes or memory().available < 2 * study.n_bytes:
-        await asyncio.sleep(_LATER_S)
-        since = loop.time()
+    await quiet(busy, _QUIET_S)
+    while worker.room < study.n_bytes or memory().available < 2 * study.n_bytes:
+      await asyncio.sleep(_LATER_S)
+      await quiet(busy, _QUIET_S)
 
 
 def _plausible(value: Any) -> Exactness | None:
