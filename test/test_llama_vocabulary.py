@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import gguf
 import pytest
 
 from exo.errors import EngineError, ModelFilesError
+from exo.inference.backend_vocabulary import BackendVocabulary
+from exo.inference.gguf_tokenizer import gguf_tokenizer
 from exo.inference.llama_cpp import library_choice, vocabulary
 from exo.inference.llama_cpp.library_file import library_files
 from exo.inference.llama_cpp.vocabulary import LlamaVocabulary
 from exo.inference.tokenizer import TooManyTokensError
 from exo.inference.weights.checkpoint import Checkpoint, open_checkpoint
 from exo.inference.weights.gguf_file import GgufFile
+from test.support.gguf_words import PRE, UNUSED, backend_of, write_words
 from test.support.models import fetch_gemma
 from test.support.nodes import ROOT, wait_until
 
@@ -48,20 +53,34 @@ def cut_otherwise(smollm2: Checkpoint, tmp_path: Path) -> Path:
   return tmp_path / "model.gguf"
 
 
+def alike(own: LlamaVocabulary, meta: Mapping[str, Any]) -> None:
+  """What is made of texts, and what tokens are."""
+  other = BackendVocabulary(backend_of(meta))
+  for text in TEXTS:
+    assert own.ids(text) == other.ids(text)
+    assert own.text(own.ids(text)) == other.text(own.ids(text))
+  unused = {i for i, kind in enumerate(meta["tokenizer.ggml.token_type"]) if kind == UNUSED}  # no bytes, for llama.cpp
+  assert own.size == other.size and other.special <= own.special <= other.special | own.end_ids
+  assert own.stripped_spaces == other.stripped_spaces and other.joins_bytes
+  for i in {*range(0, own.size, 7), *range(300), *own.special} - unused:
+    assert own.token_bytes(i) == other.token_bytes(i)
+  for name in ("<|im_end|>", "<end_of_turn>", "the", "no such token"):
+    written = other.id_of(name)
+    assert own.id_of(name) == written or written is None
+
+
 @pytest.mark.parametrize("name", ["smollm2", "gemma"])
 def test_issue_19_its_tokens_are_those_of_the_library_that_reads_known_vocabularies(
     name: str, smollm2: Checkpoint, model_home: Path
 ) -> None:
   checkpoint = smollm2 if name == "smollm2" else open_checkpoint(fetch_gemma(model_home))
-  own, other = LlamaVocabulary(checkpoint.path), checkpoint.tokenizer()
-  for text in TEXTS:
-    assert own.ids(text) == other.encode(text)
-  assert other.eos_ids <= own.eos_ids
+  assert isinstance(checkpoint, GgufFile)
+  alike(LlamaVocabulary(checkpoint.path), checkpoint.header.metadata)
 
 
 def test_issue_19_a_vocabulary_that_only_it_knows_is_used_as_any(cut_otherwise: Path) -> None:
   tokenizer = open_checkpoint(cut_otherwise).tokenizer()
-  assert tokenizer.text_ids is not None
+  assert "gpt-4o" not in PRE
   for text in TEXTS:
     assert tokenizer.decode(tokenizer.encode(text), skip_special=False) == text
   assert tokenizer.encode("<|im_end|>") == [2] and {0, 2} <= tokenizer.eos_ids
@@ -73,12 +92,22 @@ def test_issue_19_a_vocabulary_that_only_it_knows_is_used_as_any(cut_otherwise: 
   assert tokenizer.encode_chat([{"role": "user", "content": json.dumps({"a": 1})}])
 
 
-def test_issue_19_without_it_a_strange_vocabulary_is_refused_with_what_to_install(
+def test_issue_19_a_long_text_without_a_cut_is_no_end_of_the_process(cut_otherwise: Path) -> None:
+  """The C++ library's regular expressions call themselves for every character: 8 MB of stack were not enough."""
+  tokenizer = open_checkpoint(cut_otherwise).tokenizer()
+  pid = vocabulary._process().pid
+  for unit in ("a", " ", "日", "\n"):
+    text = unit * 200_000
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+  assert vocabulary._process().pid == pid
+
+
+def test_issue_19_without_it_a_vocabulary_is_refused_with_what_to_install(
     cut_otherwise: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
   vocabulary._only_process.cache_clear()
   monkeypatch.setattr(library_choice, "library_files", lambda named: iter(()))
-  with pytest.raises(ModelFilesError, match=r"named 'gpt-4o'.*pip install xllamacpp"):
+  with pytest.raises(ModelFilesError, match=r"reads the words of GGUF files.*pip install xllamacpp"):
     open_checkpoint(cut_otherwise).tokenizer()
 
 
@@ -88,6 +117,34 @@ def test_issue_19_a_vocabulary_that_nobody_knows_is_an_error_in_words(smollm2: C
   (tmp_path / "odd.gguf").write_bytes(b"GGUF, or something like it")
   with pytest.raises(ModelFilesError, match=r"llama\.cpp does not read the vocabulary of odd\.gguf"):
     LlamaVocabulary(tmp_path / "odd.gguf")
+
+
+STRANGE: tuple[Any, ...] = ("x", "gpt-2", ["a"], [0.5], [7], [-1000000, 1], float("nan"), -256, 2**31, True, 0)
+KEYS = ("model", "pre", "tokens", "token_type", "merges", "scores", "eos_token_id", "bos_token_id", "eot_token_id")
+
+
+@pytest.mark.parametrize("key", [*KEYS, "add_bos_token", "add_space_prefix", "chat_template"])
+def test_issue_19_whatever_a_vocabulary_says_is_read_or_refused_in_words(key: str, tmp_path: Path) -> None:
+  """Of both kinds, on disk: what a strange one does to llama.cpp is the end of its process at worst."""
+  words = ["<s>", "</s>", "a", "b", "ab", "Ġ", "▁"]
+  meta = {
+      "tokenizer.ggml.tokens": words, "tokenizer.ggml.token_type": [3, 3, 1, 1, 1, 1, 1], "tokenizer.ggml.merges": ["a b"],
+      "tokenizer.ggml.scores": [0.0, 0.0, -1.0, -1.0, -2.0, -3.0, -3.0], "tokenizer.ggml.bos_token_id": 0,
+      "tokenizer.ggml.eos_token_id": 1
+  }  # yapf: disable
+  name = f"tokenizer.{'' if key == 'chat_template' else 'ggml.'}{key}"
+  for kind in ("gpt2", "llama"):
+    for value in STRANGE:
+      strange = meta | {"tokenizer.ggml.model": kind, "tokenizer.ggml.pre": "default"} | {name: value}
+      path = write_words(tmp_path / f"{kind}.gguf", strange)
+      try:
+        tokenizer = gguf_tokenizer(strange, path)
+        ids = tokenizer.encode("ab a<s>", add_bos=True)
+      except (ModelFilesError, EngineError) as error:
+        assert len(error.message) > 10, (kind, value)
+        continue
+      assert all(0 <= i < tokenizer.vocab_size for i in (*ids, *tokenizer.eos_ids)), (kind, value, ids)
+      assert tokenizer.decode(ids) is not None
 
 
 def test_issue_19_a_process_that_ends_takes_no_text_along(smollm2: Checkpoint) -> None:

@@ -99,7 +99,7 @@ def _prepare(config: Config, model: ModelInfo, body: ChatCompletionRequest, most
 def _thinking(tokenizer: Tokenizer, rendered: str) -> Thinking | None:
   """The tags of a reasoning model; None for others."""
   for tags in _THINKING:
-    if tags.end in (tokenizer.chat_template or "") or tokenizer.backend.token_to_id(tags.end) is not None:
+    if tags.end in (tokenizer.chat_template or "") or tokenizer.id_of(tags.end) is not None:
       return Thinking(tags.begin, tags.end, rendered.rstrip().endswith(tags.begin))
   return None
 

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,9 +45,9 @@ def _child() -> ChildProcess:
 
 
 class GrammarCompiler:
-  """Compiles grammars for the vocabulary of the model at `path`, which the process reads when the first one comes."""
-  def __init__(self, tokenizer: Tokenizer, path: Path) -> None:
-    self._eos_ids, self._path = tokenizer.eos_ids, path
+  """Compiles grammars for a model's vocabulary, which the process is told when the first one comes."""
+  def __init__(self, tokenizer: Tokenizer) -> None:
+    self._tokenizer = tokenizer
     self._number = next(_numbers)
     self._told = 0  # the generation of the process that knows the vocabulary
     self._lock = threading.Lock()
@@ -59,7 +58,7 @@ class GrammarCompiler:
 
   def start(self, grammar: str, max_tokens: int) -> Constraint:
     """A constraint for a text of at most `max_tokens`, compiled in the background."""
-    return Constraint(self, self._eos_ids, self._number, grammar, max_tokens)
+    return Constraint(self, self._tokenizer.eos_ids, self._number, grammar, max_tokens)
 
   def ask(self, name: str, *arguments: Any) -> Any:
     """An answer of the process, which knows the vocabulary then. Blocks; what takes too long is ended with the process."""
@@ -77,7 +76,10 @@ class GrammarCompiler:
       child = _child()
       if child.pid is not None and self._told == child.generation:
         return
-      _ask(_PREPARE_S, "vocabulary", self._number, str(self._path))
+      known = self._tokenizer
+      tokens = [known.token_bytes(i) for i in range(known.vocab_size)]
+      special = [i for i in range(len(tokens)) if known.is_special(i)]
+      _ask(_PREPARE_S, "vocabulary", self._number, tokens, special, sorted(known.eos_ids))
       if not self._told:
         weakref.finalize(self, _gone_vocabularies.append, self._number)
       self._told = child.generation

@@ -6,7 +6,7 @@ Runs as `main`: vocabularies and sequences by number. Calls of one sequence come
 from __future__ import annotations
 
 import re
-from pathlib import Path
+import weakref
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,15 +14,12 @@ import numpy.typing as npt
 
 from exo.child_process import ChildGoneError, serve
 from exo.errors import EngineUnavailableError, InvalidRequestError
-from exo.inference.tokenizer import Tokenizer
-from exo.inference.weights.checkpoint import open_checkpoint
 
 _THREADS = 3  # the library lets others run meanwhile
 _LISTING = re.compile(r"\n\s*\d+ \|")
 _PLACE = re.compile(r"^at \d+\(\d+\): |failed to compile JSON schema: ")
 _LONGEST_END = 512  # tokens
 _MARGIN = 8
-DUMMY_PATH = "dummy"
 
 T = TypeVar("T")
 
@@ -42,16 +39,17 @@ def _library() -> Any:
 
 class Vocabulary:
   """A model's tokens as bytes. `closers`: tokens that may close what is open, inside a string and outside."""
-  def __init__(self, tokenizer: Tokenizer) -> None:
-    self.tokens = [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
-    self.eos = sorted(tokenizer.eos_ids)
+  def __init__(self, tokens: list[bytes], special: list[int], eos: list[int]) -> None:
+    self.tokens, self.eos = tokens, eos
+    alone = {token: i for i, token in enumerate(tokens) if len(token) == 1}
     self.closers = {
-        in_string: [t for c in texts if (t := tokenizer.byte_token(ord(c))) is not None]
-        for in_string, texts in ((True, '"'), (False, '}]"0:1,{['))
+        in_string: [alone[c] for byte in texts if (c := bytes([byte])) in alone]
+        for in_string, texts in ((True, b'"'), (False, b'}]"0:1,{['))
     }
     library = _library()
-    wrapper = library.TokenizerWrapper(_Wrapped(tokenizer, self.tokens, self.eos))
-    self.prepared = library.LLTokenizer(wrapper, n_vocab=len(self.tokens), eos_token=self.eos or None)
+    wrapper = library.TokenizerWrapper(_Wrapped(weakref.ref(self), special))
+    self.prepared: Any = None
+    self.prepared = library.LLTokenizer(wrapper, n_vocab=len(tokens), eos_token=eos or None)
 
   def matcher(self, grammar: str) -> Any:
     """The state of the grammar at its beginning. Raises `InvalidRequestError` that says what is wrong with it."""
@@ -65,16 +63,28 @@ class Vocabulary:
 
 
 class _Wrapped:
-  """What the library asks of a tokenizer."""
+  """What the library asks of a tokenizer. It keeps this, so that this must not keep the vocabulary that keeps it."""
   bos_token_id = None
 
-  def __init__(self, tokenizer: Tokenizer, tokens: list[bytes], eos: list[int]) -> None:
-    self._tokenizer, self.tokens = tokenizer, tokens
-    self.special_token_ids = [i for i in range(len(tokens)) if tokenizer.is_special(i)]
-    self.eos_token_id = eos[0] if eos else 0
+  def __init__(self, vocabulary: weakref.ref[Vocabulary], special: list[int]) -> None:
+    self._vocabulary, self.special_token_ids = vocabulary, special
+    known = _there(vocabulary)
+    self.tokens, self.eos_token_id = known.tokens, known.eos[0] if known.eos else 0
 
   def __call__(self, text: str | bytes) -> list[int]:
-    return self._tokenizer.encode(text if isinstance(text, str) else text.decode("utf-8", "replace"))
+    """Of what a grammar forces: any tokens that write it will do, so the longest ones."""
+    prepared = _there(self._vocabulary).prepared
+    if prepared is None:  # the library tries what this takes
+      return []
+    found: list[int] = prepared.greedy_tokenize(text if isinstance(text, str) else text.decode("utf-8", "replace"))
+    return found
+
+
+def _there(vocabulary: weakref.ref[Vocabulary]) -> Vocabulary:
+  found = vocabulary()
+  if found is None:
+    raise ChildGoneError("the vocabulary has been forgotten")
+  return found
 
 
 def _first_lines(text: str) -> str:
@@ -198,17 +208,8 @@ class _Service:
     self._vocabularies: dict[int, Vocabulary] = {}
     self._sequences: dict[int, Sequence] = {}
 
-  def vocabulary(self, number: int, path: str) -> None:
-    """Of the model at `path`."""
-    if path == DUMMY_PATH:
-      from exo.inference.dummy.checkpoint import DummyCheckpoint
-      self._vocabularies[number] = Vocabulary(DummyCheckpoint().tokenizer())
-      return
-    checkpoint = open_checkpoint(Path(path))
-    try:
-      self._vocabularies[number] = Vocabulary(checkpoint.tokenizer())
-    finally:
-      checkpoint.close()
+  def vocabulary(self, number: int, tokens: list[bytes], special: list[int], eos: list[int]) -> None:
+    self._vocabularies[number] = Vocabulary(tokens, special, eos)
 
   def forget(self, vocabularies: list[int], sequences: list[int]) -> None:
     for number in vocabularies:

@@ -9,6 +9,7 @@ from typing import Any
 import tokenizers
 
 from exo.errors import ModelFilesError
+from exo.inference.backend_vocabulary import BackendVocabulary
 from exo.inference.tokenizer import Tokenizer
 
 
@@ -91,4 +92,5 @@ def hf_tokenizer(folder: Path) -> Tokenizer:
     add_bos = bool(config["add_bos_token"])
   else:  # newer folders say it in the post-processor alone
     add_bos = backend.encode("", add_special_tokens=True).ids[:1] == [bos_id]
-  return Tokenizer(backend, frozenset(eos), bos_id, add_bos, _template(folder, config), special)
+  vocabulary = BackendVocabulary(backend)
+  return Tokenizer(vocabulary, frozenset(eos), bos_id, add_bos, _template(folder, config), special)

@@ -1,21 +1,18 @@
-"""Text to token ids and back: one class for every source of tokenizers, over the `tokenizers` library."""
+"""Text to token ids and back: one class for every source of vocabularies."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import tokenizers
-
 from exo.inference.chat_template import CHATML, render_chat
 from exo.inference.detokenizer import Detokenizer
-from exo.inference.token_bytes import TokenBytes
+from exo.inference.vocabulary import Vocabulary
 from exo.inference.whole_characters import whole_characters
 
 _SLICE = 64 * 1024  # characters that are tokenized in one go where a text may be too long
-_ID_LIMIT = 2**32  # the library's ids are 32 bits wide
 
 
 class TooManyTokensError(Exception):
@@ -27,25 +24,20 @@ class TooManyTokensError(Exception):
 
 @dataclass(frozen=True)
 class Tokenizer:
-  """`eos_ids` end a generation. `special_tokens` are the template's variables, such as `bos_token`. `text_ids` makes tokens of a text where
-  the backend only knows what they are called."""
-  backend: tokenizers.Tokenizer
+  """`eos_ids` end a generation. `special_tokens` are the template's variables, such as `bos_token`."""
+  vocabulary: Vocabulary
   eos_ids: frozenset[int]
   bos_id: int | None = None
   add_bos: bool = False
   chat_template: str | None = None
   special_tokens: Mapping[str, str] = field(default_factory=dict)
-  text_ids: Callable[[str], list[int]] | None = None
 
   @property
   def vocab_size(self) -> int:
-    return int(self.backend.get_vocab_size(with_added_tokens=True))
+    return self.vocabulary.size
 
   def encode(self, text: str, *, add_bos: bool = False) -> list[int]:
-    """Token ids of `text`, in which the names of special tokens become those tokens.
-
-    Lets other threads run meanwhile: only the library's form for several texts gives the interpreter free.
-    """
+    """Token ids of `text`, in which the names of special tokens become those tokens. Blocks, and lets other threads run."""
     ids = self._ids(text)
     if add_bos and self.add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
       return [self.bos_id, *ids]
@@ -86,20 +78,11 @@ class Tokenizer:
     return max((len(self.token_bytes(i)) for i in range(self.vocab_size)), default=0) or 1
 
   def _ids(self, text: str) -> list[int]:
-    text = whole_characters(text)
-    if self.text_ids is not None:
-      return self.text_ids(text)
-    ids: list[int] = self.backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
-    return ids
+    return self.vocabulary.ids(whole_characters(text))
 
   def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
     """The text of `ids`; U+FFFD for bytes that are no characters, nothing for ids that there are not."""
-    shown = [i for i in ids if 0 <= i < _ID_LIMIT and not (skip_special and i in self._special)]
-    if not self.joins_bytes:
-      return str(self.backend.decode(shown, skip_special_tokens=False))
-    text = b"".join(map(self.token_bytes, shown)).decode("utf-8", "replace")
-    spaces = len(text[:self.stripped_spaces]) - len(text[:self.stripped_spaces].lstrip(" "))
-    return text[spaces:]
+    return self.vocabulary.text([i for i in ids if not (skip_special and i in self.vocabulary.special)])
 
   def render_chat(
       self,
@@ -124,39 +107,30 @@ class Tokenizer:
 
   def token_bytes(self, token_id: int) -> bytes:
     """What the token adds to a text, also where that is a part of a character. Special tokens give their names."""
-    return self._bytes[token_id]
+    return self.vocabulary.token_bytes(token_id)
 
   @property
   def joins_bytes(self) -> bool:
-    """A text is the bytes of its tokens, joined; otherwise the backend's decoder knows how words become a text."""
-    return self._bytes.exact
+    """A text is the bytes of its tokens, joined; otherwise the vocabulary knows how words become a text."""
+    return self.vocabulary.joins_bytes
 
   @property
   def stripped_spaces(self) -> int:
     """How many spaces at most a text loses at its beginning when tokens become text."""
-    return self._bytes.stripped_spaces
+    return self.vocabulary.stripped_spaces
 
-  def byte_token(self, byte: int) -> int | None:
-    """The token of this ASCII character alone, if there is one."""
-    token_id: int | None = self.backend.token_to_id(self._bytes.piece_of(byte))
-    return token_id
+  def id_of(self, text: str) -> int | None:
+    """The id of the token that is written so, if there is one."""
+    return self.vocabulary.id_of(text)
 
   def special_id(self, text: str) -> int | None:
     """The id of a token with this name that the plain text of a prompt or an answer does not show."""
-    token_id: int | None = self.backend.token_to_id(text)
-    return token_id if token_id in self._special else None
+    token_id = self.vocabulary.id_of(text)
+    return token_id if token_id in self.vocabulary.special else None
 
   def is_special(self, token_id: int) -> bool:
     """Whether plain text leaves this token out."""
-    return token_id in self._special
-
-  @cached_property
-  def _special(self) -> frozenset[int]:
-    return frozenset(i for i, token in self.backend.get_added_tokens_decoder().items() if token.special)
-
-  @cached_property
-  def _bytes(self) -> TokenBytes:
-    return TokenBytes(self.backend)
+    return token_id in self.vocabulary.special
 
   def detokenizer(self, after: Sequence[int] = (), visible: Iterable[int] = (), *, echoed: bool = False) -> Detokenizer:
     """For a text that begins where the tokens `after` end; see `Detokenizer`."""

@@ -319,5 +319,5 @@ def _describe(opened: _Opened, most_context: int | None) -> ModelInfo:
   tokenizer = checkpoint.tokenizer()
   if (odd := check_tokenizer(checkpoint, tokenizer)) is not None:
     log(0, "%s: %s", model_id, odd)
-  grammars = GrammarCompiler(tokenizer, checkpoint.path)
+  grammars = GrammarCompiler(tokenizer)
   return ModelInfo(model_id, checkpoint, tokenizer, opened.file, grammars, most_context)

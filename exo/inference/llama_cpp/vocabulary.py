@@ -1,7 +1,7 @@
-"""Texts to tokens by llama.cpp, for vocabularies of GGUF files whose way of cutting texts only it knows.
+"""The words of GGUF files as llama.cpp knows them.
 
-It reads a file's header alone, in one process for all models: what a strange file does to native code is not the node's
-end.
+It reads a file's header alone, in one process for all models: what a strange file does to native code is not the node's end. What tokens
+are is asked once and known here; of which ones a text is made, the process says.
 """
 
 from __future__ import annotations
@@ -16,25 +16,52 @@ import numpy as np
 from exo.child_process import ChildGoneError, ChildProcess
 from exo.errors import EngineError, EngineUnavailableError
 from exo.inference.llama_cpp.library_choice import chosen_library
+from exo.inference.vocabulary import Vocabulary
 
 _TIMEOUT_S = 60.0  # texts are bounded by those who ask; a megabyte takes about a second
 _lock = threading.Lock()
 _CHILD = "exo.inference.llama_cpp.vocabulary_child"
+_CONTROL, _BYTE = 8, 32  # llama_token_attr
 
 
-class LlamaVocabulary:
-  """For any thread; blocks."""
+class LlamaVocabulary(Vocabulary):
+  """For any thread; blocks. `end_ids` end a generation; `add_bos`: every text begins with a BOS."""
+  joins_bytes = True
+
   def __init__(self, path: Path) -> None:
-    """Raises `EngineUnavailableError` where llama.cpp cannot be used, `ModelFilesError` where it does not know this vocabulary."""
+    """Raises `EngineUnavailableError` where llama.cpp cannot be used, `ModelFilesError` where it does not know this vocabulary,
+    `EngineError` where it fails."""
     self._path = str(path)
-    ends: list[int] = self._ask("ends", self._path)
-    self.eos_ids = frozenset(ends)
+    data, sizes, kinds, ends, self.add_bos = self._ask("words", self._path)
+    self._data: bytes = data
+    self._ends = np.cumsum(np.frombuffer(sizes, np.int32), dtype=np.int64)
+    self._kinds = np.frombuffer(kinds, np.int32)
+    self.end_ids: frozenset[int] = frozenset(ends)
+    self.special = frozenset(np.flatnonzero(self._kinds & _CONTROL).tolist())
+    # some put a space before every text, which is no part of it
+    first = self.ids("a")[:1]
+    self.stripped_spaces = int(bool(first) and self.token_bytes(first[0])[:1] == b" ")
+
+  @property
+  def size(self) -> int:
+    return len(self._ends)
 
   def ids(self, text: str) -> list[int]:
-    """Of a text in which the names of special tokens are those tokens. Raises `EngineError`."""
+    """Raises `EngineError`."""
     data: bytes = self._ask("ids", self._path, text)
     found: list[int] = np.frombuffer(data, np.int32).tolist()
     return found
+
+  def token_bytes(self, token_id: int) -> bytes:
+    if not 0 <= token_id < len(self._ends):
+      return b""
+    return self._data[self._ends[token_id - 1] if token_id else 0:self._ends[token_id]]
+
+  def id_of(self, name: str) -> int | None:
+    wanted = name.encode()
+    as_long = np.flatnonzero(np.diff(self._ends, prepend=0) == len(wanted)).tolist()
+    found = [i for i in as_long if self.token_bytes(i) == wanted]
+    return min(found, key=lambda i: int(self._kinds[i] & _BYTE), default=None)  # a word rather than a byte
 
   @staticmethod
   def _ask(name: str, *arguments: Any) -> Any:

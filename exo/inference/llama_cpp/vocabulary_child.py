@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,9 @@ from exo.inference.llama_cpp.binding import load_library
 from exo.inference.llama_cpp.llama_model import LastWords
 
 _KEPT = 4
+# some cuts are made by the C++ library's regular expressions, which call themselves for every character: less than this each, as measured
+_STACK_PER_CHARACTER = 1 << 10
+_STACK = 1 << 24
 
 
 class Vocabularies:
@@ -54,14 +61,30 @@ class Vocabularies:
       library.llama_model_free(self._models.pop(next(iter(self._models))))
     return library.llama_model_get_vocab(model)
 
-  def ends(self, path: str) -> list[int]:
-    """The tokens that end a generation."""
-    vocabulary = self._vocabulary(path)
-    count = self._library.llama_vocab_n_tokens(vocabulary)
-    return [i for i in range(count) if self._library.llama_vocab_is_eog(vocabulary, i)]
+  def words(self, path: str) -> tuple[bytes, bytes, bytes, list[int], bool]:
+    """Of all tokens: the bytes, joined, how many each has and `llama_token_attr` (int32 each); those that end a generation; whether
+    every text begins with a BOS."""
+    vocabulary, library = self._vocabulary(path), self._library
+    count, room = library.llama_vocab_n_tokens(vocabulary), 1 << 10
+    parts, kinds, buffer = list[bytes](), np.empty(count, np.int32), ctypes.create_string_buffer(room)
+    for i in range(count):
+      size = library.llama_token_to_piece(vocabulary, i, buffer, room, 0, True)
+      while size < 0:
+        room = -size
+        buffer = ctypes.create_string_buffer(room)
+        size = library.llama_token_to_piece(vocabulary, i, buffer, room, 0, True)
+      parts.append(ctypes.string_at(buffer, size))
+      kinds[i] = library.llama_vocab_get_attr(vocabulary, i)
+    ends = [i for i in range(count) if library.llama_vocab_is_eog(vocabulary, i)]
+    sizes = np.array([len(part) for part in parts], np.int32)
+    return b"".join(parts), sizes.tobytes(), kinds.tobytes(), ends, bool(library.llama_vocab_get_add_bos(vocabulary))
 
   def ids(self, path: str, text: str) -> bytes:
-    """int32 each."""
+    """int32 each. Raises `EngineError`."""
+    stack = len(text) * _STACK_PER_CHARACTER
+    return self._ids(path, text) if stack < _STACK else _with_stack(stack + _STACK, lambda: self._ids(path, text))
+
+  def _ids(self, path: str, text: str) -> bytes:
     vocabulary, data = self._vocabulary(path), text.encode()
     room = len(data) + 8
     while True:
@@ -74,6 +97,28 @@ class Vocabularies:
       room = -count
 
 
+def _with_stack(size: int, work: Callable[[], bytes]) -> bytes:
+  """`work`, on a thread with a stack of so many bytes, of which only what is used takes memory."""
+  future, before = Future[bytes](), threading.stack_size(size)
+
+  def run() -> None:
+    try:
+      future.set_result(work())
+    except Exception as error:  # noqa: BLE001 - it is the caller's
+      future.set_exception(error)
+
+  thread = threading.Thread(target=run, name="exo-long-text")
+  try:
+    thread.start()
+  except RuntimeError as error:
+    raise EngineError(f"there is no room for a text of this length: {error}") from error
+  finally:
+    threading.stack_size(before)
+  thread.join()
+  return future.result()
+
+
 def main() -> None:
+  threading.stack_size(_STACK)
   vocabularies = Vocabularies(Path(sys.argv[-1]))
-  serve({"ends": vocabularies.ends, "ids": vocabularies.ids}, 1)
+  serve({"words": vocabularies.words, "ids": vocabularies.ids}, 1)

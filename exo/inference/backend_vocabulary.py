@@ -1,55 +1,68 @@
-"""What each token of a vocabulary adds to a text, as bytes: what the library's decoders do, one token at a time."""
+"""The vocabulary of a tokenizer of the `tokenizers` library. What its decoders do is done here one token at a time, in bytes."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import tokenizers
 
+from exo.inference.vocabulary import Vocabulary
+
+_ID_LIMIT = 2**32  # the library's ids are 32 bits wide
+
 # GPT-2's printable character for each byte: printable bytes stand for themselves, the others for U+0100 and on
 _PRINTABLE = [*range(0x21, 0x7f), *range(0xa1, 0xad), *range(0xae, 0x100)]
-_CHARACTER_OF = {byte: chr(byte)
-                 for byte in _PRINTABLE} | {
-                     byte: chr(0x100 + i)
-                     for i, byte in enumerate(byte for byte in range(256) if byte not in _PRINTABLE)
-                 }
-_BYTE_OF = {character: byte for byte, character in _CHARACTER_OF.items()}
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+_BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {chr(0x100 + i): byte for i, byte in enumerate(_OTHERS)}
 _BYTE_TOKENS = {f"<0x{byte:{form}}>": bytes([byte]) for byte in range(256) for form in ("02X", "02x")}
 _SPACE = "\u2581"  # SentencePiece's
 
 
-class TokenBytes:
-  """By token id; empty for ids that there are not.
-
-  `exact`: a text is the bytes of its tokens, joined, but for up to `stripped_spaces` at its beginning. Otherwise the
-  bytes are those of each token's text alone. Found when they are asked for, since vocabularies are large.
-  """
+class BackendVocabulary(Vocabulary):
+  """A tokenizer of the `tokenizers` library. Bytes are found when they are asked for, since vocabularies are large."""
   def __init__(self, backend: tokenizers.Tokenizer) -> None:
-    self._backend = backend
-    self._byte_level, self.exact, self.stripped_spaces = _kind(backend)
-    self._added = {i: token.content for i, token in backend.get_added_tokens_decoder().items()}
+    self.backend = backend
+    self._byte_level, self.joins_bytes, self.stripped_spaces = _kind(backend)
+    added = backend.get_added_tokens_decoder()
+    self._added = {i: token.content for i, token in added.items()}
+    self.special = frozenset(i for i, token in added.items() if token.special)
     self._known: dict[int, bytes] = {}
 
-  def __getitem__(self, token_id: int) -> bytes:
+  @property
+  def size(self) -> int:
+    return int(self.backend.get_vocab_size(with_added_tokens=True))
+
+  def ids(self, text: str) -> list[int]:
+    # only the library's form for several texts gives the interpreter free
+    ids: list[int] = self.backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
+    return ids
+
+  def text(self, ids: Sequence[int]) -> str:
+    if self.joins_bytes:
+      return super().text(ids)
+    return str(self.backend.decode([i for i in ids if 0 <= i < _ID_LIMIT], skip_special_tokens=False))
+
+  def id_of(self, name: str) -> int | None:
+    token_id: int | None = self.backend.token_to_id(name)
+    return token_id
+
+  def token_bytes(self, token_id: int) -> bytes:
     data = self._known.get(token_id)
     if data is None:
       data = self._known[token_id] = self._find(token_id)
     return data
 
-  def piece_of(self, byte: int) -> str:
-    """How the vocabulary writes an ASCII character."""
-    return _CHARACTER_OF[byte] if self._byte_level else chr(byte)
-
   def _find(self, token_id: int) -> bytes:
     try:
-      piece = self._backend.id_to_token(token_id)
+      piece = self.backend.id_to_token(token_id)
     except OverflowError:  # negative, or wider than the library's ids
       return b""
     if piece is None:
       return b""
-    if not self.exact:
-      alone: str = self._backend.decode([token_id], skip_special_tokens=False)
+    if not self.joins_bytes:
+      alone: str = self.backend.decode([token_id], skip_special_tokens=False)
       return alone.encode()
     if not self._byte_level:
       return _BYTE_TOKENS.get(piece) or piece.replace(_SPACE, " ").encode()
@@ -68,7 +81,7 @@ def _is_text(data: bytes) -> bool:
 
 
 def _kind(backend: tokenizers.Tokenizer) -> tuple[bool, bool, int]:
-  """(tokens are written in GPT-2's characters, `exact`, `stripped_spaces`) of a tokenizer's decoder."""
+  """(tokens are written in GPT-2's characters, `joins_bytes`, `stripped_spaces`) of a tokenizer's decoder."""
   decoder: dict[str, Any] = json.loads(backend.decoder.__getstate__()) if backend.decoder else {}
   steps = decoder["decoders"] if decoder.get("type") == "Sequence" else [decoder]
   kinds = [step.get("type") for step in steps]
