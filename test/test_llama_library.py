@@ -16,19 +16,24 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from exo.cli.engine_command import comparison_lines, library_lines
 from exo.config import config_from
 from exo.errors import ConfigError, EngineUnavailableError
+from exo.inference.engine import LogitsOf
 from exo.inference.engines import offered_engines, probe_engine
 from exo.inference.llama_cpp import binding, library_choice
 from exo.inference.llama_cpp.binding import NATIVE, ContextParams, ContextParamsBefore, ModelParams, load_library
-from exo.inference.llama_cpp.library_choice import Library, chosen_library, libraries, tried
+from exo.inference.llama_cpp.library_choice import Library, LibrarySpeed, chosen_library, compared, libraries, tried
 from exo.inference.llama_cpp.library_file import LibraryFile, library_files
 from exo.inference.llama_cpp.open_library import open_library, why_unopened
 from exo.inference.llama_cpp.processor_instructions import processor_instructions
+from exo.inference.weights.checkpoint import open_checkpoint
 from test.support.nodes import ROOT, exo, wait_until
+from test.support.shaped_models import TINY, write_shaped
+from test.support.stages import Stages
 
 pytestmark = pytest.mark.skipif(next(library_files(), None) is None, reason="xllamacpp is not installed")
 
@@ -274,8 +279,14 @@ SHIM = """
 #include <stdio.h>
 #include <stdlib.h>
 #include <math.h>
+#include <signal.h>
 struct batch { int32_t n; int32_t *token; float *embd; int32_t *pos; int32_t *n_seq; int32_t **seq; int8_t *logits; };
-static int32_t rows;
+static int32_t rows, repacks;
+struct model_params { ENTRIES };
+void *llama_model_load_from_file_ptr(void *file, struct model_params params) {
+  repacks = params.use_extra_bufts;
+  return ((void *(*)(void *, struct model_params)) dlsym(RTLD_NEXT, "llama_model_load_from_file_ptr"))(file, params);
+}
 int32_t llama_decode(void *context, struct batch batch) {
   rows = batch.n;
   FATE
@@ -304,6 +315,47 @@ FATES = {
 }
 
 
+def shim(folder: Path, before_decode: str, after: str = "") -> Path:
+  """The wheel's library, with these lines in two of its functions, as that of a package in `folder`."""
+  assert WHEEL is not None
+  entries = " ".join(f"{C_TYPES.get(kind, 'void *')} {name};" for name, kind in fields_of(binding.ModelParams))
+  source = SHIM.replace("FATE", before_decode).replace("WRONG", after).replace("ENTRIES", entries)
+  (folder / "llama_cpp").mkdir()
+  (folder / "llama_cpp" / "__init__.py").write_text("")
+  return compiled(source, folder / "llama_cpp" / "lib" / "libllama.so", str(WHEEL.path), "-ldl")
+
+
+@needs_compiler
+def test_a_native_library_that_only_lives_with_plain_weights_is_used_so_or_the_next_if_that_is_faster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+  """As one was seen to on a processor with AMX: its kernels for repacked weights failed at two rows."""
+  if WHEEL is None:
+    pytest.skip("xllamacpp is not installed")
+  path = shim(tmp_path, 'if (rows > 1 && repacks) { fprintf(stderr, "GGML_ASSERT(nrc == 1) failed\\n"); abort(); }')
+  monkeypatch.syspath_prepend(str(tmp_path))
+  first, second = libraries()
+  assert first.file.path == path and not first.missing and not second.plain
+  assert re.search(r"ended its process in a trial: Aborted \(GGML_ASSERT\(nrc == 1\) failed\)", first.plain)
+  assert next(library_lines([first])).startswith("llama.cpp is llama-cpp-python")
+  assert "without laying weights out for this processor: libllama.so" in "\n".join(library_lines([first, second]))
+  for speeds, faster in (((1.0, 2.0), first), ((2.0, 1.0), second)):
+    monkeypatch.setattr(
+        library_choice, "compared", lambda pair, of=speeds: [LibrarySpeed(9.0, decode) for decode in of]
+    )
+    library_choice._is_faster.cache_clear()
+    library_choice._tell.cache_clear()
+    assert chosen_library() == faster
+    assert "put aside: libllama.so" in capsys.readouterr().err
+  monkeypatch.undo()
+  assert all(speed is not None and speed.decode > 0 for speed in compared([first, second]))
+  # what it computes with is plain then, or else its process would end
+  monkeypatch.setenv("EXO_LLAMA_CPP", str(path))
+  write_shaped(tmp_path / "tiny.gguf", TINY, "Q8_0")
+  stages = Stages("llama_cpp", open_checkpoint(tmp_path / "tiny.gguf"))
+  assert np.isfinite(stages.step([(0, 0, [5, 6, 7])], LogitsOf.LAST)).all()
+
+
 @needs_compiler
 @pytest.mark.parametrize("fate", FATES)
 def test_a_native_library_that_does_not_live_through_decodes_of_several_rows_is_put_aside(
@@ -314,11 +366,7 @@ def test_a_native_library_that_does_not_live_through_decodes_of_several_rows_is_
     pytest.skip("xllamacpp is not installed")
   library_choice._tell.cache_clear()
   before_decode, after, words = FATES[fate]
-  source = SHIM.replace("FATE", before_decode).replace("WRONG",
-                                                       after).replace("<math.h>", "<math.h>\n#include <signal.h>")
-  (tmp_path / "llama_cpp").mkdir()
-  (tmp_path / "llama_cpp" / "__init__.py").write_text("")
-  path = compiled(source, tmp_path / "llama_cpp" / "lib" / "libllama.so", str(WHEEL.path), "-ldl")
+  path = shim(tmp_path, before_decode, after)
   monkeypatch.syspath_prepend(str(tmp_path))
   first, second = libraries()
   assert first.file.path == path and second.file == WHEEL and not second.missing

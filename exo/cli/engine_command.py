@@ -12,7 +12,7 @@ from types import FrameType
 from exo.config import Config
 from exo.errors import EngineUnavailableError
 from exo.inference.llama_cpp.binding import NATIVE
-from exo.inference.llama_cpp.library_choice import Library, chosen_library, compared, libraries
+from exo.inference.llama_cpp.library_choice import Library, choose, chosen_library, compared, libraries
 from exo.inference.llama_cpp.native_build import build_native
 from exo.inference.llama_cpp.processor_instructions import processor_instructions
 from exo.log import escape
@@ -48,7 +48,7 @@ def engine_command(config: Config, arguments: argparse.Namespace) -> int:
 
 def library_lines(found: list[Library]) -> Iterator[str]:
   """The one that is used comes first in words, too. `found` as `libraries()` has them."""
-  used = next((library for library in found if not library.missing), None)
+  used, _ = choose(found)
   for library in found:
     if library.missing:
       yield f"put aside: {library.missing}"
@@ -56,6 +56,8 @@ def library_lines(found: list[Library]) -> Iterator[str]:
       what = "llama.cpp is" if library is used else "also here:"
       yield f"{what} {library.file} (llama.cpp {library.version}, {library.file.path})"
       yield f"  for {', '.join(_of_processor(library)) or 'instructions that it does not tell'}"
+      if library.plain:
+        yield f"  without laying weights out for this processor: {library.plain}"
   if not found:
     yield "llama.cpp is not installed (pip install xllamacpp)"
 

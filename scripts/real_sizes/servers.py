@@ -17,6 +17,7 @@ from pathlib import Path
 from exo.cli.bench_load import Load
 from scripts.real_sizes.work import Work, pinned
 from test.support.nodes import ROOT, NodeProcess, free_port, wait_until
+from test.support.proxy import SlowProxy
 
 _START_S, _STUDY_S = 120.0, 900.0
 _WHEEL = "scripts.real_sizes.wheel_server"
@@ -60,13 +61,13 @@ def _flags(work: Work, serving: Serving, threads: int, port: int) -> list[str]:
 
 
 @contextmanager
-def rpc_server(work: Work, core: int) -> Iterator[str]:
-  """The address of a `ggml-rpc-server` on one core."""
+def rpc_server(work: Work, core: int) -> Iterator[int]:
+  """The port of a `ggml-rpc-server` on one core."""
   port = free_port()
   command = [*pinned([core]), str(Path(work.server) / "ggml-rpc-server"), "-t", "1", "-H", "127.0.0.1", "-p", str(port)]
   with _running(command, work.state / f"rpc-{port}.log") as (process, log):
     wait_until(lambda: _listens(port) or _ended(process, log), _START_S, "start of ggml-rpc-server")
-    yield f"127.0.0.1:{port}"
+    yield port
 
 
 @contextmanager
@@ -134,6 +135,31 @@ def nodes(work: Work,
       node.wait_ready()
     names = {node.node_id for node in ring}
     wait_until(lambda: all(node.peers() == names for node in ring), 30, f"a ring of {len(ring)}")
+    yield ring
+
+
+@contextmanager
+def far_nodes(work: Work, name: str, each: Sequence[Sequence[int]], delay_s: float) -> Iterator[list[NodeProcess]]:
+  """A ring of two, the first of which dials the other over a link that takes so long each way."""
+  ports = [free_port(), free_port()]
+  with SlowProxy(ports[1], delay_s) as proxy, ExitStack() as stack:
+    ring = []
+    for i, others in enumerate(({f"{name}1": {"address": "127.0.0.1", "port": proxy.port}}, {})):
+      known = work.state / f"{name}{i}.json"
+      known.write_text(json.dumps({"peers": {f"{name}{i}": {"address": "127.0.0.1", "port": ports[i]}, **others}}))
+      node = NodeProcess(
+          work.state / name / str(i),
+          *("--inference-engine", "llama_cpp", "--model-dir", str(work.file.parent), "--discovery-module", "manual"),
+          *("--discovery-config-path", str(known), "--node-port", str(ports[i])),
+          node_id=f"{name}{i}",
+          prefix=pinned(list(each[i])),
+          env={"DEBUG": "1"}
+      )
+      stack.callback(node.stop)
+      ring.append(node)
+    for node in ring:
+      node.wait_ready()
+    wait_until(lambda: all(len(node.peers()) == 2 for node in ring), 30, "a ring of two over a slow link")
     yield ring
 
 

@@ -21,7 +21,7 @@ from exo.inference.llama_cpp.binding import load_library
 from exo.inference.llama_cpp.cache_plan import CacheRoom
 from exo.inference.llama_cpp.child_stage import ChildStage
 from exo.inference.llama_cpp.llama_model import LastWords
-from exo.inference.llama_cpp.opening import Opening
+from exo.inference.llama_cpp.opening import Opening, SaidOpening
 from exo.inference.llama_cpp.signals import SIGNAL_BYTES, Signals
 from exo.inference.shard import Shard
 from exo.shared_memory import SharedMemory
@@ -38,8 +38,7 @@ class Child:
 
   def load(
       self, number: int, path: str, shard: tuple[str, int, int, int], threads: int, kv: tuple[str, str, bool],
-      room: tuple[int, int, int, int, int, int, bool, int | None], weight_bytes: int, weights: tuple[str, bool,
-                                                                                                     str | None]
+      room: tuple[int, int, int, int, int, int, bool, int | None], weight_bytes: int, weights: SaidOpening
   ) -> tuple[int, int, bool, int, tuple[int, ...]]:
     """(width, words, whether sequences can be shortened, bytes of weights, the fields of the `CachePlan`)"""
     stage = self._stages[number] = ChildStage(

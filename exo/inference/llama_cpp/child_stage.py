@@ -60,12 +60,14 @@ class ChildStage:
 
     with ExitStack() as stack:
       file = stack.enter_context(closing(opening.open(path, header, self._cut)))
-      sized = stack.enter_context(closing(LlamaModel(library, words, file.file, lambda _: None, sized_only=True)))
+      sized = stack.enter_context(
+          closing(LlamaModel(library, words, file.file, lambda _: None, plain=opening.plain, sized_only=True))
+      )
       costs = ContextCosts(lambda length, count: context(sized, length, count))
       # layers of zeros may stand in a stage, which the model does not have
       self.plan = plan = plan_caches(costs, room.without(max(0, file.n_bytes - weight_bytes)))
       self._model = model = stack.enter_context(
-          closing(LlamaModel(library, words, file.file, partial(setattr, signals, "progress")))
+          closing(LlamaModel(library, words, file.file, partial(setattr, signals, "progress"), plain=opening.plain))
       )
       file.let_go()
       self._held = stack.pop_all()

@@ -16,6 +16,7 @@ from exo.inference.llama_cpp.trial_model import live_through, measured_speed
 
 def main() -> None:
   what, path = sys.argv[-2:]
+  what, plain = what.removesuffix(" plain"), what.endswith(" plain")
   os.putenv("OMP_WAIT_POLICY", "passive")  # threads that spin would wait for whoever else computes
   try:
     library = load_library(Path(path))
@@ -27,7 +28,7 @@ def main() -> None:
   library.llama_backend_init()
   try:
     if what == "measure":
-      prompt, decode = measured_speed(library)
+      prompt, decode = measured_speed(library, plain)
       _say({"prompt": prompt, "decode": decode})
       return
     version, info = library.llama_version().decode(errors="replace"), library.llama_print_system_info()
@@ -35,7 +36,7 @@ def main() -> None:
         "version": version, "ggml": library.ggml_version().decode(errors="replace"),
         "info": info.decode(errors="replace")
     })
-    live_through(library)
+    live_through(library, plain)
     _say({"lives": True})
   except EngineError as error:
     _say({"refused": f"{Path(path).name} fails in a trial: {error.message}"})

@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,11 +28,13 @@ _lock = threading.Lock()
 @dataclass(frozen=True, slots=True)
 class Library:
   """`missing` says, as a sentence, why a library cannot be used; "" where it can. `version` is llama.cpp's own, `instructions` those of
-  the processor that it was built to use, in GGML's names."""
+  the processor that it was built to use, in GGML's names. `plain` says why it only lives with weights as they lie in files, and not laid
+  out anew for this processor; "" where it lives with these."""
   file: LibraryFile
   missing: str = ""
   version: str = ""
   instructions: tuple[str, ...] = ()
+  plain: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +54,42 @@ def libraries() -> Iterator[Library]:
 
 
 def chosen_library() -> Library:
-  """The first that can be used; a named one is that or none. Blocks, the first time for a fraction of a second.
+  """The one of `libraries` that is used. Blocks, the first time for a fraction of a second, or some where two are measured.
 
   Raises `EngineUnavailableError`, whose message follows a name, with what is wrong with each.
   """
-  aside: list[str] = []
-  for library in libraries():
-    if not library.missing:
-      for why in aside:
-        _tell(why)
-      return library
-    aside.append(library.missing)
+  library, aside = choose(libraries())
+  if library is not None:
+    for why in aside:
+      _tell(why)
+    return library
   if not aside:
     raise EngineUnavailableError("is not installed (pip install xllamacpp)")
   raise EngineUnavailableError(f"has no library that works: {'; '.join(aside)}")
+
+
+def choose(found: Iterable[Library]) -> tuple[Library | None, list[str]]:
+  """The first that can be used, and what is wrong with those before it, or with how it would be used. One that can only be used plain is
+  not taken if the next decodes faster. Blocks, for seconds where two are measured."""
+  aside: list[str] = []
+  plain: Library | None = None
+  for library in found:
+    if library.missing:
+      aside.append(library.missing)
+    elif plain is not None:
+      return (library if _is_faster(library, plain) else plain), aside
+    elif library.plain:
+      plain = library
+      aside.append(library.plain)
+    else:
+      return library, aside
+  return plain, aside
+
+
+@functools.cache
+def _is_faster(one: Library, other: Library) -> bool:
+  mine, its = compared((one, other))
+  return mine is not None and (its is None or mine.decode > its.decode)
 
 
 @functools.cache
@@ -88,10 +112,19 @@ def tried(file: LibraryFile) -> Library:
 
 
 def _try(file: LibraryFile) -> Library:
-  found, end = _ask("look", file)
-  missing = str(found.get("refused", "")) or ("" if "lives" in found else _why_ended(file, "version" in found, end))
+  found, missing = _look(file, "look")
+  plain = ""
+  if missing and "version" in found:  # a kernel for weights that are laid out anew may be what fails
+    found, still_missing = _look(file, "look plain")
+    missing, plain = (missing, "") if still_missing else ("", missing)
   named = re.findall(r"(\w+) = 1\b", found.get("info", ""))
-  return Library(file, missing, found.get("version", ""), tuple(named))
+  return Library(file, missing, found.get("version", ""), tuple(named), plain)
+
+
+def _look(file: LibraryFile, how: str) -> tuple[dict[str, Any], str]:
+  """What it says, and what is wrong with it."""
+  found, end = _ask(how, file)
+  return found, str(found.get("refused", "")) or ("" if "lives" in found else _why_ended(file, "version" in found, end))
 
 
 def compared(libraries: Sequence[Library]) -> list[LibrarySpeed | None]:
@@ -99,7 +132,7 @@ def compared(libraries: Sequence[Library]) -> list[LibrarySpeed | None]:
   best: list[LibrarySpeed | None] = [None] * len(libraries)
   for _ in range(_TURNS):
     for i, library in enumerate(libraries):
-      found, _ = _ask("measure", library.file)
+      found, _ = _ask("measure plain" if library.plain else "measure", library.file)
       old = best[i] or LibrarySpeed(0.0, 0.0)
       if "decode" in found:
         best[i] = LibrarySpeed(max(old.prompt, found["prompt"]), max(old.decode, found["decode"]))

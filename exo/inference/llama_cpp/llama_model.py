@@ -76,13 +76,15 @@ class LlamaModel:
       file: StageFile | FileOnDisk,
       progress: Callable[[float], None],
       *,
+      plain: bool = False,
       sized_only: bool = False
   ) -> None:
-    """`sized_only`: nothing is read, and contexts of it take no memory for keys and values, but tell what they would. Raises
+    """`plain`: weights are used as they lie in the file. `sized_only`: nothing is read, and contexts of it take no memory for keys and values, but tell what they would. Raises
     `ModelFilesError` with what the library says of it."""
     self.library, self._words = library, words
     params = library.llama_model_default_params()
     params.n_gpu_layers, params.load_mode, params.no_alloc = 0, _READ, sized_only
+    params.use_extra_bufts = not plain
     if isinstance(file, FileOnDisk) and file.mapped:
       # what is laid out anew would be there beside the map
       params.use_extra_bufts, params.load_mode = False, _READ if sized_only else _MAP

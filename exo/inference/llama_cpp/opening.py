@@ -15,6 +15,8 @@ from exo.inference.weights.file_bytes import FileBytes
 from exo.inference.weights.gguf_header import GgufHeader, parse_gguf_header
 from exo.made_files import MadeFiles, UsedFile
 
+SaidOpening = tuple[str, bool, str | None, bool]  # an `Opening` in plain values
+
 _EMBEDDING = "token_embd.weight"
 _NOT_OF_LAYERS = ("general.", "tokenizer.", "split.", "GGUF.")
 
@@ -43,15 +45,17 @@ class OpenedFile:
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-  """`virtual`: the C library has streams that read what Python makes. `folder` is where files are made otherwise, None where none may be."""
+  """`virtual`: the C library has streams that read what Python makes. `folder` is where files are made otherwise, None where none may be.
+  `plain`: weights are not laid out anew, whatever the library would do."""
   weights: WeightMode
   virtual: bool
   folder: Path | None
+  plain: bool = False
 
   @classmethod
-  def of(cls, weights: str, virtual: bool, folder: str | None) -> Opening:
-    """As plain values say it."""
-    return cls(WeightMode(weights), virtual, None if folder is None else Path(folder))
+  def of(cls, weights: str, virtual: bool, folder: str | None, plain: bool) -> Opening:
+    """As `SaidOpening` has it."""
+    return cls(WeightMode(weights), virtual, None if folder is None else Path(folder), plain)
 
   def open(self, path: Path, header: GgufHeader, cut: StageCut) -> OpenedFile:
     """Raises `ModelFilesError` where a file would have to be made, and cannot be."""

@@ -57,12 +57,12 @@ class Device:
     offer = probe()
     if offer.missing:
       raise EngineUnavailableError(f"llama.cpp {offer.missing}")
-    file = chosen_library().file
+    self._library = library = chosen_library()
     self.memory = SharedMemory()
     self.signals = Signals(self.memory)
     self._process = ChildProcess(
-        "exo.inference.llama_cpp.child", "llama.cpp", (str(file.path), str(self.memory.descriptor)), ENVIRONMENT,
-        (self.memory.descriptor, )
+        "exo.inference.llama_cpp.child", "llama.cpp", (str(library.file.path), str(self.memory.descriptor)),
+        ENVIRONMENT, (self.memory.descriptor, )
     )
     self._generation = 0
     self.numbers = itertools.count(1)
@@ -72,6 +72,11 @@ class Device:
     if hasattr(self, "_process"):
       self._process.kill()
       self.memory.close()
+
+  @property
+  def is_plain(self) -> bool:
+    """Its weights are not laid out anew for this processor."""
+    return bool(self._library.plain)
 
   @property
   def generation(self) -> int:
@@ -135,7 +140,7 @@ class LlamaCppStage(StageBase):
     )
     made_files = None if options.made_files is None else str(options.made_files)
     has_streams = has_virtual_files() if virtual is None else virtual
-    weights = (str(options.weights or WeightMode.PRIVATE), has_streams, made_files)
+    weights = (str(options.weights or WeightMode.PRIVATE), has_streams, made_files, device.is_plain)
     self._takes_tokens = bool(checkpoint.whole_only)
     self._embedding = EmbeddingTable(
         StageTensors(checkpoint, shard)

@@ -14,6 +14,7 @@ from exo.inference.exactness import Exactness
 from exo.inference.kv_type import KvType
 from exo.inference.llama_cpp.exactness_study import CONTEXT, STREAMS
 from exo.inference.llama_cpp.library_choice import chosen_library
+from exo.inference.llama_cpp.opening import SaidOpening
 from exo.inference.llama_cpp.study_plan import parts_to_study, study_key
 from exo.inference.shard import Shard
 from exo.inference.weights.gguf_file import GgufFile
@@ -24,8 +25,7 @@ _BESIDE_BYTES = 250 << 20  # what lies between operators, results, the library
 
 
 def stage_study(
-    checkpoint: GgufFile, shard: Shard, kv: KvType, threads: int, weights: tuple[str, bool, str | None],
-    environment: Mapping[str, str]
+    checkpoint: GgufFile, shard: Shard, kv: KvType, threads: int, weights: SaidOpening, environment: Mapping[str, str]
 ) -> Study:
   """`weights` are the arguments of `Opening.of`; `environment` is that of the process that computes the stage."""
   tensors, library = checkpoint.header.tensors, chosen_library().file.path
@@ -55,5 +55,5 @@ def stage_study(
     finally:
       child.kill()
 
-  key = study_key(checkpoint.header, shard, (astuple(kv), threads, weights[0]), library)
+  key = study_key(checkpoint.header, shard, (astuple(kv), threads, weights[0], weights[3]), library)
   return Study(key, 2 * n_bytes + int(cache_bytes) + _BESIDE_BYTES, run)

@@ -15,14 +15,14 @@ from exo.inference.kv_type import KvType
 from exo.inference.llama_cpp.binding import load_library
 from exo.inference.llama_cpp.exactness_study import CALL_ROWS, STREAMS, TOKENS, ExactnessStudy
 from exo.inference.llama_cpp.llama_model import LastWords, LlamaContext, LlamaModel
-from exo.inference.llama_cpp.opening import Opening, read_cut
+from exo.inference.llama_cpp.opening import Opening, SaidOpening, read_cut
 from exo.inference.llama_cpp.stage_cut import StageCut
 from exo.inference.shard import Shard
 
 
 def study(
     path: str, shards: Sequence[tuple[str, int, int, int]], threads: int, kv: tuple[str, str, bool],
-    weights: tuple[str, bool, str | None]
+    weights: SaidOpening
 ) -> tuple[int, int, bool, int, bool]:
   """What holds for all of these parts of a model, as the fields of `Exactness`. Raises as `read_cut`, `Opening.open` and `LlamaContext` do."""
   library = load_library(Path(sys.argv[-1]))
@@ -40,7 +40,7 @@ def _of_shard(
   header, cut = read_cut(path, shard)
   with ExitStack() as stack:
     file = stack.enter_context(closing(opening.open(path, header, cut)))
-    model = stack.enter_context(closing(LlamaModel(library, words, file.file, lambda _: None)))
+    model = stack.enter_context(closing(LlamaModel(library, words, file.file, lambda _: None, plain=opening.plain)))
     file.let_go()
     return _of_model(model, cut, threads, kv)
 

@@ -106,8 +106,8 @@ def _text(value: str) -> bytes:
 
 class TrialModel:
   """Sequences of tokens in one context. Raises `EngineError` where the library says no; it may also end the process."""
-  def __init__(self, library: Any, data: bytes, threads: int, sequences: int) -> None:
-    """`data` is a GGUF file."""
+  def __init__(self, library: Any, data: bytes, threads: int, sequences: int, plain: bool) -> None:
+    """`data` is a GGUF file, whose weights are used as they lie there if `plain`."""
     self._library = library
     libc = ctypes.CDLL(None)
     libc.fmemopen.restype, libc.fmemopen.argtypes = ctypes.c_void_p, [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_char_p]
@@ -115,6 +115,7 @@ class TrialModel:
     stream = libc.fmemopen(data, len(data), b"rb")
     model_params = library.llama_model_default_params()
     model_params.n_gpu_layers = model_params.load_mode = 0
+    model_params.use_extra_bufts = not plain
     try:
       self._model = library.llama_model_load_from_file_ptr(stream, model_params)
     finally:
@@ -156,10 +157,10 @@ class TrialModel:
     self._library.llama_model_free(self._model)
 
 
-def live_through(library: Any) -> None:
+def live_through(library: Any, plain: bool) -> None:
   """Read a prompt, then decode one row, two and four, each by kernels of its own. Raises `EngineError` where the library says no, or where
   the same text comes out otherwise, as of a kernel that is wrong."""
-  model = TrialModel(library, trial_file(SMALL), 2, 7)
+  model = TrialModel(library, trial_file(SMALL), 2, 7, plain)
   rows = []
   for group in (range(1), range(1, 3), range(3, 7)):
     model.step([(i, range(40)) for i in group])
@@ -173,9 +174,9 @@ def live_through(library: Any) -> None:
     raise EngineError("it computes several rows otherwise than one")
 
 
-def measured_speed(library: Any) -> tuple[float, float]:
+def measured_speed(library: Any, plain: bool) -> tuple[float, float]:
   """Tokens per second of a prompt and of an answer on one core: two layers of a real shape. Takes about a second. Raises `EngineError`."""
-  model = TrialModel(library, trial_file(REAL), 1, 1)
+  model = TrialModel(library, trial_file(REAL), 1, 1, plain)
 
   def seconds(tokens: int, calls: int) -> float:
     began = time.process_time()  # in which nobody else's are counted
