@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from exo.inference.exactness import CAREFUL, Exactness
 from exo.inference.llama_cpp import child_stage
 from exo.inference.llama_cpp.library_choice import chosen_library
 from exo.inference.llama_cpp.library_file import library_files
+from exo.inference.llama_cpp.llama_model import LlamaContext, Row
 from exo.inference.llama_cpp.stage import LlamaCppStage
 from exo.inference.llama_cpp.study_plan import parts_to_study, study_key
 from exo.inference.sampling import SamplingParams
@@ -279,6 +280,53 @@ def test_issue_19_a_token_is_alone_what_it_is_among_others(
       assert rows[first:] == expected[sequence][:len(rows) - first]
     stage.close()
   print(f"{encoding}: {found}")
+  checkpoint.close()
+
+
+@needs_library
+def test_issue_19_streams_are_computed_together_whatever_is_kept_between_them(
+    device: HereDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  """Only neighbours share a call: those that run are brought together, now and then, with the same bits."""
+  checkpoint = open_checkpoint(write_shaped(tmp_path / "m.gguf", SHAPE, "Q8_0"))
+  stage = stage_of(device, checkpoint)
+  stage.learn(studied(stage))
+  assert not stage.exactness.decode_rows
+  ids = np.random.default_rng(4).integers(5, 250, 500).astype(np.int32)
+  names = range(1, 13)
+  alone, together = Streams(stage, ids), Streams(stage, ids)
+  for sequence in names:
+    alone.feed({sequence: 10 * sequence})
+    for _ in range(60):
+      alone.feed({sequence: 1})
+    stage.drop(sequence)
+  calls = list[int]()
+  compute = LlamaContext.compute
+
+  def counted(self: LlamaContext, rows: Sequence[Row], *more: Any) -> Any:
+    calls.append(len(rows))
+    return compute(self, rows, *more)
+
+  monkeypatch.setattr(LlamaContext, "compute", counted)
+  for sequence in names:
+    together.feed({sequence: 10 * sequence})
+
+  def calls_of(running: Sequence[int]) -> list[int]:
+    calls.clear()
+    together.feed(dict.fromkeys(running, 1))
+    return sorted(calls)
+
+  assert [calls_of((1, 4, 5, 8, 12)) for _ in range(2)] == [[5], [5]]
+  # another few, and these again, as on a ring: after some steps each has its place
+  for _ in range(20):
+    calls_of((2, 3, 9, 11))
+    calls_of((1, 4, 5, 8, 12))
+  assert calls_of((2, 3, 9, 11)) == [4] and calls_of((1, 4, 5, 8, 12)) == [5]
+  assert calls_of((1, 12)) in ([1, 1], [2])  # not every time
+  for sequence in names:
+    rows = together.rows[sequence]
+    assert rows == alone.rows[sequence][:len(rows)], sequence
+  stage.close()
   checkpoint.close()
 
 

@@ -13,6 +13,8 @@ from exo.shared_memory import SharedMemory
 
 class HereDevice:
   """What computes is this process, so that a test can look at it."""
+  is_plain = False
+
   def __init__(self) -> None:
     self.memory = SharedMemory()
     file = chosen_library().file

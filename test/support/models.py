@@ -10,10 +10,12 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from exo.inference.backend_vocabulary import BackendVocabulary
 from exo.inference.weights.checkpoint import Checkpoint
 from exo.inference.weights.gguf_file import GgufFile
 from test.support.gguf_words import backend_of
@@ -53,8 +55,9 @@ def write_folder(source: Checkpoint, folder: Path) -> None:
   """Everything of a Hugging Face folder but the weights."""
   tokenizer = source.tokenizer()
   (folder / "config.json").write_text(json.dumps(source.hf_config))
-  assert isinstance(source, GgufFile)
-  backend_of(source.header.metadata).save(str(folder / "tokenizer.json"))
+  own = tokenizer.vocabulary
+  backend = own.backend if isinstance(own, BackendVocabulary) else backend_of(cast(GgufFile, source).header.metadata)
+  backend.save(str(folder / "tokenizer.json"))
   named = {"chat_template": tokenizer.chat_template, "add_bos_token": tokenizer.add_bos, **tokenizer.special_tokens}
   (folder / "tokenizer_config.json").write_text(json.dumps(named))
   (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": sorted(tokenizer.eos_ids)}))

@@ -160,6 +160,7 @@ class ChildStage:
     """At most so many of them in a call, 0: any number."""
     for one in singles:  # whoever grows moves others, so that all are where they stay before any is computed
       self._place(one)
+    self._pool.bring_together({one.entry.sequence for one in singles})
     placed = [(self._place(one), one) for one in singles]
     placed.sort(key=lambda found: (id(found[0].context), found[0].number))
     while placed:

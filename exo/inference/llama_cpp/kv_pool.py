@@ -8,7 +8,7 @@ at last all are made anew, with no place too many.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from exo.errors import CacheReuseError, EngineError, OutOfMemoryError
@@ -18,6 +18,8 @@ from exo.inference.llama_cpp.sequence_state import SequenceState
 from exo.inference.whole_blocks import whole_blocks
 
 _MOST_PLACES = 256  # of a context of llama.cpp
+_GATHER_EVERY = 16  # calls in which sequences are found apart
+_MOST_MOVED_BYTES = 128 << 20  # to bring them together
 
 
 @dataclass(eq=False)
@@ -28,6 +30,7 @@ class _Group:
   far: bool
   context: LlamaContext
   places: list[int | None] = field(default_factory=list)
+  until_gathered: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,52 @@ class KvPool:
       held = self._places[sequence]
     self._lengths[sequence] = max(length, self._lengths.get(sequence, 0))
     return Place(held[0].context, held[1])
+
+  def bring_together(self, sequences: Collection[int]) -> None:
+    """Let those in one context lie side by side, which texts that have ended and are kept may keep them from: only neighbours are computed
+    in one call. Where moving them costs much, or something of them, all stay. Exact, and now and then only."""
+    for of in self._groups:
+      numbers = [number for number, sequence in enumerate(of.places) if sequence in sequences]
+      if len(numbers) < 2 or numbers[-1] - numbers[0] < len(numbers):
+        continue
+      of.until_gathered -= 1
+      if of.until_gathered <= 0:
+        of.until_gathered = _GATHER_EVERY
+        self._bring_together(of, numbers)
+
+  def _bring_together(self, of: _Group, numbers: Sequence[int]) -> None:
+    count = len(numbers)
+    # where most of them are already
+    start = max(range(len(of.places) - count + 1), key=lambda a: sum(a <= number < a + count for number in numbers))
+    outside = [number for number in numbers if not start <= number < start + count]
+    others = [number for number in range(start, start + count) if number not in numbers]
+    moves = [*zip(outside, others, strict=True), *zip(others, outside, strict=True)]
+    leave = {number: sequence for number, _ in moves if (sequence := of.places[number]) is not None}
+    full = [number for number in leave if of.context.held(number)]
+    if self._poisoned.intersection(leave.values()):
+      return
+    if sum(of.context.state_bytes(number) for number in full) > _MOST_MOVED_BYTES:
+      return
+    states = {number: of.context.state(number) for number in full}
+    if any(state.has_gaps for state in states.values()):  # such a text could not be cut any more
+      return
+    try:
+      self._exchange(of.context, states, dict(moves))
+    except BaseException:
+      self._exchange(of.context, states, {number: number for number in leave})
+      raise
+    for number in leave:
+      of.places[number] = None
+    for number, target in moves:
+      if number in leave:
+        self._settle(leave[number], (of, target))
+
+  @staticmethod
+  def _exchange(context: LlamaContext, states: Mapping[int, SequenceState], targets: Mapping[int, int]) -> None:
+    for number in (*targets, *targets.values()):
+      context.drop(number)
+    for number, state in states.items():
+      context.set_state(targets[number], state)
 
   def _settle(self, sequence: int, place: tuple[_Group, int]) -> None:
     place[0].places[place[1]] = sequence

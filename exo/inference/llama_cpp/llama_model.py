@@ -270,10 +270,14 @@ class LlamaContext:
 
     Raises `CacheReuseError` as `read_state`.
     """
-    size = self._library.llama_state_seq_get_size(self._pointer, sequence)
+    size = self.state_bytes(sequence)
     data = np.empty(size, np.uint8)
     got = self._library.llama_state_seq_get_data(self._pointer, data.ctypes.data, size, sequence)
     return read_state(data[:got], self.n_sequences, sequence, self.held(sequence))
+
+  def state_bytes(self, sequence: int) -> int:
+    """What `state` takes at least."""
+    return int(self._library.llama_state_seq_get_size(self._pointer, sequence))
 
   def set_state(self, sequence: int, state: SequenceState) -> None:
     """Raises `EngineError` where there is no room for it."""
