@@ -32,13 +32,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from exo.inference.llama_cpp.library_choice import chosen_library  # noqa: E402
-from scripts.real_sizes import engine, load, one_stream, ring, streams  # noqa: E402
+from scripts.real_sizes import engine, load, one_stream, ring, streams, turns  # noqa: E402
 from scripts.real_sizes.pairs import Compared, interval  # noqa: E402
 from scripts.real_sizes.work import SHAPES, TINY_SIZES, Sizes, Work, allowed_cores, model_file, step_aside  # noqa: E402
 
 SCENARIOS: dict[str, Callable[[Work], Coroutine[Any, Any, list[Compared]]]] = {
     "engine": engine.measure, "http": one_stream.measure, "streams": streams.measure, "load": load.measure,
-    "ring": ring.measure
+    "ring": ring.measure, "turns": turns.measure
 }
 _DISTURBING = 5.0
 _WANT_A_SERVER = ("http", "streams", "load")

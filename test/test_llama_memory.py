@@ -30,7 +30,7 @@ from exo.made_files import MadeFiles, made_files_dir
 from exo.process_memory import held_bytes
 from test.support.disks import own_disk
 from test.support.families import Form, all_forms, few_forms
-from test.support.nodes import NodeProcess, exo
+from test.support.nodes import NodeProcess, exo, wait_until
 from test.support.shaped_models import LLAMA_1B, SMALL, Shape, write_shaped
 from test.support.watched_memory import watched
 from test.test_llama_states import HereDevice
@@ -326,6 +326,7 @@ def test_memory_weights_are_private_or_mapped_never_both(small: Path) -> None:
     assert mapped < size / 10 and size * 0.9 < private.buffers().weights < size * 1.1 and alone > size * 0.9
     private.close()
     devices[0]._process.kill()
+    wait_until(lambda: devices[0]._process.pid is None, 10, "the end of the process")
 
     stages = []
     for device in devices:

@@ -20,8 +20,7 @@ from exo.inference.llama_cpp.library_file import library_files
 from exo.inference.llama_cpp.vocabulary import LlamaVocabulary
 from exo.inference.tokenizer import TooManyTokensError
 from exo.inference.weights.checkpoint import Checkpoint, open_checkpoint
-from exo.inference.weights.gguf_file import GgufFile
-from test.support.gguf_words import PRE, UNUSED, backend_of, write_words
+from test.support.gguf_words import PRE, UNUSED, backend_of, metadata_of, write_words
 from test.support.models import fetch_gemma
 from test.support.nodes import ROOT, wait_until
 
@@ -36,8 +35,7 @@ TEXTS = (
 @pytest.fixture
 def cut_otherwise(smollm2: Checkpoint, tmp_path: Path) -> Path:
   """The words of SmolLM2, and texts cut as GPT-4o's: numbers by threes."""
-  assert isinstance(smollm2, GgufFile)
-  of, writer = smollm2.header.metadata, gguf.GGUFWriter(tmp_path / "model.gguf", "granite")
+  of, writer = metadata_of(smollm2.path), gguf.GGUFWriter(tmp_path / "model.gguf", "granite")
   for key, value in (("block_count", 1), ("embedding_length", 64), ("attention.head_count", 1)):
     writer.add_uint32(f"granite.{key}", value)
   writer.add_tokenizer_model("gpt2")
@@ -74,8 +72,7 @@ def test_issue_19_its_tokens_are_those_of_the_library_that_reads_known_vocabular
     name: str, smollm2: Checkpoint, model_home: Path
 ) -> None:
   checkpoint = smollm2 if name == "smollm2" else open_checkpoint(fetch_gemma(model_home))
-  assert isinstance(checkpoint, GgufFile)
-  alike(LlamaVocabulary(checkpoint.path), checkpoint.header.metadata)
+  alike(LlamaVocabulary(checkpoint.path), metadata_of(checkpoint.path))
 
 
 def test_issue_19_a_vocabulary_that_only_it_knows_is_used_as_any(cut_otherwise: Path) -> None:

