@@ -63,9 +63,13 @@ def test_which_files_make_a_model() -> None:
   assert names(ggufs) == ["m-Q4_K_M.gguf"] and names(ggufs, "Q8_0") == ["m-Q8_0.gguf"]
   assert names(ggufs, "q8_0") == names(ggufs, "m-Q8_0.gguf") == ["m-Q8_0.gguf"]
   assert names(["model.safetensors", *ggufs], "Q8_0") == ["m-Q8_0.gguf"]
+  split = [f"Q4/m-Q4_K_M-{i:05d}-of-00003.gguf" for i in (3, 1, 2)]
+  assert names([*ggufs[:1], *split]) == sorted(split) == names(split, "Q4_K_M") == names(split, split[0])
+  assert names([*split, "Q4/mmproj-F16.gguf", "Q4/._m-Q4_K_M-00001-of-00003.gguf"]) == sorted(split)
+  assert names(["m-Q8_0.GGUF"]) == ["m-Q8_0.GGUF"]
   for bad, variant, words in ((["x.bin"], None, "no weights"), (ggufs, "Q2_K", "several GGUF files|no GGUF"),
                               (["a-IQ1_S.gguf", "b-IQ2_S.gguf"], None,
-                               "several GGUF files"), (["m-Q4_K_M-00001-of-00002.gguf"], None, "one part of several")):
+                               "several GGUF files"), (split[:2], None, "Q4/m-Q4_K_M-00002-of-00003.gguf is missing")):
     with pytest.raises(DownloadError, match=words):
       names(bad, variant)
 

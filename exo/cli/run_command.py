@@ -22,6 +22,7 @@ from exo.cli.repetition import goes_in_circles
 from exo.config import Config
 from exo.download.model_store import model_name
 from exo.errors import ConfigError, ExoError
+from exo.gguf_names import is_gguf
 from exo.log import escape
 from exo.standard_streams import shown, taken
 from exo.topology.slow_links import slow_link_hint
@@ -55,7 +56,7 @@ def run_command(config: Config, arguments: argparse.Namespace) -> int:
 
 
 def _is_path(model: str) -> bool:
-  return model.endswith(".gguf") or model.startswith((".", "/", "~")) or Path(model).is_dir()
+  return is_gguf(model) or model.startswith((".", "/", "~")) or Path(model).is_dir()
 
 
 def _chat(loop: _Loop, session: _Session) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from exo.download.content_sample import KnownContents
 from exo.download.manifest import MAX_AUXILIARY_BYTES, SUFFIXES, Manifest, RepoFile, is_plain_name
+from exo.gguf_names import is_gguf, is_weights_of_text, model_stem, part_name, parts_of
 from exo.model_file import digest_of
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -17,29 +18,35 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 def is_model(path: Path) -> bool:
   if path.is_file():
-    return path.suffix == ".gguf"
+    return is_gguf(path.name)
   if (path / "config.json").is_file():
     return True
   try:
     with os.scandir(path) as children:
-      return any(child.name.endswith(".gguf") for child in children)
+      return any(is_weights_of_text(child.name) for child in children)
   except OSError:
     return False
 
 
 def model_name(path: Path) -> str:
-  """The name under which a local folder or file is known: its own, without `.gguf`."""
-  return path.stem if path.suffix == ".gguf" else path.name
+  """The name under which a local folder or file is known: its own, without `.gguf` and which part of a model it is."""
+  return model_stem(path.name) if is_gguf(path.name) else path.name
 
 
 def models_in(folders: Iterable[Path], single: Iterable[Path] = ()) -> dict[str, Path]:
   """Models by name, read anew so that added ones appear; of equal names the first counts."""
   found: dict[str, Path] = {}
-  children = (child for folder in folders for child in _children(folder))
+  children = (child for folder in folders for child in _children(folder) if not _is_of_another(child.name))
   for path in (*single, *children):
     if not path.name.startswith(".") and is_model(path):
       found.setdefault(model_name(path), path)
   return found
+
+
+def _is_of_another(name: str) -> bool:
+  """Whether a file of this name is no model of its own: a part behind the first, or what lies beside a model."""
+  part = part_name(name)
+  return (part is not None and part.number > 1) or (is_gguf(name) and not is_weights_of_text(name))
 
 
 def _children(folder: Path) -> list[Path]:
@@ -52,7 +59,9 @@ def _children(folder: Path) -> list[Path]:
 
 def model_files(path: Path) -> list[Path]:
   """The files of a local model that a reader could look at; those that have gone meanwhile included."""
-  return [path] if path.is_file() else [file for file in _children(path) if file.name.endswith(SUFFIXES)]
+  if not path.is_dir():
+    return parts_of(path)
+  return [file for file in _children(path) if file.name.lower().endswith(SUFFIXES) and not file.name.startswith("._")]
 
 
 def describe(model_id: str, path: Path, source: str, contents: KnownContents, revision: str = "") -> Manifest:

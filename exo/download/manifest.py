@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from exo.errors import DownloadError, ModelFilesError
+from exo.gguf_names import is_gguf, is_weights_of_text, model_stem, part_name
 from exo.inference.weights.block_map import MAX_FILE_BYTES
 
 WEIGHT_SUFFIXES = (".safetensors", ".gguf")
@@ -20,7 +21,8 @@ SUFFIXES = (*WEIGHT_SUFFIXES, ".json", ".txt", ".model", ".jinja")
 INDEX = "model.safetensors.index.json"
 MAX_AUXILIARY_BYTES = 64 * 2**20
 _MAX_FILES = 20_000
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=@,()\- ]{0,199}(?:/[A-Za-z0-9_][A-Za-z0-9._+=@,()\- ]{0,199}){0,7}")
+_ONE_NAME = r"\w[\w\u0300-\u036f.+=@,()\- ]{0,199}"  # letters and digits of any language, some of which have their accents behind them
+_NAME = re.compile(rf"{_ONE_NAME}(?:/{_ONE_NAME}){{0,7}}")
 _SHA256, _SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}(?:/[A-Za-z0-9][A-Za-z0-9._-]{0,99}){0,3}")
 # of several quantizations in one repository, the first of these
@@ -72,7 +74,7 @@ class RepoFile:
 
   @property
   def is_weights(self) -> bool:
-    return self.name.endswith(WEIGHT_SUFFIXES)
+    return self.name.lower().endswith(WEIGHT_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class Manifest:
 
   @property
   def is_gguf(self) -> bool:
-    return any(file.name.endswith(".gguf") for file in self.files)
+    return any(is_gguf(file.name) for file in self.files)
 
   def with_weights(self, names: Iterable[str]) -> Manifest:
     """The same with only these weight files."""
@@ -149,12 +151,12 @@ def checked_file(name: Any, size: Any, sha256: Any = None, git_oid: Any = None, 
 
 
 def wanted_files(repo: str, files: Iterable[RepoFile], variant: str | None) -> list[RepoFile]:
-  """The files that make the model: safetensors with configuration and tokenizer, or one GGUF file.
+  """The files that make the model: safetensors with configuration and tokenizer, or one GGUF file, or all parts of one.
 
   `variant` chooses among GGUF files (`Q4_K_M`). Raises `DownloadError` when there are no weights that exo reads.
   """
-  usable = [f for f in files if f.name.endswith(SUFFIXES)]
-  ggufs = sorted((f for f in usable if f.name.endswith(".gguf") and "mmproj" not in f.name), key=lambda f: f.name)
+  usable = [f for f in files if f.name.lower().endswith(SUFFIXES)]
+  ggufs = sorted((f for f in usable if is_weights_of_text(f.name)), key=lambda f: f.name)
   root = [f for f in usable if "/" not in f.name]
   safetensors = [f for f in root if f.name.endswith(".safetensors")]
   if variant is None and safetensors:
@@ -167,7 +169,17 @@ def wanted_files(repo: str, files: Iterable[RepoFile], variant: str | None) -> l
   if not ggufs:
     what = f"no GGUF file {variant!r}" if variant else f"no weights that exo reads ({', '.join(WEIGHT_SUFFIXES)})"
     raise DownloadError(f"{repo} holds {what}: choose another repository")
-  return [_choose_gguf(repo, ggufs, variant)]
+  return _with_parts(repo, ggufs, _choose_gguf(repo, ggufs, variant))
+
+
+def _with_parts(repo: str, ggufs: list[RepoFile], chosen: RepoFile) -> list[RepoFile]:
+  part = part_name(chosen.name)
+  if part is None:
+    return [chosen]
+  found = {file.name: file for file in ggufs}
+  if missing := [name for name in part.all() if name not in found]:
+    raise DownloadError(f"{repo}: of {chosen.name} and its parts {missing[0]} is missing: choose another file")
+  return [found[name] for name in part.all()]
 
 
 def _choose_gguf(repo: str, ggufs: list[RepoFile], variant: str | None) -> RepoFile:
@@ -176,13 +188,10 @@ def _choose_gguf(repo: str, ggufs: list[RepoFile], variant: str | None) -> RepoF
 
   for kind in (variant, ) if variant else _GGUF_PREFERENCE:
     found = [f for f in ggufs if is_of(f, kind) or f.name == kind]
-    if found and re.search(r"-\d{5}-of-\d{5}\.gguf$", found[0].name):
-      raise DownloadError(
-          f"{repo}: {found[0].name} is one part of several, which exo does not read: choose another file"
-      )
     if found:
       return found[0]
-  if variant is None and len(ggufs) == 1:
+  models = {model_stem(f.name): f for f in reversed(ggufs)}
+  if variant is None and len(models) == 1:
     return ggufs[0]
-  names = ", ".join(PurePosixPath(f.name).name for f in ggufs[:6])
+  names = ", ".join(PurePosixPath(name).name for name in list(models)[:6])
   raise DownloadError(f"{repo} holds several GGUF files ({names} …): name one as {repo}:Q8_0, say")

@@ -10,6 +10,7 @@ from exo.download.disk_threads import in_thread
 from exo.download.manifest import INDEX, Manifest, inside, is_plain_name
 from exo.download.transfer import Transfer, run_all
 from exo.errors import ModelFilesError, UnsupportedModelError
+from exo.gguf_names import is_gguf
 from exo.inference.weights.gguf_header import MAX_HEADER_BYTES as MAX_GGUF_HEADER_BYTES
 from exo.inference.weights.gguf_header import GgufCutOffError, parse_gguf_header
 from exo.inference.weights.safetensors_checkpoint import MAX_HEADER_BYTES, parse_safetensors_header, read_json
@@ -32,7 +33,7 @@ async def fetch_head(transfer: Transfer, folder: Path) -> Manifest:
 
   async def header(name: str) -> None:
     async with slots:
-      read = _gguf_header if name.endswith(".gguf") else _safetensors_header
+      read = _gguf_header if is_gguf(name) else _safetensors_header
       await read(transfer, inside(folder, name), name, headers)
 
   await run_all(header(file.name) for file in manifest.weights)

@@ -16,6 +16,7 @@ from exo.download.local_folders import describe, model_files, models_in
 from exo.download.manifest import Manifest, RepoFile, check_file_name, inside, manifest_from_json
 from exo.download.sparse_file import held_spans
 from exo.errors import ExoError, ModelFilesError, ModelNotFoundError
+from exo.gguf_names import model_stem
 from exo.inference.weights.block_map import BlockMap, map_path, span_bytes
 from exo.log import log
 from exo.model_card import HubSource, ModelCard, NeighbourSource, WheelSource, parse_repo
@@ -62,7 +63,8 @@ class Holding:
   def openable(self) -> Path:
     """What `open_checkpoint` takes."""
     weights = self.manifest.weights
-    return self.path(weights[0].name) if self.manifest.is_gguf and len(weights) == 1 else self.base
+    one = self.manifest.is_gguf and len({model_stem(file.name) for file in weights}) == 1
+    return self.path(min(file.name for file in weights)) if one else self.base
 
   def held_bytes(self) -> int:
     return sum(span_bytes(held_spans(self.path(file.name))) for file in self.manifest.files)

@@ -13,6 +13,7 @@ from exo.download.disk_stamp import Stamp
 from exo.download.model_library import name_of_version, version_in
 from exo.download.model_store import DUMMY_MODEL, ModelEntry, ModelStore, Removed
 from exo.download.progress import DownloadProgress, keep_latest
+from exo.download.transfer import Wants
 from exo.errors import (
     DownloadError,
     InvalidRequestError,
@@ -276,11 +277,15 @@ class ModelCatalog:
   async def fetch_shard(self, shard: Shard, file: ModelFile | None = None) -> None:
     """Bring the tensors of a shard to this machine, and no others. Raises as `checkpoint` does."""
     opened = await self._of_file(shard.model_id, file)
-    checkpoint = opened.checkpoint
-    spans = await asyncio.to_thread(lambda: file_spans(checkpoint, shard_tensors(checkpoint, shard)))
-    base = checkpoint.path.parent if checkpoint.path.is_file() else checkpoint.path
     entry = await self.store.find_anywhere(opened.id)
-    await self.store.bring(entry, {path.relative_to(base).as_posix(): found for path, found in spans.items()})
+    await self.store.bring(entry, await asyncio.to_thread(self._spans, entry, opened.checkpoint, shard))
+
+  def _spans(self, entry: ModelEntry, checkpoint: Checkpoint, shard: Shard) -> Wants:
+    holding = self.store.holding_of_entry(entry)
+    if holding is None:  # a model without files
+      return {}
+    spans = file_spans(checkpoint, shard_tensors(checkpoint, shard))
+    return {path.relative_to(holding.base).as_posix(): found for path, found in spans.items()}
 
   async def info(self, model_id: str, file: ModelFile | None = None) -> ModelInfo:
     """As `checkpoint`, with its tokenizer."""

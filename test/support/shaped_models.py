@@ -48,11 +48,11 @@ def ids_of(text: str) -> list[int]:
   return [len(_LETTERS) + int(number) for number in re.findall(r"w(\d+)", text)]
 
 
-def write_shaped(path: Path, shape: Shape, encoding: str, *, unpacked: bool = False) -> Path:
+def write_shaped(path: Path, shape: Shape, encoding: str, *, unpacked: bool = False, per_part: int = 0) -> Path:
   """Write the model to `path`; `encoding` is one of GGUF's, or "Q4_K_M" for llama.cpp's mixture of Q4_K and Q6_K. `unpacked`: with the
-  weights that it has then, as floats."""
+  weights that it has then, as floats. `per_part`: so many tensors go into each of several files, named after `path`."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  writer = GGUFWriter(path, "llama")
+  writer = GGUFWriter(path, "llama", split_max_tensors=per_part)
   writer.add_block_count(shape.layers)
   writer.add_context_length(shape.context)
   writer.add_embedding_length(shape.hidden)

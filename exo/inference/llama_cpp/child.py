@@ -45,8 +45,9 @@ class Child:
     """(width, words, whether sequences can be shortened, bytes of weights, the fields of the `CachePlan`)"""
     stage = self._stages[number] = ChildStage(
         self._library, self._words, Path(path), Shard(*shard), threads, KvType(*kv), CacheRoom(*room), weight_bytes,
-        Opening.of(*weights), self._signals, self._pages.want
+        Opening.of(*weights), self._signals
     )
+    self._pages.want()
     return stage.width, stage.n_words, stage.can_shorten, stage.weight_bytes, astuple(stage.plan)
 
   def buffers(self, number: int) -> dict[str, int]:

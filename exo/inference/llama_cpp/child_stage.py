@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import astuple, dataclass, fields
 from functools import partial
@@ -42,9 +42,9 @@ class ChildStage:
   """Knows nothing of other nodes: it is told what to compute, and its parent sees to it that that fits."""
   def __init__(
       self, library: Any, words: LastWords, path: Path, shard: Shard, threads: int, kv: KvType, room: CacheRoom,
-      weight_bytes: int, opening: Opening, signals: Signals, on_memory: Callable[[], None]
+      weight_bytes: int, opening: Opening, signals: Signals
   ) -> None:
-    """`room` is what is left beside `weight_bytes`. `on_memory` is called where much has been taken. Raises `ModelFilesError`, `UnsupportedModelError`, `OutOfMemoryError`."""
+    """`room` is what is left beside `weight_bytes`. Raises `ModelFilesError`, `UnsupportedModelError`, `OutOfMemoryError`."""
     self._is_last = shard.is_last
     header, self._cut = read_cut(path, shard)
     n_words = header.tensors["token_embd.weight"].shape[0]
@@ -73,13 +73,7 @@ class ChildStage:
       self._held = stack.pop_all()
     self.exactness = CAREFUL
     classes = Classes(plan.shortest, plan.longest, room.near, plan.at_once)
-
-    def cache(length: int, count: int) -> LlamaContext:
-      on_memory()
-      return context(model, length, count)
-
-    self._pool = KvPool(cache, costs.whole, plan.pool_bytes, classes)
-    on_memory()
+    self._pool = KvPool(lambda length, count: context(model, length, count), costs.whole, plan.pool_bytes, classes)
 
   @property
   def buffers(self) -> BufferSizes:

@@ -32,7 +32,7 @@ class LargePages:
     self._thread: threading.Thread | None = None
 
   def want(self) -> None:
-    """Much memory has been taken, or will be within a second."""
+    """Weights have been loaded. Caches come and go, and asking for their sake disturbs steps more than it helps."""
     if sys.platform == "linux" and self._thread is None:
       self._thread = threading.Thread(target=self._run, name="exo-large-pages", daemon=True)
       self._thread.start()

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exo.errors import ModelFilesError
+from exo.gguf_names import parts_of
 from exo.inference.llama_cpp.llama_model import FileOnDisk
 from exo.inference.llama_cpp.stage_cut import StageCut, cut_of
 from exo.inference.llama_cpp.stage_file import SourceTensor, StageFile
 from exo.inference.shard import Shard
 from exo.inference.weight_mode import WeightMode
-from exo.inference.weights.file_bytes import FileBytes
-from exo.inference.weights.gguf_header import GgufHeader, parse_gguf_header
+from exo.inference.weights.gguf_header import GgufHeader
+from exo.inference.weights.gguf_parts import read_parts
 from exo.made_files import MadeFiles, UsedFile
 
 SaidOpening = tuple[str, bool, str | None, bool]  # an `Opening` in plain values
@@ -80,11 +81,7 @@ class Opening:
 
 def read_cut(path: Path, shard: Shard) -> tuple[GgufHeader, StageCut]:
   """Raises `ModelFilesError`, `UnsupportedModelError`."""
-  data = FileBytes(path)
-  try:
-    header = parse_gguf_header(data.head(), data.size)
-  finally:
-    data.close()
+  header = read_parts(path)
   n_words = header.tensors[_EMBEDDING].shape[0]
   try:
     return header, cut_of(header.metadata, header.tensors, shard, n_words)
@@ -95,7 +92,8 @@ def read_cut(path: Path, shard: Shard) -> tuple[GgufHeader, StageCut]:
 
 
 def _stage_file(path: Path, header: GgufHeader, cut: StageCut, architecture: str) -> StageFile:
-  sources = {name: SourceTensor(info, path) for name, info in header.tensors.items()}
+  paths = parts_of(path)
+  sources = {name: SourceTensor(info, paths[info.part]) for name, info in header.tensors.items()}
   return StageFile(cut, sources, header.kinds, architecture)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exo.errors import ModelFilesError
+from exo.gguf_names import is_gguf, is_weights_of_text, parts_of
 from exo.inference.model_config import ModelConfig
 from exo.inference.model_facts import ModelFacts, facts_of
 from exo.inference.weights.block_map import BlockMap
@@ -124,19 +125,19 @@ def check_present(blocks: BlockMap | None, file: Path, name: str, start: int, en
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-  """The checkpoint at `path`: a GGUF file, or a folder with a GGUF file or with `config.json` and safetensors.
+  """The checkpoint at `path`: a GGUF file, or any part of one that is split, or a folder with a GGUF file or with `config.json` and safetensors.
 
   Raises `ModelFilesError` with what was looked for.
   """
   from exo.inference.weights.safetensors_checkpoint import SafetensorsCheckpoint
   if path.is_file():
-    if path.suffix != ".gguf":
+    if not is_gguf(path.name):
       raise ModelFilesError(f"{path.name} is not a model: a GGUF file or a folder with safetensors is wanted")
     return _open_gguf(path)
   if (path / "config.json").is_file() and any(path.glob("*.safetensors")):
     return SafetensorsCheckpoint(path)
-  ggufs = sorted(path.glob("*.gguf"))
-  if len(ggufs) == 1:
+  ggufs = sorted(file for file in path.iterdir() if is_weights_of_text(file.name)) if path.is_dir() else []
+  if len({tuple(parts_of(file)) for file in ggufs}) == 1:
     return _open_gguf(ggufs[0])
   if ggufs:
     raise ModelFilesError(f"{path.name} holds {len(ggufs)} GGUF files: name one of them")
@@ -144,15 +145,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def _open_gguf(path: Path) -> Checkpoint:
-  from exo.inference.weights.file_bytes import FileBytes
   from exo.inference.weights.gguf_checkpoint import TRANSLATED, GgufCheckpoint
-  from exo.inference.weights.gguf_header import architecture_of, parse_gguf_header
+  from exo.inference.weights.gguf_header import architecture_of
+  from exo.inference.weights.gguf_parts import open_parts
   from exo.inference.weights.plain_gguf import PlainGguf
-  data = FileBytes(path)
+  (data, *further), header = open_parts(path)
   try:
-    header = parse_gguf_header(data.head(), data.size)
     kind = GgufCheckpoint if architecture_of(header) in TRANSLATED else PlainGguf
-    return kind(path, data, header)
+    return kind(path, data, header, further)
   except BaseException:
-    data.close()
+    for file in (data, *further):
+      file.close()
     raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exo.errors import ModelFilesError
+from exo.gguf_names import parts_of
 from exo.inference.families.catalogue import why_uncut
 from exo.inference.weights.block_map import BlockMap
 from exo.inference.weights.checkpoint import Checkpoint, check_present
@@ -32,10 +33,11 @@ TOP_NAMES = {
 class GgufFile(Checkpoint):
   container = "gguf"
 
-  def __init__(self, path: Path, data: FileBytes, header: GgufHeader) -> None:
-    """`data` is the file's, and is closed with this. Raises `UnsupportedModelError`."""
-    self.path, self._bytes, self._header = path, data, header
-    self._blocks = BlockMap.beside(path)
+  def __init__(self, path: Path, data: FileBytes, header: GgufHeader, further: Sequence[FileBytes] = ()) -> None:
+    """`data` is the file's and `further` those of the parts behind it, all closed with this. Raises `UnsupportedModelError`."""
+    self._paths = parts_of(path)
+    self.path, self._files, self._header = self._paths[0], [data, *further], header
+    self._blocks = [BlockMap.beside(part) for part in self._paths]
     self.architecture = architecture_of(header)
     self.whole_only = why_uncut(header.metadata)
 
@@ -108,14 +110,15 @@ class GgufFile(Checkpoint):
       raise ModelFilesError(f"{self.path.name} has no tensor {name}") from None
 
   def _read(self, info: GgufTensor, name: str, offset: float = 0.0) -> StoredTensor:
-    check_present(self._blocks, self.path, name, info.start, info.start + info.n_bytes)
+    check_present(self._blocks[info.part], self._paths[info.part], name, info.start, info.start + info.n_bytes)
     rows = int(np.prod(info.shape[:-1], dtype=np.int64))
-    data = self._bytes.span(info.start, info.start + info.n_bytes).reshape(*info.shape[:-1], info.n_bytes // rows)
+    data = self._files[info.part].span(info.start,
+                                       info.start + info.n_bytes).reshape(*info.shape[:-1], info.n_bytes // rows)
     return StoredTensor(name, info.shape, info.encoding, data, offset)
 
   def spans(self, name: str) -> list[tuple[Path, int, int]]:
     info = self._info(name)
-    return [(self.path, info.start, info.start + info.n_bytes)]
+    return [(self._paths[info.part], info.start, info.start + info.n_bytes)]
 
   def tensor(self, name: str) -> StoredTensor:
     return self._read(self._info(name), name)
@@ -125,7 +128,9 @@ class GgufFile(Checkpoint):
     return gguf_tokenizer(self._header.metadata, self.path)
 
   def let_go(self) -> None:
-    self._bytes.let_go()
+    for file in self._files:
+      file.let_go()
 
   def close(self) -> None:
-    self._bytes.close()
+    for file in self._files:
+      file.close()

@@ -35,12 +35,13 @@ class GgufCutOffError(ModelFilesError):
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
-  """`shape` is (…, out, in); `start` and `n_bytes` count from the file's beginning."""
+  """`shape` is (…, out, in); `start` and `n_bytes` count from the beginning of its file, which is the model's `part`th, from 0."""
   name: str
   shape: tuple[int, ...]
   encoding: str
   start: int
   n_bytes: int
+  part: int = 0
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def parse_gguf_header(data: memoryview, file_size: int, *, words: bool = False) 
     raise ModelFilesError("this is not a GGUF file (its first four bytes are not GGUF)")
   version = cursor.take(_U32)
   if version not in (2, 3):
-    raise ModelFilesError(f"GGUF version {version} is not known (2 and 3 are)")
+    raise ModelFilesError(_of_version(version))
   n_tensors, n_keys = cursor.take(_U64), cursor.take(_U64)
   if n_tensors > _MAX_TENSORS or n_keys > _MAX_KEYS:
     raise ModelFilesError(f"the GGUF header claims {n_tensors} tensors and {n_keys} keys, which no real model has")
@@ -153,6 +154,14 @@ def parse_gguf_header(data: memoryview, file_size: int, *, words: bool = False) 
     tensors[name] = GgufTensor(name, shape, encoding, data_start + offset, _n_bytes(name, shape, encoding))
   _check_spans(sorted(tensors.values(), key=lambda tensor: tensor.start), data_start, file_size)
   return GgufHeader(metadata, tensors, cursor.at, kinds)
+
+
+def _of_version(version: int) -> str:
+  if int.from_bytes(version.to_bytes(4, "little"), "big") in (1, 2, 3):
+    return "this GGUF file is big-endian, made for another kind of processor: take one that is little-endian, as nearly all are"
+  if version == 1:
+    return "this GGUF file is of version 1, which was written in 2023 for a few weeks: convert the model anew, or take a newer file"
+  return f"GGUF version {version} is not known (2 and 3 are)"
 
 
 def _tensor_info(cursor: _Cursor) -> tuple[str, tuple[int, ...], str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -22,9 +23,9 @@ _BLOCK = re.compile(r"blk\.(\d{1,6})\.(.+)")
 class PlainGguf(GgufFile):
   is_plain = True
 
-  def __init__(self, path: Path, data: FileBytes, header: GgufHeader) -> None:
+  def __init__(self, path: Path, data: FileBytes, header: GgufHeader, further: Sequence[FileBytes] = ()) -> None:
     """As `GgufFile`; raises `UnsupportedModelError` for what is no language model."""
-    super().__init__(path, data, header)
+    super().__init__(path, data, header, further)
     family = family_of(self.architecture)
     if family is not None and family.writes_no_text:
       raise UnsupportedModelError(f"{path.name} is of architecture {self.architecture!r}: {family.writes_no_text}")
