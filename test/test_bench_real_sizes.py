@@ -54,6 +54,8 @@ def test_issue_19_it_must_show_measures_everything_beside_llama_cpp(tmp_path: Pa
       ("ring", "ring of two / one node, 40 tokens", "prefill"),
       ("ring", "ring of two / one node, 40 tokens", "decode"),
       ("ring", "ring of two, 2 exact streams / unseeded", "decode"),
+      ("turns", "second turn after 24 + 48 tokens, exact / --exact off", "first token, s"),
+      ("turns", "second turn after 24 + 48 tokens, exact / --exact off", "tokens kept"),
   }
   assert seen["streams", "3 streams, unseeded", "decode"] == "≥ 0.85"
   assert seen["load", "load to first token", "first token, s"] == "≤ +1 s"

@@ -120,6 +120,7 @@ def test_issue_20_line_5_a_folder_of_models_lists_each_once(whole: Path, parts: 
   assert set(models_in([tmp_path])) == {"big", "Größe-Q8_0", "folder"}
   assert set(models_in([], [tmp_path / parts[2].name])) == {"big"}
   assert [path.name for path in model_files(tmp_path / parts[1].name)] == [path.name for path in parts]
+  assert [path.name for path in model_files(inside)] == [path.name for path in parts]
   open_checkpoint(inside).close()
   open_checkpoint(tmp_path / "Größe-Q8_0.GGUF").close()
   assert parts_of(inside / parts[3].name)[0] == inside / parts[0].name

@@ -70,7 +70,7 @@ def _prepare(config: Config, model: ModelInfo, body: ChatCompletionRequest, most
     messages.insert(0, {"role": "system", "content": config.system_prompt})
   extra = {key: value for key, value in (body.chat_template_kwargs or {}).items() if key not in _RESERVED_KWARGS}
   check_depth(extra, "chat_template_kwargs")
-  native = tool_format(model.tokenizer.chat_template)
+  native = tool_format(model.tokenizer.template_for(tools=bool(tools)))
   form = None
   if tools:
     # a format without JSON cannot be forced: where a call is a must, it is asked for in ours

@@ -61,7 +61,8 @@ def model_files(path: Path) -> list[Path]:
   """The files of a local model that a reader could look at; those that have gone meanwhile included."""
   if not path.is_dir():
     return parts_of(path)
-  return [file for file in _children(path) if file.name.lower().endswith(SUFFIXES) and not file.name.startswith("._")]
+  usual = [file for file in _children(path) if file.name.lower().endswith(SUFFIXES) and not file.name.startswith("._")]
+  return [file for file in usual if not is_gguf(file.name) or is_weights_of_text(file.name)]
 
 
 def describe(model_id: str, path: Path, source: str, contents: KnownContents, revision: str = "") -> Manifest:

@@ -164,7 +164,8 @@ def wanted_files(repo: str, files: Iterable[RepoFile], variant: str | None) -> l
       safetensors = [f for f in safetensors if f.name == "model.safetensors"]
     elif len(safetensors) > 1:
       safetensors = [f for f in safetensors if not f.name.startswith("consolidated")]
-    small = [f for f in root if not f.is_weights and f.size <= MAX_AUXILIARY_BYTES]
+    templates = [f for f in usable if f.name.startswith("additional_chat_templates/")]
+    small = [f for f in (*root, *templates) if not f.is_weights and f.size <= MAX_AUXILIARY_BYTES]
     return small + safetensors
   if not ggufs:
     what = f"no GGUF file {variant!r}" if variant else f"no weights that exo reads ({', '.join(WEIGHT_SUFFIXES)})"

@@ -13,9 +13,10 @@ from exo.errors import ModelFilesError, UnsupportedModelError
 from exo.gguf_names import is_gguf
 from exo.inference.weights.gguf_header import MAX_HEADER_BYTES as MAX_GGUF_HEADER_BYTES
 from exo.inference.weights.gguf_header import GgufCutOffError, parse_gguf_header
+from exo.inference.weights.other_contents import other_contents
 from exo.inference.weights.safetensors_checkpoint import MAX_HEADER_BYTES, parse_safetensors_header, read_json
 
-_FIRST_GGUF_BYTES = 1 << 19
+_FIRST_BYTES, _FIRST_GGUF_BYTES = 128, 1 << 19
 _PARALLEL_HEADERS = 16
 _MOST_HEADERS_BYTES = 512 * 2**20  # of all files together
 
@@ -51,9 +52,8 @@ def _chosen(manifest: Manifest, folder: Path) -> Manifest:
     return manifest
   if not isinstance(index, dict) or not all(is_plain_name(v) and "/" not in v for v in index.values()):
     raise ModelFilesError(f"{manifest.source}: {INDEX} names files outside the repository's folder")
-  lacking = sorted(set(index.values()) - {file.name for file in manifest.weights})
-  if lacking:
-    raise ModelFilesError(f"{manifest.source} lacks {lacking[0]}, which its {INDEX} names")
+  if not set(index.values()) <= {file.name for file in manifest.weights}:
+    return manifest  # a conversion into other files may have left it behind: whether all tensors are there, their headers tell
   return manifest.with_weights(index.values())
 
 
@@ -73,9 +73,13 @@ async def _safetensors_header(transfer: Transfer, path: Path, name: str, headers
   file = (await transfer.file(name)).file
   if file.size < 8:
     raise ModelFilesError(f"{name} is too short to be a safetensors file")
-  await transfer.bring({name: [(0, 8)]})
-  length = int.from_bytes(await in_thread(_read, path, 8), "little")
+  first = min(_FIRST_BYTES, file.size)
+  await transfer.bring({name: [(0, first)]})
+  begin = await in_thread(_read, path, first)
+  length = int.from_bytes(begin[:8], "little")
   if not 2 <= length <= min(MAX_HEADER_BYTES, file.size - 8):
+    if what := other_contents(begin):
+      raise ModelFilesError(f"{name} is {what}")
     raise ModelFilesError(f"{name} claims a header of {length} bytes: it is damaged")
   headers.add(length, name)
   await transfer.bring({name: [(0, 8 + length)]})

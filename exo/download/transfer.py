@@ -60,6 +60,8 @@ class Transfer:
     self._sound_blobs: dict[Path, bool] = {}
     self._open: dict[str, SparseFile] = {}
     self._held: dict[str, Mapping[str, Sequence[Span]]] | None = None
+    self._coming: list[Wants] = []  # from neighbours, of which nothing may be on disk before it is written down
+    self._saving = asyncio.Lock()
 
   async def __aenter__(self) -> Transfer:
     return self
@@ -184,11 +186,17 @@ class Transfer:
         (await self.file(name)).forget(spans)
       self.doubts.settle(name, giver)
 
-  async def _save_doubts(self, coming: Wants | None = None) -> None:
-    try:
-      await in_thread(self.doubts.save, self._folder, coming)
-    except OSError as error:
-      raise disk_error(self._folder, error) from error
+  async def _save_doubts(self) -> None:
+    """One after the other, since several files come at once."""
+    async with self._saving:
+      coming: dict[str, list[Span]] = {}
+      for wants in self._coming:
+        for name, spans in wants.items():
+          coming.setdefault(name, []).extend(spans)
+      try:
+        await in_thread(self.doubts.save, self._folder, coming)
+      except OSError as error:
+        raise disk_error(self._folder, error) from error
 
   async def _verified(self, target: SparseFile) -> bool:
     """False for a whole file that has another hash than its list tells. One that has it is in doubt no longer, unless the
@@ -280,7 +288,8 @@ class Transfer:
     for read in (read for queue in reads.values() for read in queue if read.target.pinned is None):
       coming.setdefault(read.file.name, []).append((read.start, read.end))
     if coming:  # written down before any of it is on disk
-      await self._save_doubts(coming)
+      self._coming.append(coming)
+      await self._save_doubts()
     failed: set[str] = set()
     while nodes := {node_id for holders, queue in reads.items() if queue for node_id in holders} - failed:
       self.meter.status("fetching from neighbours")
@@ -288,6 +297,7 @@ class Transfer:
     for node_id in failed:
       self._held.pop(node_id, None)
     if coming:
+      self._coming.remove(coming)
       await self._save_doubts()
 
   async def _read_from(self, node_id: str, reads: Mapping[frozenset[str], deque[Piece]], failed: set[str]) -> None:

@@ -30,6 +30,7 @@ _SMALL_CHARACTERS = 64 * 1024
 _SMALL_TOOLS = 32
 _SMALL_BUDGET = 2**20
 _SMALL_S = 0.5
+_LONGEST_SEPARATOR = 16
 _GRACE_S = 5.0  # of the process: to start, to compile, to be scheduled
 # A template that a repository does not bring: ChatML, which most small models have seen.
 CHATML = (
@@ -42,9 +43,18 @@ def _raise_exception(message: str) -> None:
   raise TemplateError(message)
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **_: Any) -> str:
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+    **_: Any
+) -> str:
   # Jinja's own filter escapes for HTML, which no prompt wants
-  return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+  if separators is not None and any(len(text) > _LONGEST_SEPARATOR for text in separators):
+    raise TemplateError("it asks for absurd separators")
+  return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 @lru_cache(maxsize=16)

@@ -26,9 +26,9 @@ def gguf_tokenizer(meta: Mapping[str, Any], path: Path) -> Tokenizer:
     token_id = meta.get(f"tokenizer.ggml.{key}_token_id")
     if isinstance(token_id, int) and not isinstance(token_id, bool) and 0 <= token_id < vocabulary.size:
       ids[key], special[name] = token_id, vocabulary.token_bytes(token_id).decode("utf-8", "replace")
-  template = meta.get("tokenizer.chat_template")
-  # the BOS is one that the file names: llama.cpp has a number for those that name none
-  return Tokenizer(
-      vocabulary, vocabulary.end_ids, ids.get("bos"), vocabulary.add_bos,
-      template if isinstance(template, str) else None, special
+  template, with_tools = (
+      text if isinstance(text := meta.get(f"tokenizer.chat_template{name}"), str) else None
+      for name in ("", ".tool_use")
   )
+  # the BOS is one that the file names: llama.cpp has a number for those that name none
+  return Tokenizer(vocabulary, vocabulary.end_ids, ids.get("bos"), vocabulary.add_bos, template, special, with_tools)

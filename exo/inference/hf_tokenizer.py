@@ -17,7 +17,7 @@ def _json(path: Path) -> dict[str, Any]:
   if not path.is_file():
     return {}
   try:
-    value = json.loads(path.read_text("utf-8"))
+    value = json.loads(path.read_text("utf-8-sig"))
   except (ValueError, OSError) as error:
     raise ModelFilesError(f"{path.name} is not valid JSON: {error}") from error
   return value if isinstance(value, dict) else {}
@@ -32,21 +32,34 @@ def _content(token: Any) -> str | None:
 
 def chat_template_of(folder: Path) -> str | None:
   """A Hugging Face folder's own, where it has one. Raises `ModelFilesError`."""
-  return _template(folder, _json(folder / "tokenizer_config.json"))
+  return _templates(folder, _json(folder / "tokenizer_config.json"))[0]
 
 
-def _template(folder: Path, config: dict[str, Any]) -> str | None:
-  separate = folder / "chat_template.jinja"
-  if separate.is_file():
-    try:
-      return separate.read_text("utf-8")
-    except (OSError, ValueError) as error:
-      raise ModelFilesError(f"chat_template.jinja cannot be read: {error}") from error
+def _templates(folder: Path, config: dict[str, Any]) -> tuple[str | None, str | None]:
+  """(for chats, for chats with tools where that is another one)."""
+  default = _text(folder / "chat_template.jinja")
+  with_tools = _text(folder / "additional_chat_templates" / "tool_use.jinja")
+  if default is not None:
+    return default, with_tools
   template = config.get("chat_template") or _json(folder / "chat_template.json").get("chat_template")
   if isinstance(template, list):  # several named ones
-    named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-    template = named.get("default") or next(iter(named.values()), None)
-  return template if isinstance(template, str) else None
+    template = {
+        t["name"]: t.get("template")
+        for t in template if isinstance(t, dict) and isinstance(t.get("name"), str)
+    }
+  if not isinstance(template, dict):
+    return (template if isinstance(template, str) else None), with_tools
+  named = {name: text for name, text in template.items() if isinstance(text, str)}
+  return named.get("default") or next(iter(named.values()), None), named.get("tool_use") or with_tools
+
+
+def _text(path: Path) -> str | None:
+  if not path.is_file():
+    return None
+  try:
+    return path.read_text("utf-8-sig")
+  except (OSError, ValueError) as error:
+    raise ModelFilesError(f"{path.name} cannot be read: {error}") from error
 
 
 def _backend(folder: Path) -> tokenizers.Tokenizer:
@@ -93,4 +106,5 @@ def hf_tokenizer(folder: Path) -> Tokenizer:
   else:  # newer folders say it in the post-processor alone
     add_bos = backend.encode("", add_special_tokens=True).ids[:1] == [bos_id]
   vocabulary = BackendVocabulary(backend)
-  return Tokenizer(vocabulary, frozenset(eos), bos_id, add_bos, _template(folder, config), special)
+  template, tool_template = _templates(folder, config)
+  return Tokenizer(vocabulary, frozenset(eos), bos_id, add_bos, template, special, tool_template)

@@ -19,7 +19,8 @@ from typing import Any
 from jinja2 import Template, nodes
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.exceptions import TemplateError
-from jinja2.ext import loopcontrols
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.runtime import Context, str_join
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -89,13 +90,22 @@ class _Generator(CodeGenerator):
     self.write("))")
 
 
+class _Generation(Extension):
+  """`{% generation %}`, with which templates mark what the model writes, for training: here it is text like any."""
+  tags = {"generation"}  # noqa: RUF012 - as the base class has it
+
+  def parse(self, parser: Parser) -> list[nodes.Node]:
+    next(parser.stream)
+    return parser.parse_statements(("name:endgeneration", ), drop_needle=True)
+
+
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
   """Templates of this environment are rendered by `render_bounded` only."""
   code_generator_class = _Generator
   intercepted_binops = frozenset({"+", "*", "**", "%"})
 
   def __init__(self) -> None:
-    super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation])
     del self.globals["lipsum"]
     self.filters = {name: bounded_filter(name, function) for name, function in self.filters.items()}
 

@@ -24,13 +24,15 @@ class TooManyTokensError(Exception):
 
 @dataclass(frozen=True)
 class Tokenizer:
-  """`eos_ids` end a generation. `special_tokens` are the template's variables, such as `bos_token`."""
+  """`eos_ids` end a generation. `special_tokens` are the template's variables, such as `bos_token`. `tool_template` stands in for the
+  template where there are tools, if the model has one of its own for these."""
   vocabulary: Vocabulary
   eos_ids: frozenset[int]
   bos_id: int | None = None
   add_bos: bool = False
   chat_template: str | None = None
   special_tokens: Mapping[str, str] = field(default_factory=dict)
+  tool_template: str | None = None
 
   @property
   def vocab_size(self) -> int:
@@ -91,9 +93,11 @@ class Tokenizer:
       extra: Mapping[str, Any] | None = None
   ) -> str:
     """The prompt's text; models without a template get ChatML. `extra` are further variables of the template."""
-    return render_chat(
-        self.chat_template or CHATML, messages, special_tokens=self.special_tokens, tools=tools, extra=extra
-    )
+    source = self.template_for(tools=bool(tools)) or CHATML
+    return render_chat(source, messages, special_tokens=self.special_tokens, tools=tools, extra=extra)
+
+  def template_for(self, *, tools: bool) -> str | None:
+    return self.tool_template if tools and self.tool_template is not None else self.chat_template
 
   def encode_chat(self,
                   messages: Sequence[Mapping[str, Any]],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import re
 import sys
 import threading
@@ -33,7 +34,7 @@ class LargePages:
 
   def want(self) -> None:
     """Weights have been loaded. Caches come and go, and asking for their sake disturbs steps more than it helps."""
-    if sys.platform == "linux" and self._thread is None:
+    if sys.platform == "linux" and mmap.PAGESIZE == _SMALL and self._thread is None:
       self._thread = threading.Thread(target=self._run, name="exo-large-pages", daemon=True)
       self._thread.start()
     self._wanted.set()

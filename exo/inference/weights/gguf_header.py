@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from exo.errors import ModelFilesError
+from exo.inference.weights.other_contents import other_contents
 from exo.inference.weights.tensor import row_bytes
 
 MAX_HEADER_BYTES = 256 * 2**20
@@ -131,6 +132,8 @@ def parse_gguf_header(data: memoryview, file_size: int, *, words: bool = False) 
   """
   cursor = _Cursor(data)
   if bytes(cursor.skip(4)) != b"GGUF":
+    if what := other_contents(data):
+      raise ModelFilesError(f"this is {what}")
     raise ModelFilesError("this is not a GGUF file (its first four bytes are not GGUF)")
   version = cursor.take(_U32)
   if version not in (2, 3):

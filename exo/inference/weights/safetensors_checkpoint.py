@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from exo.errors import ModelFilesError
 from exo.inference.weights.block_map import BlockMap
 from exo.inference.weights.checkpoint import HEAD, Checkpoint, check_present
 from exo.inference.weights.file_bytes import FileBytes
+from exo.inference.weights.other_contents import other_contents
 from exo.inference.weights.tensor import AffineGroups, StoredTensor
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def parse_safetensors_header(data: memoryview, file_size: int, file_name: str) -
     raise ModelFilesError(f"{file_name} is too short to be a safetensors file")
   length = int.from_bytes(data[:8], "little")
   if not 2 <= length <= min(MAX_HEADER_BYTES, file_size - 8) or len(data) < 8 + length:
+    if what := other_contents(data):
+      raise ModelFilesError(f"{file_name} is {what}")
     raise ModelFilesError(f"{file_name} claims a header of {length} bytes: it is cut off or damaged")
   try:
     header = json.loads(bytes(data[8:8 + length]))
@@ -101,7 +104,7 @@ def read_json(path: Path) -> dict[str, Any]:
   if path.stat().st_size > _MAX_JSON_BYTES:
     raise ModelFilesError(f"{path.name} is implausibly large")
   try:
-    value = json.loads(path.read_text("utf-8"))
+    value = json.loads(path.read_text("utf-8-sig"))  # some editors put a mark before all
   except (ValueError, RecursionError, OSError) as error:
     raise ModelFilesError(f"{path.name} is not valid JSON: {error}") from error
   if not isinstance(value, dict):
@@ -118,12 +121,16 @@ class SafetensorsCheckpoint(Checkpoint):
     self._bytes: dict[Path, FileBytes] = {}
     self._blocks: dict[Path, BlockMap | None] = {}
     self._entries: dict[str, tuple[Path, SafetensorsEntry]] = {}
-    for file in self._files():
+    index = self._index()
+    for file in self._files(index):
       found = self._open(file)
       for name, entry in parse_safetensors_header(found.head(), found.size, file.name).items():
         if name in self._entries:
           raise ModelFilesError(f"{file.name} and {self._entries[name][0].name} both hold tensor {name!r}")
         self._entries[name] = (file, entry)
+    if lacking := [name for name in index if name not in self._entries]:
+      files = sorted({index[name] for name in lacking})
+      raise ModelFilesError(f"{path.name} lacks {', '.join(files[:3])}{' …' if len(files) > 3 else ''}")
     self._as_text_alone()
     self._packed = {name: name.removesuffix(".weight") for name in self._entries if self._is_packed(name)}
     self._hidden = {f"{module}.{part}" for module in self._packed.values() for part in ("scales", "biases")}
@@ -146,17 +153,19 @@ class SafetensorsCheckpoint(Checkpoint):
     module = name.removesuffix(".weight")
     return module != name and self._entries[name][1].dtype == "U32" and f"{module}.scales" in self._entries
 
-  def _files(self) -> list[Path]:
-    index = read_json(self.path / "model.safetensors.index.json").get("weight_map")
-    if index is None:
-      return sorted(self.path.glob("*.safetensors"))
+  def _index(self) -> dict[str, str]:
+    """Which file holds each tensor, as the folder says; empty where it says nothing."""
+    index = read_json(self.path / "model.safetensors.index.json").get("weight_map", {})
     if not isinstance(index, dict) or not all(isinstance(v, str) and Path(v).name == v for v in index.values()):
       raise ModelFilesError("model.safetensors.index.json: weight_map must name files of this folder")
-    files = [self.path / name for name in sorted(set(index.values()))]
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-      raise ModelFilesError(f"{self.path.name} lacks {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}")
-    return files
+    return index
+
+  def _files(self, index: Mapping[str, str]) -> list[Path]:
+    """Those that the index names; all that are here where it names others, as after a conversion into fewer files."""
+    named = [self.path / name for name in sorted(set(index.values()))]
+    if named and all(file.is_file() for file in named):
+      return named
+    return sorted(file for file in self.path.glob("*.safetensors") if not file.name.startswith("._"))
 
   def _open(self, file: Path) -> FileBytes:
     self._blocks[file] = BlockMap.beside(file)
