@@ -331,6 +331,45 @@ def test_issue_19_streams_are_computed_together_whatever_is_kept_between_them(
 
 
 @needs_library
+def test_issue_19_a_prompt_in_pieces_takes_a_context_for_all_of_it_at_once(
+    device: HereDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  """Instead of one after the other for each class of lengths that it grows through; the bits are the same."""
+  checkpoint = open_checkpoint(write_shaped(tmp_path / "m.gguf", SHAPE, "Q8_0"))
+  ids = np.random.default_rng(4).integers(5, 250, 1300).astype(np.int32)
+  made = list[int]()
+  create = LlamaContext.__init__
+
+  def counted(self: LlamaContext, model: Any, length: int, *more: Any) -> None:
+    made.append(length)
+    create(self, model, length, *more)
+
+  rows = dict[bool, list[bytes]]()
+  for is_expected in (False, True):
+    stage = LlamaCppStage(device, Shard("m", 0, 2, 3), checkpoint, LoadOptions(2**31, 1), lambda _: None)
+    stage.learn(Exactness(0, 8, True, 1, False))
+    with monkeypatch.context() as patch:
+      patch.setattr(LlamaContext, "__init__", counted)
+      made.clear()
+      streams = Streams(stage, ids)
+      if is_expected:
+        stage.expect(1, 1100)
+      for _ in range(9):
+        streams.feed({1: 120})
+      for _ in range(3):
+        streams.feed({1: 1})
+      real = [length for length in made if length < 4096]  # others are made to see what they would take
+      assert set(real) == ({2048} if is_expected else {512, 1024, 2048}), made
+      stage.drop(1)
+      streams.feed({2: 20})  # nothing is left of it
+      assert made[-1] == 512
+    rows[is_expected] = streams.rows[1]
+    stage.close()
+  assert rows[True] == rows[False]
+  checkpoint.close()
+
+
+@needs_library
 def test_issue_19_scored_prompts_and_embeddings_do_not_depend_on_how_they_came(
     device: HereDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

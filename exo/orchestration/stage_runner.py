@@ -52,6 +52,7 @@ from exo.worker.worker import Worker
 Send = Callable[[str, Message], None]
 _LONGEST_REASON = 2000
 _MOST_DELIVERED = 256
+_EXPECTED_ANSWER = 256  # tokens: what else a request may write is taken as it comes
 
 
 class StageHost(Protocol):
@@ -244,6 +245,7 @@ class StageRunner:
     for opened in frame.opens:
       self._prompts[opened.sequence] = opened.prompt_tokens
       self._requests[opened.sequence] = opened.request.request_id, opened.request.entry_node
+      self.model.expect(opened.sequence, opened.prompt_tokens + min(opened.request.max_tokens, _EXPECTED_ANSWER))
       if opened.reused:
         self._begin_with_cache(opened)
       if self._next is None:

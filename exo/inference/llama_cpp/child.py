@@ -55,18 +55,20 @@ class Child:
     return asdict(self._stages[number].buffers)
 
   def step(
-      self, number: int, entries: list[Any], n_tokens: int, embeds: bool, out_at: int, out_rows: int, out_columns: int
+      self, number: int, entries: list[Any], expected: list[int], n_tokens: int, embeds: bool, out_at: int,
+      out_rows: int, out_columns: int
   ) -> None:
     """What goes in lies in the shared memory behind the signals, what comes out goes to `out_at`: hidden states after the final norm where
-    it `embeds`."""
-    stage, memory = self._stages[number], self._memory
+    it `embeds`. `expected`: tokens that each entry's sequence will hold, 0 where that is not known."""
+    stage, memory, batch = self._stages[number], self._memory, msgspec.convert(entries, list[BatchEntry])
+    stage.expect({entry.sequence: tokens for entry, tokens in zip(batch, expected, strict=True)})
     given: npt.NDArray[Any] = memory.view(SIGNAL_BYTES, 4 * n_tokens).view(np.int32)
     if not stage.takes_tokens:
       given = memory.view(SIGNAL_BYTES, 4 * n_tokens * stage.width).view(np.float32).reshape(n_tokens, stage.width)
     out = memory.view(out_at, 4 * out_rows * out_columns).view(np.float32).reshape(out_rows, out_columns)
     compute = stage.hidden_states if embeds else stage.step
     with self._pages.computing():
-      compute(msgspec.convert(entries, list[BatchEntry]), given, out)
+      compute(batch, given, out)
 
   def learn(self, number: int, *exactness: Any) -> None:
     self._stages[number].exactness = Exactness(*exactness)
@@ -77,7 +79,8 @@ class Child:
   def truncate(self, number: int, sequence: int, length: int) -> None:
     self._stages[number].truncate(sequence, length)
 
-  def copy(self, number: int, source: int, target: int, length: int, held: int) -> None:
+  def copy(self, number: int, source: int, target: int, length: int, held: int, expected: int) -> None:
+    self._stages[number].expect({target: expected})
     self._stages[number].copy(source, target, length, held)
 
   def close(self, number: int) -> None:

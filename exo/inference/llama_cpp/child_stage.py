@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import astuple, dataclass, fields
 from functools import partial
@@ -100,6 +100,10 @@ class ChildStage:
   @property
   def takes_tokens(self) -> bool:
     return self._cut.takes_tokens
+
+  def expect(self, tokens: Mapping[int, int]) -> None:
+    """What sequences of the next call will hold, as far as that is known, so that they need not move while they grow."""
+    self._pool.expected = tokens
 
   def step(self, entries: Sequence[BatchEntry], given: npt.NDArray[Any], out: Floats) -> None:
     """From embeddings or hidden states (tokens, width), or ids where it `takes_tokens` (tokens,), hidden states or logits (wanted rows,

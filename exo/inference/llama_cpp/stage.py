@@ -122,6 +122,7 @@ class LlamaCppStage(StageBase):
     self._device, self._number = device, next(device.numbers)
     self._lengths: dict[int, int] = {}
     self._torn: set[int] = set()  # sequences that may hold more on the other side
+    self._expected: dict[int, int] = {}  # tokens that sequences will hold
     weight_bytes = sum(checkpoint.tensor_bytes(name) for name in shard_tensors(checkpoint, shard))
     kv = KvType.choose(options.kv_type, checkpoint.head_dims)
     budget = KvBudget.of(shard, config, options, kv.element_bytes)
@@ -210,7 +211,8 @@ class LlamaCppStage(StageBase):
     entries = msgspec.to_builtins(batch.entries)
     self._torn |= {entry.sequence for entry in batch.entries}
     self._device.signals.abort(False)  # of a step that ended before it was told to
-    self._call("step", entries, n, embeds, out_at, rows, columns, timeout_s=_SOON_S + n * _TOKEN_S)
+    expected = [self._expected.get(entry.sequence, 0) for entry in batch.entries]
+    self._call("step", entries, expected, n, embeds, out_at, rows, columns, timeout_s=_SOON_S + n * _TOKEN_S)
     out = memory.view(out_at, 4 * rows * columns).view(np.float32).reshape(rows, columns).copy()
     if out_at + out.nbytes > _SHARED_BYTES:
       memory.give_back(_SHARED_BYTES)
@@ -231,7 +233,11 @@ class LlamaCppStage(StageBase):
       self._lengths[entry.sequence] = self.length(entry.sequence) + entry.n_tokens
       self._torn.discard(entry.sequence)
 
+  def expect(self, sequence: int, tokens: int) -> None:
+    self._expected[sequence] = tokens
+
   def drop(self, sequence: int) -> None:
+    self._expected.pop(sequence, None)
     known = self._lengths.pop(sequence, None) is not None or sequence in self._torn
     self._torn.discard(sequence)
     if known:
@@ -251,7 +257,7 @@ class LlamaCppStage(StageBase):
   def _copy(self, source: int, target: int, length: int) -> None:
     if source in self._torn:
       raise CacheReuseError("a step of this sequence failed")
-    self._call("copy", source, target, length, self.length(source))
+    self._call("copy", source, target, length, self.length(source), self._expected.get(target, 0))
     self._lengths[target] = length
 
   def buffers(self) -> BufferSizes:
