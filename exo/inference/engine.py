@@ -167,7 +167,7 @@ class StageModel(ABC):
     """What came of `to_study`, now or when such a stage was loaded before. Raises `EngineError`."""
     raise EngineError("there is nothing to learn here")
 
-  def expect(self, sequence: int, tokens: int) -> None:
+  def expect(self, sequence: int, tokens: int) -> None:  # noqa: B027 - optional
     """A sequence will hold about so many tokens, its prompt and some of its answer. Optional: memory may be taken for it at once."""
 
   @abstractmethod
