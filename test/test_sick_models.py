@@ -262,7 +262,7 @@ TENSORS: dict[str, tuple[Callable[[Tensors], Any], str]] = {
 # files beside
 FILES: dict[str, tuple[str, bytes, str]] = {
     "an index of a file that is not here": (
-        "model.safetensors.index.json", b'{"weight_map": {"model.norm.weight": "model-00002.safetensors"}}', "lacks"
+        "model.safetensors.index.json", b'{"weight_map": {"model.norm.extra": "model-00002.safetensors"}}', "lacks"
     ),
     "an index that is a list": ("model.safetensors.index.json", b'{"weight_map": ["model.safetensors"]}', "weight_map"),
     "a configuration that is a list": ("config.json", b"[1, 2]", "config.json"),
