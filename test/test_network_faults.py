@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import socket
 import time
@@ -13,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from exo.inference.dummy.engine import SLOW
+from test.support.far_rings import two_over_a_proxy
 from test.support.namespaces import Hosts, hosts
 from test.support.nodes import NodeProcess, free_port, ring, wait_until
-from test.support.proxy import SlowProxy
 from test.support.streams import stream
 
 DUMMY = ("--inference-engine", "dummy", "--default-model", "dummy")
@@ -84,32 +83,11 @@ def test_fault_5_lost_datagrams_kill_nobody(tmp_path: Path, long_text: str, perc
       assert " left: " not in node.log and "is dead" not in node.log
 
 
-@contextmanager
-def two_over_a_proxy(home: Path, **how: float) -> Iterator[tuple[list[NodeProcess], SlowProxy]]:
-  """Two nodes of which one dials the other through a proxy."""
-  ports = [free_port(), free_port()]
-  with SlowProxy(ports[1], **how) as proxy:
-    nodes = []
-    try:
-      for i, others in enumerate(({"node1": {"address": "127.0.0.1", "port": proxy.port}}, {})):
-        path = home / f"{i}.json"
-        path.write_text(json.dumps({"peers": {f"node{i}": {"address": "127.0.0.1", "port": ports[i]}, **others}}))
-        manual = ("--discovery-module", "manual", "--discovery-config-path", str(path), "--node-port", str(ports[i]))
-        nodes.append(NodeProcess(home / str(i), *DUMMY, *manual, node_id=f"node{i}"))
-      for node in nodes:
-        node.wait_ready()
-      wait_until(lambda: all(len(node.peers()) == 2 for node in nodes), 20, "a link through the proxy")
-      yield nodes, proxy
-    finally:
-      for node in nodes:
-        node.stop()
-
-
 @pytest.mark.parametrize(
     "how", [{"delay_s": 0.075, "jitter_s": 0.05}, {"bytes_per_s": 125_000.0}], ids=["75±50 ms", "1 Mbit/s"]
 )
 def test_fault_6_a_slow_link(tmp_path: Path, long_text: str, how: dict[str, float]) -> None:
-  with two_over_a_proxy(tmp_path, **how) as (nodes, _):
+  with two_over_a_proxy(tmp_path, *DUMMY, **how) as (nodes, _):
     fields = LONG | {"max_tokens": 60}
     for node in nodes:
       streamed = stream(node, HELLO, **fields)
@@ -120,14 +98,14 @@ def test_fault_6_a_slow_link(tmp_path: Path, long_text: str, how: dict[str, floa
 
 def test_fault_9_a_half_open_connection(tmp_path: Path, long_text: str) -> None:
   """Nothing comes through any more and nobody says so: noticed by missing heartbeats, and the stream goes on."""
-  with two_over_a_proxy(tmp_path) as (nodes, proxy):
+  with two_over_a_proxy(tmp_path, *DUMMY) as (nodes, proxy):
     streamed = stream(nodes[0], HELLO, lambda count: proxy.half_open() if count == 50 else None, **LONG)
     assert streamed.text == long_text and len(streamed.resumptions) == 1
 
 
 def test_fault_9_only_the_data_connection_is_half_open(tmp_path: Path, long_text: str) -> None:
   """Heartbeats still come, and say that more was sent than arrives: the per-hop deadline."""
-  with two_over_a_proxy(tmp_path) as (nodes, proxy):
+  with two_over_a_proxy(tmp_path, *DUMMY) as (nodes, proxy):
     streamed = stream(nodes[0], HELLO, lambda count: proxy.half_open(0) if count == 50 else None, **LONG)
     assert streamed.text == long_text and len(streamed.resumptions) == 1
     wait_until(lambda: any("does not arrive" in node.log for node in nodes), 15, "a line of the log")

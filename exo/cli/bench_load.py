@@ -38,6 +38,7 @@ class Answer:
   completion_tokens: int = 0
   cached_tokens: int = 0
   text: str = ""
+  tokens: list[str] = field(default_factory=list)  # where `logprobs` were asked for
 
   @property
   def first_s(self) -> float:
@@ -109,6 +110,7 @@ class Load:
       if text or event["choices"][0].get("finish_reason") is None:
         answer.arrived.append(arrived)
       answer.text += text
+      answer.tokens += (event["choices"][0].get("logprobs") or {}).get("tokens", ())
     usage = event.get("usage")
     if usage:
       answer.prompt_tokens, answer.completion_tokens = usage["prompt_tokens"], usage["completion_tokens"]

@@ -191,8 +191,8 @@ def _choose_gguf(repo: str, ggufs: list[RepoFile], variant: str | None) -> RepoF
     found = [f for f in ggufs if is_of(f, kind) or f.name == kind]
     if found:
       return found[0]
-  models = {model_stem(f.name): f for f in reversed(ggufs)}
+  models = sorted({model_stem(f.name) for f in ggufs})
   if variant is None and len(models) == 1:
     return ggufs[0]
-  names = ", ".join(PurePosixPath(name).name for name in list(models)[:6])
+  names = ", ".join(PurePosixPath(name).name for name in models[:6])
   raise DownloadError(f"{repo} holds several GGUF files ({names} …): name one as {repo}:Q8_0, say")

@@ -296,7 +296,7 @@ class Transfer:
       await run_all(self._read_from(node_id, reads, failed) for node_id in nodes for _ in range(_PEER_WINDOW))
     for node_id in failed:
       self._held.pop(node_id, None)
-    if coming:
+    if coming:  # where something was raised it stays: some of it may be on disk
       self._coming.remove(coming)
       await self._save_doubts()
 

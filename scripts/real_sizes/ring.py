@@ -68,7 +68,7 @@ async def measure(work: Work) -> list[Compared]:
           found += await _beside_rpc(work, two, 0.0)
   if work.server in ("", "wheel"):
     return found
-  with far_nodes(work, "far", [[a], [b]], _FAR_S) as ring:
+  with far_nodes(work, [[a], [b]], _FAR_S) as ring:
     async with Load(ring[0].url, work.model) as any_of_ring:
       await any_of_ring.complete(work.fresh(20), 4)
     wait_studied(ring)

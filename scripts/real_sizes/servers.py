@@ -16,8 +16,8 @@ from pathlib import Path
 
 from exo.cli.bench_load import Load
 from scripts.real_sizes.work import Work, pinned
+from test.support.far_rings import two_over_a_proxy
 from test.support.nodes import ROOT, NodeProcess, free_port, wait_until
-from test.support.proxy import SlowProxy
 
 _START_S, _STUDY_S = 120.0, 900.0
 _WHEEL = "scripts.real_sizes.wheel_server"
@@ -139,27 +139,12 @@ def nodes(work: Work,
 
 
 @contextmanager
-def far_nodes(work: Work, name: str, each: Sequence[Sequence[int]], delay_s: float) -> Iterator[list[NodeProcess]]:
-  """A ring of two, the first of which dials the other over a link that takes so long each way."""
-  ports = [free_port(), free_port()]
-  with SlowProxy(ports[1], delay_s) as proxy, ExitStack() as stack:
-    ring = []
-    for i, others in enumerate(({f"{name}1": {"address": "127.0.0.1", "port": proxy.port}}, {})):
-      known = work.state / f"{name}{i}.json"
-      known.write_text(json.dumps({"peers": {f"{name}{i}": {"address": "127.0.0.1", "port": ports[i]}, **others}}))
-      node = NodeProcess(
-          work.state / name / str(i),
-          *("--inference-engine", "llama_cpp", "--model-dir", str(work.file.parent), "--discovery-module", "manual"),
-          *("--discovery-config-path", str(known), "--node-port", str(ports[i])),
-          node_id=f"{name}{i}",
-          prefix=pinned(list(each[i])),
-          env={"DEBUG": "1"}
-      )
-      stack.callback(node.stop)
-      ring.append(node)
-    for node in ring:
-      node.wait_ready()
-    wait_until(lambda: all(len(node.peers()) == 2 for node in ring), 30, "a ring of two over a slow link")
+def far_nodes(work: Work, each: Sequence[Sequence[int]], delay_s: float) -> Iterator[list[NodeProcess]]:
+  """A ring of two over a link that takes so long each way."""
+  flags = ("--inference-engine", "llama_cpp", "--model-dir", str(work.file.parent))
+  prefixes = [pinned(list(cores)) for cores in each]
+  with two_over_a_proxy(work.state / "far", *flags, prefixes=prefixes, env={"DEBUG": "1"},
+                        delay_s=delay_s) as (ring, _):
     yield ring
 
 

@@ -14,8 +14,8 @@ _SAID = 40  # tokens of the second turn itself
 def _second_turn(work: Work, load: Load) -> Side:
   async def measure() -> dict[str, float]:
     prompt = work.fresh(work.sizes.prompts[0])
-    answer = await load.complete(prompt, work.sizes.decoded)
-    second = await load.complete([*prompt, *ids_of(answer.text), *work.fresh(_SAID)], 2)
+    answer = await load.complete(prompt, work.sizes.decoded, logprobs=1)
+    second = await load.complete([*prompt, *ids_of(answer.tokens), *work.fresh(_SAID)], 2)
     return {"first token, s": second.first_s, "tokens kept": second.cached_tokens}
 
   return measure

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,9 +43,17 @@ SMALL = Shape(4, 1024, 2816, 16, 4, 32768)
 TINY = Shape(2, 1024, 2816, 16, 4, 4096)
 
 
-def ids_of(text: str) -> list[int]:
-  """Of a text that a model of these wrote, whose words nobody else's reading would find again."""
-  return [len(_LETTERS) + int(number) for number in re.findall(r"w(\d+)", text)]
+def ids_of(tokens: Sequence[str]) -> list[int]:
+  """Of what a model of these wrote, token by token, up to the first that is no text by itself: read as one text they would be others."""
+  found = list[int]()
+  for token in tokens:
+    if token[1:].isdecimal():
+      found.append(len(_LETTERS) + int(token[1:]))
+    elif token in _LETTERS and token.isascii():
+      found.append(_LETTERS.index(token))
+    else:
+      break
+  return found
 
 
 def write_shaped(path: Path, shape: Shape, encoding: str, *, unpacked: bool = False, per_part: int = 0) -> Path:

@@ -91,7 +91,7 @@ class KvPool:
     since only neighbours are computed together. Raises `OutOfMemoryError`; what was there stays."""
     held, far = self._places.get(sequence), far and self._classes.near > 0
     if held is None or held[0].length < length:
-      target = self._lasting_place(sequence, length, far, exact) or self._free_place(length, far, exact)
+      target = self._free_place(length, self.expected.get(sequence, 0), far, exact)
       if target is None:
         self._gather(sequence, length, far)
       else:
@@ -156,26 +156,21 @@ class KvPool:
     place[0].places[place[1]] = sequence
     self._places[sequence] = place
 
-  def _lasting_place(self, sequence: int, length: int, far: bool, exact: bool) -> tuple[_Group, int] | None:
-    """One that it will not grow out of, where there is room: to move takes a context, and this tenths of a second to be made."""
-    size = self._classes.of(min(max(length, self.expected.get(sequence, 0)), self._classes.most(far)), far)
-    found = self._free_in(size, size, far) or self._more_places(size, far)
-    return None if found is None else (found, self._number_in(found, exact))
-
-  @staticmethod
-  def _number_in(of: _Group, exact: bool) -> int:
-    free = [number for number, sequence in enumerate(of.places) if sequence is None]
-    return free[0 if exact else -1]
-
-  def _free_place(self, length: int, far: bool, exact: bool) -> tuple[_Group, int] | None:
-    """None where there is no room for one beside what is there."""
+  def _free_place(self, length: int, expected: int, far: bool, exact: bool) -> tuple[_Group, int] | None:
+    """One that a sequence will not grow out of, or else one for now: to move takes a context, and this a tenth of a second to be made. None
+    where there is no room beside what is there."""
     size = self._classes.of(length, far)
-    found = self._free_in(size, size, far) or self._more_places(size, far) or self._free_in(size, None, far)
-    if found is None and (size := self._shorter(length, size, far)):
-      found = self._more_places(size, far)
+    lasting = self._classes.of(max(length, min(expected, self._classes.most(far))), far)
+    found = None
+    for wanted in dict.fromkeys((lasting, size)):
+      found = found or self._free_in(wanted, wanted, far) or self._more_places(wanted, far)
+    found = found or self._free_in(size, None, far)
+    if found is None and (shorter := self._shorter(length, size, far)):
+      found = self._more_places(shorter, far)
     if found is None:
       return None
-    return found, self._number_in(found, exact)
+    free = [number for number, sequence in enumerate(found.places) if sequence is None]
+    return found, free[0 if exact else -1]
 
   def _gather(self, sequence: int, length: int, far: bool) -> None:
     """Make all contexts anew, with no place more than sequences need, this one's of so many tokens among them. Meanwhile what they hold is

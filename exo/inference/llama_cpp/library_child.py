@@ -11,12 +11,13 @@ from typing import Any
 
 from exo.errors import EngineError, EngineUnavailableError
 from exo.inference.llama_cpp.binding import LogCallback, load_library
+from exo.inference.llama_cpp.library_choice import PLAIN
 from exo.inference.llama_cpp.trial_model import live_through, measured_speed
 
 
 def main() -> None:
-  what, path = sys.argv[-2:]
-  what, plain = what.removesuffix(" plain"), what.endswith(" plain")
+  what, how, path = sys.argv[-3:]
+  plain = how == PLAIN
   os.putenv("OMP_WAIT_POLICY", "passive")  # threads that spin would wait for whoever else computes
   try:
     library = load_library(Path(path))

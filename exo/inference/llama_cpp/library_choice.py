@@ -19,6 +19,7 @@ from exo.inference.llama_cpp.library_file import LibraryFile, library_files
 from exo.log import log
 
 _CHILD = "exo.inference.llama_cpp.library_child"
+REPACKED, PLAIN = "repacked", "plain"  # how weights are held in a trial
 _TIMEOUT_S = 60.0  # it takes a fifth of a second
 _TURNS = 2
 _SAID = 300  # of what a library says at its end
@@ -61,7 +62,11 @@ def chosen_library() -> Library:
   library, aside = choose(libraries())
   if library is not None:
     for why in aside:
-      _tell(why)
+      _tell(f"is put aside: {why}")
+    if library.plain:
+      _tell(
+          f"is used with weights as they lie in files, since it does not work with such as are laid out anew: {library.plain}"
+      )
     return library
   if not aside:
     raise EngineUnavailableError("is not installed (pip install xllamacpp)")
@@ -69,18 +74,17 @@ def chosen_library() -> Library:
 
 
 def choose(found: Iterable[Library]) -> tuple[Library | None, list[str]]:
-  """The first that can be used, and what is wrong with those before it, or with how it would be used. One that can only be used plain is
-  not taken if the next decodes faster. Blocks, for seconds where two are measured."""
+  """The first that can be used, and what is wrong with those that are put aside for it. One that can only be used plain is not taken if the
+  next decodes faster. Blocks, for seconds where two are measured."""
   aside: list[str] = []
   plain: Library | None = None
   for library in found:
     if library.missing:
       aside.append(library.missing)
     elif plain is not None:
-      return (library if _is_faster(library, plain) else plain), aside
+      return (library, [*aside, plain.plain]) if _is_faster(library, plain) else (plain, aside)
     elif library.plain:
       plain = library
-      aside.append(library.plain)
     else:
       return library, aside
   return plain, aside
@@ -93,8 +97,8 @@ def _is_faster(one: Library, other: Library) -> bool:
 
 
 @functools.cache
-def _tell(why: str) -> None:
-  log(0, "a library of llama.cpp is put aside: %s", why)
+def _tell(what: str) -> None:
+  log(0, "a library of llama.cpp %s", what)
 
 
 def tried(file: LibraryFile) -> Library:
@@ -112,10 +116,10 @@ def tried(file: LibraryFile) -> Library:
 
 
 def _try(file: LibraryFile) -> Library:
-  found, missing = _look(file, "look")
+  found, missing = _look(file, REPACKED)
   plain = ""
   if missing and "version" in found:  # a kernel for weights that are laid out anew may be what fails
-    found, still_missing = _look(file, "look plain")
+    found, still_missing = _look(file, PLAIN)
     missing, plain = (missing, "") if still_missing else ("", missing)
   named = re.findall(r"(\w+) = 1\b", found.get("info", ""))
   return Library(file, missing, found.get("version", ""), tuple(named), plain)
@@ -123,7 +127,7 @@ def _try(file: LibraryFile) -> Library:
 
 def _look(file: LibraryFile, how: str) -> tuple[dict[str, Any], str]:
   """What it says, and what is wrong with it."""
-  found, end = _ask(how, file)
+  found, end = _ask("look", how, file)
   return found, str(found.get("refused", "")) or ("" if "lives" in found else _why_ended(file, "version" in found, end))
 
 
@@ -132,7 +136,7 @@ def compared(libraries: Sequence[Library]) -> list[LibrarySpeed | None]:
   best: list[LibrarySpeed | None] = [None] * len(libraries)
   for _ in range(_TURNS):
     for i, library in enumerate(libraries):
-      found, _ = _ask("measure plain" if library.plain else "measure", library.file)
+      found, _ = _ask("measure", PLAIN if library.plain else REPACKED, library.file)
       old = best[i] or LibrarySpeed(0.0, 0.0)
       if "decode" in found:
         best[i] = LibrarySpeed(max(old.prompt, found["prompt"]), max(old.decode, found["decode"]))
@@ -143,9 +147,9 @@ def _why_ended(file: LibraryFile, in_trial: bool, end: str) -> str:
   return f"{file.path.name} ({file.origin}) {'ended its process in a trial' if in_trial else 'ended its process'}: {end}"
 
 
-def _ask(what: str, file: LibraryFile) -> tuple[dict[str, Any], str]:
+def _ask(what: str, how: str, file: LibraryFile) -> tuple[dict[str, Any], str]:
   """What the process wrote, and how it ended."""
-  command = child_command(_CHILD, (what, str(file.path)))
+  command = child_command(_CHILD, (what, how, str(file.path)))
   try:
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_TIMEOUT_S, check=False)
   except subprocess.TimeoutExpired as error:
@@ -154,8 +158,8 @@ def _ask(what: str, file: LibraryFile) -> tuple[dict[str, Any], str]:
     return {}, f"no process can be started: {error.strerror}"
   lines = done.stderr.decode(errors="replace").strip().splitlines()
   said = [line for line in lines if "GGML_ASSERT" in line] or lines  # ggml shows its stack after it
-  how = signal.strsignal(-done.returncode) if done.returncode < 0 else f"status {done.returncode}"
-  return _lines(done.stdout), f"{how}{f' ({said[-1][:_SAID]})' if said else ''}"
+  ended = signal.strsignal(-done.returncode) if done.returncode < 0 else f"status {done.returncode}"
+  return _lines(done.stdout), f"{ended}{f' ({said[-1][:_SAID]})' if said else ''}"
 
 
 def _lines(output: bytes) -> dict[str, Any]:

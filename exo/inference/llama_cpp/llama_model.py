@@ -79,8 +79,8 @@ class LlamaModel:
       plain: bool = False,
       sized_only: bool = False
   ) -> None:
-    """`plain`: weights are used as they lie in the file. `sized_only`: nothing is read, and contexts of it take no memory for keys and values, but tell what they would. Raises
-    `ModelFilesError` with what the library says of it."""
+    """`plain`: weights are used as they lie in the file. `sized_only`: nothing is read, and contexts of it take no memory for keys and
+    values, but tell what they would. Raises `ModelFilesError` with what the library says of it."""
     self.library, self._words = library, words
     params = library.llama_model_default_params()
     params.n_gpu_layers, params.load_mode, params.no_alloc = 0, _READ, sized_only

@@ -125,7 +125,8 @@ def check_present(blocks: BlockMap | None, file: Path, name: str, start: int, en
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-  """The checkpoint at `path`: a GGUF file, or any part of one that is split, or a folder with a GGUF file or with `config.json` and safetensors.
+  """The checkpoint at `path`: a GGUF file, or any part of one that is split, or a folder with a GGUF file or with `config.json` and
+  safetensors.
 
   Raises `ModelFilesError` with what was looked for.
   """

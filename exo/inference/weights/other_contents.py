@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+_PAGE = "a web page, not weights: the address that it was fetched from asked for something first"
 _MARKS = (
     (
         b"version https://git-lfs.github.com/spec/",
         "a pointer of git LFS, not the weights: fetch these with `git lfs pull`, or by exo"
     ),
-    (b"<!doctype html", "a web page, not weights: the address that it was fetched from asked for something first"),
-    (b"<html", "a web page, not weights: the address that it was fetched from asked for something first"),
+    (b"<!doctype html", _PAGE),
+    (b"<html", _PAGE),
     (b"<?xml", "an XML document, not weights: the store that it was fetched from gave an error"),
     (b"{\"error\"", "an error of the server that it was fetched from, not weights"),
 )
