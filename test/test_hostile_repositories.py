@@ -143,7 +143,7 @@ def test_requirement_6_lists_of_files_from_peers_are_checked(text: str) -> None:
 def test_requirement_7_code_of_a_repository_is_refused_by_name(
     server: Hub, folder: Path, tmp_path: Path, extra: dict[str, Any]
 ) -> None:
-  (folder / "config.json").write_text(json.dumps(CONFIG | extra))
+  (folder / "config.json").write_text(json.dumps(CONFIG | {"model_type": "evil"} | extra))
   with pytest.raises(UnsupportedModelError, match=r"org/evil wants to run code of its own"):
     pull(tmp_path / "home")
   assert server.sent["model.safetensors"] == 0

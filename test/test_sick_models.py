@@ -398,6 +398,8 @@ def test_line_3_sound_models_are_not_refused(folder: str) -> None:
   models = sorted({*(DATA / "goldens").iterdir(), *(shared.iterdir() if shared.is_dir() else ())})
   checked = []
   for model in models:
+    if model.name == "gemma3_hub":  # its embedding alone: a configuration to read
+      continue
     try:
       checkpoint = open_checkpoint(model)
       checkpoint.config  # noqa: B018 - some families' cannot be read at all yet

@@ -184,8 +184,10 @@ def test_absurd_configurations_are_refused() -> None:
                  {"sliding_window": 1.5}, {"rope_scaling": {"factor": "x"}}):
     with pytest.raises(ModelFilesError):
       ModelConfig.from_hf(good | change)
+  code = {"auto_map": {"AutoModel": "evil.Model"}}
   with pytest.raises(ModelFilesError, match="code of its own repository"):
-    ModelConfig.from_hf(good | {"auto_map": {"AutoModel": "evil.Model"}})
+    ModelConfig.from_hf(good | {"model_type": "evil"} | code)
+  assert ModelConfig.from_hf(good | code) == ModelConfig.from_hf(good)  # nobody needs it
 
 
 def test_older_and_newer_rotary_keys_mean_the_same(goldens: Path) -> None:

@@ -11,6 +11,7 @@ from exo.download.manifest import INDEX, Manifest, inside, is_plain_name
 from exo.download.transfer import Transfer, run_all
 from exo.errors import ModelFilesError, UnsupportedModelError
 from exo.gguf_names import is_gguf
+from exo.inference.own_code import needs_own_code
 from exo.inference.weights.gguf_header import MAX_HEADER_BYTES as MAX_GGUF_HEADER_BYTES
 from exo.inference.weights.gguf_header import GgufCutOffError, parse_gguf_header
 from exo.inference.weights.other_contents import other_contents
@@ -45,7 +46,7 @@ def _chosen(manifest: Manifest, folder: Path) -> Manifest:
   if manifest.is_gguf:
     return manifest
   config = read_json(folder / "config.json")
-  if config.get("auto_map") or config.get("trust_remote_code"):
+  if needs_own_code(config):
     raise UnsupportedModelError(f"{manifest.source} wants to run code of its own repository, which exo never does")
   index = read_json(folder / INDEX).get("weight_map")
   if index is None:

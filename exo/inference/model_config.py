@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from exo.errors import ModelFilesError
+from exo.inference.families.catalogue import line_of
+from exo.inference.families.config_form import one_form, text_type_of
+from exo.inference.families.family import Line
+from exo.inference.own_code import needs_own_code
 from exo.inference.rope import RopeScaling
 
 # bounds on what a repository may claim, far above any real model
@@ -96,32 +100,35 @@ class ModelConfig:
 
   @classmethod
   def _from_hf(cls, config: Mapping[str, Any]) -> ModelConfig:
-    text = dict(config)
-    if isinstance(config.get("text_config"), Mapping):  # multimodal repositories nest their language model
-      text |= config["text_config"]
+    text = one_form(config)
+    if isinstance(text.get("text_config"), Mapping):  # multimodal repositories nest their language model
+      text |= text["text_config"]
     model_type = str(text.get("model_type", ""))
-    if text.get("auto_map"):
+    if needs_own_code(config):
       raise ModelFilesError(
           f"this {model_type or 'model'} wants to run code of its own repository, which exo never does"
       )
+    line = line_of(text_type_of(model_type)) or Line()
 
     def integer(key: str, default: int | None = None) -> int:
       value = text.get(key)
       if value is None:
         value = default
+      if isinstance(value, list) and value:  # by layer
+        value = max(value)
       if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _LIMITS.get(key, 1 << 30):
         raise ModelFilesError(f"config.json: {key} is {value!r}, which is not a plausible number")
       return value
 
-    hidden, heads, layers = integer("hidden_size"), integer("num_attention_heads"), integer("num_hidden_layers")
+    # where every layer has a state there are no heads of attention
+    has_state_alone = text.get("num_attention_heads") is None and text.get("state_size") is not None
+    hidden, layers = integer("hidden_size"), integer("num_hidden_layers")
+    heads = integer("num_attention_heads", 1 if has_state_alone else None)
     if not (hidden and heads and layers):
       raise ModelFilesError("config.json: hidden_size, num_attention_heads and num_hidden_layers must be positive")
     head_dim = integer("head_dim", hidden // heads)
-    gemma = model_type.startswith("gemma")
     max_context = integer("max_position_embeddings", 8192)
-    partial = float(
-        _rope_dict(text, "full_attention").get("partial_rotary_factor", text.get("partial_rotary_factor", 1.0))
-    )
+    partial: Any = _rope_dict(text, "full_attention").get("partial_rotary_factor", text.get("partial_rotary_factor"))
     scalar = text.get("query_pre_attn_scalar")
     experts = integer("num_experts", integer("num_local_experts", 0)) if "moe" in model_type else 0
     dense = text.get("mlp_only_layers") or []
@@ -137,24 +144,27 @@ class ModelConfig:
         vocab_size=integer("vocab_size"),
         max_context=max_context,
         norm_eps=float(text.get("rms_norm_eps", 1e-6)),
-        tied=bool(text.get("tie_word_embeddings", gemma)),
+        tied=bool(text.get("tie_word_embeddings", False)),
         activation="gelu_tanh"
-        if gemma or "gelu" in str(text.get("hidden_act") or text.get("hidden_activation") or "") else "silu",
+        if line.gelu or "gelu" in str(text.get("hidden_act") or text.get("hidden_activation") or "") else "silu",
         rope=tuple(_rope(text, kind) for kind in _layer_kinds(text, layers)),
-        rotary_dim=int(head_dim * partial),
+        rotary_dim=int(head_dim * float(1.0 if partial is None else partial)),
         sliding_window=tuple(_windows(text, layers)),
         attention_scale=float(scalar if scalar is not None else head_dim)**-0.5,
-        norm_offset=1.0 if gemma else 0.0,
-        embedding_scale=float(hidden)**0.5 if gemma else 1.0,
+        norm_offset=line.norm_offset,
+        embedding_scale=float(hidden)**0.5 if line.scales_embeddings else 1.0,
         attention_softcap=float(text.get("attn_logit_softcapping") or 0.0),
         final_softcap=float(text.get("final_logit_softcapping") or 0.0),
-        qk_norm=model_type in ("qwen3", "qwen3_moe", "gemma3_text", "gemma3"),
-        post_norms=model_type in ("gemma2", "gemma3_text", "gemma3"),
+        qk_norm=line.qk_norm,
+        post_norms=line.post_norms,
         n_experts=experts,
         n_experts_per_token=integer("num_experts_per_tok", 0) if experts else 0,
         moe_intermediate_size=integer("moe_intermediate_size", 0) if experts else 0,
         norm_topk=bool(text.get("norm_topk_prob", False)),
         sparse_layers=tuple(bool(experts) and i not in dense and (i + 1) % sparse_step == 0 for i in range(layers)),
+        kv_elements=0 if has_state_alone else None,
+        state_elements=integer("expand", 2) * hidden *
+        (integer("state_size") + integer("conv_kernel", 4)) if has_state_alone else 0,
     )
 
 
@@ -163,15 +173,14 @@ def _layer_kinds(text: Mapping[str, Any], layers: int) -> list[str]:
   kinds = text.get("layer_types")
   if isinstance(kinds, list) and len(kinds) == layers:
     return [str(kind) for kind in kinds]
-  model_type = text.get("model_type")
+  line = line_of(text_type_of(str(text.get("model_type", "")))) or Line()
   pattern = text.get("sliding_window_pattern") or text.get("_sliding_window_pattern")
-  if model_type == "gemma2":
-    pattern = pattern or 2
-  if model_type in ("gemma3_text", "gemma3"):
-    pattern = pattern or 6
+  pattern = pattern or (line.windows.period if line.windows is not None else None)
+  if isinstance(pattern, str):  # a letter for each layer of a period, the last of which is another
+    pattern = len(pattern)
   if pattern:
     return ["full_attention" if (i + 1) % int(pattern) == 0 else "sliding_attention" for i in range(layers)]
-  if model_type in ("qwen2", "qwen3", "qwen3_moe"):
+  if line.windows_if_asked:
     if not text.get("use_sliding_window"):
       return ["full_attention"] * layers
     return [

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from exo.inference.families.catalogue import why_config_uncut
 from exo.inference.weights.parts import Part, part_of
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ class ModelFacts:
   `container` is the kind of file, "safetensors" or "gguf". `tensors` are the names of those that the language model has, in
   Hugging Face's words, with # for every number, and `encodings` how they are packed; `packing` is how the configuration
   calls that, where it does. `is_plain`: the tensors of its layers are called as its file calls them, and only an engine that
-  reads files itself knows what they are; `whole_only` is why these cannot run a part of it, "" where they may be able. `ropes` are the kinds of rotary embedding of its layers, which turn `rotary_dim` numbers of a head;
+  reads files itself knows what they are; `whole_only` is why no part of it can be run (of a GGUF file: by such an engine), "" where
+  that may be possible. `ropes` are the kinds of rotary embedding of its layers, which turn `rotary_dim` numbers of a head;
   `activation` is the configuration's word. `n_weights` counts all weights.
   """
   model_type: str
@@ -63,6 +65,6 @@ def facts_of(checkpoint: Checkpoint) -> ModelFacts:
       activation=str(text.get("hidden_act") or text.get("hidden_activation") or ""),
       n_weights=sum(map(checkpoint.tensor_weights, names)),
       is_plain=checkpoint.is_plain,
-      whole_only=checkpoint.whole_only,
+      whole_only=checkpoint.whole_only or (why_config_uncut(text) if checkpoint.container == "safetensors" else ""),
       packing=str(quantization.get("quant_method") or "") if isinstance(quantization, dict) else ""
   )

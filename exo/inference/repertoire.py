@@ -22,7 +22,8 @@ class Repertoire:
   `rotary_step`: it turns only multiples of so many numbers of a head.
   `containers` are the kinds of files that it reads, any where there are none, `encodings` those of weights. `uncut` are types
   of either kind that it runs as a whole only. `unread` are pairs of a type and of the end of a tensor's name: files of this
-  type that hold such a tensor are packed as the engine's library does not know.
+  type that hold such a tensor are packed as the engine's library does not know. `wrong` are pairs of a type and of what the library
+  computes otherwise than the model's authors do.
   """
   text_models: tuple[str, ...] = ()
   models: tuple[str, ...] = ()
@@ -36,6 +37,7 @@ class Repertoire:
   encodings: tuple[str, ...] = tuple(sorted(READABLE))
   uncut: tuple[str, ...] = ()
   unread: tuple[tuple[str, str], ...] = ()
+  wrong: tuple[tuple[str, str], ...] = ()
 
   def type_of(self, facts: ModelFacts) -> str | None:
     """Under which of its types the engine runs a model; None where it has none."""
@@ -43,11 +45,15 @@ class Repertoire:
       return facts.model_type
     return facts.repository_type if facts.repository_type in self.models else None
 
+  def types_of(self, facts: ModelFacts) -> set[str]:
+    """Those by which something may be known of a model: the engine's, and that of the language model inside."""
+    return {kind for kind in (self.type_of(facts), facts.model_type) if kind is not None}
+
   def can_cut(self, facts: ModelFacts) -> bool:
     """Whether a part of the model's layers is something that the engine can run."""
     if self.reads_files:
       return not facts.whole_only
-    return self.type_of(facts) not in self.uncut
+    return not self.types_of(facts) & set(self.uncut) and (facts.container == "gguf" or not facts.whole_only)
 
   def cannot(self, facts: ModelFacts) -> str | None:
     """Why the engine cannot run a model, in words that follow its name; None where it can."""
@@ -63,8 +69,11 @@ class Repertoire:
     if unread := facts.encodings.difference(self.encodings):
       called = f" ({facts.packing})" if facts.packing else ""
       return f"cannot read weights that are packed as {_some(unread)}{called}: take the model in another form"
-    if strange := frozenset(t for t in facts.tensors for of, end in self.unread if of == kind and t.endswith(end)):
+    known = self.types_of(facts)
+    if strange := frozenset(t for t in facts.tensors for of, end in self.unread if of in known and t.endswith(end)):
       return f"cannot read {_some(strange)} of a {kind}: take the model in another form"
+    if wrong := next((what for of, what in self.wrong if of in known), ""):
+      return f"computes a {kind} otherwise than its authors ({wrong}): take the model as gguf"
     return self._unknown(facts) if kind in self.text_models else None
 
   def _unknown(self, facts: ModelFacts) -> str | None:

@@ -34,6 +34,7 @@ class Form:
   """One family in one form: "hub" and "v5" are two ways in which the same configuration is written, "gguf" is a file."""
   family: str
   form: str
+  folder: Path | None = None  # where its checkpoint lies, if not where the tests look
 
   def __str__(self) -> str:
     return f"{self.family}-{self.form}"
@@ -51,10 +52,8 @@ class Form:
 
   @property
   def source(self) -> Path:
-    file = _FILES[self.form]
-    return next(
-        of / self.family for of in (_FEW, families_folder()) if of is not None and (of / self.family / file).is_file()
-    )
+    file, places = _FILES[self.form], (_FEW, families_folder()) if self.folder is None else (self.folder, )
+    return next(of / self.family for of in places if of is not None and (of / self.family / file).is_file())
 
   def references(self) -> Iterator[tuple[list[int], np.ndarray]]:
     """Token ids and the log probabilities of all but the first."""
@@ -73,6 +72,11 @@ def all_forms() -> list[Form]:
   return sorted({*few_forms(), *_forms(families_folder())}, key=str)
 
 
+def forms_in(folder: Path) -> list[Form]:
+  """Of the checkpoints in a folder, which the tests need not know."""
+  return [Form(form.family, form.form, folder) for form in _forms(folder)]
+
+
 def _forms(folder: Path | None) -> list[Form]:
   found = [] if folder is None else sorted(path for path in folder.iterdir() if path.is_dir())
   return [Form(path.name, form) for path in found for form, file in _FILES.items() if (path / file).is_file()]
@@ -82,7 +86,9 @@ def log_probabilities(stages: Stages, ids: Sequence[int], chunk: int | None = No
   """Of all tokens but the first, given what stands before; the prompt in one step, or in some of `chunk` tokens."""
   chunk = chunk or len(ids)
   far = (1, ) if 0 < stages.near_context < len(ids) else ()
-  rows = [stages.step([(1, start, ids[start:start + chunk])], far=far) for start in range(0, len(ids), chunk)]
+  rows = [  # an engine may give the same array each time
+      stages.step([(1, start, ids[start:start + chunk])], far=far).copy() for start in range(0, len(ids), chunk)
+  ]
   stages.each("drop", 1)
   return of_tokens(np.concatenate(rows), ids)
 

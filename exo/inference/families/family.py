@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 
 class LayerKind(StrEnum):
@@ -81,10 +83,61 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
-  """Models that are alike. `architectures` are GGUF's names of theirs; every cut of them has been compared with the whole. `writes_no_text`
-  is why they are of no use here, "" where they are.
+class Line:
+  """What distinguishes a family within the Llama line, whose decoder exo's own engines compute.
+
+  `norm_offset` is added to the weights of norms, `scales_embeddings` by the root of their width, `gelu` whatever the configuration says.
+  `qk_norm`: queries and keys are normed; `post_norms`: what attention and feed forward network give is, too. `windows` says which layers
+  have full attention where the configuration does not list them; `windows_if_asked`: there are none unless `use_sliding_window` is
+  true, and then from layer `max_window_layers` on. `experts`: some layers have them.
   """
-  architectures: tuple[str, ...]
+  norm_offset: float = 0.0
+  scales_embeddings: bool = False
+  gelu: bool = False
+  qk_norm: bool = False
+  post_norms: bool = False
+  windows: Every | None = None
+  windows_if_asked: bool = False
+  experts: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MlxLm:
+  """What mlx-lm's model of a family wants or lacks.
+
+  `called` is its file's name where that is another than the type's. `own_windows`: it knows the windows that `Line` describes.
+  `lacks_windows`: it knows none, where the configuration has some for all layers. `lacks_partial_rotary`: it turns whole heads.
+  `unread` are ends of names of tensors that it would leave out, `wrong` is what it computes otherwise than the family's authors:
+  models with either are refused. `uncut` is why it has no stages. `gives_more`: its layers give other things behind the hidden state.
+  `renames` are pairs of what is found in a tensor's name, as `re.sub` takes it, and of what it expects there. `factors`: it leaves out that tensors whose names end so are multiplied with these values of the configuration. `grouped_heads`: it spreads heads over an axis more before it masks.
+  """
+  called: str = ""
+  own_windows: bool = False
+  lacks_windows: bool = False
+  lacks_partial_rotary: bool = False
+  unread: tuple[str, ...] = ()
+  wrong: str = ""
+  uncut: str = ""
+  gives_more: bool = False
+  renames: tuple[tuple[str, str], ...] = ()
+  factors: tuple[tuple[str, str], ...] = ()
+  grouped_heads: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+  """Models that are alike.
+
+  `architectures` are GGUF's names of theirs; every cut of them has been compared with the whole. `types` are those of their language
+  models in `config.json`, of which a GGUF file's tensors are read by their names in `config.json`'s world as the first, where there is a
+  `line`. `converted_as` is the architecture that a converter gives them, if it is another family's. `writes_no_text` is why they
+  are of no use here, "" where they are. `older_words` gives what newer configurations say otherwise, as engines expect it.
+  """
+  architectures: tuple[str, ...] = ()
   cut: Cut = Cut()
   writes_no_text: str = ""
+  types: tuple[str, ...] = ()
+  line: Line | None = None
+  converted_as: str = ""
+  mlx: MlxLm = MlxLm()
+  older_words: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None

@@ -1,5 +1,8 @@
 """gpt-oss: every other layer has a window."""
 
-from exo.inference.families.family import Cut, Every, Family, LayerKind
+from exo.inference.families.family import Cut, Every, Family, LayerKind, MlxLm
 
-FAMILIES = (Family(("gpt-oss", ), Cut(windows=Every(2), needs=(LayerKind.WINDOW, ))), )
+_CUT = Cut(windows=Every(2), needs=(LayerKind.WINDOW, ))
+_UNREAD = (".mlp.experts.gate_up_proj", )  # experts that are floats, stacked
+
+FAMILIES = (Family(("gpt-oss", ), _CUT, types=("gpt_oss", ), mlx=MlxLm(unread=_UNREAD)), )

@@ -1,5 +1,9 @@
 """Phi 2 to 4, and their experts."""
 
-from exo.inference.families.family import Family
+from exo.inference.families.family import Family, Line, MlxLm
 
-FAMILIES = (Family(("phi2", "phi3", "phimoe")), )
+FAMILIES = (
+    Family(("phi3", ), types=("phi3", ), line=Line()),
+    Family(("phi2", ), types=("phi", )),
+    Family(("phimoe", ), types=("phimoe", ), mlx=MlxLm(lacks_windows=True)),
+)

@@ -1,5 +1,10 @@
 """Qwen 2, 2.5 and 3, their experts, and the text of their models that see."""
 
-from exo.inference.families.family import Family
+from exo.inference.families.family import Family, Line
 
-FAMILIES = (Family(("qwen2", "qwen2moe", "qwen2vl", "qwen3", "qwen3moe", "qwen3vl", "qwen3vlmoe")), )
+FAMILIES = (
+    Family(("qwen2", ), types=("qwen2", ), line=Line(windows_if_asked=True)),
+    Family(("qwen3", ), types=("qwen3", ), line=Line(qk_norm=True, windows_if_asked=True)),
+    Family(("qwen3moe", ), types=("qwen3_moe", ), line=Line(qk_norm=True, windows_if_asked=True, experts=True)),
+    Family(("qwen2moe", "qwen2vl", "qwen3vl", "qwen3vlmoe")),
+)

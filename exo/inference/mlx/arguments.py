@@ -1,6 +1,6 @@
 """A model's configuration in the words of mlx-lm, and what its files leave out: windows and rotary scalings.
 
-mlx-lm reads the older keys at the top level, ignores the sliding windows of some architectures (mistral, gemma2, phi3,
+mlx-lm ignores the sliding windows of some architectures (mistral, gemma2, phi3,
 qwen2) and knows fewer rotary scalings than checkpoints have. For the architectures that `ModelConfig` describes fully,
 windows and unusual rotary embeddings come from there, so that all engines compute the same.
 """
@@ -13,14 +13,12 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from exo.inference.mlx.probe import DESCRIBED, repertoire
+from exo.inference.families.catalogue import line_of, mlx_facts
+from exo.inference.mlx.probe import repertoire
 from exo.inference.model_config import ModelConfig
 from exo.inference.rope import RopeScaling, attention_factor, inverse_frequencies
 from exo.inference.weights.checkpoint import HEAD, Checkpoint
 from exo.inference.weights.parts import Part, part_of
-
-# the windows and rotary embeddings of DESCRIBED are ours; gemma3_text has windows of its own
-_OWN_WINDOWS = frozenset({"gemma3_text"})
 
 
 def architecture(checkpoint: Checkpoint) -> str:
@@ -38,7 +36,7 @@ def architecture(checkpoint: Checkpoint) -> str:
 def model_arguments(checkpoint: Checkpoint) -> dict[str, Any]:
   """The configuration for `ModelArgs.from_dict`."""
   config, arguments = checkpoint.config, dict(checkpoint.hf_config)
-  if config.model_type not in DESCRIBED:
+  if line_of(config.model_type) is None:
     return _with_older_keys(arguments, checkpoint)
   arguments |= {
       "head_dim": config.head_dim,
@@ -69,21 +67,8 @@ def model_arguments(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _with_older_keys(keys: dict[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
-  """`keys` with those that mlx-lm wants and newer configurations write otherwise, or leave out for their default."""
+  """`keys` with those that mlx-lm wants under another name."""
   keys = dict(keys)
-  newer = keys.get("rope_parameters")
-  if isinstance(newer, dict) and "rope_theta" in newer:
-    keys.setdefault("rope_theta", newer["rope_theta"])
-    if newer.get("rope_type", "default") != "default":
-      keys.setdefault("rope_scaling", {key: value for key, value in newer.items() if key != "rope_theta"})
-    keys.setdefault("rope_scaling", None)
-    if "partial_rotary_factor" in newer:
-      keys.setdefault("partial_rotary_factor", newer["partial_rotary_factor"])
-  if isinstance(by_layer := keys.get("per_layer_config"), dict):  # Gemma 4's layers of full attention
-    full = next((found for found in by_layer.values() if isinstance(found, dict)), {})
-    for key, older in (("head_dim", "global_head_dim"), ("num_key_value_heads", "num_global_key_value_heads")):
-      if key in full:
-        keys.setdefault(older, full[key])
   if "num_local_experts" in keys:
     keys.setdefault("num_experts", keys["num_local_experts"])
   if isinstance(text := keys.get("text_config"), dict):
@@ -96,9 +81,9 @@ def _with_older_keys(keys: dict[str, Any], checkpoint: Checkpoint) -> dict[str, 
 
 def ignored_windows(config: ModelConfig) -> tuple[int | None, ...]:
   """By layer, the sliding window that the model's file does not know of."""
-  if config.model_type not in DESCRIBED or config.model_type in _OWN_WINDOWS:
-    return (None, ) * config.n_layers
-  return config.sliding_window
+  facts = mlx_facts(config.model_type)
+  is_ours = line_of(config.model_type) is not None and not facts.own_windows
+  return config.sliding_window if is_ours or facts.lacks_windows else (None, ) * config.n_layers
 
 
 class Rope(nn.Module):  # type: ignore[misc]
@@ -122,8 +107,11 @@ class Rope(nn.Module):  # type: ignore[misc]
 def set_ropes(layers: list[Any], checkpoint: Checkpoint) -> None:
   """Give layers the rotary embedding of their checkpoint where it is more than a base."""
   config = checkpoint.config
-  if config.model_type not in DESCRIBED:
+  if line_of(config.model_type) is None:
     _set_near_ropes(layers, checkpoint)
+    if mlx_facts(config.model_type).lacks_partial_rotary:
+      for layer in layers:
+        layer.self_attn.rope.dims = config.rotary_dim
     return
   made: dict[RopeScaling, Rope] = {}
   for layer, rope in zip(layers, config.rope, strict=True):

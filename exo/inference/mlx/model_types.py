@@ -10,6 +10,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from exo.inference.families.catalogue import each_with_mlx
+
 _MODEL, _ARGUMENTS = re.compile(rb"\bModel\b"), re.compile(rb"\bModelArgs\b")
 
 
@@ -29,7 +31,8 @@ def modules(package: Path) -> Mapping[str, str]:
       for file in (package / "models").glob("*.py")
       if _MODEL.search(text := file.read_bytes()) and _ARGUMENTS.search(text)
   }
-  return own | {kind: name for kind, name in _aliases(package).items() if name in own}
+  others = _aliases(package) | {kind: facts.called for kind, facts in each_with_mlx() if facts.called}
+  return own | {kind: name for kind, name in others.items() if name in own}
 
 
 def _aliases(package: Path) -> dict[str, str]:

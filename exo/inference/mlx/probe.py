@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 
+from exo.inference.families.catalogue import each_with_mlx, line_types
 from exo.inference.library_version import library_version
 from exo.inference.mlx.model_types import modules, package_folder
 from exo.inference.offer import EngineOffer
@@ -19,11 +20,7 @@ QUANTIZE = (Quantize.NONE, Quantize.EIGHT, Quantize.FOUR)
 # optimized BLAS libraries with the C interface, best first, by the name that the system's linker knows
 BLAS_LIBRARIES = ("libopenblas.so.0", "libopenblasp.so.0", "libmkl_rt.so.2", "libblis.so.4", "libopenblas.so")
 BLAS_ADVICE = "install libopenblas0-pthread (Debian, Ubuntu) or openblas (Fedora, Arch)"
-# architectures that `ModelConfig` describes fully, wherever they stand
-DESCRIBED = ("gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3", "qwen3_moe")
-# a stage would need what only other stages have
-_UNCUT = ("afm7", "deepseek_v41", "gemma3n", "gemma4", "gemma4_text", "gemma4_unified", "gptj")
-_UNREAD = (("gpt_oss", ".mlp.experts.gate_up_proj"), )  # experts that are floats, stacked
+_UNCUT = ("afm7", "deepseek_v41", "gptj")  # a stage would need what only other stages have
 _LIBRARY_BYTES = 30 << 20
 _LINKER_CACHE = Path("/etc/ld.so.cache")
 _LIBRARY_FOLDERS = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib")
@@ -58,7 +55,14 @@ def repertoire() -> Repertoire:
   package = package_folder()
   if package is None:
     return Repertoire()
-  return Repertoire(text_models=DESCRIBED, models=tuple(sorted(modules(package))), uncut=_UNCUT, unread=_UNREAD)
+  known = dict(each_with_mlx())
+  return Repertoire(
+      text_models=line_types(),
+      models=tuple(sorted(modules(package))),
+      uncut=(*_UNCUT, *sorted(kind for kind, facts in known.items() if facts.uncut)),
+      unread=tuple((kind, end) for kind, facts in known.items() for end in facts.unread),
+      wrong=tuple((kind, facts.wrong) for kind, facts in known.items() if facts.wrong)
+  )
 
 
 def probe(quantize: str | None = None) -> EngineOffer:

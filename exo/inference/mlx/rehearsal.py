@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 from exo.errors import EngineError, UnsupportedModelError
+from exo.inference.families.catalogue import mlx_facts
 from exo.inference.mlx.arguments import ignored_windows
 from exo.inference.mlx.cache import DecodeBatch, KvCache
 from exo.inference.mlx.sliced_model import SlicedModel
@@ -17,8 +18,6 @@ from exo.inference.shard import Shard
 
 _LENGTHS = (2, 3, 5)
 _MAX_ERROR = 0.05
-# these spread heads over an axis more before they mask
-_FIVE_AXES = frozenset({"gemma2", "phi3small"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +30,7 @@ class Abilities:
 
 
 def mask_axes(config: ModelConfig) -> int:
-  return 5 if config.model_type in _FIVE_AXES else 4
+  return 5 if mlx_facts(config.model_type).grouped_heads else 4
 
 
 def rehearse(model: Any, shard: Shard, config: ModelConfig, dtype: Any) -> tuple[SlicedModel, Abilities]:
@@ -41,7 +40,8 @@ def rehearse(model: Any, shard: Shard, config: ModelConfig, dtype: Any) -> tuple
   depends on something that it does not have (which is NaN). Raises `EngineError` where the whole cannot be computed.
   """
   try:
-    sliced = SlicedModel(model, shard, ignored_windows(config), config.model_type in _FIVE_AXES)
+    facts = mlx_facts(config.model_type)
+    sliced = SlicedModel(model, shard, ignored_windows(config), facts)
     return sliced, _Rehearsal(sliced, shard, config, dtype).play()
   except UnsupportedModelError as error:
     raise _cannot_cut(config, error.message) from error

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from exo.errors import UnsupportedModelError
+from exo.inference.families.family import MlxLm
 from exo.inference.mlx.cache import KvCache
 from exo.inference.mlx.library import cache_module
 from exo.inference.shard import Shard
@@ -21,26 +22,49 @@ class SlicedModel:
 
   `windows` gives, by layer, sliding windows that the model itself does not know of.
   """
-  def __init__(self, model: Any, shard: Shard, windows: Sequence[int | None], array_masks: bool) -> None:
-    self._model, self._shard, self._windows = model, shard, windows
+  def __init__(self, model: Any, shard: Shard, windows: Sequence[int | None], facts: MlxLm) -> None:
+    self._model, self._shard, self._windows, self._gives_more = model, shard, windows, facts.gives_more
     self._layers = list(model.layers)
-    prototypes = cache_module().make_prompt_cache(model)
+    self._prototypes = prototypes = cache_module().make_prompt_cache(model)
     whole = shard.is_first and shard.is_last
-    if len(self._layers) != shard.n_layers or (not whole and len(prototypes) != shard.n_layers):
-      raise UnsupportedModelError(
-          f"{len(self._layers)} layers and {len(prototypes)} caches for {shard.n_layers} layers", layers=shard.n_layers
-      )
-    self._prototypes = prototypes
-    self._own = own = range(len(prototypes)) if whole else shard.layers
+    if len(self._layers) != shard.n_layers:
+      raise UnsupportedModelError(f"{len(self._layers)} layers for {shard.n_layers} layers", layers=shard.n_layers)
+    self._own = list(range(len(prototypes))) if whole else self._caches_of(shard)
     # a model takes its masks from the caches of certain layers: where those lie outside, one of the same kind stands in
     kinds = [(type(prototype), getattr(prototype, "max_size", None)) for prototype in prototypes]
+    place = {i: k for k, i in enumerate(self._own)}
     self._source = [
-        i - own.start if i in own else next((k - own.start for k in own if kinds[k] == kinds[i]), None)
-        for i in range(len(prototypes))
+        place.get(i, next((place[k] for k in self._own if kinds[k] == kinds[i]), None)) for i in range(len(prototypes))
     ]
     self._hidden: Any = None
     self._rows: Any = None
-    self._put_hooks(array_masks)
+    self._put_hooks(facts.grouped_heads)
+
+  def _caches_of(self, shard: Shard) -> list[int]:
+    """Which of the model's caches the stage's layers use: not every layer of every model keeps something."""
+    if len(self._prototypes) == shard.n_layers:
+      return list(shard.layers)
+    found, at = {id(cache): i for i, cache in enumerate(self._prototypes)}, 0
+    used: list[int] = []
+
+    def note(cls: Any, own: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+      nonlocal at
+      if at in shard.layers:
+        used.extend(found[id(value)] for value in (*args, *kwargs.values()) if id(value) in found)
+      at += 1
+      return self._passed(x)
+
+    classes = [type(layer) for layer in self._layers]
+    for layer in self._layers:
+      _hook(layer, note)
+    self._model(cache_module().mx.array([[0]]), cache=self._prototypes)  # nothing is computed
+    for layer, kind in zip(self._layers, classes, strict=True):
+      layer.__class__ = kind
+    return sorted(set(used))
+
+  def _passed(self, hidden: Any) -> Any:
+    """What a layer gives that changes nothing."""
+    return (hidden, (None, None), None) if self._gives_more else hidden
 
   def _has_kv(self, layer: int) -> bool:
     prototype, base = self._prototypes[layer], cache_module()
@@ -86,9 +110,9 @@ class SlicedModel:
     first, last = self._shard.start_layer, self._shard.end_layer
     for i, layer in enumerate(self._layers):
       if i == first - 1:
-        _hook(layer, lambda cls, own, x, *args, **kwargs: self._hidden)
+        _hook(layer, lambda cls, own, x, *args, **kwargs: self._passed(self._hidden))
       elif not first <= i <= last:
-        _hook(layer, lambda cls, own, x, *args, **kwargs: x)
+        _hook(layer, lambda cls, own, x, *args, **kwargs: self._passed(x))
       elif any(self._windows):
         _hook(layer, _with_own_mask(array_masks))
     if self._shard.is_last:
@@ -97,13 +121,17 @@ class SlicedModel:
       _hook(self._layers[last], self._keep)
 
   def _keep(self, cls: Any, own: Any, *args: Any, **kwargs: Any) -> Any:
-    self._hidden = cls.__call__(own, *args, **kwargs)
-    return self._hidden
+    out = cls.__call__(own, *args, **kwargs)
+    self._hidden = out[0] if self._gives_more else out
+    return out
 
   def _choose_rows(self, cls: Any, own: Any, *args: Any, **kwargs: Any) -> Any:
     """Norm and head see only the tokens whose logits are wanted."""
-    self._hidden = out = cls.__call__(own, *args, **kwargs)
-    return out if self._rows is None else out[:, self._rows]
+    out = self._keep(cls, own, *args, **kwargs)
+    if self._rows is None:
+      return out
+    chosen = self._hidden[:, self._rows]
+    return (chosen, *out[1:]) if self._gives_more else chosen
 
 
 def _with_own_mask(array_masks: bool) -> Callable[..., Any]:

@@ -17,12 +17,13 @@ import numpy.typing as npt
 
 from exo.errors import CacheReuseError, EngineError, UnsupportedModelError
 from exo.inference.engine import Batch, BatchEntry, LoadOptions, StageMemory
+from exo.inference.families.catalogue import line_of
 from exo.inference.final_norm import FinalNorm
 from exo.inference.kv_budget import KvBudget
 from exo.inference.mlx.arguments import Rope, architecture, model_arguments, set_ropes
 from exo.inference.mlx.cache import DecodeBatch
 from exo.inference.mlx.library import model_classes, set_threads
-from exo.inference.mlx.probe import DESCRIBED, QUANTIZE
+from exo.inference.mlx.probe import QUANTIZE
 from exo.inference.mlx.rehearsal import mask_axes, rehearse
 from exo.inference.mlx.weights import holding, is_quantized, lay_out_for_cpu, load_weights, quantize, stage_parameters
 from exo.inference.quantize import choose_quantize
@@ -99,7 +100,7 @@ class MlxStage(StageBase):
     return self._computed(batch, self._run)
 
   def hidden_states(self, batch: Batch) -> npt.NDArray[np.float32]:
-    if self._config.model_type not in DESCRIBED:
+    if line_of(self._config.model_type) is None:
       raise UnsupportedModelError(f"models of type {self._config.model_type!r} give no embeddings on the mlx engine")
     return self._final_norm(self._computed(batch, self._last_hidden))
 

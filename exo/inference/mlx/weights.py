@@ -17,6 +17,8 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from exo.errors import ModelFilesError
+from exo.inference.families.catalogue import mlx_facts
+from exo.inference.families.family import MlxLm
 from exo.inference.shard import Shard
 from exo.inference.weights.blocks import Quantized, read_blocks
 from exo.inference.weights.checkpoint import Checkpoint
@@ -76,10 +78,15 @@ def load_weights(
   for done, name in enumerate(sorted(names, key=checkpoint.tensor_weights, reverse=True)):
     if name in needed:
       stored = checkpoint.tensor(name)
+      factor = _factor(name, checkpoint)
       if held.packed and (groups := _affine(stored)):
         plain[name], scales[name], biases[name] = groups
+        if factor != 1:
+          scales[name], biases[name] = scales[name] * factor, biases[name] * factor
       else:
         plain[name] = _floats(stored, held.dtype)
+        if factor != 1:
+          plain[name] = plain[name] * factor
       mx.eval(plain[name])
       checkpoint.let_go()
       progress(done / len(names))
@@ -87,19 +94,32 @@ def load_weights(
       plain[name] = mx.broadcast_to(mx.array(float("nan"), held.dtype), checkpoint.tensor_shape(name))
   plain = {name: plain[name] for name in names}
   model = make_model()
-  weights = _sanitized(model, plain)
+  facts = mlx_facts(checkpoint.config.model_type)
+  weights = _sanitized(model, plain, facts)
   if scales:
     packed = [name for name, array in weights.items() if array.dtype == mx.uint32]
     for suffix, parts in (("scales", scales), ("biases", biases)):
       # a model of its own, since the first one has already been shaped by the tensors that it saw
-      found = _sanitized(make_model(), plain | parts)
+      found = _sanitized(make_model(), plain | parts, facts)
       weights |= {f"{name.removesuffix('weight')}{suffix}": found[name].astype(held.dtype) for name in packed}
     _make_quantized(model, weights)
   _set(model, weights, shard, checkpoint)
   return model
 
 
-def _sanitized(model: Any, weights: Arrays) -> Arrays:
+def _factor(name: str, checkpoint: Checkpoint) -> float:
+  """With which a tensor is to be multiplied, since mlx-lm does not."""
+  facts, factor = mlx_facts(checkpoint.config.model_type), 1.0
+  for end, key in facts.factors:
+    value = checkpoint.hf_config.get(key, 1.0)
+    if name.endswith(end) and isinstance(value, (int, float)):
+      factor *= value
+  return factor
+
+
+def _sanitized(model: Any, weights: Arrays, facts: MlxLm) -> Arrays:
+  for pattern, expected in facts.renames:
+    weights = {re.sub(pattern, expected, name): array for name, array in weights.items()}
   try:
     return dict(model.sanitize(dict(weights))) if hasattr(model, "sanitize") else weights
   except (KeyError, ValueError, IndexError) as error:

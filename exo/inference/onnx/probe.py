@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import replace
 
+from exo.inference.families.catalogue import line_types
 from exo.inference.library_version import library_version
 from exo.inference.llama_line import llama_line
 from exo.inference.offer import EngineOffer
@@ -17,12 +18,11 @@ QUANTIZE = (Quantize.EIGHT, Quantize.FOUR, Quantize.NONE)
 # in parts of what is held in the end
 _GIVEN = 0.77
 _LIBRARY_BYTES = 30 << 20
-_MODELS = ("gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3")
 
 
 def repertoire() -> Repertoire:
   """What `decoder.py` writes as a graph."""
-  return replace(llama_line(_MODELS), rotary_step=16)
+  return replace(llama_line(line_types(experts=False)), rotary_step=16)
 
 
 def probe(quantize: str | None = None) -> EngineOffer:

@@ -8,6 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from exo.inference.families.catalogue import line_types
 from exo.inference.library_version import library_version
 from exo.inference.llama_line import llama_line
 from exo.inference.offer import EngineOffer
@@ -19,7 +20,6 @@ QUANTIZE = (Quantize.NONE, Quantize.EIGHT, Quantize.FOUR)
 CLANG_ADVICE = "tinygrad compiles for a CPU with clang: install the package clang (Debian, Ubuntu, Fedora, Arch)"
 _LIBRARY_BYTES = 60 << 20  # with the pieces that weights are made of, and kernels
 _INTEL = "0x8086"
-_MODELS = ("gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3", "qwen3_moe")
 
 
 def find_gpu(root: Path = Path("/")) -> tuple[str, tuple[str, ...]] | None:
@@ -79,7 +79,7 @@ def count_gpus(root: Path = Path("/")) -> int:
 
 def repertoire() -> Repertoire:
   """What `decoder.py` has kernels for."""
-  return llama_line(_MODELS, experts=True)
+  return llama_line(line_types(), experts=True)
 
 
 def probe(quantize: str | None = None) -> EngineOffer:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from exo.errors import ModelFilesError
 from exo.gguf_names import is_gguf, is_weights_of_text, parts_of
+from exo.inference.families.catalogue import translated
 from exo.inference.model_config import ModelConfig
 from exo.inference.model_facts import ModelFacts, facts_of
 from exo.inference.weights.block_map import BlockMap
@@ -146,13 +147,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def _open_gguf(path: Path) -> Checkpoint:
-  from exo.inference.weights.gguf_checkpoint import TRANSLATED, GgufCheckpoint
+  from exo.inference.weights.gguf_checkpoint import GgufCheckpoint
   from exo.inference.weights.gguf_header import architecture_of
   from exo.inference.weights.gguf_parts import open_parts
   from exo.inference.weights.plain_gguf import PlainGguf
   (data, *further), header = open_parts(path)
   try:
-    kind = GgufCheckpoint if architecture_of(header) in TRANSLATED else PlainGguf
+    kind = GgufCheckpoint if architecture_of(header) in translated() else PlainGguf
     return kind(path, data, header, further)
   except BaseException:
     for file in (data, *further):

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from exo.errors import ModelFilesError
+from exo.inference.families.catalogue import line_of
 from exo.inference.model_config import ModelConfig
 from exo.inference.rope import RopeScaling
 from exo.inference.weights.checkpoint import EMBEDDING, HEAD, Checkpoint
@@ -20,7 +21,6 @@ from exo.inference.weights.parts import Part, part_of
 if TYPE_CHECKING:
   from exo.inference.tokenizer import Tokenizer
 
-_DESCRIBED = frozenset({"llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3_text", "phi3"})
 _TOLD = 3
 Shape = tuple[int, ...]
 
@@ -60,7 +60,7 @@ class _Findings:
   def all(self) -> Iterator[str]:
     yield from self._words()
     yield from self._layers()
-    if self._config.model_type in _DESCRIBED:
+    if line_of(self._config.model_type):
       yield from _numbers(self._config)
       yield from self._tensors()
 
@@ -80,7 +80,7 @@ class _Findings:
     if found and missing:
       yield f"num_hidden_layers is {n}, but there are no tensors of layer {missing[0]}"
     # other families put layers that predict further tokens behind their own
-    if self._config.model_type in _DESCRIBED and (extra := sorted(found - set(range(n)))):
+    if line_of(self._config.model_type) and (extra := sorted(found - set(range(n)))):
       yield f"num_hidden_layers is {n}, but there are tensors of layer {extra[-1]}"
 
   def _tensors(self) -> Iterator[str]:

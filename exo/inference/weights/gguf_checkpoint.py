@@ -11,21 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from exo.errors import UnsupportedModelError
+from exo.inference.families.catalogue import converted_as, translated
 from exo.inference.weights.gguf_file import TOP_NAMES, GgufFile
 from exo.inference.weights.gguf_header import GgufTensor
 from exo.inference.weights.tensor import StoredTensor
 
-# GGUF's architectures whose parts are known by the names of the Llama line: Hugging Face's model_type
-TRANSLATED = {
-    "llama": "llama",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "qwen3moe": "qwen3_moe",
-    "gemma2": "gemma2",
-    "gemma3": "gemma3_text",
-    "phi3": "phi3",
-}
-_AS_LLAMA = ("mistral", "mixtral")  # which the converter calls so, too
 _LAYER = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -57,12 +47,12 @@ _MIXTRAL = {
 
 def gguf_type(model_type: str) -> str:
   """The model type under which a GGUF file of this type is read."""
-  return "llama" if model_type in _AS_LLAMA else model_type
+  return converted_as(model_type) or model_type
 
 
 def is_translated(model_type: str) -> bool:
   """Whether GGUF files of models of this type are read by this module."""
-  return gguf_type(model_type) in TRANSLATED.values()
+  return gguf_type(model_type) in translated().values()
 
 
 _BLOCK = re.compile(r"blk\.(\d{1,6})\.(.+)\.(weight|bias)")
@@ -98,7 +88,7 @@ def _experts(name: str, stack: GgufTensor) -> dict[str, GgufTensor]:
 
 
 class GgufCheckpoint(GgufFile):
-  """One of `TRANSLATED`."""
+  """One that is translated."""
   @cached_property
   def _tensors(self) -> dict[str, GgufTensor]:
     found: dict[str, GgufTensor] = {}
@@ -117,7 +107,7 @@ class GgufCheckpoint(GgufFile):
       raise UnsupportedModelError(f"{self.path.name} has another number of KV heads in each layer")
     head_dim = self.number("attention.key_length", 0) or (hidden // heads if heads else 0)
     config: dict[str, Any] = {
-        "model_type": "mixtral" if arch == "llama" and get("expert_count") else TRANSLATED[arch],
+        "model_type": "mixtral" if arch == "llama" and get("expert_count") else translated()[arch],
         "hidden_size": hidden,
         "num_hidden_layers": self.number("block_count"),
         "num_attention_heads": heads,

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exo.errors import ModelFilesError
+from exo.inference.families.catalogue import line_of
+from exo.inference.families.config_form import one_form
 from exo.inference.weights.block_map import BlockMap
 from exo.inference.weights.checkpoint import HEAD, Checkpoint, check_present
 from exo.inference.weights.file_bytes import FileBytes
@@ -29,8 +31,7 @@ if TYPE_CHECKING:
 MAX_HEADER_BYTES = 100 * 2**20
 _MAX_JSON_BYTES = 64 * 2**20
 _EXPERT = re.compile(r"(.+\.mlp)\.experts\.(\d+)\.((?:gate|up|down)_proj\.weight)")
-# language models that are published alone, too, and how a larger repository calls their tensors
-_ALONE = ("gemma3_text", "mistral")
+# how a larger repository calls the tensors of a language model that is also published alone
 _TEXT = re.compile(r"(?:language_model\.(model\.|lm_head\.)|model\.language_model\.|(lm_head\.))(.+)")
 _ITEM_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2,
@@ -117,7 +118,8 @@ class SafetensorsCheckpoint(Checkpoint):
 
   def __init__(self, path: Path) -> None:
     self.path = path
-    self._config = read_json(path / "config.json")
+    self._published = read_json(path / "config.json")
+    self._config = one_form(self._published)
     self._bytes: dict[Path, FileBytes] = {}
     self._blocks: dict[Path, BlockMap | None] = {}
     self._entries: dict[str, tuple[Path, SafetensorsEntry]] = {}
@@ -138,7 +140,7 @@ class SafetensorsCheckpoint(Checkpoint):
   def _as_text_alone(self) -> None:
     """Of a repository with other parts beside a language model that is also published alone: that model, as it is there."""
     text = self._config.get("text_config")
-    if not isinstance(text, dict) or text.get("model_type") not in _ALONE:
+    if not isinstance(text, dict) or line_of(str(text.get("model_type"))) is None:
       return
     self._entries = {
         f"{match[1] or match[2] or 'model.'}{match[3]}": found
@@ -175,11 +177,13 @@ class SafetensorsCheckpoint(Checkpoint):
   @property
   def hf_config(self) -> dict[str, Any]:
     config = dict(self._config)
-    text = config.get("text_config", config)
+    text = self._published.get("text_config", self._published)
     if isinstance(text, dict) and "vocab_size" not in text:
       embedding = next((e for n, (_, e) in self._entries.items() if n.endswith("embed_tokens.weight")), None)
-      if embedding is not None:
+      if embedding is not None:  # rather than what the type's authors assume
         config["vocab_size"] = embedding.shape[0]
+        if isinstance(inner := config.get("text_config"), dict):
+          config["text_config"] = inner | {"vocab_size": embedding.shape[0]}
     return config
 
   def names(self) -> Iterable[str]:
