@@ -109,6 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("folders", nargs="*", type=Path)
   parser.add_argument("--only", default="", help="families whose name holds this")
+  parser.add_argument("--form", choices=("hub", "v5", "gguf"))
   parser.add_argument("--json", type=Path)
   parser.add_argument("--one", help=argparse.SUPPRESS)
   found = parser.parse_args(arguments)
@@ -120,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
   forms = [form for folder in found.folders for form in forms_in(folder)] or all_forms()
   rows: list[Found] = []
   for form in forms:
-    if found.only in form.family:
+    if found.only in form.family and found.form in (None, form.form):
       for row in _in_a_child(form):
         rows.append(row)
         print(f"{row.form:28} {row.engine:10} {row.stages} {row.verdict} {row.refused[:150]}", flush=True)

@@ -122,6 +122,7 @@ CONFIGS: dict[str, Config] = {
     "olmoe": _of(
         "olmoe",
         "OlmoeForCausalLM",
+        num_key_value_heads=4,
         num_experts=8,
         num_experts_per_tok=2,
         norm_topk_prob=False,
@@ -195,6 +196,7 @@ CONFIGS: dict[str, Config] = {
     "hunyuan_dense": _of(
         "hunyuan_v1_dense",
         "HunYuanDenseV1ForCausalLM",
+        max_position_embeddings=262144,
         head_dim=16,
         attention_head_dim=16,
         use_qk_norm=True,
@@ -208,6 +210,7 @@ CONFIGS: dict[str, Config] = {
     "hunyuan_moe": _of(
         "hunyuan_v1_moe",
         "HunYuanMoEV1ForCausalLM",
+        max_position_embeddings=262144,
         head_dim=16,
         attention_head_dim=16,
         use_qk_norm=True,
@@ -234,7 +237,7 @@ CONFIGS: dict[str, Config] = {
         use_bias=False,
         moe_num_experts=8,
         moe_k=2,
-        moe_num_shared_experts=1,
+        moe_num_shared_experts=2,
         moe_intermediate_size=32,
         moe_layer_start_index=1,
         moe_layer_end_index=3,
@@ -290,6 +293,7 @@ CONFIGS: dict[str, Config] = {
         "PhiForCausalLM",
         "rms_norm_eps",
         layer_norm_eps=1e-5,
+        intermediate_size=256,
         num_key_value_heads=4,
         hidden_act="gelu_new",
         partial_rotary_factor=0.5,
@@ -306,7 +310,7 @@ CONFIGS: dict[str, Config] = {
         intermediate_size=32,
         attention_bias=True,
         lm_head_bias=True,
-        sliding_window=16,
+        sliding_window=512,
         router_jitter_noise=0.01,
         input_jitter_noise=0.01,
         rope_scaling={
@@ -598,7 +602,7 @@ CONFIGS: dict[str, Config] = {
         moe_intermediate_size=32,
         first_k_dense_replace=1,
         moe_layer_freq=1,
-        scoring_func="noaux_tc",
+        scoring_func="sigmoid",
         **_GROUPED,
         head_dim=16,
         attention_bias=False

@@ -109,7 +109,10 @@ class MlxLm:
   `lacks_windows`: it knows none, where the configuration has some for all layers. `lacks_partial_rotary`: it turns whole heads.
   `unread` are ends of names of tensors that it would leave out, `wrong` is what it computes otherwise than the family's authors:
   models with either are refused. `uncut` is why it has no stages. `gives_more`: its layers give other things behind the hidden state.
-  `renames` are pairs of what is found in a tensor's name, as `re.sub` takes it, and of what it expects there. `factors`: it leaves out that tensors whose names end so are multiplied with these values of the configuration. `grouped_heads`: it spreads heads over an axis more before it masks.
+  `spares` are ends of names of tensors that it has and never computes with in layers that share keys and values. `stacks_experts`: it
+  knows a layer's experts only as one tensor. `renames` are pairs of what is found in a tensor's name, as `re.sub` takes it, and of what
+  it expects there. `factors`: it leaves out that tensors whose names end so are multiplied with these values of the configuration.
+  `grouped_heads`: it spreads heads over an axis more before it masks.
   """
   called: str = ""
   own_windows: bool = False
@@ -119,6 +122,8 @@ class MlxLm:
   wrong: str = ""
   uncut: str = ""
   gives_more: bool = False
+  spares: tuple[str, ...] = ()
+  stacks_experts: bool = False
   renames: tuple[tuple[str, str], ...] = ()
   factors: tuple[tuple[str, str], ...] = ()
   grouped_heads: bool = False

@@ -6,6 +6,7 @@ from typing import Any
 from exo.inference.families.family import Cut, Every, Family, LayerKind, Line, MlxLm
 
 _WINDOWS = (LayerKind.WINDOW, )
+_KV = tuple(f".self_attn.{part}.weight" for part in ("k_proj", "v_proj", "k_norm", "v_norm"))
 
 
 def _older_words(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -39,7 +40,7 @@ FAMILIES = (
             "and values"
         ),
         types=("gemma3n_text", "gemma3n"),
-        mlx=MlxLm(uncut="four streams go between its layers")
+        mlx=MlxLm(uncut="four streams go between its layers", spares=_KV)
     ),
     # fewer than two layers with keys and values of their own are an assertion
     Family(("gemma4", ),

@@ -30,7 +30,7 @@ class KvCache(_base.KVCache):  # type: ignore[misc]
     self.window = window
     self.keys: Any = None
     self.values: Any = None
-    self.offset = 0
+    self.offset = self._first = 0
 
   def update_and_fetch(self, keys: Any, values: Any) -> tuple[Any, Any]:
     begin, end = self.offset, self.offset + keys.shape[2]
@@ -39,8 +39,12 @@ class KvCache(_base.KVCache):  # type: ignore[misc]
     self.keys[..., begin:end, :] = keys
     self.values[..., begin:end, :] = values
     self.offset = end
-    first = 0 if self.window is None else max(0, begin - self.window + 1)
-    return self.keys[..., first:end, :], self.values[..., first:end, :]
+    self._first = 0 if self.window is None else max(0, begin - self.window + 1)
+    return self.keys_and_values()
+
+  def keys_and_values(self) -> tuple[Any, Any]:
+    """What the layer was handed last: others may share it."""
+    return self.keys[..., self._first:self.offset, :], self.values[..., self._first:self.offset, :]
 
   def make_mask(self, n: int, return_array: bool = False, window_size: int | None = None) -> Any:
     """What `n` new tokens may see of the keys that `update_and_fetch` is about to return."""
@@ -139,6 +143,11 @@ class LayerBatch(_base.KVCache):  # type: ignore[misc]
       self.keys, self.values = _grown(self.keys, keys, begin, end), _grown(self.values, values, begin, end)
     self.keys[..., begin:end, :] = keys
     self.values[..., begin:end, :] = values
+    return self.keys_and_values()
+
+  def keys_and_values(self) -> tuple[Any, Any]:
+    """With this step's column, once it is there."""
+    end = self._batch.columns + 1
     first = 0 if self.window is None else max(0, end - self.window)
     return self.keys[..., first:end, :], self.values[..., first:end, :]
 

@@ -19,6 +19,7 @@ from mlx.utils import tree_flatten
 from exo.errors import ModelFilesError
 from exo.inference.families.catalogue import mlx_facts
 from exo.inference.families.family import MlxLm
+from exo.inference.mlx.experts import stacked
 from exo.inference.shard import Shard
 from exo.inference.weights.blocks import Quantized, read_blocks
 from exo.inference.weights.checkpoint import Checkpoint
@@ -120,6 +121,8 @@ def _factor(name: str, checkpoint: Checkpoint) -> float:
 def _sanitized(model: Any, weights: Arrays, facts: MlxLm) -> Arrays:
   for pattern, expected in facts.renames:
     weights = {re.sub(pattern, expected, name): array for name, array in weights.items()}
+  if facts.stacks_experts:
+    weights = stacked(weights)
   try:
     return dict(model.sanitize(dict(weights))) if hasattr(model, "sanitize") else weights
   except (KeyError, ValueError, IndexError) as error:
@@ -129,6 +132,10 @@ def _sanitized(model: Any, weights: Arrays, facts: MlxLm) -> Arrays:
 def _set(model: Any, weights: Arrays, shard: Shard, checkpoint: Checkpoint) -> None:
   wanted = {name: value.shape for name, value in tree_flatten(model.parameters())}
   needed = needed_names(wanted, shard)
+  spares = mlx_facts(checkpoint.config.model_type).spares
+  for name in needed:
+    if spares and name.endswith(spares) and name not in weights:
+      weights[name] = mx.zeros(wanted[name])
   missing = sorted(name for name in needed if name not in weights)
   if missing:
     raise ModelFilesError(f"{checkpoint.path.name} lacks {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}")
