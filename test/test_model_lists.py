@@ -250,7 +250,7 @@ def test_line_3_a_model_of_another_node_can_be_answered_by_this_one(tmp_path: Pa
     assert hasnot.get("/v1/models/theirs")[1]["id"] == "theirs"
     assert hasnot.chat("t5", model="theirs", max_tokens=2)[0] == 200
     wait_until(lambda: listed(hasnot)["theirs"]["where"]["loaded"], 10, "a word of where it is loaded")
-    assert hasnot.get("/v1/models/gpt-oss-20b")[1]["fit"]["where"] == "nowhere"
+    assert hasnot.get("/v1/models/gpt-oss-20b:safetensors")[1]["fit"]["where"] == "nowhere"
     has.stop()
     wait_until(lambda: hasnot.peers() == {"hasnot"}, 20, "its leaving")
     assert "has" not in json.dumps([e["where"]["nodes"] for e in listed(hasnot, "?all=true").values()])
@@ -288,8 +288,10 @@ def listed(node: NodeProcess, query: str = "") -> dict[str, Any]:
 
 def test_line_3_three_models_are_told_as_what_they_are(node: NodeProcess) -> None:
   """Of each it was said that it fits, and none ran."""
-  told, offers = listed(node, "?all=true"), offered_engines("auto")
-  for name in ("gpt-oss-20b", "smollm3-3b", "gemma3-4b"):
+  offers = offered_engines("auto")
+  names = [f"{name}:safetensors" for name in ("gpt-oss-20b", "smollm3-3b", "gemma3-4b")]
+  told = {name: node.get(f"/v1/models/{name}")[1] for name in names}
+  for name in names:
     known, entry = profile(name), told[name]
     assert known.facts is not None
     able = [offer for offer in offers if offer.cannot(known.facts) is None]
@@ -299,11 +301,13 @@ def test_line_3_three_models_are_told_as_what_they_are(node: NodeProcess) -> Non
     else:
       assert entry["fit"]["where"] in ("here", "nowhere")
       assert (entry["fit"]["where"] == "here") == (entry["fit"]["missing_mb"] == 0)
-  assert told["gemma3-4b"]["fit"]["reason"].startswith("as far as exo's list knows, its config.json leaves")
-  assert told["gpt-oss-20b"]["quantization"] == "MXFP4" and "mlx cannot read" in told["gpt-oss-20b"]["fit"]["reason"]
-  said = {line.split()[0]: line for line in exo(node.home, "models").stdout.splitlines() if line}
+  oss, gemma = told["gpt-oss-20b:safetensors"], told["gemma3-4b:safetensors"]
+  assert gemma["fit"]["reason"].startswith("as far as exo's list knows, its config.json leaves")
+  assert oss["quantization"] == "MXFP4" and "mlx cannot read" in oss["fit"]["reason"]
   for name in ("gpt-oss-20b", "smollm3-3b", "gemma3-4b"):
-    assert said[name].count(f"  {'here' if told[name]['fit']['where'] == 'here' else 'no: '}") == 1
+    lines = exo(node.home, "models", name).stdout.splitlines()
+    said = {line.split()[0]: line for line in lines if line}[f"{name}:safetensors"]
+    assert said.count(f"  {'here' if told[f'{name}:safetensors']['fit']['where'] == 'here' else 'no: '}") == 1
 
 
 def test_line_3_by_default_what_can_be_answered_now(node: NodeProcess) -> None:
