@@ -119,13 +119,11 @@ class Shape:
 @dataclass(frozen=True, slots=True)
 class Kind:
   """What the configurations of a model's repositories are remembered to say it is: `model_type`, that of the language model
-  in it where it is another (`text_type`), and how many tokens it was made for. `flaw` is why exo is expected not to read the
-  repositories' safetensors.
+  in it where it is another (`text_type`), and how many tokens it was made for.
   """
   model_type: str
   context: int
   text_type: str = ""
-  flaw: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,8 +41,6 @@ def sources_for(card: ModelCard, workers: Sequence[RingWorker]) -> tuple[Source,
 
 def _engine_for(form: ModelCard, worker: RingWorker) -> EngineOffer | None:
   profile = profile_of_card(form)
-  if profile.flaw:
-    return None
   if profile.facts is None:  # a model of which nobody has said what it is: what engines read of files is known
     container = "gguf" if form.format == "gguf" else "safetensors"
     return next((offer for offer in worker.engines if offer.available and _reads(offer, container)), None)

@@ -71,10 +71,9 @@ def profile_of_card(card: ModelCard) -> ModelProfile:
     return ModelProfile(capabilities=("completion", *card.capabilities))
   container = "gguf" if card.format == "gguf" else "safetensors"
   text_type = kind.text_type or kind.model_type
-  flaw, repository_type = kind.flaw, kind.model_type
+  repository_type = kind.model_type
   if container == "gguf":
-    flaw, text_type = "", _AS_GGUF.get(kind.model_type) or gguf_type(text_type)
-    repository_type = text_type
+    repository_type = text_type = _AS_GGUF.get(kind.model_type) or gguf_type(text_type)
   is_packed = container == "safetensors" and card.packing in _PACKED
   packing = card.packing.lower() if is_packed else ""
   facts = ModelFacts(
@@ -91,7 +90,7 @@ def profile_of_card(card: ModelCard) -> ModelProfile:
       is_plain=container == "gguf" and not is_translated(text_type)
   )
   return ModelProfile(
-      facts, _size_of(card), flaw, container, card.packing, kind.context, ("completion", *card.capabilities)
+      facts, _size_of(card), "", container, card.packing, kind.context, ("completion", *card.capabilities)
   )
 
 

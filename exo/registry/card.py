@@ -41,11 +41,11 @@ def card(
   `mlx` is a repository of mlx-community where it names no account. `default` is the format that is taken where nobody knows
   which engines there are.
   """
-  named = {
-      "safetensors": safetensors, "mlx": mlx if mlx is None or "/" in mlx else f"mlx-community/{mlx}", "gguf": gguf
-  }
+  if mlx is not None and "/" not in mlx:
+    mlx = f"mlx-community/{mlx}"
+  named = {"gguf": gguf, "mlx": mlx, "safetensors": safetensors}
   repos = {kind: HubSource(repo) for kind, repo in named.items() if repo}
-  source = repos.get(default) or repos.get("gguf") or next(iter(repos.values()))
+  source = repos.get(default) or next(iter(repos.values()))
   sized = shape if isinstance(shape, Shape) else None
   layers, parameters, kv = (shape.layers, shape.parameters, shape.kv_elements) if isinstance(shape, Shape) else shape
   if quantizations is None and gguf:

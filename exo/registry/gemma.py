@@ -19,13 +19,7 @@ _GEMMA_3 = {
     "27b": Shape(62, 5376, 21504, 32, 16, 262208, 128, tied=True, qk_norm=True, norms=4),
 }
 _GEMMA_3_TEXT = Kind("gemma3_text", 32768)
-_GEMMA_3_SEEING = Kind(
-    "gemma3",
-    131072,
-    "gemma3_text",
-    flaw=
-    "as far as exo's list knows, its config.json leaves out most of the language model's values, which exo does not know: take :gguf"
-)
+_GEMMA_3_SEEING = Kind("gemma3", 131072, "gemma3_text")
 # by Google's spelling and by mlx-community's: layers, weights, numbers of KV of a layer as most of them have it, context
 _GEMMA_4 = {
     ("E2B", "E2B", "e2b"): ((35, 5_100_000_000, 512), 131072),

@@ -33,8 +33,8 @@ CARDS = (
         _SMOLLM2,
         30,
         _SMOLLM2_135M.parameters, {
-            "safetensors": HubSource("HuggingFaceTB/SmolLM2-135M-Instruct"),
-            "gguf": HubSource("bartowski/SmolLM2-135M-Instruct-GGUF")
+            "gguf": HubSource("bartowski/SmolLM2-135M-Instruct-GGUF"),
+            "safetensors": HubSource("HuggingFaceTB/SmolLM2-135M-Instruct")
         },
         _SMOLLM2.member_bytes,
         Kind("llama", 8192),
