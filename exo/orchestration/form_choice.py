@@ -9,6 +9,8 @@ from exo.model_card import ModelCard, Source, WheelSource
 from exo.orchestration.model_fit import RingWorker
 from exo.orchestration.model_profile import profile_of_card
 from exo.packings import FULL
+from exo.topology.ring_state import WorkerState
+from exo.worker.worker import Worker
 
 _NOBODY = 1 << 30
 _FIRST = ("gguf", "mlx", "safetensors")
@@ -49,6 +51,14 @@ def _engine_for(form: ModelCard, worker: RingWorker) -> EngineOffer | None:
 
 def _reads(offer: EngineOffer, container: str) -> bool:
   return not offer.repertoire.containers or container in offer.repertoire.containers
+
+
+def own_workers(node_id: str, workers: Iterable[Worker]) -> list[RingWorker]:
+  """A node's, whatever is loaded on them."""
+  return [
+      RingWorker(WorkerState(node_id, worker.name, 0, worker.offered_bytes, 0), worker.engines.offers)
+      for worker in workers
+  ]
 
 
 class FormChoice:

@@ -41,11 +41,10 @@ from exo.networking.peer_messages import Heartbeat, Hello
 from exo.orchestration.activity import Activity
 from exo.orchestration.awake_cores import AwakeCores
 from exo.orchestration.entry_desk import EntryDesk
-from exo.orchestration.form_choice import FormChoice
+from exo.orchestration.form_choice import FormChoice, own_workers
 from exo.orchestration.generation import Generation, GenerationSpec
 from exo.orchestration.meter import Meter
 from exo.orchestration.model_catalog import ModelCatalog, ModelInfo
-from exo.orchestration.model_fit import RingWorker
 from exo.orchestration.model_profiles import ModelProfiles
 from exo.orchestration.model_sharing import ModelSharing
 from exo.orchestration.node_news import heartbeat_of
@@ -58,7 +57,6 @@ from exo.orchestration.stage_files import StageFiles
 from exo.tasks import TaskOwner
 from exo.topology.loaded_for import LoadedFor
 from exo.topology.placements import Strategy
-from exo.topology.ring_state import WorkerState
 from exo.topology.topology import Topology
 from exo.worker.studies import Studies
 from exo.worker.worker import Worker
@@ -94,20 +92,13 @@ class Node:
     self.planner = Planner(hello.node_id, mesh, place, wanted, self.plans, self.send, self.call, self.problems)
     self.desk = EntryDesk(hello.node_id, self.send, self.call)
     catalog.store.on_false(self._on_false)
-    catalog.store.prefer(FormChoice(self._own_workers))
+    catalog.store.prefer(FormChoice(lambda: own_workers(hello.node_id, self.workers)))
     self._bounds = PeerBounds(offered)
     self.ring_models = RingModels(catalog.store, self.profiles, mesh.peers, self.call, self._tasks)
     self.files = RingFiles(
         hello.node_id, catalog, self.ring_models, mesh.peers, lambda: self.planner.workers(self.hello), self._tasks
     )
     self.sharing = ModelSharing(catalog.store, mesh.peers, self.send, self.call, lambda: self.plans.busy)
-
-  def _own_workers(self) -> list[RingWorker]:
-    """Whatever is loaded on them."""
-    return [
-        RingWorker(WorkerState(self.node_id, worker.name, 0, worker.offered_bytes, 0), worker.engines.offers)
-        for worker in self.workers
-    ]
 
   @property
   def node_id(self) -> str:
