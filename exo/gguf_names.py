@@ -8,6 +8,9 @@ from pathlib import Path
 
 SUFFIX = ".gguf"
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE)
+_QUANTIZATION = re.compile(
+    r"(?:^|[-._])((?:UD-)?(?:I?Q\d_[A-Z0-9]+(?:_[A-Z]+)?|TQ\d_\d|BF16|F16|F32|MXFP4(?:_MOE)?))$", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,3 +56,14 @@ def model_stem(name: str) -> str:
   """A GGUF file's name without what says that it is one, or a part."""
   part = part_name(name)
   return part.stem if part is not None else name[:-len(SUFFIX)]
+
+
+def quantization_of(name: str) -> str:
+  """How a GGUF file's weights are packed, as its name says; "" where it does not."""
+  found = _QUANTIZATION.search(model_stem(name.rpartition("/")[2])) if is_gguf(name) else None
+  return found[1].upper() if found is not None else ""
+
+
+def is_of_quantization(name: str, wanted: str) -> bool:
+  """Whether a file's name, folders included, names this quantization."""
+  return re.search(rf"(^|[-._/]){re.escape(wanted)}($|[-._/])", name, re.IGNORECASE) is not None

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+from exo.packings import bytes_per_weight
+from exo.sampling_defaults import SamplingDefaults
 
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _REPO = re.compile(rf"({_PART}/{_PART})(?:@([A-Za-z0-9][A-Za-z0-9._/-]{{0,99}}))?(?::([A-Za-z0-9._-]{{1,80}}))?")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
-# bytes of one weight, scales included, in what repositories hold: bfloat16; MLX's 4 bits with a scale and a bias of 16
-# bits for 64 weights; GGUF's Q4_K_M, which keeps some tensors in Q6_K
-BYTES_PER_WEIGHT = {"safetensors": 2.0, "mlx": 0.5625, "gguf": 0.61}
+FORMATS = ("gguf", "mlx", "safetensors")
+_PACKINGS = {"gguf": "Q4_K_M", "mlx": "4bit", "safetensors": "BF16"}  # what repositories of a format usually hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,22 +119,23 @@ class Shape:
 @dataclass(frozen=True, slots=True)
 class Kind:
   """What the configurations of a model's repositories are remembered to say it is: `model_type`, that of the language model
-  in it where it is another (`text_type`), and how many tokens it was made for. `packed` names the encoding where it is not
-  the usual one of the format (`ModelCard.packing`). `flaw` is why exo is expected not to read the repositories' safetensors.
+  in it where it is another (`text_type`), and how many tokens it was made for.
   """
   model_type: str
   context: int
   text_type: str = ""
-  packed: str = ""
-  flaw: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-  """`id` is what users type. `repos` holds the repository by format; `source` is the one taken where none is asked for.
+  """`id` is what users type. `repos` holds the repository by format; `source` is the one taken where nobody knows better
+  (`ModelLibrary.prefer`).
 
   `layers`, `parameters` and `kind` are None for a model that is known by its repository alone, until it has been looked at.
   Counts are of numbers: `kv_elements` a layer's for one token, `embedding_weights` 0 where nothing is known of them.
+  `file_bytes` is the size of `source` where that is known, `packings` says by format how weights are packed where that is
+  not as usual. `quantizations` are those of the GGUF repository that are worth naming; its list, once it was read, counts more.
+  `capabilities` are as `ModelProfile` has them, beside that of going on with a text.
   """
   id: str
   pretty_name: str
@@ -145,17 +148,34 @@ class ModelCard:
   kv_elements: int = 0
   embedding_weights: int = 0
   tied: bool = False
+  packings: Mapping[str, str] = field(default_factory=dict)
+  quantizations: tuple[str, ...] = ()
+  capabilities: tuple[str, ...] = ()
+  sampling: SamplingDefaults | None = None
 
   @property
   def sources(self) -> tuple[Source, ...]:
     """All that are known, the one that is taken first."""
-    return self.source, *(source for source in self.repos.values() if source != self.source)
+    return self.source, *(source for name, source in self.repos.items() if name != self.format or self._is_wheel)
+
+  @property
+  def _is_wheel(self) -> bool:
+    return isinstance(self.source, WheelSource)
 
   @property
   def format(self) -> str:
     """That of `source`."""
-    found = next((name for name, source in self.repos.items() if source == self.source), None)
-    return found or ("gguf" if isinstance(self.source, WheelSource) else "safetensors")
+    source = self.source
+    if not isinstance(source, HubSource):
+      return "gguf" if self._is_wheel else "safetensors"
+    found = next((name for name, known in self.repos.items() if known.repo == source.repo), None)
+    return found or ("safetensors" if source.variant is None else "gguf")
+
+  @property
+  def form(self) -> str:
+    """What stands behind the colon of a name that means `source` alone."""
+    variant = self.source.variant if isinstance(self.source, HubSource) else None
+    return variant or self.format
 
   @property
   def packing(self) -> str:
@@ -164,15 +184,41 @@ class ModelCard:
       return ""
     if isinstance(self.source, HubSource) and self.source.variant is not None:
       return self.source.variant
-    as_published = self.file_bytes is not None and self.kind.packed
-    return as_published or {"safetensors": "BF16", "mlx": "4bit", "gguf": "Q4_K_M"}[self.format]
+    if self._is_wheel and "wheel" in self.packings:
+      return self.packings["wheel"]
+    return self.packings.get(self.format) or _PACKINGS[self.format]
 
   @property
   def total_bytes(self) -> int | None:
     """What the weights take on disk: known of a file, else computed from their number."""
-    if self.file_bytes is not None or self.parameters is None:
+    each = bytes_per_weight(self.packing)
+    if self.file_bytes is not None or self.parameters is None or each is None:
       return self.file_bytes
-    return int(self.parameters * BYTES_PER_WEIGHT[self.format])
+    return int(self.parameters * each)
+
+  def taken_from(self, source: Source) -> ModelCard:
+    """The same with this source. What is packed alike takes as much room."""
+    if source == self.source:
+      return self
+    other = replace(self, source=source, file_bytes=None)
+    return replace(other, file_bytes=self.file_bytes) if other.packing == self.packing else other
+
+  def taken_as(self, form: str) -> ModelCard | None:
+    """The same from the repository of a format, or from a file of its GGUF repository (`Q8_0`); None where there is none."""
+    source = self.repos.get(form)
+    if source is None and (gguf := self.repos.get("gguf")) is not None and is_quantization(form):
+      source = replace(gguf, variant=form.upper())
+    return None if source is None else self.taken_from(source)
+
+  @property
+  def forms(self) -> tuple[str, ...]:
+    """What may stand behind the name and a colon, as far as is known."""
+    return *self.repos, *(name for name in self.quantizations if name != self.packings.get("gguf"))
+
+
+def is_quantization(name: str) -> bool:
+  """Whether this is how files with weights of less than their full width, or with those alone, are called."""
+  return bytes_per_weight(name) is not None and not name.lower().endswith("bit") and name.upper() not in ("FP8", "INT4")
 
 
 def parse_repo(name: str) -> HubSource | None:

@@ -64,8 +64,9 @@ def build_parser() -> argparse.ArgumentParser:
       "model_name",
       nargs="?",
       metavar="model",
-      help="a known name, for run also a folder or GGUF file, or a Hugging Face id: org/name, org/name@revision, "
-      "org/name:Q4_K_M (default: --default-model)"
+      help=
+      "a known name (NAME:Q8_0, NAME:gguf, NAME:mlx, NAME:safetensors for one form of it), for run also a folder or GGUF "
+      "file, or a Hugging Face id: org/name, org/name@revision, org/name:Q4_K_M (default: --default-model; models: all)"
   )
   parser.add_argument("--version", action="version", version=f"exo {__version__}")
 

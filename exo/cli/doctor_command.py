@@ -224,10 +224,13 @@ def _models(config: Config) -> Iterator[Finding]:
   probe.unlink()
   free = free_disk(home)
   room = "unknown space" if free is None else f"{free // 2**20} MB free"
-  names = [entry.id for entry in ModelStore(home, config.model_dirs).listed() if entry.path is not None]
+  store = ModelStore(home, config.model_dirs)
+  names = [entry.id for entry in store.listed() if entry.path is not None]
   held = f"{len(names)} models: {', '.join(names[:4])}{', …' if len(names) > 4 else ''}" if names else "no models yet"
   low = ", which is little: models need GBs" if free is not None and free < _LOW_DISK_MB * 2**20 else ""
   yield Finding("FAIL" if low else "ok", "models", f"{home}, {room}{low}, {held}")
+  for note in store.registry.notes:
+    yield Finding("FAIL", "models", note)
 
 
 def _files(config: Config) -> Iterator[Finding]:

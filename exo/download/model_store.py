@@ -6,16 +6,19 @@ import asyncio
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from exo.download.doubts import Doubts
 from exo.download.file_lock import locked
+from exo.download.hub import NotThereError
 from exo.download.local_folders import model_name
 from exo.download.manifest import Manifest
 from exo.download.model_fetcher import DownloadOptions, ModelFetcher
 from exo.download.model_index import ModelIndex
-from exo.download.model_library import DUMMY_MODEL, MANIFEST, Holding, ModelEntry, ModelLibrary, neighbour_card
+from exo.download.model_library import DUMMY_MODEL, MANIFEST, Holding, ModelEntry, ModelLibrary
+from exo.download.model_names import name_of_files, neighbour_card
 from exo.download.neighbours import Neighbours
 from exo.download.progress import DownloadProgress, ProgressCallback, ProgressMeter
 from exo.download.publications import Publications
@@ -32,7 +35,6 @@ from exo.errors import (
 from exo.log import log
 from exo.made_files import MadeFile, MadeFiles, made_files_dir
 from exo.model_card import HubSource, ModelCard
-from exo.models import is_registered
 from exo.oldest import forget_oldest
 
 _MOST_VOUCHED = 1024
@@ -88,7 +90,8 @@ class ModelStore(ModelLibrary):
   def _as_vouched(self, card: ModelCard) -> ModelCard:
     """With a source that shows the hub no token, unless exo's registry names the repository or a client of this node has."""
     source = card.source
-    if not self._wary or not isinstance(source, HubSource) or card.id in self._vouched or is_registered(source):
+    if not self._wary or not isinstance(source,
+                                        HubSource) or card.id in self._vouched or self.registry.is_registered(source):
       return card
     return replace(card, source=replace(source, with_token=False))
 
@@ -118,19 +121,28 @@ class ModelStore(ModelLibrary):
     return await self._index.find(name)
 
   async def find_anywhere(self, name: str) -> ModelEntry:
-    """As `look_up`, and a name that only other nodes know is asked of them."""
+    """As `look_up`, and a name that only other nodes know is asked of them. Of a known model of which nothing is here, the form
+    that others have, if engines here can run it."""
     try:
-      return await self.look_up(name)
+      entry = await self.look_up(name)
     except ModelNotFoundError:
       if not await self._fetcher.neighbours.manifests(name):
         raise
       return await asyncio.to_thread(self.entry, neighbour_card(name))
+    if entry.stamp or entry.card is None or name not in self.registry.cards or not isinstance(
+        entry.card.source, HubSource
+    ):
+      return entry
+    for _, manifest in sorted((await self._fetcher.neighbours.manifests(name)).items()):
+      if (theirs := self.named_by(entry.card, manifest)) is not None:
+        return await asyncio.to_thread(self.entry, theirs)
+    return entry
 
   async def is_within_reach(self, entry: ModelEntry) -> bool:
     """Whether some of it is here or on another node of the ring, so that using it begins no download from outside."""
     if entry.card is None or await asyncio.to_thread(self.holding_of, entry.card) is not None:
       return True
-    return bool(await self._fetcher.neighbours.manifests(entry.id))
+    return bool(await self._fetcher.neighbours.manifests(name_of_files(entry.card)))
 
   async def published(self, entry: ModelEntry) -> Manifest:
     """What there is to fetch of a model by the ring or the hub, asked now and then only.
@@ -150,18 +162,36 @@ class ModelStore(ModelLibrary):
     """
     if entry.card is None:
       return self._own(entry)
-    card = self._as_vouched(entry.card)
+    try:
+      return await self._head_of(entry.card)
+    except NotThereError:
+      for card in await asyncio.to_thread(self._other_forms, entry):
+        with suppress(NotThereError):
+          path = await self._head_of(card)
+          log(0, "%s is taken as %s: what would be better is not there for this node", entry.id, card.form)
+          return path
+      raise
+
+  def _other_forms(self, entry: ModelEntry) -> list[ModelCard]:
+    """What else a known name could stand for, of which nothing is here."""
+    assert entry.card is not None
+    if entry.id not in self.registry.cards or entry.stamp:
+      return []
+    return [entry.card.taken_from(source) for source in self._choice(entry.card) if source != entry.card.source]
+
+  async def _head_of(self, unvouched: ModelCard) -> Path:
+    card = self._as_vouched(unvouched)
     holding = await asyncio.to_thread(self.sound_holding, card)
     if holding is None:
       try:
-        await self._job(entry.id, lambda: self._fetcher.head(card))
+        await self._job(card.id, lambda: self._fetcher.head(card))
         holding = await asyncio.to_thread(self.holding_of, card)
       except DownloadError:  # perhaps because nothing can be written there
         holding = await asyncio.to_thread(self._read_only, card)
         if holding is None:
           raise
     if holding is None:
-      raise DownloadError(f"{entry.id} was deleted while it was fetched")
+      raise DownloadError(f"{card.id} was deleted while it was fetched")
     return holding.openable
 
   async def bring(self, entry: ModelEntry, wants: Wants) -> None:
@@ -186,6 +216,8 @@ class ModelStore(ModelLibrary):
 
   async def _all_of(self, entry: ModelEntry) -> Path:
     path = await self.head(entry)
+    if entry.id in self.registry.cards:
+      entry = await self.look_up(entry.id)  # in the form in which it is here now
     if entry.card is not None and (holding := await asyncio.to_thread(self.holding_of, entry.card)) is not None:
       await self.bring(entry, {file.name: [(0, file.size)] for file in holding.manifest.files})
     return path
@@ -318,6 +350,15 @@ class ModelStore(ModelLibrary):
   async def delete(self, name: str) -> Removed:
     """Remove a model that was fetched, with what was made of it; raises what `removable` raises."""
     entry = await self.removable(name)
+    removed = await self._delete(entry)
+    while name in self.registry.cards and not removed.stays:  # its other forms
+      entry = await asyncio.to_thread(self.find, name)
+      if entry.card is None or not await asyncio.to_thread((self._home / entry.card.source.folder).is_dir):
+        break
+      removed = Removed(removed.n_bytes + (await self._delete(entry)).n_bytes)
+    return removed
+
+  async def _delete(self, entry: ModelEntry) -> Removed:
     where = await asyncio.to_thread(self._where, entry)
     made = 0 if where is None else await asyncio.to_thread(self.made_files.remove, where)
     if stays := await self._stays(entry):

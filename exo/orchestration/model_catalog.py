@@ -10,7 +10,7 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 from exo.download.disk_stamp import Stamp
-from exo.download.model_library import name_of_version, version_in
+from exo.download.model_names import name_of_version, version_in
 from exo.download.model_store import DUMMY_MODEL, ModelEntry, ModelStore, Removed
 from exo.download.progress import DownloadProgress, keep_latest
 from exo.download.transfer import Wants
@@ -184,7 +184,7 @@ class ModelCatalog:
     with suppress(UnsupportedModelError):
       if await self._is_of(await self._current(model_id), file):
         return False
-    name = name_of_version(entry, file)
+    name = name_of_version(entry.id, entry.card, file)
     return name is None or await asyncio.to_thread(self._is_absent, name)
 
   def _is_absent(self, version: str) -> bool:
@@ -205,7 +205,7 @@ class ModelCatalog:
     entry = await self.store.find_anywhere(model_id)
     # a folder of the user's own is taken at its word, but for the form in which the model is packed
     may_differ = entry.card is not None or own is None or own.file.is_form_of(file)
-    name = name_of_version(entry, file) if may_differ else None
+    name = name_of_version(entry.id, entry.card, file) if may_differ else None
     if name is None:
       raise OtherFilesError(f"this node has other files under the name {model_id} than {file}: give them another name")
     if self.store.is_vouched(entry.id):

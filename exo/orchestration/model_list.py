@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
-from exo.download.model_library import neighbour_card
+from exo.download.model_names import neighbour_card
 from exo.download.model_store import DUMMY_MODEL, ModelEntry
 from exo.errors import ModelNotFoundError
 from exo.orchestration.listed_model import ListedModel, ModelJudge

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -14,8 +15,10 @@ from exo.model_file import ModelFile
 from exo.topology.model_size import ModelSize
 
 # how the weights of a format are packed, in the words of `ModelFacts`
-_ENCODINGS = {"safetensors": ("BF16", ), "mlx": ("MLX", "BF16"), "gguf": ("Q4_K", "Q6_K", "F32")}
-_PACKED = {"MXFP4": ("U8", "BF16")}
+_ENCODINGS = {"safetensors": ("BF16", ), "mlx": ("MLX", "BF16")}
+_PACKED = {"MXFP4": ("U8", "BF16"), "FP8": ("F8_E4M3", "BF16"), "INT4": ("I32", "BF16")}
+_AS_GGUF = {"mistral3": "mistral3"}  # whatever text model is in it
+_OF_A_MIX = re.compile(r"^UD-|_(S|M|L|XL|MOE)$")  # what names of GGUF's mixtures have beside that of most weights
 
 
 @dataclass(frozen=True)
@@ -64,21 +67,20 @@ def _packing(checkpoint: Checkpoint) -> str:
 def profile_of_card(card: ModelCard) -> ModelProfile:
   """As exo's registry describes what is published under this name; nothing is read."""
   kind = card.kind
-  if kind is None or card.layers is None or card.parameters is None:
-    return ModelProfile()
+  if kind is None or card.layers is None or card.parameters is None or card.total_bytes is None:
+    return ModelProfile(capabilities=("completion", *card.capabilities))
   container = "gguf" if card.format == "gguf" else "safetensors"
   text_type = kind.text_type or kind.model_type
-  flaw, repository_type = kind.flaw, kind.model_type
+  repository_type = kind.model_type
   if container == "gguf":
-    flaw, text_type = "", gguf_type(text_type)
-    repository_type = text_type
-  encodings = _PACKED.get(card.packing) or _ENCODINGS[card.format]
-  packing = card.packing.lower() if card.packing in _PACKED else ""
+    repository_type = text_type = _AS_GGUF.get(kind.model_type) or gguf_type(text_type)
+  is_packed = container == "safetensors" and card.packing in _PACKED
+  packing = card.packing.lower() if is_packed else ""
   facts = ModelFacts(
       text_type,
       repository_type,
       container,
-      frozenset(encodings),
+      _encodings_of(card),
       frozenset(),
       frozenset(),
       0,
@@ -87,7 +89,15 @@ def profile_of_card(card: ModelCard) -> ModelProfile:
       card.parameters,
       is_plain=container == "gguf" and not is_translated(text_type)
   )
-  return ModelProfile(facts, _size_of(card), flaw, container, card.packing, kind.context)
+  return ModelProfile(
+      facts, _size_of(card), "", container, card.packing, kind.context, ("completion", *card.capabilities)
+  )
+
+
+def _encodings_of(card: ModelCard) -> frozenset[str]:
+  if card.format == "gguf":
+    return frozenset({_OF_A_MIX.sub("", card.packing.upper()), "Q6_K", "F32"})
+  return frozenset(_PACKED.get(card.packing) or _ENCODINGS[card.format])
 
 
 def _size_of(card: ModelCard) -> ModelSize:

@@ -46,7 +46,7 @@ class ModelSharing(Neighbours):
   ) -> None:
     self._store, self._peers, self._send, self._call, self._busy = store, peers, send, call, busy
     self._limit = RateLimit(_BUSY_BYTES_PER_S)
-    self._remembered: dict[str, tuple[float, Holding]] = {}
+    self._remembered: dict[str, tuple[float, list[Holding]]] = {}
     self._told_at: dict[str, float] = {}
     self.downloads: dict[str, DownloadProgress] = {}
     self.remote_downloads: dict[str, dict[str, DownloadProgress]] = {}
@@ -102,33 +102,36 @@ class ModelSharing(Neighbours):
 
   async def answer(self, message: FindModel | FindBlocks | ReadRange) -> Message:
     """Raises `ModelFilesError` for bytes that are not here."""
-    holding = await self._holding(message.model_id)
+    holdings = await self._holdings(message.model_id)
     match message:
       case FindModel():
-        return ModelFound(holding.manifest.to_json() if holding is not None else "")
+        return ModelFound(holdings[0].manifest.to_json() if holdings else "")
       case FindBlocks():
+        holding = _with_files(holdings, message.files)
         return BlocksFound(await asyncio.to_thread(_spans, holding, message.files) if holding is not None else ())
       case ReadRange():
+        holding = _with_files(holdings, ((message.name, message.identity), ))
         if holding is None:
-          raise ModelFilesError(f"{message.model_id} is not on this node (any more)")
+          raise ModelFilesError(f"{message.name} of {message.model_id} is not on this node (any more)")
         if self._busy():
           await self._limit.take(message.end - message.start)
         return await asyncio.to_thread(_read, holding, message)
 
-  async def _holding(self, model_id: str) -> Holding | None:
+  async def _holdings(self, model_id: str) -> list[Holding]:
+    """Every form of a model that is here, what its name stands for first."""
     known = self._remembered.pop(model_id, None)
     if known is not None and time.monotonic() - known[0] <= _REMEMBER_S:
       self._remembered[model_id] = known
       return known[1]
     try:
-      holding = await asyncio.to_thread(self._store.holding, model_id)
+      holdings = await asyncio.to_thread(self._store.holdings, model_id)
     except (ExoError, OSError) as error:
       log(2, "nothing of %s for neighbours: %s", model_id, error)
-      return None
-    if holding is not None:  # names of what is not here come from strangers, and nothing is kept of them
-      self._remembered[model_id] = (time.monotonic(), holding)
+      return []
+    if holdings:  # names of what is not here come from strangers, and nothing is kept of them
+      self._remembered[model_id] = (time.monotonic(), holdings)
       forget_oldest(self._remembered, _MOST_REMEMBERED)
-    return holding
+    return holdings
 
   # progress
 
@@ -173,6 +176,18 @@ class ModelSharing(Neighbours):
     self.downloads.pop(model_id, None)
     self._told_at.pop(model_id, None)
     self._remembered.pop(model_id, None)
+
+
+def _with_files(holdings: Iterable[Holding], files: Iterable[tuple[str, str]]) -> Holding | None:
+  """Of those that have files of these names the one that has most of these very files: forms of one model share some."""
+  wanted = dict(files)
+  named = [holding for holding in holdings if any(file.name in wanted for file in holding.manifest.files)]
+
+  def shared(holding: Holding) -> int:
+    manifest = holding.manifest
+    return sum(wanted.get(file.name) == manifest.identity(file) for file in manifest.files)
+
+  return max(named, key=shared, default=None)
 
 
 def _spans(holding: Holding, files: Iterable[tuple[str, str]]) -> tuple[tuple[str, tuple[Span, ...]], ...]:

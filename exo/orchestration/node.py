@@ -41,6 +41,7 @@ from exo.networking.peer_messages import Heartbeat, Hello
 from exo.orchestration.activity import Activity
 from exo.orchestration.awake_cores import AwakeCores
 from exo.orchestration.entry_desk import EntryDesk
+from exo.orchestration.form_choice import FormChoice, own_workers
 from exo.orchestration.generation import Generation, GenerationSpec
 from exo.orchestration.meter import Meter
 from exo.orchestration.model_catalog import ModelCatalog, ModelInfo
@@ -91,6 +92,7 @@ class Node:
     self.planner = Planner(hello.node_id, mesh, place, wanted, self.plans, self.send, self.call, self.problems)
     self.desk = EntryDesk(hello.node_id, self.send, self.call)
     catalog.store.on_false(self._on_false)
+    catalog.store.prefer(FormChoice(lambda: own_workers(hello.node_id, self.workers)))
     self._bounds = PeerBounds(offered)
     self.ring_models = RingModels(catalog.store, self.profiles, mesh.peers, self.call, self._tasks)
     self.files = RingFiles(

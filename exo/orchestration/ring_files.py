@@ -11,7 +11,7 @@ from exo.errors import ExoError, UnsupportedModelError, one_line
 from exo.log import log
 from exo.model_card import HubSource, NeighbourSource, WheelSource
 from exo.model_file import ModelFile
-from exo.models import CARDS
+from exo.models import Registry
 from exo.networking.mesh import PeerStatus
 from exo.oldest import forget_oldest
 from exo.orchestration.file_choice import Candidate, FileChoice, all_can_read, choose
@@ -104,7 +104,7 @@ class RingFiles:
     if _has_others(entry, own):
       candidates = _with(candidates, entry, await self._held.of(model_id))
     workers = self._workers()
-    for name in _formats(entry):
+    for name in _formats(entry, self._catalog.store.registry):
       if not any(all_can_read(model_id, candidate, workers) for candidate in candidates):
         candidates = _with(candidates, entry, await self._whole(name))
     if not candidates:
@@ -163,11 +163,12 @@ def _with(own: Iterable[Candidate], entry: ModelEntry, held: Mapping[str, HeldMo
   return found
 
 
-def _formats(entry: ModelEntry) -> list[str]:
-  """By which names exo's registry knows a model in other formats."""
-  if entry.card is None or entry.card.id not in CARDS:
+def _formats(entry: ModelEntry, registry: Registry) -> list[str]:
+  """By which names the registry knows a model in other formats."""
+  card = entry.card
+  if card is None or card.id not in registry.cards:
     return []
-  return [f"{entry.card.id}:{kind}" for kind, source in entry.card.repos.items() if source != entry.card.source]
+  return [f"{card.id}:{name}" for name in card.repos if name != card.format or isinstance(card.source, WheelSource)]
 
 
 def _may_be(entry: ModelEntry, file: ModelFile) -> bool:
