@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from exo.sampling_defaults import SILENT, SamplingDefaults
+
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _REPO = re.compile(rf"({_PART}/{_PART})(?:@([A-Za-z0-9][A-Za-z0-9._/-]{{0,99}}))?(?::([A-Za-z0-9._-]{{1,80}}))?")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
@@ -145,6 +147,7 @@ class ModelCard:
   kv_elements: int = 0
   embedding_weights: int = 0
   tied: bool = False
+  sampling: SamplingDefaults = SILENT  # where its files say nothing
 
   @property
   def sources(self) -> tuple[Source, ...]:

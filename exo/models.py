@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import cache
 
 from exo.model_card import HubSource, Kind, ModelCard, Shape, WheelSource, parse_repo
+from exo.sampling_defaults import SamplingDefaults
 
 __all__ = ["CARDS", "HubSource", "ModelCard", "WheelSource", "card_of", "is_registered", "is_repo_id", "nearest"]
 
@@ -134,7 +135,8 @@ _ALL: tuple[ModelCard, ...] = (
         "SmolLM2 135M",
         _SMOLLM2,
         30,
-        _SMOLLM2_135M.parameters, {
+        _SMOLLM2_135M.parameters,
+        {
             "safetensors": HubSource("HuggingFaceTB/SmolLM2-135M-Instruct"),
             "gguf": HubSource("bartowski/SmolLM2-135M-Instruct-GGUF")
         },
@@ -142,7 +144,8 @@ _ALL: tuple[ModelCard, ...] = (
         Kind("llama", 8192, packed="Q4_1"),
         _SMOLLM2_135M.kv_elements,
         _SMOLLM2_135M.embedding_weights,
-        tied=True
+        tied=True,
+        sampling=SamplingDefaults(temperature=0.2, top_p=0.9)  # what its makers take in their examples
     ),
     _card(
         "smollm2-360m",

@@ -13,6 +13,8 @@ from exo.orchestration.held_model import HeldModel, are_whole, held_model
 from exo.orchestration.model_fit import RingWorker, fit_model
 from exo.orchestration.model_profile import ModelProfile
 from exo.orchestration.model_profiles import ModelProfiles
+from exo.orchestration.model_sampling import model_sampling
+from exo.sampling_defaults import SamplingDefaults
 from exo.topology.fit import Fit, Where
 from exo.topology.loaded_for import LoadedFor
 from exo.topology.placements import Strategy
@@ -50,6 +52,11 @@ class ListedModel:
     planned = (self.profile.context, self.fit.max_context)
     told = planned if self.loaded_context is None else (self.loaded_context, )
     return min(filter(None, (*told, self.most_context)), default=None)
+
+  @property
+  def sampling(self) -> SamplingDefaults:
+    """As in `ModelInfo`."""
+    return model_sampling(self.id, self.profile.sampling)
 
   @property
   def layers(self) -> int | None:
