@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,17 @@ def test_line_7_temperature_0_is_greedy_and_nothing_else(node: NodeProcess) -> N
                asked) == drawn(node, "silent", **asked) != plain  # what the request itself says still counts
   assert drawn(node, "greedy") == drawn(node, "greedy", seed=9) == plain
   assert shown(node, "greedy") == DEFAULT | {"temperature": 0.0}
+
+
+def test_line_7_defaults_that_are_written_anew_count_a_second_later(node: NodeProcess, shelf: Path) -> None:
+  file = put(shelf / "changing", {"temperature": 0.4}) / "generation_config.json"
+  assert drawn(node, "changing") == drawn(node, "silent", temperature=0.4)
+  file.write_text(json.dumps(HOT))
+  time.sleep(1.1)
+  assert drawn(node, "changing") == drawn(node, "hot") and shown(node, "changing") == HOT
+  file.unlink()
+  time.sleep(1.1)
+  assert drawn(node, "changing") == drawn(node, "silent") and shown(node, "changing") == DEFAULT
 
 
 @pytest.mark.parametrize(("model", "fields", "exact"), [
