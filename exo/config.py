@@ -61,7 +61,7 @@ class Config:
   queue_timeout: float = 300.0
   max_generate_tokens: int = 10000
   default_model: str = DEFAULT_MODEL
-  default_temp: float = 0.0
+  default_temp: float | None = None  # instead of the model's own
   system_prompt: str | None = None
   # security
   cluster_key: str | None = field(default=None, repr=False)
@@ -189,7 +189,7 @@ def _check(config: Config) -> None:
     number = getattr(config, name)
     if number is not None and number > most:
       raise ConfigError(f"--{name} must be at most {most}, not {number}")
-  if not 0 <= config.default_temp <= 2:
+  if config.default_temp is not None and not 0 <= config.default_temp <= 2:
     raise ConfigError(f"--default-temp must be from 0 to 2, not {config.default_temp}")
   if config.discovery_module == "manual" and config.discovery_config_path is None:
     raise ConfigError("--discovery-module manual needs --discovery-config-path FILE, a JSON file that names the peers")

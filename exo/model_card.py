@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from exo.packings import bytes_per_weight
-from exo.sampling_defaults import SamplingDefaults
+from exo.sampling_defaults import SILENT, SamplingDefaults
 
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _REPO = re.compile(rf"({_PART}/{_PART})(?:@([A-Za-z0-9][A-Za-z0-9._/-]{{0,99}}))?(?::([A-Za-z0-9._-]{{1,80}}))?")
@@ -151,7 +151,7 @@ class ModelCard:
   packings: Mapping[str, str] = field(default_factory=dict)
   quantizations: tuple[str, ...] = ()
   capabilities: tuple[str, ...] = ()
-  sampling: SamplingDefaults | None = None
+  sampling: SamplingDefaults = SILENT  # where its files say nothing
 
   @property
   def sources(self) -> tuple[Source, ...]:

@@ -16,6 +16,7 @@ from functools import cached_property
 
 from exo.model_card import HubSource, ModelCard, WheelSource, parse_repo
 from exo.registry.catalogue import CARDS
+from exo.sampling_defaults import SILENT, SamplingDefaults
 
 __all__ = ["BUILT_IN", "CARDS", "HubSource", "ModelCard", "Registry", "WheelSource", "card_of", "is_repo_id", "nearest"]
 
@@ -52,6 +53,18 @@ class Registry:
   def is_registered(self, source: HubSource) -> bool:
     """Whether a card names this repository."""
     return source.repo in self._repos
+
+  def sampling_of(self, name: str) -> SamplingDefaults:
+    """A known name means the same whichever of its repositories is asked for, and so does the repository itself."""
+    if (card := self.cards.get(name.partition(":")[0])) is not None:
+      return card.sampling
+    repo = parse_repo(name)
+    return SILENT if repo is None else self._sampling_by_repo.get(repo.repo, SILENT)
+
+  @cached_property
+  def _sampling_by_repo(self) -> dict[str, SamplingDefaults]:
+    cards = self.cards.values()
+    return {source.repo: card.sampling for card in cards for source in card.sources if isinstance(source, HubSource)}
 
   @cached_property
   def _by_folder(self) -> dict[str, tuple[str, str]]:

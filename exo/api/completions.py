@@ -16,7 +16,7 @@ from exo.api.errors import json_response
 from exo.api.exact import tell_exact
 from exo.api.schema import CompletionRequest, read_body
 from exo.api.sse import EventStream, event_stream
-from exo.api.text_run import TextRun, identity, new_id, shown_logprob, text_run
+from exo.api.text_run import TextRun, drawn_at, identity, new_id, shown_logprob, text_run
 from exo.errors import InvalidRequestError
 from exo.inference.detokenizer import text_before
 from exo.inference.sampling import TokenLogprob
@@ -37,7 +37,8 @@ async def completions(request: web.Request, node: Node) -> web.StreamResponse:
   max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
   if max_tokens == 0 and not body.echo:
     raise InvalidRequestError("max_tokens 0 only makes sense with echo", "max_tokens")
-  job = _Job(node, model, body, max_tokens, new_id("cmpl-"), int(time.time()))
+  exact = body.is_exact(node.config.exact, drawn_at(node, model, body))
+  job = _Job(node, model, body, max_tokens, exact, new_id("cmpl-"), int(time.time()))
   if body.stream:
     return await _streamed(request, job, prompts, include_usage)
   return await _whole(job, prompts)
@@ -49,6 +50,7 @@ class _Job:
   model: ModelInfo
   body: CompletionRequest
   max_tokens: int
+  exact: bool
   id: str
   created: int
 
@@ -166,7 +168,7 @@ async def _one(job: _Job, prompt: list[int], number: int) -> tuple[TextRun, list
 
 def _envelope(job: _Job) -> dict[str, Any]:
   return {"id": job.id, "object": "text_completion", "created": job.created, "model": job.model.id
-          } | identity(job.model, tell_exact(job.body.is_exact(job.node.config.exact, job.node.config.default_temp)))
+          } | identity(job.model, tell_exact(job.exact))
 
 
 async def _streamed(

@@ -26,6 +26,7 @@ from exo.orchestration.listed_model import ListedModel
 from exo.orchestration.model_list import list_models
 from exo.orchestration.model_profile import ModelProfile
 from exo.orchestration.node import Node
+from exo.sampling_defaults import SamplingDefaults
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Pieces = AsyncIterator[dict[str, Any]]
@@ -219,12 +220,20 @@ async def show(request: web.Request, node: Node) -> web.Response:
   profile = await asyncio.to_thread(node.profiles.look, await node.catalog.find(model.id))
   family = config.model_type
   return json_response({
-      "modelfile": f"FROM {model.id}\n", "parameters": "", "template": template, "details": _details(profile),
-      "capabilities": profile.capabilities, "model_info": {
+      "modelfile": f"FROM {model.id}\n", "parameters": _parameters(model.sampling.at(node.config.default_temp)),
+      "template": template, "details": _details(profile), "capabilities": profile.capabilities, "model_info": {
           "general.architecture": family, f"{family}.context_length": config.max_context,
           f"{family}.embedding_length": config.hidden_size, f"{family}.block_count": config.n_layers
       }
   })
+
+
+def _parameters(defaults: SamplingDefaults) -> str:
+  """A line each, as in a modelfile."""
+  return "\n".join(
+      f"{'repeat_penalty' if name == 'repetition_penalty' else name:<30} {value:g}"
+      for name, value in defaults.said.items()
+  )
 
 
 async def version(request: web.Request, node: Node) -> web.Response:

@@ -158,10 +158,11 @@ class _Answer:
         "id": run.id, "object": "response", "created_at": run.created, "status": self.status, "error": self.error,
         "incomplete_details": {"reason": "max_output_tokens"} if self.status == "incomplete" else None,
         "instructions": body.instructions, "max_output_tokens": body.max_output_tokens, "model": run.model.id,
-        "output": [_copy(item) for item in self._items], "parallel_tool_calls": body.parallel_tool_calls is not False,
-        "previous_response_id": None, "temperature": body.temperature, "top_p": body.top_p, "metadata": body.metadata
-        or {}, "text": {"format": (body.text.format if body.text and body.text.format else {"type": "text"})},
-        "tool_choice": choice if isinstance(choice, str) else {"type": choice.type, "name": choice.name},
+        "output": [_copy(item) for item in self._items
+                   ], "parallel_tool_calls": body.parallel_tool_calls is not False, "previous_response_id": None,
+        "temperature": run.sampling.temperature, "top_p": run.sampling.top_p, "metadata": body.metadata or {},
+        "text": {"format": (body.text.format if body.text and body.text.format else {"type": "text"})
+                 }, "tool_choice": choice if isinstance(choice, str) else {"type": choice.type, "name": choice.name},
         "tools": tools, "truncation": "disabled", "store": False, "usage": usage
     }
 

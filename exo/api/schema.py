@@ -13,6 +13,7 @@ from exo.api.exact import is_exact
 from exo.config import ExactMode
 from exo.errors import InvalidRequestError
 from exo.inference.sampling import SamplingParams
+from exo.sampling_defaults import SamplingDefaults
 
 MAX_N = 8
 MAX_STOPS = 4
@@ -20,7 +21,8 @@ MAX_STOP_CHARS = 4096
 MAX_BIASES = 1024
 MAX_DEPTH = 64
 
-Temperature = Annotated[float, Meta(ge=0, le=2)]
+_OWN = "Where it is left out, the model's own counts: `sampling` of GET /v1/models/{model}"
+Temperature = Annotated[float, Meta(ge=0, le=2, description=_OWN)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Seed = Annotated[int, Meta(ge=-2**63, le=2**63 - 1)]
@@ -86,30 +88,38 @@ class SamplingFields(Struct, kw_only=True):
       out[int(key)] = value
     return out
 
-  def is_exact(self, mode: ExactMode, default_temperature: float) -> bool:
+  def drawn(self, defaults: SamplingDefaults, default_temp: float | None) -> SamplingDefaults:
+    """What the request says; where it says nothing, `default_temp`, and then the model's `defaults`."""
+    own = SamplingDefaults(
+        self.temperature, self.top_p, self.top_k, self.min_p, self.frequency_penalty, self.presence_penalty,
+        self.repetition_penalty
+    )
+    return own.over(defaults.at(default_temp if self.temperature is None else self.temperature))
+
+  def is_exact(self, mode: ExactMode, drawn: SamplingDefaults) -> bool:
     """See `exact.is_exact`."""
-    return is_exact(mode, default_temperature if self.temperature is None else self.temperature, self.seed)
+    return is_exact(mode, drawn.temperature or 0.0, self.seed)
 
   def sampling(
       self,
       vocab_size: int,
-      default_temperature: float,
+      drawn: SamplingDefaults,
       seed: int,
       top_logprobs: int | None,
       grammar: str = ""
   ) -> SamplingParams:
     """The engine's parameters; `seed` counts where the client gave none."""
-    def given(value: float | None, default: float) -> float:
-      return default if value is None else value
+    def given(value: float | None, neutral: float) -> float:
+      return neutral if value is None else value
 
     return SamplingParams(
-        temperature=given(self.temperature, default_temperature),
-        top_p=given(self.top_p, 1.0),
-        top_k=max(0, self.top_k or 0),
-        min_p=given(self.min_p, 0.0),
-        frequency_penalty=given(self.frequency_penalty, 0.0),
-        presence_penalty=given(self.presence_penalty, 0.0),
-        repetition_penalty=given(self.repetition_penalty, 1.0),
+        temperature=given(drawn.temperature, 0.0),
+        top_p=given(drawn.top_p, 1.0),
+        top_k=max(0, drawn.top_k or 0),
+        min_p=given(drawn.min_p, 0.0),
+        frequency_penalty=given(drawn.frequency_penalty, 0.0),
+        presence_penalty=given(drawn.presence_penalty, 0.0),
+        repetition_penalty=given(drawn.repetition_penalty, 1.0),
         seed=seed if self.seed is None else self.seed,
         logit_bias=self.bias(vocab_size),
         top_logprobs=top_logprobs,

@@ -14,13 +14,14 @@ from exo.api.caller import caller
 from exo.api.exact import tell_exact
 from exo.api.schema import SamplingFields
 from exo.errors import ExoError
-from exo.inference.sampling import TokenLogprob
+from exo.inference.sampling import SamplingParams, TokenLogprob
 from exo.networking.messages import TokenDelivery
 from exo.orchestration.activity import WatchedRequest
 from exo.orchestration.generation import Generation, GenerationSpec
 from exo.orchestration.model_catalog import ModelInfo
 from exo.orchestration.node import Node
 from exo.orchestration.text_stream import ChoiceText, TextDelta
+from exo.sampling_defaults import SamplingDefaults
 
 LEAST_LOGPROB = -9999.0  # as OpenAI writes what has no chance at all; JSON has no infinities
 
@@ -77,6 +78,10 @@ class TextRun:
     return self.generation.spec.exact
 
   @property
+  def sampling(self) -> SamplingParams:
+    return self.generation.spec.sampling
+
+  @property
   def prompt_tokens(self) -> int:
     return len(self.generation.spec.prompt_ids)
 
@@ -126,7 +131,8 @@ async def text_run(
     raise model.too_long(f"{len(prompt_ids)} tokens", "the prompt", param)
   wanted = min(node.config.max_generate_tokens, room) if max_tokens is None else min(max_tokens, room)
   stops, n = fields.stops, fields.n or 1
-  sampling = fields.sampling(model.n_words, node.config.default_temp, secrets.randbits(62), top_logprobs, grammar)
+  drawn = drawn_at(node, model, fields)
+  sampling = fields.sampling(model.n_words, drawn, secrets.randbits(62), top_logprobs, grammar)
   eos_ids = frozenset[int]() if fields.ignore_eos else model.tokenizer.eos_ids
   who = caller()
   spec = GenerationSpec(
@@ -139,7 +145,7 @@ async def text_run(
       prompt_logprobs,
       share=who.label,
       cache_salt=who.cache_salt,
-      exact=tell_exact(fields.is_exact(node.config.exact, node.config.default_temp))
+      exact=tell_exact(fields.is_exact(node.config.exact, drawn))
   )
   with node.activity.request(spec.request_id, model.id, title, len(prompt_ids), n) as watched:
     async with node.generation(spec, model) as generation:
@@ -155,6 +161,11 @@ async def text_run(
           ) for choice in range(n)
       ]
       yield TextRun(spec.request_id, int(time.time()), model, generation, choices, watched)
+
+
+def drawn_at(node: Node, model: ModelInfo, fields: SamplingFields) -> SamplingDefaults:
+  """What a request's answers are drawn with at this node."""
+  return fields.drawn(model.sampling, node.config.default_temp)
 
 
 def shown_logprob(value: float) -> float:

@@ -250,7 +250,12 @@ def build_parser() -> argparse.ArgumentParser:
       "for longer, and when it has (default 300)"
   )
   api.add_argument("--max-generate-tokens", type=int, metavar="N", help="where a request sets no limit (default 10000)")
-  api.add_argument("--default-temp", type=float, metavar="T", help="temperature where a request sets none (default 0)")
+  api.add_argument(
+      "--default-temp",
+      type=float,
+      metavar="T",
+      help="temperature where a request sets none, 0 for the likeliest tokens (default: the model's own, else 0.7)"
+  )
   api.add_argument("--system-prompt", metavar="TEXT", help="put before chats that have no system message")
 
   security = parser.add_argument_group("security")

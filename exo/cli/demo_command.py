@@ -67,7 +67,7 @@ def _answer(
 ) -> int:
   body = {
       "model": model, "messages": [{"role": "user", "content": arguments.prompt}], "stream": True,
-      "max_tokens": arguments.max_tokens
+      "max_tokens": arguments.max_tokens, "temperature": 0
   }
   pieces, resumed, finished = 0, False, False
   for kind, value in _events(_open(entry, "/v1/chat/completions", body)):

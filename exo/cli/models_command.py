@@ -102,6 +102,7 @@ def _as_json(model: ListedModel) -> dict[str, Any]:
       "id": model.id, "name": state.pretty_name, "layers": model.layers, "total_bytes": state.total_bytes,
       "held_bytes": state.held_bytes, "made_bytes": state.made_bytes, "here": state.is_whole, "path": state.where or None, "source": state.source,
       "context_length": profile.context, "quantization": profile.packing or None, "capabilities": profile.capabilities,
+      "sampling": model.sampling.said,
       "form": state.form or None, "forms": state.forms,
       "fits": None if fit.where is Where.UNKNOWN else fit.runs,
       "fit": {"where": fit.where, "missing_mb": fit.missing_mb, "reason": fit.reason or None}, "verified": state.verified

@@ -10,6 +10,7 @@ import tokenizers
 
 from exo.errors import ModelFilesError
 from exo.inference.backend_vocabulary import BackendVocabulary
+from exo.inference.generation_config import read_generation_config
 from exo.inference.tokenizer import Tokenizer
 
 
@@ -93,7 +94,7 @@ def hf_tokenizer(folder: Path) -> Tokenizer:
       for key in ("bos_token", "eos_token", "unk_token", "pad_token") if (text := _content(named.get(key))) is not None
   }
   eos: set[int] = set()
-  for source in (_json(folder / "generation_config.json"), _json(folder / "config.json")):
+  for source in (read_generation_config(folder)[0], _json(folder / "config.json")):
     value = source.get("eos_token_id")
     eos.update(v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int))
   if "eos_token" in special and (eos_id := backend.token_to_id(special["eos_token"])) is not None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
   from exo.inference.grammar import Constraint
 
 _NEGLIGIBLE = 36.0  # nats below the likeliest token
+_COLD = 1e-6  # a temperature at which none but the likeliest has a chance, and below which dividing by it gives no numbers
 _TRIES = 8  # tokens that do not fit, before the shortest way out is taken
 
 
@@ -167,7 +168,7 @@ class Sampler:
 
   def _choose(self, logits: Logits, position: int) -> int:
     params = self._params
-    if params.temperature == 0:
+    if params.temperature < _COLD:
       return int(logits.argmax())
     scaled = logits.astype(np.float64) / params.temperature
     size = scaled.size

@@ -111,7 +111,8 @@ def _is_plausible(model: HeldModel) -> bool:
   told = (file.headers, file.hashes, file.sample, file.source, file.revision, file.name, file.shape)
   if any(len(word) > _MOST_NAME or not word.isprintable() for word in told):
     return False
-  if any(len(word) > _MOST_TEXT for word in words) or len(profile.capabilities) > 16:
+  if any(len(word) > _MOST_TEXT
+         for word in words) or len(profile.capabilities) > 16 or not profile.sampling.is_possible:
     return False
   numbers = [profile.context or 0, file.size]
   if size is not None:

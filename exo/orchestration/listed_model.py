@@ -13,6 +13,9 @@ from exo.orchestration.held_model import HeldModel, are_whole, held_model
 from exo.orchestration.model_fit import RingWorker, fit_model
 from exo.orchestration.model_profile import ModelProfile
 from exo.orchestration.model_profiles import ModelProfiles
+from exo.models import BUILT_IN, Registry
+from exo.orchestration.model_sampling import model_sampling
+from exo.sampling_defaults import SamplingDefaults
 from exo.topology.fit import Fit, Where
 from exo.topology.loaded_for import LoadedFor
 from exo.topology.placements import Strategy
@@ -32,6 +35,7 @@ class ListedModel:
   loaded: tuple[str, ...] = ()
   loaded_context: int | None = None
   most_context: int | None = None
+  registry: Registry = BUILT_IN
 
   @property
   def id(self) -> str:
@@ -50,6 +54,11 @@ class ListedModel:
     planned = (self.profile.context, self.fit.max_context)
     told = planned if self.loaded_context is None else (self.loaded_context, )
     return min(filter(None, (*told, self.most_context)), default=None)
+
+  @property
+  def sampling(self) -> SamplingDefaults:
+    """As in `ModelInfo`."""
+    return model_sampling(self.id, self.profile.sampling, self.registry)
 
   @property
   def layers(self) -> int | None:
@@ -85,7 +94,7 @@ class ModelJudge:
     return ListedModel(
         state, profile, self._fit(entry.id, profile), nodes,
         bool(nodes) or self._is_whole(entry, profile, others.values()), self.loaded.get(entry.id, ()),
-        self.contexts.get(entry.id), self.wanted.context
+        self.contexts.get(entry.id), self.wanted.context, self.profiles.store.registry
     )
 
   def _fit(self, model_id: str, profile: ModelProfile) -> Fit:

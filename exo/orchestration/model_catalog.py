@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -32,6 +33,9 @@ from exo.inference.weights.parts import file_spans, shard_tensors
 from exo.log import log
 from exo.model_file import ModelFile
 from exo.orchestration.file_identity import comparable, file_of
+from exo.orchestration.model_sampling import model_sampling
+from exo.models import BUILT_IN, Registry
+from exo.sampling_defaults import SamplingDefaults
 from exo.topology.model_size import ModelSize
 
 
@@ -44,6 +48,7 @@ class ModelInfo:
   file: ModelFile
   grammars: GrammarCompiler
   most_context: int | None = None
+  registry: Registry = BUILT_IN
 
   @property
   def fingerprint(self) -> str:
@@ -72,6 +77,11 @@ class ModelInfo:
   def n_words(self) -> int:
     """Rows of the embedding: the tokenizer may know more words, the model does not."""
     return self.checkpoint.config.vocab_size
+
+  @cached_property
+  def sampling(self) -> SamplingDefaults:
+    """What its answers are drawn with where nobody says anything else."""
+    return model_sampling(self.id, self.checkpoint.sampling.defaults, self.registry)
 
   def encode(self,
              text: str,
@@ -293,7 +303,7 @@ class ModelCatalog:
     if opened.info is None:
       async with self._lock(opened.id):
         if opened.info is None:
-          opened.info = await asyncio.to_thread(_describe, opened, self._most_context)
+          opened.info = await asyncio.to_thread(_describe, opened, self._most_context, self.store.registry)
     return opened.info if opened.info.id == model_id else replace(opened.info, id=model_id)
 
   async def delete(self, model_id: str) -> Removed:
@@ -319,10 +329,12 @@ def open_model(entry: ModelEntry, path: Path) -> Checkpoint:
   return checkpoint
 
 
-def _describe(opened: _Opened, most_context: int | None) -> ModelInfo:
+def _describe(opened: _Opened, most_context: int | None, registry: Registry) -> ModelInfo:
   model_id, checkpoint = opened.id, opened.checkpoint
   tokenizer = checkpoint.tokenizer()
   if (odd := check_tokenizer(checkpoint, tokenizer)) is not None:
     log(0, "%s: %s", model_id, odd)
+  if ignored := checkpoint.sampling.ignored:
+    log(0, "%s: of what its files say of sampling, this is ignored: %s", model_id, "; ".join(ignored))
   grammars = GrammarCompiler(tokenizer)
-  return ModelInfo(model_id, checkpoint, tokenizer, opened.file, grammars, most_context)
+  return ModelInfo(model_id, checkpoint, tokenizer, opened.file, grammars, most_context, registry)

@@ -12,6 +12,7 @@ from exo.inference.weights.gguf_checkpoint import gguf_type, is_translated
 from exo.inference.weights.model_size import kv_bytes
 from exo.model_card import ModelCard
 from exo.model_file import ModelFile
+from exo.sampling_defaults import SILENT, SamplingDefaults
 from exo.topology.model_size import ModelSize
 
 # how the weights of a format are packed, in the words of `ModelFacts`
@@ -26,7 +27,7 @@ class ModelProfile:
   """`facts` and `size` are None where nobody has looked at the model yet. `flaw` is why no engine can have it, "" where its
   files can be read. `packing` is how most of its weights are packed, `context` how many tokens it was made for, both "" and
   None where that is not known. `capabilities` are those that can be told, in Ollama's words. `file` is there for models
-  that were opened.
+  that were opened. `sampling` is what its files say.
   """
   facts: ModelFacts | None = None
   size: ModelSize | None = None
@@ -36,13 +37,14 @@ class ModelProfile:
   context: int | None = None
   capabilities: tuple[str, ...] = ("completion", )
   file: ModelFile = field(default_factory=ModelFile)
+  sampling: SamplingDefaults = SILENT
 
 
 def profile_of_checkpoint(checkpoint: Checkpoint, file: ModelFile) -> ModelProfile:
   """Reads headers and small files. Raises `ModelFilesError`, `UnsupportedModelError`."""
   return ModelProfile(
       checkpoint.facts, checkpoint.size, "", checkpoint.container, _packing(checkpoint), checkpoint.config.max_context,
-      capabilities_of(checkpoint.chat_template), file
+      capabilities_of(checkpoint.chat_template), file, checkpoint.sampling.defaults
   )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from exo.model_card import HubSource, Kind, ModelCard, Shape
-from exo.sampling_defaults import SamplingDefaults
+from exo.sampling_defaults import SILENT, SamplingDefaults
 
 _MOST = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "Q8_0")
 # what those who convert models to GGUF usually publish of one, by the names of their accounts
@@ -35,7 +35,7 @@ def card(
     packings: Mapping[str, str] | None = None,
     quantizations: tuple[str, ...] | None = None,
     can: str = "",
-    sampling: SamplingDefaults | None = None,
+    sampling: SamplingDefaults = SILENT,
 ) -> ModelCard:
   """`shape` may be (layers, weights, numbers of KV of a layer and token) where our sum does not cover the architecture.
   `mlx` is a repository of mlx-community where it names no account. `default` is the format that is taken where nobody knows

@@ -42,7 +42,8 @@ CARDS = (
         _SMOLLM2_135M.embedding_weights,
         tied=True,
         packings={"wheel": "Q4_1"},
-        quantizations=("Q4_K_M", "Q6_K", "Q8_0")
+        quantizations=("Q4_K_M", "Q6_K", "Q8_0"),
+        sampling=SamplingDefaults(0.2, 0.9)  # what its makers take in their examples
     ),
     card(
         "smollm2-360m",

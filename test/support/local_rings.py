@@ -24,7 +24,7 @@ from exo.topology.placements import load_strategy
 from exo.worker.worker import WorkerOptions
 from test.support.workers import dummy_offers, make_workers
 
-CONFIG = Config(default_model="dummy", chatgpt_api_response_timeout=20)
+CONFIG = Config(default_model="dummy", default_temp=0.0, chatgpt_api_response_timeout=20)
 
 
 def make_node(

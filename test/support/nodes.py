@@ -56,7 +56,10 @@ def exo(home: Path,
 
 
 class NodeProcess:
-  """`python -m exo …` with a log of its own; `root` holds the exo that runs. The API takes a free port unless told otherwise."""
+  """`python -m exo …` with a log of its own; `root` holds the exo that runs. The API takes a free port unless told otherwise.
+
+  Where a request says nothing, the answer is the likeliest text, which tests can compare; `own_sampling` leaves it to the model.
+  """
   def __init__(
       self,
       home: Path,
@@ -64,7 +67,8 @@ class NodeProcess:
       node_id: str,
       env: dict[str, str] | None = None,
       prefix: tuple[str, ...] = (),
-      root: Path = ROOT
+      root: Path = ROOT,
+      own_sampling: bool = False
   ) -> None:
     self.node_id, self.home, self.arguments = node_id, home, arguments
     home.mkdir(parents=True, exist_ok=True)
@@ -72,6 +76,8 @@ class NodeProcess:
     command = [*prefix, sys.executable, "-m", "exo", "--node-id", node_id, "--disable-tui", *arguments]
     if not any(a.startswith("--chatgpt-api-port") for a in arguments):
       command += ["--chatgpt-api-port", "0"]
+    if not own_sampling and "--default-temp" not in arguments:
+      command += ["--default-temp", "0"]
     environment = os.environ | {"EXO_HOME": str(home), "DEBUG": "2", "PYTHONUNBUFFERED": "1"} | (env or {})
     self._log = self.log_path.open("wb")
     self.process = subprocess.Popen(
@@ -163,13 +169,23 @@ def ring(
     *arguments: str,
     env: dict[str, str] | None = None,
     wait: bool = True,
-    root: Path = ROOT
+    root: Path = ROOT,
+    own_sampling: bool = False
 ) -> Iterator[list[NodeProcess]]:
   """`count` nodes that find each other by UDP on ports of their own; every one is stopped at the end."""
   port = str(free_port(socket.SOCK_DGRAM))
   nodes = [
       NodeProcess(
-          home, "--listen-port", port, "--broadcast-port", port, *arguments, node_id=f"node{i}", env=env, root=root
+          home,
+          "--listen-port",
+          port,
+          "--broadcast-port",
+          port,
+          *arguments,
+          node_id=f"node{i}",
+          env=env,
+          root=root,
+          own_sampling=own_sampling
       ) for i in range(count)
   ]
   try:

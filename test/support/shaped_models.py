@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,9 +56,18 @@ def ids_of(tokens: Sequence[str]) -> list[int]:
   return found
 
 
-def write_shaped(path: Path, shape: Shape, encoding: str, *, unpacked: bool = False, per_part: int = 0) -> Path:
+def write_shaped(
+    path: Path,
+    shape: Shape,
+    encoding: str,
+    *,
+    unpacked: bool = False,
+    per_part: int = 0,
+    sampling: Mapping[str, float] | None = None
+) -> Path:
   """Write the model to `path`; `encoding` is one of GGUF's, or "Q4_K_M" for llama.cpp's mixture of Q4_K and Q6_K. `unpacked`: with the
-  weights that it has then, as floats. `per_part`: so many tensors go into each of several files, named after `path`."""
+  weights that it has then, as floats. `per_part`: so many tensors go into each of several files, named after `path`. `sampling`: what stands
+  under these of `general.sampling`'s keys."""
   path.parent.mkdir(parents=True, exist_ok=True)
   writer = GGUFWriter(path, "llama", split_max_tensors=per_part)
   writer.add_block_count(shape.layers)
@@ -69,6 +78,9 @@ def write_shaped(path: Path, shape: Shape, encoding: str, *, unpacked: bool = Fa
   writer.add_head_count_kv(shape.kv_heads)
   writer.add_layer_norm_rms_eps(1e-5)
   writer.add_rope_freq_base(500000.0)
+  for key, value in (sampling or {}).items():
+    add = writer.add_int32 if isinstance(value, int) else writer.add_float32
+    add(f"general.sampling.{key}", value)
   writer.add_tokenizer_model("gpt2")
   writer.add_tokenizer_pre("llama-bpe")
   words = [*_LETTERS, *(f"w{i}" for i in range(shape.words - len(_LETTERS)))]

@@ -44,8 +44,8 @@ def stream(
 
   Greedy, on the default model.
   """
-  asked = {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt, "temperature": 0}
-  body = {**asked, "stream": True, **fields}
+  asked = {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
+  body = {**asked, "temperature": 0, "stream": True, **fields}
   request = urllib.request.Request(
       node.url + ("/v1/chat/completions" if chat else "/v1/completions"),
       json.dumps(body).encode(), {"Content-Type": "application/json"}

@@ -121,7 +121,13 @@ class Cluster:
     for i in range(self.count):
       name = f"n{i}"
       hello = Hello(name, time.time_ns() // 10**6, 0, DeviceCapabilities(memory=1000), dummy_offers(1000), "1")
-      config = Config(default_model="dummy", exo_home=self._home, chatgpt_api_port=0, chatgpt_api_response_timeout=60)
+      config = Config(
+          default_model="dummy",
+          default_temp=0.0,
+          exo_home=self._home,
+          chatgpt_api_port=0,
+          chatgpt_api_response_timeout=60
+      )
       mesh = GrpcMesh(hello, "127.0.0.1", 60)
       node = Node(
           config, hello, mesh, NoDiscovery(), ModelCatalog(ModelStore(self._home)), make_workers(name, hello.workers),

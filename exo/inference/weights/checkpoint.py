@@ -16,6 +16,7 @@ from exo.gguf_names import is_gguf, is_weights_of_text, parts_of
 from exo.inference.families.catalogue import translated
 from exo.inference.model_config import ModelConfig
 from exo.inference.model_facts import ModelFacts, facts_of
+from exo.inference.said_sampling import SaidSampling
 from exo.inference.weights.block_map import BlockMap
 from exo.inference.weights.model_size import model_size
 from exo.inference.weights.tensor import StoredTensor
@@ -77,6 +78,11 @@ class Checkpoint(ABC):
   def chat_template(self) -> str | None:
     """The model's own, without the rest of its tokenizer being read. Raises `ModelFilesError`."""
     return None
+
+  @property
+  def sampling(self) -> SaidSampling:
+    """What its files say of how answers should be drawn; nothing that is wrong with that is raised."""
+    return SaidSampling()
 
   @abstractmethod
   def tokenizer(self) -> Tokenizer:

@@ -13,6 +13,7 @@ import numpy as np
 from exo.errors import ModelFilesError
 from exo.gguf_names import parts_of
 from exo.inference.families.catalogue import why_uncut
+from exo.inference.said_sampling import SaidSampling, said_by_gguf
 from exo.inference.weights.block_map import BlockMap
 from exo.inference.weights.checkpoint import Checkpoint, check_present
 from exo.inference.weights.file_bytes import FileBytes
@@ -86,6 +87,10 @@ class GgufFile(Checkpoint):
   def chat_template(self) -> str | None:
     template = self._header.metadata.get("tokenizer.chat_template")
     return template if isinstance(template, str) else None
+
+  @cached_property
+  def sampling(self) -> SaidSampling:
+    return said_by_gguf(self._header.metadata)
 
   @property
   def header(self) -> GgufHeader:

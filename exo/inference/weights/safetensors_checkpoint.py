@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ import numpy as np
 from exo.errors import ModelFilesError
 from exo.inference.families.catalogue import line_of
 from exo.inference.families.config_form import one_form
+from exo.inference.said_sampling import SaidSampling, said_by_generation_config
 from exo.inference.weights.block_map import BlockMap
 from exo.inference.weights.checkpoint import HEAD, Checkpoint, check_present
 from exo.inference.weights.file_bytes import FileBytes
@@ -284,6 +286,12 @@ class SafetensorsCheckpoint(Checkpoint):
   def chat_template(self) -> str | None:
     from exo.inference.hf_tokenizer import chat_template_of
     return chat_template_of(self.path)
+
+  @cached_property
+  def sampling(self) -> SaidSampling:
+    from exo.inference.generation_config import read_generation_config
+    config, fault = read_generation_config(self.path)
+    return SaidSampling(ignored=(fault, )) if fault else said_by_generation_config(config)
 
   def tokenizer(self) -> Tokenizer:
     from exo.inference.hf_tokenizer import hf_tokenizer
