@@ -15,6 +15,10 @@ from exo.topology.model_size import ModelSize
 
 # how the weights of a format are packed, in the words of `ModelFacts`
 _ENCODINGS = {"safetensors": ("BF16", ), "mlx": ("MLX", "BF16"), "gguf": ("Q4_K", "Q6_K", "F32")}
+# what a template has that tells thoughts from the rest
+_THOUGHTS = (
+    "</think", "<channel|>", "[/THINK]", "</seed:think>", "</mm:think>", "<|END_THINKING|>", "<|channel|>analysis"
+)
 _PACKED = {"MXFP4": ("U8", "BF16")}
 
 
@@ -45,8 +49,8 @@ def profile_of_checkpoint(checkpoint: Checkpoint, file: ModelFile) -> ModelProfi
 
 def capabilities_of(template: str | None) -> tuple[str, ...]:
   """What a chat template can do; without one it is only known that a model goes on with texts."""
-  marks = {"tools": "tools", "thinking": "</think>"}
-  return ("completion", *(name for name, mark in marks.items() if template and mark in template))
+  marks = {"tools": ("tools", ), "thinking": _THOUGHTS}
+  return ("completion", *(name for name, of in marks.items() if template and any(mark in template for mark in of)))
 
 
 def _packing(checkpoint: Checkpoint) -> str:
