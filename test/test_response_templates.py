@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import random
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
+import msgspec
 import numpy as np
 import psutil
 import pytest
@@ -20,13 +24,15 @@ from exo.api import response_reader
 from exo.api import tool_formats as formats
 from exo.api.chat_parser import ChatParser
 from exo.api.chat_parts import AnswerParser
-from exo.api.chat_request import FunctionDefinition, Tool
+from exo.api.chat_prompt import ChatPrompt, chat_prompt
+from exo.api.chat_request import ChatCompletionRequest, FunctionDefinition, Tool
 from exo.api.formats.harmony import FINAL
 from exo.api.formats.tool_format import ToolFormat
 from exo.api.grammars import answer_grammar
 from exo.api.harmony_parser import HarmonyParser
 from exo.api.response_reader import ResponseReader, usable
 from exo.api.thinking import thinking_of
+from exo.config import Config
 from exo.inference.grammar import GrammarCompiler
 from exo.inference.tokenizer import Tokenizer
 from exo.inference.vocabulary import Vocabulary
@@ -278,6 +284,52 @@ def test_line_9_an_answer_of_a_schema_stands_in_the_last_channel(special: Tokeni
   text = sampled(special, grammar, formats.HARMONY, 1)
   assert text.startswith(FINAL)
   jsonschema.validate(json.loads(read(HarmonyParser({}), [text])[0]), schema)
+
+
+HARMONY = (
+    "{% for m in messages %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endfor %}{{ tools }}<|start|>assistant"
+    "{# <|channel|>analysis<|message|> #}"
+)
+PHI = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% if 'tools' in m and m.tools is not none %}<|tool|>{{ m.tools }}"
+    "<|/tool|>{% endif %}{% endfor %}"
+)
+
+
+def prompt_of(tokenizer: Tokenizer,
+              template: str,
+              response_template: Any = None,
+              **fields: Any) -> tuple[ChatPrompt, str]:
+  """(the prompt of a request, its text)."""
+  model: Any = SimpleNamespace(
+      tokenizer=replace(tokenizer, chat_template=template, response_template=response_template),
+      grammars=GrammarCompiler(tokenizer),
+      encode=lambda text, **_: texts.append(text) or []
+  )
+  texts: list[str] = []
+  body = msgspec.convert({"messages": [{"role": "user", "content": "hi"}], **fields}, ChatCompletionRequest)
+  return asyncio.run(chat_prompt(Config(), model, body)), texts[0]
+
+
+def test_line_9_a_request_is_read_in_the_format_of_its_model(special: Tokenizer) -> None:
+  channel = special.special_id("<|channel|>")
+  for fields, grammar in (
+      ({}, ""), ({"tools": TOOLS}, ""), ({"tools": TOOLS, "tool_choice": "required"}, f"start: <[{channel}]> call"),
+      ({"response_format": {"type": "json_object"}}, f"<[{channel}]> \"final\"")
+  ):  # yapf: disable
+    prompt, _ = prompt_of(special, HARMONY, **fields)
+    assert isinstance(prompt.parser(), HarmonyParser) and not prompt.plain and channel in prompt.visible
+    assert grammar in prompt.grammar and bool(prompt.grammar) == bool(grammar)
+    assert not prompt.visible & special.eos_ids
+  prompt, text = prompt_of(special, PHI, tools=TOOLS)
+  assert prompt.form is formats.PHI and '<|tool|>[{"name": "get_weather"' in text
+  for fields, shipped in (
+      ({}, True), ({"tools": TOOLS}, True), ({"tools": TOOLS, "tool_choice": "required"}, False),
+      ({"response_format": {"type": "json_object"}}, False)
+  ):  # yapf: disable
+    prompt, _ = prompt_of(special, "{{ messages }}{{ tools }}<|end|>", TEMPLATE, **fields)
+    assert isinstance(prompt.parser(), ResponseReader) == shipped
+  assert prompt_of(special, "{{ messages }}")[0].plain
 
 
 def test_line_9_thoughts_are_known_by_the_template(special: Tokenizer) -> None:

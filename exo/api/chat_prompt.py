@@ -14,6 +14,7 @@ from exo.api.chat_parts import AnswerParser
 from exo.api.chat_request import ChatCompletionRequest, Tool
 from exo.api.formats.harmony import FINAL, HARMONY
 from exo.api.formats.hermes import HERMES
+from exo.api.formats.json_lists import PHI
 from exo.api.formats.tool_format import ToolFormat
 from exo.api.grammars import answer_grammar
 from exo.api.harmony_parser import HarmonyParser
@@ -125,7 +126,9 @@ def _prepare(
       before_answer=FINAL if harmony else ""
   )
   marks = _marks(form, thinking, harmony, model.tokenizer.response_template if template is not None else None)
-  visible = frozenset(i for name, i in model.tokenizer.special_names.items() if name in marks)
+  # what ends an answer is no mark in it
+  names = model.tokenizer.special_names.items()
+  visible = frozenset(i for name, i in names if name in marks) - model.tokenizer.eos_ids
   ids = model.encode(rendered, param="messages", most=most)
   return ChatPrompt(
       tuple(ids), grammar, thinking, form, tuple(tools), visible, harmony, template, rendered if template else ""
@@ -155,6 +158,8 @@ def _render(
   described = [tool.for_template() for tool in tools]
   if native is None:
     messages, described = _in_words(messages, described), []
+  elif native is PHI and described:
+    messages, described = _in_system_message(messages, described), []
   try:
     return tokenizer.render_chat(messages, described or None, extra)
   except InvalidRequestError:
@@ -173,6 +178,14 @@ def _without_system(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(messages)
   first["content"] = f"{system}\n\n{first['content']}"
   return rest
+
+
+def _in_system_message(messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Tools as a property of the system message, where Phi's template looks for them."""
+  told = {"tools": json.dumps([tool["function"] for tool in tools])}
+  if messages[0]["role"] == "system":
+    return [messages[0] | told, *messages[1:]]
+  return [{"role": "system", "content": ""} | told, *messages]
 
 
 def _in_words(messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -94,7 +94,8 @@ _prepared = _Prepared()
 
 
 class ResponseReader:
-  """An `AnswerParser` whose methods block. `instead(thinking)` makes one of a built-in format, for the rest of an answer that
+  """An `AnswerParser` whose methods block, and for which a text that a pattern of the template fits in two ways may be read
+  in another way when it comes in other pieces. `instead(thinking)` makes one of a built-in format, for the rest of an answer that
   the template turns out to take too long for; `thinking`: in the middle of a thought.
   """
   def __init__(
