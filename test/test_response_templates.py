@@ -266,6 +266,28 @@ def test_line_9_calls_are_forced_in_the_models_own_format(
       jsonschema.validate(arguments, SCHEMAS[name])
 
 
+def test_line_9_free_answers_have_grammars_that_compile(special: Tokenizer, smollm2: Checkpoint) -> None:
+  tools = [Tool(FunctionDefinition(name, parameters=schema)) for name, schema in SCHEMAS.items()]
+  for tokenizer in (special, smollm2.tokenizer()):
+    compiler = GrammarCompiler(tokenizer)
+    for form in FORCED:
+      for schema in (None, {"type": "object"}):
+        for one_call in (False, True):
+          grammar = answer_grammar(
+              tokenizer,
+              schema=schema,
+              tools=tools,
+              form=form,
+              must_call=False,
+              one_call=one_call,
+              thinking=None,
+              lenient=True
+          )
+          assert bool(grammar) == (schema is not None or (form.guided and not form.bare))
+          if grammar:
+            compiler.check(grammar)
+
+
 def test_line_9_an_answer_of_a_schema_stands_in_the_last_channel(special: Tokenizer) -> None:
   schema = {
       "type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False
