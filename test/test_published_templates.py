@@ -171,3 +171,18 @@ def test_line_9_what_a_published_template_writes_for_a_call_is_read_as_that_call
   for pieces in ([answer], list(answer)):
     calls = [(name, json.loads(arguments)) for name, arguments in read(parser(), pieces)[2]]
     assert calls == [("get_weather", ARGUMENTS)], answer
+
+
+def test_line_9_a_template_may_make_its_own_lists_longer_within_bounds() -> None:
+  """As llama.cpp's form of Kimi K2's does."""
+  source = "{% set ids = [] %}{% for m in messages %}{% set _ = ids.append(m.content) %}{% endfor %}{{ ids | join('+') }}"
+  messages: list[Any] = [{"role": "user", "content": "a", "l": []}, {"role": "user", "content": "b"}]
+  for _ in range(2):
+    assert render_chat(source, messages, special_tokens={}) == "a+b"
+  endless = "{% set x = [] %}{% for i in range(99999) %}{% for j in range(99999) %}{% set _ = x.append(x) %}{% endfor %}{% endfor %}"
+  for refused in (
+      endless, "{{ messages.append(1) }}", "{{ messages[0].l.append(1) }}", "{{ messages.clear() }}",
+      "{{ messages[0].update({}) }}", "{{ [].insert(0, 1) }}"
+  ):
+    with pytest.raises(InvalidRequestError):
+      render_chat(refused, messages, special_tokens={})
