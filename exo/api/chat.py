@@ -8,7 +8,7 @@ from aiohttp import web
 
 from exo.api.aside import FEW_TOKENS, TOKEN_SIZE, aside
 from exo.api.asked_model import asked_model
-from exo.api.chat_parser import CallArguments, CallBegin, Content, Reasoning
+from exo.api.chat_parts import CallArguments, CallBegin, Content, Reasoning
 from exo.api.chat_prompt import COUNTED_CONTEXTS
 from exo.api.chat_request import ChatCompletionRequest, TokenEncodeRequest
 from exo.api.chat_run import ChatChoice, ChatDelta, ChatRun, chat_run

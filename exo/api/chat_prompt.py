@@ -4,40 +4,70 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from exo.api.aside import aside
 from exo.api.chat_parser import ChatParser
+from exo.api.chat_parts import AnswerParser
 from exo.api.chat_request import ChatCompletionRequest, Tool
-from exo.api.grammars import Thinking, answer_grammar
+from exo.api.formats.harmony import FINAL, HARMONY
+from exo.api.formats.hermes import HERMES
+from exo.api.formats.json_lists import PHI
+from exo.api.formats.tool_format import ToolFormat
+from exo.api.grammars import answer_grammar
+from exo.api.harmony_parser import HarmonyParser
+from exo.api.response_reader import ResponseReader, usable
 from exo.api.schema import check_depth
-from exo.api.tool_formats import HERMES, ToolFormat, tool_format
+from exo.api.thinking import Thinking, thinking_of
+from exo.api.tool_formats import is_harmony, tool_format
 from exo.config import Config
 from exo.errors import InvalidRequestError
 from exo.inference.grammar import COMPILE_S
 from exo.inference.tokenizer import Tokenizer
 from exo.orchestration.model_catalog import ModelInfo
 
-_THINKING = (Thinking("<think>", "</think>"), Thinking("<|channel>thought", "<channel|>"))
 COUNTED_CONTEXTS = 4  # prompts that are only counted may be so many times longer than the context
 _RESERVED_KWARGS = frozenset({"messages", "tools", "add_generation_prompt"})
 
 
 @dataclass(frozen=True)
 class ChatPrompt:
-  """Everything of a chat that its model decides."""
+  """Everything of a chat that its model decides. `template`: answers are read by what the model ships, which `text` is the
+  prompt for.
+  """
   ids: tuple[int, ...]
   grammar: str
   thinking: Thinking | None
   form: ToolFormat | None
   tools: tuple[Tool, ...]
   visible: frozenset[int]  # special tokens that the parser wants to see
+  harmony: bool = False
+  template: str | None = None
+  text: str = ""
 
-  def parser(self) -> ChatParser:
+  @property
+  def plain(self) -> bool:
+    """An answer is content, whatever it is."""
+    return self.thinking is None and self.form is None and not self.harmony and self.template is None
+
+  def parser(self) -> AnswerParser:
     """For one choice's text."""
-    return ChatParser(self.thinking, self.form, {tool.function.name: tool.function.schema for tool in self.tools})
+    if self.template is None:
+      return self._built_in(self.thinking)
+    tools = [tool.for_template() for tool in self.tools]
+    return ResponseReader(self.template, self.text, tools, self._instead)
+
+  def _built_in(self, thinking: Thinking | None) -> AnswerParser:
+    schemas = {tool.function.name: tool.function.schema for tool in self.tools}
+    if self.harmony and self.form in (None, HARMONY):
+      return HarmonyParser(schemas)
+    return ChatParser(thinking, self.form, schemas)
+
+  def _instead(self, thinking: bool) -> AnswerParser:
+    """For the rest of an answer, in the middle of a thought or after them."""
+    return self._built_in(replace(self.thinking, open_already=thinking) if self.thinking is not None else None)
 
 
 async def chat_prompt(
@@ -48,7 +78,9 @@ async def chat_prompt(
   Raises `InvalidRequestError` for what the template or the grammar refuses, and for more than `most` tokens (by default
   the context).
   """
-  prompt = await aside(body.size, _prepare, config, model, body, most)
+  template = model.tokenizer.response_template
+  usable_template = await asyncio.to_thread(usable, template) if template is not None else None
+  prompt = await aside(body.size, _prepare, config, model, body, most, usable_template)
   if not prompt.grammar:
     return prompt
   try:
@@ -62,7 +94,9 @@ async def chat_prompt(
   return prompt
 
 
-def _prepare(config: Config, model: ModelInfo, body: ChatCompletionRequest, most: int | None) -> ChatPrompt:
+def _prepare(
+    config: Config, model: ModelInfo, body: ChatCompletionRequest, most: int | None, template: str | None
+) -> ChatPrompt:
   tools = body.callable_tools
   schema = body.response_format.wanted if body.response_format is not None else None
   messages = [message.for_template() for message in body.messages]
@@ -70,13 +104,16 @@ def _prepare(config: Config, model: ModelInfo, body: ChatCompletionRequest, most
     messages.insert(0, {"role": "system", "content": config.system_prompt})
   extra = {key: value for key, value in (body.chat_template_kwargs or {}).items() if key not in _RESERVED_KWARGS}
   check_depth(extra, "chat_template_kwargs")
-  native = tool_format(model.tokenizer.template_for(tools=bool(tools)))
+  source = model.tokenizer.template_for(tools=bool(tools))
+  native, harmony = tool_format(source), is_harmony(source)
   form = None
   if tools:
     # a format without JSON cannot be forced: where a call is a must, it is asked for in ours
     form = native if native is not None and (native.can_force or not body.must_call) else HERMES
   rendered = _render(model.tokenizer, messages, tools, native, extra)
-  thinking = _thinking(model.tokenizer, rendered)
+  thinking = None if harmony else thinking_of(model.tokenizer, rendered)
+  # what a grammar holds to a format of ours is read as that
+  template = template if not body.must_call and schema is None else None
   grammar = answer_grammar(
       model.tokenizer,
       schema=schema,
@@ -85,23 +122,33 @@ def _prepare(config: Config, model: ModelInfo, body: ChatCompletionRequest, most
       must_call=body.must_call,
       one_call=body.one_call,
       thinking=thinking,
-      lenient=True
+      lenient=True,
+      before_answer=FINAL if harmony else ""
   )
-  marks = [
-      *(form.begins if form else ()), form.end if form else "", thinking.begin if thinking else "",
-      thinking.end if thinking else ""
-  ]
-  visible = frozenset(i for mark in marks if mark and (i := model.tokenizer.special_id(mark)) is not None)
+  marks = _marks(form, thinking, harmony, model.tokenizer.response_template if template is not None else None)
+  # what ends an answer is no mark in it
+  names = model.tokenizer.special_names.items()
+  visible = frozenset(i for name, i in names if name in marks) - model.tokenizer.eos_ids
   ids = model.encode(rendered, param="messages", most=most)
-  return ChatPrompt(tuple(ids), grammar, thinking, form, tuple(tools), visible)
+  return ChatPrompt(
+      tuple(ids), grammar, thinking, form, tuple(tools), visible, harmony, template, rendered if template else ""
+  )
 
 
-def _thinking(tokenizer: Tokenizer, rendered: str) -> Thinking | None:
-  """The tags of a reasoning model; None for others."""
-  for tags in _THINKING:
-    if tags.end in (tokenizer.chat_template or "") or tokenizer.id_of(tags.end) is not None:
-      return Thinking(tags.begin, tags.end, rendered.rstrip().endswith(tags.begin))
-  return None
+def _marks(form: ToolFormat | None, thinking: Thinking | None, harmony: bool, template: Any) -> str:
+  """Every text in which special tokens may stand that a parser goes by."""
+  forms = [*([form] if form is not None else []), *([HARMONY] if harmony else [])]
+  tags = [thinking.begin, thinking.end, *thinking.wrap] if thinking is not None else []
+  # in patterns, signs that mean something else there come after a backslash
+  return "\n".join([*(form.marks for form in forms), *tags, *_texts(template)]).replace("\\", "")
+
+
+def _texts(value: Any) -> Iterator[str]:
+  if isinstance(value, str):
+    yield value
+  elif isinstance(value, dict | list):
+    for item in value.values() if isinstance(value, dict) else value:
+      yield from _texts(item)
 
 
 def _render(
@@ -111,6 +158,8 @@ def _render(
   described = [tool.for_template() for tool in tools]
   if native is None:
     messages, described = _in_words(messages, described), []
+  elif native is PHI and described:
+    messages, described = _in_system_message(messages, described), []
   try:
     return tokenizer.render_chat(messages, described or None, extra)
   except InvalidRequestError:
@@ -129,6 +178,14 @@ def _without_system(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(messages)
   first["content"] = f"{system}\n\n{first['content']}"
   return rest
+
+
+def _in_system_message(messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Tools as a property of the system message, where Phi's template looks for them."""
+  told = {"tools": json.dumps([tool["function"] for tool in tools])}
+  if messages[0]["role"] == "system":
+    return [messages[0] | told, *messages[1:]]
+  return [{"role": "system", "content": ""} | told, *messages]
 
 
 def _in_words(messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from exo.api.asked_model import asked_model
-from exo.api.chat_parser import CallArguments, CallBegin, ChatParser, Content, Part, Reasoning
+from exo.api.chat_parts import AnswerParser, CallArguments, CallBegin, Content, Part, Reasoning
 from exo.api.chat_prompt import ChatPrompt, chat_prompt
 from exo.api.chat_request import ChatCompletionRequest
+from exo.api.response_reader import ResponseReader
 from exo.api.text_run import TextRun, new_id, text_run
 from exo.inference.sampling import SamplingParams
 from exo.orchestration.model_catalog import ModelInfo
@@ -66,8 +68,8 @@ class ChatRun:
   """Iterate for deltas, or `collect` the whole answer."""
   def __init__(self, run: TextRun, prompt: ChatPrompt) -> None:
     self._run, self._prompt = run, prompt
-    self._parsers: list[ChatParser] = [prompt.parser() for _ in run.choices]
-    self._plain = prompt.thinking is None and prompt.form is None
+    self._parsers: list[AnswerParser] = [prompt.parser() for _ in run.choices]
+    self._plain = prompt.plain
     self._tokens: list[list[TextToken]] = [[] for _ in run.choices]  # of content that the parser still holds
     self.reasoning_tokens = 0
 
@@ -134,15 +136,16 @@ class ChatRun:
     if self._plain:
       parts: tuple[Part, ...] = (Content(delta.text), ) if delta.text else ()
       return ChatDelta(delta.choice, parts, delta.tokens, delta.finish_reason, delta.stop)
-    return self._parsed(delta, self._run.completion_tokens - before)
+    return await self._parsed(delta, self._run.completion_tokens - before)
 
-  def _parsed(self, delta: TextDelta, tokens: int) -> ChatDelta:
+  async def _parsed(self, delta: TextDelta, tokens: int) -> ChatDelta:
     parser, held = self._parsers[delta.choice], self._tokens[delta.choice]
     if parser.thinking:
       self.reasoning_tokens += tokens
-    parts = parser.push(delta.text)
-    if delta.finish_reason:
-      parts += parser.finish()
+    if isinstance(parser, ResponseReader):
+      parts = await asyncio.to_thread(_read, parser, delta)  # it waits for a process
+    else:
+      parts = _read(parser, delta)
     held.extend(delta.tokens)
     shown: tuple[TextToken, ...] = ()
     if any(isinstance(part, Content) for part in parts):
@@ -157,6 +160,11 @@ class ChatRun:
     async for delta in self:
       choices[delta.choice].add(delta, self)
     return choices
+
+
+def _read(parser: AnswerParser, delta: TextDelta) -> list[Part]:
+  parts = parser.push(delta.text)
+  return [*parts, *parser.finish()] if delta.finish_reason else parts
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from exo.api.asked_model import asked_model
-from exo.api.chat_parser import CallArguments, CallBegin, Content, Reasoning
+from exo.api.chat_parts import CallArguments, CallBegin, Content, Reasoning
 from exo.api.chat_prompt import COUNTED_CONTEXTS, chat_prompt
 from exo.api.chat_run import ChatChoice, ChatDelta, ChatRun, chat_run
 from exo.api.errors import describe, json_response

@@ -16,7 +16,7 @@ from aiohttp import web
 import exo
 from exo.api.aside import aside
 from exo.api.asked_model import asked_model
-from exo.api.chat_parser import CallArguments, CallBegin, Content, Reasoning
+from exo.api.chat_parts import CallArguments, CallBegin, Content, Reasoning
 from exo.api.chat_run import ChatRun, chat_run
 from exo.api.errors import describe, json_response, streamed
 from exo.api.ollama_request import OllamaChatRequest, OllamaGenerateRequest, OllamaRequest, OllamaShowRequest

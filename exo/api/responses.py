@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from exo.api.chat_parser import CallArguments, CallBegin, Content, Reasoning
+from exo.api.chat_parts import CallArguments, CallBegin, Content, Reasoning
 from exo.api.chat_run import ChatDelta, ChatRun, chat_run
 from exo.api.errors import describe, json_response
 from exo.api.responses_request import ResponsesRequest

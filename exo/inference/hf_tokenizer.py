@@ -108,4 +108,5 @@ def hf_tokenizer(folder: Path) -> Tokenizer:
     add_bos = backend.encode("", add_special_tokens=True).ids[:1] == [bos_id]
   vocabulary = BackendVocabulary(backend)
   template, tool_template = _templates(folder, config)
-  return Tokenizer(vocabulary, frozenset(eos), bos_id, add_bos, template, special, tool_template)
+  answers = config.get("response_template")
+  return Tokenizer(vocabulary, frozenset(eos), bos_id, add_bos, template, special, tool_template, answers)

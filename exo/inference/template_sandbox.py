@@ -137,9 +137,16 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
       raise TemplateBoundsError("it asks for an absurd width")
     return wrapped
 
+  def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+    """A template may make its own lists longer, as those of Kimi K2 in GGUF files do, and none that it is given."""
+    return (type(obj) is list and attr == "append") or super().is_safe_attribute(obj, attr, value)
+
   def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-    if isinstance(getattr(__obj, "__self__", None), str):
+    owner = getattr(__obj, "__self__", None)
+    if isinstance(owner, str):
       _check_method(__obj, args, list(kwargs.values()))
+    elif type(owner) is list:
+      _budget.spend(_length(None))
     return super().call(__context, __obj, *args, **kwargs)
 
 
@@ -168,6 +175,16 @@ def bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any
   return bounded
 
 
+class _Given(list[Any]):
+  """A list that the template has not made: it is part of a request."""
+
+
+def _given(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {key: _given(item) for key, item in value.items()}
+  return _Given(map(_given, value)) if isinstance(value, list | tuple) else value
+
+
 def render_bounded(
     template: Template,
     variables: dict[str, Any],
@@ -188,7 +205,7 @@ def render_bounded(
   parts: list[str] = []
   try:
     sys.settrace(on_call)  # of this thread alone; the one thing that can end a loop from within
-    for part in template.generate(variables):
+    for part in template.generate({name: _given(value) for name, value in variables.items()}):
       _budget.spend(len(part))
       parts.append(part)
   finally:

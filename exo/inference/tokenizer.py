@@ -25,7 +25,8 @@ class TooManyTokensError(Exception):
 @dataclass(frozen=True)
 class Tokenizer:
   """`eos_ids` end a generation. `special_tokens` are the template's variables, such as `bos_token`. `tool_template` stands in for the
-  template where there are tools, if the model has one of its own for these."""
+  template where there are tools, if the model has one of its own for these. `response_template` says how its answers are to be
+  read, as JSON in the form of transformers."""
   vocabulary: Vocabulary
   eos_ids: frozenset[int]
   bos_id: int | None = None
@@ -33,6 +34,7 @@ class Tokenizer:
   chat_template: str | None = None
   special_tokens: Mapping[str, str] = field(default_factory=dict)
   tool_template: str | None = None
+  response_template: Any = None
 
   @property
   def vocab_size(self) -> int:
@@ -131,6 +133,12 @@ class Tokenizer:
     """The id of a token with this name that the plain text of a prompt or an answer does not show."""
     token_id = self.vocabulary.id_of(text)
     return token_id if token_id in self.vocabulary.special else None
+
+  @cached_property
+  def special_names(self) -> Mapping[str, int]:
+    """The ids of all such tokens by their names."""
+    names = {self.token_bytes(i).decode("utf-8", "replace"): i for i in sorted(self.vocabulary.special, reverse=True)}
+    return {name: i for name, i in names.items() if name and self.special_id(name) == i}
 
   def is_special(self, token_id: int) -> bool:
     """Whether plain text leaves this token out."""

@@ -9,11 +9,11 @@ from exo.download.model_state import ModelState, model_state
 from exo.download.model_store import ModelEntry
 from exo.errors import ExoError, in_words
 from exo.log import log
+from exo.models import BUILT_IN, Registry
 from exo.orchestration.held_model import HeldModel, are_whole, held_model
 from exo.orchestration.model_fit import RingWorker, fit_model
 from exo.orchestration.model_profile import ModelProfile
 from exo.orchestration.model_profiles import ModelProfiles
-from exo.models import BUILT_IN, Registry
 from exo.orchestration.model_sampling import model_sampling
 from exo.sampling_defaults import SamplingDefaults
 from exo.topology.fit import Fit, Where

@@ -32,9 +32,9 @@ from exo.inference.weights.contradictions import check_consistent, check_tokeniz
 from exo.inference.weights.parts import file_spans, shard_tensors
 from exo.log import log
 from exo.model_file import ModelFile
+from exo.models import BUILT_IN, Registry
 from exo.orchestration.file_identity import comparable, file_of
 from exo.orchestration.model_sampling import model_sampling
-from exo.models import BUILT_IN, Registry
 from exo.sampling_defaults import SamplingDefaults
 from exo.topology.model_size import ModelSize
 

@@ -20,6 +20,10 @@ _ENCODINGS = {"safetensors": ("BF16", ), "mlx": ("MLX", "BF16")}
 _PACKED = {"MXFP4": ("U8", "BF16"), "FP8": ("F8_E4M3", "BF16"), "INT4": ("I32", "BF16")}
 _AS_GGUF = {"mistral3": "mistral3"}  # whatever text model is in it
 _OF_A_MIX = re.compile(r"^UD-|_(S|M|L|XL|MOE)$")  # what names of GGUF's mixtures have beside that of most weights
+# what a template has that tells thoughts from the rest
+_THOUGHTS = (
+    "</think", "<channel|>", "[/THINK]", "</seed:think>", "</mm:think>", "<|END_THINKING|>", "<|channel|>analysis"
+)
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,8 @@ def profile_of_checkpoint(checkpoint: Checkpoint, file: ModelFile) -> ModelProfi
 
 def capabilities_of(template: str | None) -> tuple[str, ...]:
   """What a chat template can do; without one it is only known that a model goes on with texts."""
-  marks = {"tools": "tools", "thinking": "</think>"}
-  return ("completion", *(name for name, mark in marks.items() if template and mark in template))
+  marks = {"tools": ("tools", ), "thinking": _THOUGHTS}
+  return ("completion", *(name for name, of in marks.items() if template and any(mark in template for mark in of)))
 
 
 def _packing(checkpoint: Checkpoint) -> str:

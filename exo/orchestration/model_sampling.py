@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exo.download.model_library import version_in
+from exo.download.model_names import version_in
 from exo.models import BUILT_IN, Registry
 from exo.sampling_defaults import SamplingDefaults
 

@@ -8,7 +8,7 @@ from exo.model_card import Kind, ModelCard, Shape
 from exo.registry.card import FP8, card
 from exo.registry.llama import LLAMA_8B, LLAMA_70B
 from exo.registry.qwen import QWEN_1_5B, QWEN_3_8B, QWEN_7B, QWEN_14B, QWEN_32B
-from exo.sampling_defaults import SamplingDefaults
+from exo.sampling_defaults import SILENT, SamplingDefaults
 
 _R1 = SamplingDefaults(0.6, 0.95)
 _V3 = Kind("deepseek_v3", 163840)
@@ -35,13 +35,7 @@ def _distill(name: str, shape: Shape) -> ModelCard:
 
 
 def _large(
-    model_id: str,
-    pretty_name: str,
-    name: str,
-    kind: Kind = _V3,
-    *,
-    can: str,
-    sampling: SamplingDefaults | None
+    model_id: str, pretty_name: str, name: str, kind: Kind = _V3, *, can: str, sampling: SamplingDefaults
 ) -> ModelCard:
   """One of 671 billion weights, which DeepSeek publishes in FP8."""
   return card(
@@ -65,7 +59,7 @@ CARDS = (
         "deepseek-ai/DeepSeek-Coder-V2-Lite-Instruct", "DeepSeek-Coder-V2-Lite-Instruct-4bit-mlx",
         "bartowski/DeepSeek-Coder-V2-Lite-Instruct-GGUF"
     ),
-    _large("deepseek-v3", "DeepSeek V3", "DeepSeek-V3", can="", sampling=None),
+    _large("deepseek-v3", "DeepSeek V3", "DeepSeek-V3", can="", sampling=SILENT),
     _large(
         "deepseek-v3-0324", "DeepSeek V3 0324", "DeepSeek-V3-0324", can="tools", sampling=SamplingDefaults(0.3, 0.95)
     ),

@@ -32,7 +32,8 @@ CARDS = (
         "SmolLM2 135M",
         _SMOLLM2,
         30,
-        _SMOLLM2_135M.parameters, {
+        _SMOLLM2_135M.parameters,
+        {
             "gguf": HubSource("bartowski/SmolLM2-135M-Instruct-GGUF"),
             "safetensors": HubSource("HuggingFaceTB/SmolLM2-135M-Instruct")
         },

@@ -42,6 +42,7 @@ from exo.networking.udp.guard import DatagramGuard
 from exo.networking.udp.seal import DatagramSeal
 from exo.topology.device_capabilities import DeviceCapabilities
 from exo.topology.ring_plan import RingPlan, Stage
+from test.support.chat_shapes import SHAPES, read
 from test.support.workers import dummy_offers
 
 CORPUS = Path(__file__).resolve().parents[1] / "data" / "fuzz"
@@ -324,6 +325,20 @@ def _join_token(data: bytes) -> None:
     decode_token(data.decode("latin-1"))
 
 
+# answers of models
+
+
+def _chat_answer(data: bytes) -> None:
+  """The first byte says of which format. Pieces make no difference."""
+  shape, text = SHAPES[data[0] % len(SHAPES) if data else 0], data[1:].decode("utf-8", "replace")
+  assert read(shape.parser(), [text]) == read(shape.parser(),
+                                              list(text)) == read(shape.parser(), [text[:99], text[99:]])
+
+
+def _chat_answers() -> tuple[bytes, ...]:
+  return tuple(bytes([i]) + f"{s.thoughts}{s.before}{s.calls}{s.after}".encode() for i, s in enumerate(SHAPES))
+
+
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
@@ -340,6 +355,7 @@ TARGETS: dict[str, Target] = {
         Target("config_json", _config, tuple(json.dumps(config).encode() for config in _CONFIGS)),
         Target("chat_template", _chat_template, tuple(t.encode() for t in _TEMPLATES), 2048, slow=True),
         Target("chat_messages", _chat_messages, (json.dumps(_MESSAGES).encode(), ), slow=True),
+        Target("chat_answer", _chat_answer, _chat_answers()),
         Target("network_config", _network_config, (
             b'{"peers": {"a": {"address": "127.0.0.1", "port": 50000}, "b": {"address": "h", "port": 5}}}', )),
         Target("join_token", _join_token, (encode_token(JoinToken(("10.0.0.1:5000", "[fd00::1]:5000"), KEY)).encode(), )),
