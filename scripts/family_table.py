@@ -105,12 +105,47 @@ def _in_a_child(form: Form) -> Iterator[Found]:
     yield Found(str(form), "?", 1, refused=f"FAILED: ended with {done.returncode}: {done.stderr[-300:]}")
 
 
+_FORMS = {"hub": "safetensors, as on the hub", "v5": "as transformers 5 writes it", "gguf": "GGUF"}
+
+
+def markdown(rows: list[Found]) -> str:
+  """A row for each family: for each form the engines that are right with the numbers of stages; where there is none, the reasons."""
+  cells: dict[tuple[str, str], list[Found]] = {}
+  for row in rows:
+    family, _, form = row.form.rpartition("-")
+    cells.setdefault((family, form), []).append(row)
+  lines = [f"| family | {' | '.join(_FORMS.values())} |", "|---|---|---|---|"]
+  notes: list[str] = []
+  for family in sorted({family for family, _ in cells}):
+    told = [_cell(family, form, cells.get((family, form), []), notes) for form in _FORMS]
+    lines.append(f"| `{family}` | {' | '.join(told)} |")
+  return "\n".join([*lines, "", *notes, ""])
+
+
+def _cell(family: str, form: str, rows: list[Found], notes: list[str]) -> str:
+  stages: dict[str, list[str]] = {}
+  off: dict[str, float] = {}
+  for row in rows:
+    if row.error is not None and row.error <= TOLERANCE:
+      stages.setdefault(row.engine, []).append(str(row.stages))
+    elif row.error is not None:
+      off[row.engine] = max(off.get(row.engine, 0.0), row.error)
+  told = [f"{engine} {', '.join(counts)}" for engine, counts in stages.items()]
+  told += [f"{engine} off by {error:.2f}" for engine, error in off.items()]
+  if told or not rows:
+    return "; ".join(told) or "–"
+  why = dict.fromkeys(row.refused for row in rows if row.engine in ("", "mlx" if form != "gguf" else "llama_cpp"))
+  notes.append(f"- `{family}`, {_FORMS[form]}: {'; '.join(why) or 'no engine has it'}.")
+  return "no"
+
+
 def main(arguments: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("folders", nargs="*", type=Path)
   parser.add_argument("--only", default="", help="families whose name holds this")
   parser.add_argument("--form", choices=("hub", "v5", "gguf"))
   parser.add_argument("--json", type=Path)
+  parser.add_argument("--markdown", type=Path, metavar="FILE", help="the table of docs/models.md")
   parser.add_argument("--one", help=argparse.SUPPRESS)
   found = parser.parse_args(arguments)
   if found.one:
@@ -125,6 +160,8 @@ def main(arguments: list[str] | None = None) -> int:
       for row in _in_a_child(form):
         rows.append(row)
         print(f"{row.form:28} {row.engine:10} {row.stages} {row.verdict} {row.refused[:150]}", flush=True)
+  if found.markdown:
+    found.markdown.write_text(markdown(rows))
   if found.json:
     found.json.write_text(
         json.dumps([{name: getattr(row, name)

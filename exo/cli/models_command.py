@@ -56,6 +56,9 @@ def models_command(config: Config, arguments: argparse.Namespace) -> int:
         "exo run org/name:Q4_K_M", file=sys.stderr)  # yapf: disable
   if any(model.state.made_bytes for model in models):
     print("made: files that llama.cpp needs of the model beside its own; `exo rm` gives them back", file=sys.stderr)
+  for model in models:
+    for told in model.known_deviations if model.state.where or arguments.model_name else ():
+      print(f"known deviation of {model.id} on {told}", file=sys.stderr)
   if any(model.state.verified is False for model in models):
     print("unverified: came from other nodes, or was put there by hand, and nothing to compare it with could be reached",
           file=sys.stderr)  # yapf: disable
@@ -103,6 +106,7 @@ def _as_json(model: ListedModel) -> dict[str, Any]:
       "held_bytes": state.held_bytes, "made_bytes": state.made_bytes, "here": state.is_whole, "path": state.where or None, "source": state.source,
       "context_length": profile.context, "quantization": profile.packing or None, "capabilities": profile.capabilities,
       "sampling": model.sampling.said,
+      "known_deviations": model.known_deviations,
       "form": state.form or None, "forms": state.forms,
       "fits": None if fit.where is Where.UNKNOWN else fit.runs,
       "fit": {"where": fit.where, "missing_mb": fit.missing_mb, "reason": fit.reason or None}, "verified": state.verified

@@ -78,10 +78,10 @@ class ModelConfig:
     return min((n for n in found if n < self.max_context), default=0)
 
   @classmethod
-  def from_hf(cls, config: Mapping[str, Any]) -> ModelConfig:
-    """Raises `ModelFilesError` when a key is missing, of another type than it should be, or out of bounds."""
+  def from_hf(cls, config: Mapping[str, Any], is_whole: bool = False) -> ModelConfig:
+    """`is_whole`: nothing is left out of it, since it was made of another kind of file. Raises `ModelFilesError` when a key is missing, of another type than it should be, or out of bounds."""
     try:
-      found = cls._from_hf(config)
+      found = cls._from_hf(config, is_whole)
     except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
       raise ModelFilesError(f"config.json: a value is not of the kind that it should be ({error})") from error
     sizes = {"head_dim": found.head_dim, "vocab_size": found.vocab_size, "num_key_value_heads": found.n_kv_heads,
@@ -99,8 +99,8 @@ class ModelConfig:
     return found
 
   @classmethod
-  def _from_hf(cls, config: Mapping[str, Any]) -> ModelConfig:
-    text = one_form(config)
+  def _from_hf(cls, config: Mapping[str, Any], is_whole: bool) -> ModelConfig:
+    text = dict(config) if is_whole else one_form(config)
     if isinstance(text.get("text_config"), Mapping):  # multimodal repositories nest their language model
       text |= text["text_config"]
     model_type = str(text.get("model_type", ""))

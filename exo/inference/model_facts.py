@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from exo.inference.families.catalogue import why_config_uncut
+from exo.inference.families.known_deviations import FoundDeviation
 from exo.inference.weights.parts import Part, part_of
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ class ModelFacts:
   calls that, where it does. `is_plain`: the tensors of its layers are called as its file calls them, and only an engine that
   reads files itself knows what they are; `whole_only` is why no part of it can be run (of a GGUF file: by such an engine), "" where
   that may be possible. `ropes` are the kinds of rotary embedding of its layers, which turn `rotary_dim` numbers of a head;
-  `activation` is the configuration's word. `n_weights` counts all weights.
+  `activation` is the configuration's word. `n_weights` counts all weights. `deviations` are what engines are known to compute otherwise
+  than the model's authors.
   """
   model_type: str
   repository_type: str
@@ -40,6 +42,7 @@ class ModelFacts:
   n_weights: int = 0
   is_plain: bool = False
   whole_only: str = ""
+  deviations: tuple[FoundDeviation, ...] = ()
 
   @property
   def is_small_float(self) -> bool:
@@ -66,5 +69,6 @@ def facts_of(checkpoint: Checkpoint) -> ModelFacts:
       n_weights=sum(map(checkpoint.tensor_weights, names)),
       is_plain=checkpoint.is_plain,
       whole_only=checkpoint.whole_only or (why_config_uncut(text) if checkpoint.container == "safetensors" else ""),
+      deviations=checkpoint.deviations,
       packing=str(quantization.get("quant_method") or "") if isinstance(quantization, dict) else ""
   )

@@ -104,12 +104,13 @@ def able(offers: Sequence[EngineOffer], facts: ModelFacts, here: Here = Here()) 
 
   Exactness decides, where speed and memory are nobody's concern: small models of floats go to an engine that does not round.
   Memory decides where it is short: a model goes to an engine with which it fits on the worker as a whole, else to the one that lacks
-  least.
+  least. Where there is memory, one that computes as the model's authors do comes before one that is known not to.
   """
-  def key(offer: EngineOffer) -> tuple[bool, bool, bool, int]:
+  def key(offer: EngineOffer) -> tuple[bool, bool, bool, bool, int]:
     lacking = here.lacking(offer)
     rounds = offer.rounds and facts.is_small_float
-    return offer.name != here.settled, lacking > 0, rounds, lacking
+    deviates = any(found.is_of(offer.name) for found in facts.deviations)
+    return offer.name != here.settled, lacking > 0, deviates, rounds, lacking
 
   return sorted((offer for offer in offers if offer.cannot(facts) is None), key=key)
 

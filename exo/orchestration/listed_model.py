@@ -61,6 +61,12 @@ class ListedModel:
     return model_sampling(self.id, self.profile.sampling, self.registry)
 
   @property
+  def known_deviations(self) -> list[str]:
+    """What engines are known to compute otherwise than its authors, in sentences."""
+    facts = self.profile.facts
+    return [] if facts is None else [str(found) for found in facts.deviations if found.known]
+
+  @property
   def layers(self) -> int | None:
     return self.state.layers if self.profile.size is None else self.profile.size.n_layers
 

@@ -140,6 +140,7 @@ class ModelCatalog:
     self._opened: dict[str, _Opened] = {}
     self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
     self._names: dict[str, str] = {}  # of versions: those of the models that they are versions of
+    self._noted: set[tuple[str, str]] = set()  # models with the names of deviations that the log has
     self.replaced: set[str] = set()  # models whose plans may hold what was read from files that are gone
 
   def _note_download(self, progress: DownloadProgress) -> None:
@@ -305,6 +306,13 @@ class ModelCatalog:
         if opened.info is None:
           opened.info = await asyncio.to_thread(_describe, opened, self._most_context, self.store.registry)
     return opened.info if opened.info.id == model_id else replace(opened.info, id=model_id)
+
+  def note_deviations(self, model: ModelInfo, length: int) -> None:
+    """Say once in the log what an engine is known to compute otherwise than a model's authors in a text of so many tokens."""
+    for found in model.facts.deviations:
+      if found.known and length > found.since and (model.id, found.name) not in self._noted:
+        self._noted.add((model.id, found.name))
+        log(0, "%s: known deviation where the engine named here computes it, %s", model.id, found)
 
   async def delete(self, model_id: str) -> Removed:
     """Remove a model that was fetched. Raises `ModelNotFoundError`, `InvalidRequestError`."""

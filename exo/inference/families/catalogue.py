@@ -11,13 +11,14 @@ from typing import Any
 
 from exo.inference.families.family import Family, Line, MlxLm
 
-_NO_FAMILIES = ("family", "catalogue", "config_form")
+_FOLDERS = (Path(__file__).parent, )
+_NO_FAMILIES = ("family", "catalogue", "config_form", "known_deviations")
 
 
 @cache
 def families() -> tuple[Family, ...]:
   """In the order of their files' names."""
-  names = [found.name for found in pkgutil.iter_modules([str(Path(__file__).parent)]) if found.name not in _NO_FAMILIES]
+  names = [found.name for found in pkgutil.iter_modules(list(map(str, _FOLDERS))) if found.name not in _NO_FAMILIES]
   modules = [importlib.import_module(f"exo.inference.families.{name}") for name in sorted(names)]
   return tuple(family for of in modules for family in of.FAMILIES)
 

@@ -130,6 +130,21 @@ class MlxLm:
 
 
 @dataclass(frozen=True, slots=True)
+class Deviation:
+  """What the library of an engine computes otherwise than a family's authors, in a sentence (`what`) and by a name that is kept.
+
+  It counts from the position `since` on, or from the value of the first of `since_keys` that a model has. It is one of models alone
+  whose values are all those of `where`. Keys are those of `config.json` and of GGUF's metadata, without the architecture before them.
+  """
+  name: str
+  engine: str
+  what: str
+  since: int = 0
+  since_keys: tuple[str, ...] = ()
+  where: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
   """Models that are alike.
 
@@ -137,6 +152,7 @@ class Family:
   models in `config.json`, of which a GGUF file's tensors are read by their names in `config.json`'s world as the first, where there is a
   `line`. `converted_as` is the architecture that a converter gives them, if it is another family's. `writes_no_text` is why they
   are of no use here, "" where they are. `older_words` gives what newer configurations say otherwise, as engines expect it.
+  `deviations` are what engines that run it have otherwise.
   """
   architectures: tuple[str, ...] = ()
   cut: Cut = Cut()
@@ -146,3 +162,4 @@ class Family:
   converted_as: str = ""
   mlx: MlxLm = MlxLm()
   older_words: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+  deviations: tuple[Deviation, ...] = ()

@@ -1,9 +1,14 @@
 """Phi 2 to 4, and their experts."""
 
-from exo.inference.families.family import Family, Line, MlxLm
+from exo.inference.families.family import Deviation, Family, Line, MlxLm
+
+_EXPERTS = Deviation(
+    "phimoe-experts", "llama_cpp",
+    "experts are weighed by a softmax over all, where its authors mask those that are far behind"
+)
 
 FAMILIES = (
     Family(("phi3", ), types=("phi3", ), line=Line()),
     Family(("phi2", ), types=("phi", )),
-    Family(("phimoe", ), types=("phimoe", ), mlx=MlxLm(lacks_windows=True)),
+    Family(("phimoe", ), types=("phimoe", ), mlx=MlxLm(lacks_windows=True), deviations=(_EXPERTS, )),
 )

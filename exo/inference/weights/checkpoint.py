@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from exo.errors import ModelFilesError
 from exo.gguf_names import is_gguf, is_weights_of_text, parts_of
 from exo.inference.families.catalogue import translated
+from exo.inference.families.known_deviations import FoundDeviation, deviations_of
 from exo.inference.model_config import ModelConfig
 from exo.inference.model_facts import ModelFacts, facts_of
 from exo.inference.said_sampling import SaidSampling
@@ -99,7 +100,14 @@ class Checkpoint(ABC):
 
   @cached_property
   def config(self) -> ModelConfig:
-    return ModelConfig.from_hf(self.hf_config)
+    return ModelConfig.from_hf(self.hf_config, is_whole=self.container == "gguf")
+
+  @property
+  def deviations(self) -> tuple[FoundDeviation, ...]:
+    """What engines are known to compute otherwise than the model's authors."""
+    text = self.hf_config.get("text_config")
+    values = self.hf_config | text if isinstance(text, dict) else self.hf_config
+    return deviations_of(self.config.model_type, False, values.get)
 
   @cached_property
   def facts(self) -> ModelFacts:

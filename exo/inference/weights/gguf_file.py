@@ -13,6 +13,7 @@ import numpy as np
 from exo.errors import ModelFilesError
 from exo.gguf_names import parts_of
 from exo.inference.families.catalogue import why_uncut
+from exo.inference.families.known_deviations import FoundDeviation, deviations_of
 from exo.inference.said_sampling import SaidSampling, said_by_gguf
 from exo.inference.weights.block_map import BlockMap
 from exo.inference.weights.checkpoint import Checkpoint, check_present
@@ -50,6 +51,10 @@ class GgufFile(Checkpoint):
   def own(self, key: str, default: Any = None) -> Any:
     """One of the architecture's metadata."""
     return self._header.metadata.get(f"{self.architecture}.{key}", default)
+
+  @property
+  def deviations(self) -> tuple[FoundDeviation, ...]:
+    return deviations_of(self.architecture, True, self.own)
 
   def number(self, key: str, default: int | None = None) -> int:
     """One of them that counts something. Raises `ModelFilesError` for any other kind of value, and without a default for none."""

@@ -75,7 +75,7 @@ class PlainGguf(GgufFile):
 
   @cached_property
   def config(self) -> ModelConfig:
-    found = ModelConfig.from_hf(self.hf_config)
+    found = ModelConfig.from_hf(self.hf_config, is_whole=True)
     family = family_of(self.architecture)
     scaled = family is not None and family.cut.takes_scaled
     return replace(
