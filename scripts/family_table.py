@@ -30,6 +30,7 @@ from test.support.stages import Stages
 
 _STAGES = (1, 2, 3)
 _LIMIT_S = 300
+_LONGEST = 250  # letters of a reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +116,15 @@ def markdown(rows: list[Found]) -> str:
     family, _, form = row.form.rpartition("-")
     cells.setdefault((family, form), []).append(row)
   lines = [f"| family | {' | '.join(_FORMS.values())} |", "|---|---|---|---|"]
-  notes: list[str] = []
+  notes: dict[tuple[str, str], list[str]] = {}
   for family in sorted({family for family, _ in cells}):
     told = [_cell(family, form, cells.get((family, form), []), notes) for form in _FORMS]
     lines.append(f"| `{family}` | {' | '.join(told)} |")
-  return "\n".join([*lines, "", *notes, ""])
+  reasons = [f"- `{family}`, {' and '.join(forms)}: {why}" for (family, why), forms in notes.items()]
+  return "\n".join([*lines, "", *reasons, ""])
 
 
-def _cell(family: str, form: str, rows: list[Found], notes: list[str]) -> str:
+def _cell(family: str, form: str, rows: list[Found], notes: dict[tuple[str, str], list[str]]) -> str:
   stages: dict[str, list[str]] = {}
   off: dict[str, float] = {}
   for row in rows:
@@ -135,7 +137,8 @@ def _cell(family: str, form: str, rows: list[Found], notes: list[str]) -> str:
   if told or not rows:
     return "; ".join(told) or "–"
   why = dict.fromkeys(row.refused for row in rows if row.engine in ("", "mlx" if form != "gguf" else "llama_cpp"))
-  notes.append(f"- `{family}`, {_FORMS[form]}: {'; '.join(why) or 'no engine has it'}.")
+  told = [reason.replace(f"{family}-{form}", "it")[:_LONGEST] for reason in why]
+  notes.setdefault((family, told[0] if told else "no engine has it"), []).append(_FORMS[form])
   return "no"
 
 
