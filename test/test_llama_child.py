@@ -122,7 +122,9 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_child_process_that_ends_takes_no_other_model_with_it(model_home: Path, unbroken: str, shelf: Path) -> None:
   """What it had loaded beside is loaded anew, and its streams go on, too."""
-  other = {"model": "shaped", "chat": False, "max_tokens": 150}
+  other = {
+      "model": "shaped", "chat": False, "max_tokens": 400
+  }  # which lasts for longer than the other one takes to begin
   with ring(model_home, 1, *ENGINE, "--model-dir", str(shelf)) as (node, ):
     expected = stream(node, "ab", **other).text
     with ThreadPoolExecutor(1) as pool:
