@@ -1,6 +1,6 @@
 """Tiny checkpoints of families, with references, from transformers' own classes: `python scripts/family_checkpoints.py FOLDER [NAME …]`.
 
-It wants torch and transformers, which exo itself does not: `pip install torch transformers`. Of each family (`families/tiny_configs.py`)
+It wants torch and transformers, which exo itself does not: `pip install torch transformers`. Of each family (`families/tiny_configs.json`)
 it writes a folder: `config.json` as on the hub, `config.v5.json` as this transformers writes it, weights in float32, a tokenizer of one
 word an id, and `ref.json` with ids and the log probabilities of all but the first. `test/test_families.py` compares engines with them:
 `EXO_TEST_FAMILIES=FOLDER python -m pytest -m "" test/test_families.py`.
@@ -16,13 +16,23 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+Config = dict[str, Any]
 
-from scripts.families.tiny_configs import CONFIGS, Config
-
+_FILE = Path(__file__).parent / "families" / "tiny_configs.json"
 _LENGTH, _TEXTS, _FIRST, _LAST, _WORDS = 40, 2, 3, 300, 320
 _LOUD = 0.12  # standard deviation of a matrix: quieter ones would hide what is left out
-_WEIGHTS = ("weight", "gate_up_proj", "down_proj", "gate_proj", "up_proj")
+
+
+def configs() -> dict[str, Config]:
+  """Configurations as they stand on the hub, with sizes so small that a checkpoint takes a megabyte. In the file most have what is
+  common to them but for what they are `without`."""
+  said = json.loads(_FILE.read_text())
+  found: dict[str, Config] = {}
+  for name, own in said["families"].items():
+    common = said["common"] if own.pop("common", False) else {}
+    without = own.pop("without", ())
+    found[name] = {key: value for key, value in {**common, **own}.items() if key not in without}
+  return found
 
 
 def _tokenizer(words: int) -> Config:
@@ -104,18 +114,19 @@ def make(name: str, config: Config, folder: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  known = configs()
   parser.add_argument("folder", type=Path)
-  parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(CONFIGS)}; all without one")
+  parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}; all without one")
   found = parser.parse_args(arguments)
   failed = 0
-  for name in found.names or CONFIGS:
+  for name in found.names or known:
     try:
-      make(name, CONFIGS[name], found.folder / name)
+      make(name, known[name], found.folder / name)
       print(f"{name}: made", flush=True)
     except Exception as error:  # noqa: BLE001 - the next family may be one that this transformers has
       failed += 1
       print(f"{name}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", flush=True)
-  return int(failed == len(found.names or CONFIGS))
+  return int(failed == len(found.names or known))
 
 
 if __name__ == "__main__":
