@@ -146,6 +146,16 @@ def test_directly_runnable_tests(model_home: Path) -> None:
     assert done.returncode == 0 and "OK" in done.stderr, done.stderr
 
 
+def test_what_is_read_at_run_time_is_installed_with_the_package() -> None:
+  settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+  patterns = settings["tool"]["setuptools"]["package-data"]["exo"]
+  read = [
+      path.relative_to(PACKAGE) for path in PACKAGE.rglob("*")
+      if path.is_file() and path.suffix not in (".py", ".pyc", ".pyi")
+  ]
+  assert read and [str(path) for path in read if not any(path.match(pattern) for pattern in patterns)] == []
+
+
 def test_format_py_formats_and_checks(tmp_path: Path) -> None:
   file = tmp_path / "ugly.py"
   file.write_text("def f( a,b ):\n        return a+b\n")
