@@ -156,6 +156,10 @@ class StageRunner:
   def _done(self, frame: Frame, arrived: float, outcome: _Outcome, error: BaseException | None) -> None:
     self._waiting -= 1
     if self._closed:
+      if error is not None and not isinstance(
+          error, PlanClosedError
+      ):  # nobody waits for it, but it was no mere end of a plan
+        log(1, "step %d of %s, which is closed: %s", frame.step, self.plan.plan_id, in_words(error))
       return
     if error is None:
       try:
