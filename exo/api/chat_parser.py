@@ -8,21 +8,20 @@ from collections.abc import Iterator
 from exo.api.bracket_scan import BracketScan
 from exo.api.chat_parts import CallArguments, CallBegin, Content, Part, Reasoning, overlap
 from exo.api.formats.tool_format import Call, Schemas, ToolFormat
+from exo.api.mode_parser import ModeParser
 from exo.api.tagged_arguments import LONGEST_TAG, TaggedArguments
 from exo.api.thinking import Thinking
 
 
-class ChatParser:
+class ChatParser(ModeParser):
   """An `AnswerParser` of thoughts at the beginning and calls of one format. Calls of tools without a schema in `schemas` are
   text, unless there are no schemas at all.
   """
   def __init__(
       self, thinking: Thinking | None = None, form: ToolFormat | None = None, schemas: Schemas | None = None
   ) -> None:
+    super().__init__()
     self._thinking, self._form, self._schemas = thinking, form, schemas or {}
-    self._buffer = ""
-    self._final = False
-    self._calls = 0
     self._fresh = True  # no content yet: its leading whitespace is dropped, thoughts and bare calls may begin
     self._strip = False
     self._wrapped = False  # the content stands between markers of its own
@@ -34,31 +33,10 @@ class ChatParser:
     self._mode = self._thoughts if thinking is not None and thinking.open_already else self._content
 
   @property
-  def called(self) -> bool:
-    return self._calls > 0
-
-  @property
   def thinking(self) -> bool:
     return self._mode == self._thoughts
 
-  def push(self, text: str) -> list[Part]:
-    self._buffer += text
-    return list(self._run())
-
-  def finish(self) -> list[Part]:
-    self._final = True
-    return list(self._run())
-
-  def _run(self) -> Iterator[Part]:
-    """Let the modes work until none of them can go on."""
-    while True:
-      before = (len(self._buffer), self._mode)
-      yield from self._mode()
-      if (len(self._buffer), self._mode) == before:
-        return
-
-  # modes: each takes what it can from the buffer. What a mode decides depends on nothing but the text up to there, so that
-  # the pieces in which it comes make no difference.
+  # modes
 
   def _thoughts(self) -> Iterator[Part]:
     assert self._thinking is not None

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from exo.api.bracket_scan import BracketScan
 from exo.api.chat_parts import CallArguments, CallBegin, Content, Part, Reasoning, overlap
 from exo.api.formats.tool_format import Schemas
+from exo.api.mode_parser import ModeParser
 
 _MESSAGE = "<|message|>"
 _HEADS = ("<|start|>", "<|channel|>", "<|constrain|>", _MESSAGE, "to=")
@@ -19,16 +20,14 @@ _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 _BETWEEN = "\n\n"  # of messages of the same kind
 
 
-class HarmonyParser:
+class HarmonyParser(ModeParser):
   """An `AnswerParser` of an answer that begins in a header, as the prompt ends after `<|start|>assistant`.
 
   Calls of functions without a schema in `schemas`, and of anything else, are text with their header.
   """
   def __init__(self, schemas: Schemas) -> None:
     self._schemas = schemas
-    self._buffer = ""
-    self._final = False
-    self._calls = 0
+    super().__init__()
     self._kind: type[Content | Reasoning] = Content
     self._said: set[type[Content | Reasoning]] = set()  # the kinds of which there is some
     self._new = False  # nothing of this message has been given yet
@@ -38,29 +37,10 @@ class HarmonyParser:
     self._mode = self._head
 
   @property
-  def called(self) -> bool:
-    return self._calls > 0
-
-  @property
   def thinking(self) -> bool:
     return self._mode == self._body and self._kind is Reasoning
 
-  def push(self, text: str) -> list[Part]:
-    self._buffer += text
-    return list(self._run())
-
-  def finish(self) -> list[Part]:
-    self._final = True
-    return list(self._run())
-
-  def _run(self) -> Iterator[Part]:
-    while True:
-      before = (len(self._buffer), self._mode)
-      yield from self._mode()
-      if (len(self._buffer), self._mode) == before:
-        return
-
-  # modes, as `ChatParser`'s
+  # modes
 
   def _head(self) -> Iterator[Part]:
     yield from ()

@@ -135,7 +135,7 @@ async def text_run(
   sampling = fields.sampling(model.n_words, drawn, secrets.randbits(62), top_logprobs, grammar)
   eos_ids = frozenset[int]() if fields.ignore_eos else model.tokenizer.eos_ids
   who = caller()
-  node.catalog.note_deviations(model, len(prompt_ids) + wanted)
+  node.catalog.note_deviations(model, len(prompt_ids))
   spec = GenerationSpec(
       request_id,
       tuple(prompt_ids),

@@ -308,7 +308,7 @@ class ModelCatalog:
     return opened.info if opened.info.id == model_id else replace(opened.info, id=model_id)
 
   def note_deviations(self, model: ModelInfo, length: int) -> None:
-    """Say once in the log what an engine is known to compute otherwise than a model's authors in a text of so many tokens."""
+    """Say once in the log what an engine is known to compute otherwise than a model's authors in a prompt of so many tokens."""
     for found in model.facts.deviations:
       if found.known and length > found.since and (model.id, found.name) not in self._noted:
         self._noted.add((model.id, found.name))

@@ -1,6 +1,6 @@
 """DeepSeek 2 to 3.2, Kimi K2 and GLM 4.7 Flash, which are made as they are."""
 
-from exo.inference.families.family import Cut, Deviation, Family, Unsaid
+from exo.inference.families.family import Cut, Deviation, Family, MlxLm, Unsaid
 
 _BOUNDS = Deviation(
     "kimi-yarn",
@@ -26,4 +26,5 @@ FAMILIES = (
         deviations=(_BOUNDS, )
     ),
     Family(("deepseek32", ), deviations=(_INDEXER, )),
+    Family(types=("deepseek_v41", ), mlx=MlxLm(uncut="a stage would need what only other stages have")),
 )

@@ -20,7 +20,6 @@ QUANTIZE = (Quantize.NONE, Quantize.EIGHT, Quantize.FOUR)
 # optimized BLAS libraries with the C interface, best first, by the name that the system's linker knows
 BLAS_LIBRARIES = ("libopenblas.so.0", "libopenblasp.so.0", "libmkl_rt.so.2", "libblis.so.4", "libopenblas.so")
 BLAS_ADVICE = "install libopenblas0-pthread (Debian, Ubuntu) or openblas (Fedora, Arch)"
-_UNCUT = ("afm7", "deepseek_v41", "gptj")  # a stage would need what only other stages have
 _LIBRARY_BYTES = 30 << 20
 _LINKER_CACHE = Path("/etc/ld.so.cache")
 _LIBRARY_FOLDERS = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib")
@@ -59,7 +58,7 @@ def repertoire() -> Repertoire:
   return Repertoire(
       text_models=line_types(),
       models=tuple(sorted(modules(package))),
-      uncut=(*_UNCUT, *sorted(kind for kind, facts in known.items() if facts.uncut)),
+      uncut=tuple(sorted(kind for kind, facts in known.items() if facts.uncut)),
       unread=tuple((kind, end) for kind, facts in known.items() for end in facts.unread),
       wrong=tuple((kind, facts.wrong) for kind, facts in known.items() if facts.wrong)
   )

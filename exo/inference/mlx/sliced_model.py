@@ -28,7 +28,10 @@ class SlicedModel:
     self._prototypes = prototypes = cache_module().make_prompt_cache(model)
     whole = shard.is_first and shard.is_last
     if len(self._layers) != shard.n_layers:
-      raise UnsupportedModelError(f"{len(self._layers)} layers for {shard.n_layers} layers", layers=shard.n_layers)
+      raise UnsupportedModelError(
+          f"mlx-lm makes {len(self._layers)} layers of it, its configuration says {shard.n_layers}",
+          layers=shard.n_layers
+      )
     self._own = list(range(len(prototypes))) if whole else self._caches_of(shard)
     # a model takes its masks from the caches of certain layers: where those lie outside, one of the same kind stands in
     kinds = [(type(prototype), getattr(prototype, "max_size", None)) for prototype in prototypes]
