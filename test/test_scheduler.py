@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from exo.errors import InvalidRequestError, QueueFullError
 from exo.inference.engine import LogitsOf
 from exo.inference.sampling import SamplingParams
-from exo.networking.messages import Request, SequenceToken, WideStep
+from exo.networking.messages import Request, SequenceOpen, SequenceToken, WideStep
 from exo.orchestration.kv_room import Limits
 from exo.orchestration.scheduler import Scheduler
 from exo.orchestration.step import Step
@@ -42,6 +42,9 @@ class FakeRing:
   def expected(self, prompt: int, count: int) -> list[int]:
     return [self.answer(prompt + k) for k in range(count)]
 
+  def began_with(self, opened: SequenceOpen) -> list[int]:
+    return list(range(10, 10 + opened.reused))
+
   def let_out(self) -> None:
     while (step := self.scheduler.next_step(self.run)) is not None:
       self.in_flight.append(step)
@@ -56,12 +59,17 @@ class FakeRing:
       del self.specs[ended]
     for number, length in step.truncates:
       assert length < len(self.caches[number])
+      assert not self.scheduler.limits.indivisible
       del self.caches[number][length:]
+    for number, copy, length in step.copies:
+      assert copy not in self.caches and len(self.caches[number]) == length
+      self.caches[copy] = list(self.caches[number])
     for opened in step.opens:
       assert (opened.sequence in self.caches) == (opened.source == opened.sequence)
       assert opened.reused <= max(0, opened.prompt_tokens - 2)
       cache = self.caches[opened.source][:opened.reused] if opened.reused else []
-      assert cache == list(range(10, 10 + opened.reused)), "another prompt's cache"
+      assert not self.scheduler.limits.indivisible or len(cache) == len(self.caches.get(opened.source, ()))
+      assert cache == self.began_with(opened), "another prompt's cache"
       self.reused += opened.reused
       self.caches[opened.sequence], self.specs[opened.sequence] = list(cache), opened.request
       self.prompts[opened.sequence] = opened.prompt_tokens

@@ -88,6 +88,7 @@ class StageMemory:
   `near_context`: the model computes sequences that stay within so many tokens otherwise than longer ones; 0 where it does not.
   `working_bytes` are taken beside weights and tokens: states that do not grow with them, and memory between operators where that is more
   than the plan reckons with. `kv_at_once`: memory for all tokens of KV is taken when the shard is loaded, not when they are written.
+  `indivisible`: layers keep a state instead of every token, so that a cache is copied whole or not at all, and never shortened.
   """
   weight_bytes: int
   kv_bytes_per_token: int
@@ -98,6 +99,7 @@ class StageMemory:
   near_context: int = 0
   kv_at_once: bool = False
   working_bytes: int = 0
+  indivisible: bool = False
 
 
 @dataclass(frozen=True, slots=True)

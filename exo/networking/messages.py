@@ -97,7 +97,7 @@ class OpenPlan:
 @dataclass(frozen=True, slots=True)
 class PlanOpened:
   """The stage is ready; what it can keep. `max_drafting` is as in `StageMemory`; of `max_kv_tokens` its caches may hold `lease_tokens`
-  at first.
+  at first. `indivisible` is as in `StageMemory`.
   """
   plan_id: str
   max_kv_tokens: int
@@ -106,6 +106,7 @@ class PlanOpened:
   max_drafting: int
   lease_tokens: int
   exactness: Exactness = CAREFUL
+  indivisible: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +229,7 @@ class Frame(msgspec.Struct, frozen=True):
   """One step on its way around the ring, to the plan's stage number `stage`: what begins, what ends, what is computed, and the hidden states so far.
 
   Caches change in this order: `drops` are forgotten, `ends` are over but their caches stay, `truncates` are pairs of
-  sequence and length, `opens` begin, then the entries are computed. `refused` are sequences that an earlier stage could
+  sequence and length, `copies` are kept caches of running sequences as they are now (sequence, number of the copy, length), `opens` begin, then the entries are computed. `refused` are sequences that an earlier stage could
   not begin with another's cache, `failed` those that a stage could not compute; their entries are gone from the frame.
 
   `token_ids` has shape (tokens,); `hidden` is (tokens, hidden size) or None on the way to the first stage.
@@ -250,6 +251,7 @@ class Frame(msgspec.Struct, frozen=True):
   refused: tuple[int, ...] = ()
   failed: tuple[SequenceFailure, ...] = ()
   stage: int = 0
+  copies: tuple[tuple[int, int, int], ...] = ()
 
 
 class SequenceToken(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -24,7 +24,7 @@ class Limits:
 
   `lease_tokens` are those that caches may hold at first, None for all that they ever may, `max_kv_tokens`.
   `max_drafting` is the number of sequences of one step that may have drafts verified, 0 for no speculation; `near_context` is as in
-  `StageMemory`. `exactness` is each stage's.
+  `StageMemory`, and so is `indivisible`. `exactness` is each stage's.
   """
   max_sequences: int
   max_kv_tokens: int
@@ -37,6 +37,7 @@ class Limits:
   near_context: int = 0
   lease_tokens: int | None = None
   exactness: tuple[Exactness, ...] = (Exactness(), )
+  indivisible: bool = False
 
   @property
   def first_lease(self) -> int:
@@ -51,7 +52,7 @@ class KvRoom:
   def __init__(self, limits: Limits, running: Mapping[int, RunningSequence]) -> None:
     self.limits, self._running = limits, running
     self.most_step = limits.step_tokens  # tokens that one may add
-    self.kept = PrefixCache()
+    self.kept = PrefixCache(limits.indivisible)
     self.reserved = 0
     self._drops: list[int] = []
     self._ends: list[int] = []
@@ -114,7 +115,9 @@ class KvRoom:
     kept = source in self.kept
     tokens = length + min(needed - length, self.most_step)
     tail = self.kept.length(source) - length if kept else 0
-    if kept and tail <= max(_SHORT_TAIL, length // _COPIES_PER_TOKEN) and not sources:
+    # what cannot be cut back to here is of use to others that begin alike
+    is_spent = not self.limits.indivisible and tail <= max(_SHORT_TAIL, length // _COPIES_PER_TOKEN)
+    if kept and is_spent and not sources:
       return self._take_over(source, length, tokens)
     needed_now = {source, *sources}
     self.make_room(tokens, needed_now)
@@ -126,8 +129,31 @@ class KvRoom:
     if kept:
       self.kept.touch(source)
       sources.add(source)
+    return self._next_number(), length
+
+  def _next_number(self) -> int:
     number, self._next_sequence = self._next_sequence, self._next_sequence + 1
-    return number, length
+    return number
+
+  def copy_of(self, sequence: RunningSequence, sources: set[int]) -> int | None:
+    """The number of a kept copy of what a running sequence has computed; None where there is no room, or one is there."""
+    tokens, rows = sequence.computed, self.limits.max_sequences - len(self._running)
+    made = min(sequence.as_prompt, tokens)
+    if rows < 1 or self._use - self.kept.tokens + tokens > self.lease:
+      return None
+    if self.kept.has(sequence.tokens[:tokens], sequence.salt, made):
+      return None
+    self.make_room(tokens, sources)
+    while len(self.kept) >= rows and (oldest := self.kept.oldest(sources)) is not None:
+      self._evict(oldest)
+    if len(self.kept) >= rows or self._use + tokens > self.lease:
+      return None
+    number = self._next_number()
+    gone = self.kept.keep(number, sequence.tokens[:tokens], sequence.salt, made)
+    self._ends = [ended for ended in self._ends if ended not in gone]
+    self._drops.extend(gone)
+    sources.add(number)
+    return number
 
   def _take_over(self, source: int, length: int, tokens: int) -> tuple[int, int]:
     self.kept.remove(source)

@@ -30,7 +30,7 @@ class RunningStage:
     memory = self.loaded.model.memory
     return PlanOpened(
         self.runner.plan.plan_id, memory.max_kv_tokens, memory.max_sequences, memory.max_context, memory.max_drafting,
-        self.worker.lease(self.loaded.model), self.loaded.model.exactness
+        self.worker.lease(self.loaded.model), self.loaded.model.exactness, memory.indivisible
     )
 
 

@@ -221,7 +221,8 @@ class PlanDriver:
               step.drops,
               run=step.run,
               ends=step.ends,
-              truncates=step.truncates
+              truncates=step.truncates,
+              copies=step.copies
           )
       )
     self._ask_for_lease()

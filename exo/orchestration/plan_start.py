@@ -162,7 +162,8 @@ class PlanStart:
         stages=len(opened),
         max_drafting=min(o.max_drafting for o in opened) if self._speculate else 0,
         lease_tokens=min(o.lease_tokens for o in opened),
-        exactness=tuple(o.exactness for o in opened)
+        exactness=tuple(o.exactness for o in opened),
+        indivisible=any(o.indivisible for o in opened)
     )
 
   async def _open_stage(self, index: int, message: OpenPlan) -> PlanOpened:

@@ -39,8 +39,12 @@ def common_prefix(a: Tokens, b: Tokens) -> int:
 
 
 class PrefixCache:
-  """Kept sequences, the least recently used first. One of another salt is as if it were not there."""
-  def __init__(self) -> None:
+  """Kept sequences, the least recently used first. One of another salt is as if it were not there.
+
+  `indivisible`: they can be gone on with as they are, and not with less of them.
+  """
+  def __init__(self, indivisible: bool = False) -> None:
+    self._indivisible = indivisible
     self._kept: dict[int, _Kept] = {}
     self.tokens = 0
 
@@ -67,6 +71,8 @@ class PrefixCache:
     covered = []
     for other, held in self._of(salt):
       common = common_prefix(new, held.tokens)
+      if self._indivisible and len(new) != len(held.tokens):
+        continue
       if common == len(new) and min(common, held.as_prompt) >= as_prompt:
         return [sequence]
       if common == len(held.tokens) and as_prompt >= held.as_prompt:
@@ -85,8 +91,19 @@ class PrefixCache:
     none is worth it."""
     found = [(usable(common_prefix(prompt, held.tokens), held.as_prompt), sequence)
              for sequence, held in self._of(salt)]
+    if self._indivisible:
+      found = [(length, sequence) for length, sequence in found if length == self.length(sequence)]
     length, sequence = max(found, default=(0, 0))
     return Match(sequence, length, min(length, self._kept[sequence].as_prompt)) if length >= MIN_REUSED else None
+
+  def common(self, prompt: Tokens, salt: str) -> int:
+    """How many tokens a prompt has in common with a kept sequence, at most."""
+    return max((common_prefix(prompt, held.tokens) for _, held in self._of(salt)), default=0)
+
+  def has(self, tokens: Sequence[int], salt: str, as_prompt: int) -> bool:
+    """Whether a kept sequence holds these tokens and no others, at least so many of them as in `RunningSequence`."""
+    wanted = np.asarray(tokens, np.int32)
+    return any(held.as_prompt >= as_prompt and np.array_equal(held.tokens, wanted) for _, held in self._of(salt))
 
   def touch(self, sequence: int) -> None:
     """It was used just now."""

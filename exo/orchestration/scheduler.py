@@ -168,7 +168,10 @@ class Scheduler:
       room = all(s.computed + run <= self.limits.max_context for s in self._running.values())
       alone = self.limits.stages == 1 and bool(ids.size) and all(e.n_tokens == 1 and e.logits for e in draft.entries)
       run = run if room and alone else 1
-    return Step(number, tuple(draft.entries), ids, tuple(draft.opens), drops, run, ends, tuple(draft.truncates))
+    return Step(
+        number, tuple(draft.entries), ids, tuple(draft.opens), drops, run, ends, tuple(draft.truncates),
+        tuple(draft.copies)
+    )
 
   def _chunk_alone(self) -> int:
     """The same for all steps of the prompts that are there together: it is the greatest one that the stages wait for."""
@@ -210,6 +213,7 @@ class Scheduler:
     may_draft = 0 < len(ready) <= limits.max_drafting and not prompts and not replaying
     room = limits.step_tokens - len(ready)
     for sequence in ready:
+      self._keep_copy(sequence, draft)
       drafts: list[int] = []
       if may_draft:
         left = min(
@@ -222,6 +226,7 @@ class Scheduler:
       sequence.stepped = self._next_step
       sequence.computed += 1
     for sequence in replaying:
+      self._keep_copy(sequence, draft)
       again, stay = sequence.replay_step(self._most_drafts(sequence) + 1)
       room -= len(again)
       if room < 0 and draft.entries:
@@ -265,7 +270,9 @@ class Scheduler:
     It ends where a part may: a prompt does not depend on what ran beside it.
     """
     left, exactness = sequence.prompt_left, self.exactness
-    count = exactness.piece(sequence.computed, left, budget)
+    self._keep_copy(sequence, draft)
+    to_mark = min((mark - sequence.computed for mark in sequence.marks), default=left)
+    count = exactness.piece(sequence.computed, left, min(budget, to_mark))
     if not count and must and budget > 0:
       count = exactness.smallest(sequence.computed, left)
     if not count:
@@ -307,6 +314,8 @@ class Scheduler:
     sequence.as_prompt = self._as_prompt(sequence, match)
     self._running[number] = sequence
     self.room.reserved += needed
+    if self.limits.indivisible:
+      sequence.marks = self._marks(sequence)
     told = replace(
         request,
         prompt_ids=request.prompt_ids if request.sampling.needs_prompt else (),
@@ -331,6 +340,8 @@ class Scheduler:
       return exactness.whole(min(common, as_prompt)) if request.exact else common
 
     best, soon = self.room.kept.match(prompt, salt, usable), 0
+    if self.limits.indivisible:  # what runs is soon too long
+      return best, False
     for sequence in self._running.values():
       if sequence.salt != salt:
         continue
@@ -351,6 +362,27 @@ class Scheduler:
     if exactness.as_prompt and (request.exact or not (exactness.decode_rows or exactness.draft_rows)):
       return sys.maxsize  # what is decoded, too
     return exactness.whole(sequence.prompt_tokens)
+
+  def _marks(self, sequence: RunningSequence) -> list[int]:
+    """Where copies of it are kept, since its caches cannot be shortened: before what a template puts behind the last message, where
+    another text went on otherwise, and, for what need not be exact, at the prompt's end."""
+    request, multiple = sequence.request, max(MIN_REUSED, self.exactness.prompt_multiple)
+    if request.prompt_logprobs is not None or request.embed or not self.limits.keep_caches:
+      return []
+    prompt = np.asarray(request.prompt_ids, np.int32)
+    ends = [len(prompt) - max(MIN_REUSED, self.exactness.least_piece), self.room.kept.common(prompt, sequence.salt)]
+    marks = {end - end % multiple for end in ends if end <= ends[0]}
+    if not request.exact:
+      marks.add(len(prompt))
+    return sorted(mark for mark in marks if mark >= sequence.computed + MIN_REUSED)
+
+  def _keep_copy(self, sequence: RunningSequence, draft: StepDraft) -> None:
+    """Where it has come to a mark, before it goes on."""
+    while sequence.marks and sequence.marks[0] <= sequence.computed:
+      if sequence.marks.pop(0) == sequence.computed and (
+          number := self.room.copy_of(sequence, draft.sources)
+      ) is not None:
+        draft.copies.append((sequence.number, number, sequence.computed))
 
   # results
 
@@ -418,6 +450,8 @@ class Scheduler:
     """A step was lost; its requests are forgotten and returned."""
     failed = self._sequences_in(step)
     self.room.forget(entry.sequence for entry in self._in_flight.pop(step, ()))
+    if self.limits.indivisible:  # nobody knows which copies were made
+      self.forget_kept()
     for sequence in failed:
       self._finish(sequence.number, keep=False)
     return [sequence.request for sequence in failed]

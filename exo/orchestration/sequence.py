@@ -19,6 +19,7 @@ class RunningSequence:
   `number` may have belonged to another request before; what comes of steps before `first_step` is that one's.
   `cut` means that the caches may hold more than `computed` tokens. `reserved` is the KV that it may come to need. `far` is as in
   `BatchEntry`. `stepped` is the last step in which it was decoded. The caches of its first `as_prompt` tokens are, or will be, what any longer prompt that begins with them makes of them.
+  Copies of its caches are to be kept when it has computed so many tokens as `marks` say, in ascending order.
   """
   number: int
   request: Request
@@ -30,6 +31,7 @@ class RunningSequence:
   as_prompt: int = 0
   stepped: int = 0
   cut: bool = False
+  marks: list[int] = field(default_factory=list)
   wide: list[WideStep] = field(default_factory=list)  # of its steps that gave tokens here, those that had drafts
   prompt_tokens: int = field(init=False)
 

@@ -246,6 +246,8 @@ class StageRunner:
         log(1, "the cache of sequence %d is given up: %s", sequence, in_words(error))
         self._failed.add(sequence)
         trouble.failures[sequence] = CacheLostError(f"{self.plan.name_of(self.index)} lost the cache of this request")
+    for sequence, number, length in frame.copies:
+      self._keep_copy(sequence, number, length)
     for opened in frame.opens:
       self._prompts[opened.sequence] = opened.prompt_tokens
       self._requests[opened.sequence] = opened.request.request_id, opened.request.entry_node
@@ -258,6 +260,16 @@ class StageRunner:
         except Exception as error:  # noqa: BLE001 - of a grammar, say: it is this request's own
           self._failed.add(opened.sequence)
           trouble.failures[opened.sequence] = error if isinstance(error, ExoError) else EngineError(in_words(error))
+
+  def _keep_copy(self, sequence: int, number: int, length: int) -> None:
+    self.kept.add(number)
+    try:
+      if sequence in self._failed | self._refused:
+        raise CacheReuseError("what was computed there went wrong")
+      self.model.copy(sequence, number, length)
+    except Exception as error:  # noqa: BLE001 - no room for a copy, say: whoever wants to begin with it is refused
+      log(2, "no copy of sequence %d is kept: %s", sequence, in_words(error))
+      self._failed.add(number)
 
   def _begin_with_cache(self, opened: SequenceOpen) -> None:
     try:
@@ -392,7 +404,7 @@ class StageRunner:
   def _fail(self, frame: Frame, error: BaseException) -> None:
     if not isinstance(error, ExoError):
       log(0, "step %d of %s failed: %s", frame.step, self.plan.plan_id, in_words(error))
-    if self._changed != frame.step and (frame.drops or frame.ends or frame.opens or frame.truncates):
+    if self._changed != frame.step and (frame.drops or frame.ends or frame.opens or frame.truncates or frame.copies):
       # what it says about sequences was done in part or not at all: its requests begin anew on another plan
       text = f"the caches of {self.plan.name_of(self.index)} could not be changed: {in_words(error)}"
       self._host.crashed(self, PlanClosedError(text))

@@ -21,19 +21,21 @@ class Step(msgspec.Struct, frozen=True):
   run: int = 1
   ends: tuple[int, ...] = ()
   truncates: tuple[tuple[int, int], ...] = ()
+  copies: tuple[tuple[int, int, int], ...] = ()
 
 
 @dataclass(slots=True)
 class StepDraft:
   """A step while it is put together.
 
-  `settled` is what each running sequence had computed in earlier steps, `sources` are kept caches that it copies.
+  `settled` is what each running sequence had computed in earlier steps, `sources` are kept caches that it copies or makes.
   """
   settled: dict[int, int]
   entries: list[BatchEntry] = field(default_factory=list)
   tokens: list[int] = field(default_factory=list)
   opens: list[SequenceOpen] = field(default_factory=list)
   truncates: list[tuple[int, int]] = field(default_factory=list)
+  copies: list[tuple[int, int, int]] = field(default_factory=list)
   sources: set[int] = field(default_factory=set)
 
   def add(self, sequence: RunningSequence, token_ids: list[int], logits: LogitsOf) -> None:

@@ -164,7 +164,8 @@ class LlamaCppStage(StageBase):
         min(budget.max_context, plan.longest, max(2, plan.tokens)),
         max_drafting=1 if may_draft else 0,
         near_context=config.near_context,
-        working_bytes=plan.fixed_bytes + max(0, plan.work_bytes - reckoned)
+        working_bytes=plan.fixed_bytes + max(0, plan.work_bytes - reckoned),
+        indivisible=not can_shorten
     )
     super().__init__(shard, memory, config.hidden_size, config.vocab_size)
     self._exactness = CAREFUL

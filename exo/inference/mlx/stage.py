@@ -89,7 +89,8 @@ class MlxStage(StageBase):
         options.max_sequences,
         budget.max_context,
         max_drafting=1 if self._model.is_plain else 0,
-        near_context=config.near_context
+        near_context=config.near_context,
+        indivisible=not self._model.is_plain
     )
     super().__init__(shard, memory, config.hidden_size, config.vocab_size)
     progress(1.0)

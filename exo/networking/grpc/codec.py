@@ -107,7 +107,7 @@ def _open_in(o: pb.OpenPlan) -> m.OpenPlan:
 def _opened_in(o: pb.PlanOpened) -> m.PlanOpened:
   return m.PlanOpened(
       o.plan_id[:MAX_PLAN_ID], o.max_kv_tokens, o.max_sequences, o.max_context, o.max_drafting, o.lease_tokens,
-      _exactness_in(o.exactness)
+      _exactness_in(o.exactness), o.indivisible
   )
 
 
@@ -142,7 +142,8 @@ def _opened_out(message: m.PlanOpened) -> dict[str, Any]:
           max_context=message.max_context,
           max_drafting=message.max_drafting,
           lease_tokens=message.lease_tokens,
-          exactness=_exactness_out(message.exactness)
+          exactness=_exactness_out(message.exactness),
+          indivisible=message.indivisible
       )
   }
 

@@ -48,7 +48,7 @@ _UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)  # a string that
 
 def frame_out(f: m.Frame, wire: WireDtype) -> bytes:
   hidden = None if f.hidden is None else encode_tensor(f.hidden, wire)
-  changed = f.opens or f.drops or f.ends or f.truncates or f.refused or f.failed
+  changed = f.opens or f.drops or f.ends or f.truncates or f.copies or f.refused or f.failed
   changes = _changes_out(f) if changed else b""
   return _ENCODER.encode(
       FrameBody(
@@ -91,6 +91,7 @@ def frame_in(data: bytes) -> m.Frame:
       tuple(c.refused),
       tuple(m.SequenceFailure(x.sequence, failure_in(x.failure)) for x in c.failed),
       f.stage,
+      tuple(zip(c.copies[::3], c.copies[1::3], c.copies[2::3], strict=True)),
   )
 
 
@@ -99,6 +100,7 @@ def _changes_out(f: m.Frame) -> bytes:
       drops=f.drops,
       ends=f.ends,
       truncates=[number for pair in f.truncates for number in pair],
+      copies=[number for copy in f.copies for number in copy],
       refused=f.refused,
       failed=[pb.SequenceFailure(sequence=x.sequence, failure=failure_out(x.failure)) for x in f.failed],
       opens=[
@@ -127,6 +129,8 @@ def _changes_in(data: bytes) -> pb.CacheChanges:
     raise ProtocolError("a frame changes more caches than there can be")
   if len(changes.truncates) % 2:
     raise ProtocolError("a frame's truncations are not pairs")
+  if len(changes.copies) % 3 or len(changes.copies) > 3 * _MOST_CHANGES:
+    raise ProtocolError("a frame's copies are not three numbers each")
   return changes
 
 

@@ -100,7 +100,13 @@ class Link:
 
   async def _serve(self, stream: EnvelopeStream) -> None:
     reason = await stream.run(self._receive)
-    self.fault = self.fault or stream.fault
+    if self.closed.done() and stream.failure is not None:  # whoever closes the link has been given another reason
+      log(
+          2, "a %s stream of the ended link to %s had failed, too: %s", stream.kind, self.peer.node_id,
+          in_words(stream.failure)
+      )
+    if self.fault is None and isinstance(stream.failure, ProtocolError):  # what no node sends
+      self.fault = stream.failure
     self.end(reason)
 
   def _broken(self, error: BaseException) -> None:

@@ -436,7 +436,7 @@ class OpenPlan(_message.Message):
     def __init__(self, plan: _Optional[_Union[Plan, _Mapping]] = ..., beside: _Optional[bool] = ..., stage: _Optional[int] = ..., room_s: _Optional[float] = ...) -> None: ...
 
 class PlanOpened(_message.Message):
-    __slots__ = ("plan_id", "max_kv_tokens", "max_sequences", "max_context", "max_drafting", "lease_tokens", "exactness")
+    __slots__ = ("plan_id", "max_kv_tokens", "max_sequences", "max_context", "max_drafting", "lease_tokens", "exactness", "indivisible")
     PLAN_ID_FIELD_NUMBER: _ClassVar[int]
     MAX_KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
@@ -444,6 +444,7 @@ class PlanOpened(_message.Message):
     MAX_DRAFTING_FIELD_NUMBER: _ClassVar[int]
     LEASE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     EXACTNESS_FIELD_NUMBER: _ClassVar[int]
+    INDIVISIBLE_FIELD_NUMBER: _ClassVar[int]
     plan_id: str
     max_kv_tokens: int
     max_sequences: int
@@ -451,7 +452,8 @@ class PlanOpened(_message.Message):
     max_drafting: int
     lease_tokens: int
     exactness: Exactness
-    def __init__(self, plan_id: _Optional[str] = ..., max_kv_tokens: _Optional[int] = ..., max_sequences: _Optional[int] = ..., max_context: _Optional[int] = ..., max_drafting: _Optional[int] = ..., lease_tokens: _Optional[int] = ..., exactness: _Optional[_Union[Exactness, _Mapping]] = ...) -> None: ...
+    indivisible: bool
+    def __init__(self, plan_id: _Optional[str] = ..., max_kv_tokens: _Optional[int] = ..., max_sequences: _Optional[int] = ..., max_context: _Optional[int] = ..., max_drafting: _Optional[int] = ..., lease_tokens: _Optional[int] = ..., exactness: _Optional[_Union[Exactness, _Mapping]] = ..., indivisible: _Optional[bool] = ...) -> None: ...
 
 class Exactness(_message.Message):
     __slots__ = ("decode_rows", "prompt_multiple", "joined", "draft_rows", "as_prompt")
@@ -591,20 +593,22 @@ class SequenceOpen(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., request: _Optional[_Union[Request, _Mapping]] = ..., prompt_tokens: _Optional[int] = ..., source: _Optional[int] = ..., reused: _Optional[int] = ...) -> None: ...
 
 class CacheChanges(_message.Message):
-    __slots__ = ("opens", "drops", "ends", "truncates", "refused", "failed")
+    __slots__ = ("opens", "drops", "ends", "truncates", "refused", "failed", "copies")
     OPENS_FIELD_NUMBER: _ClassVar[int]
     DROPS_FIELD_NUMBER: _ClassVar[int]
     ENDS_FIELD_NUMBER: _ClassVar[int]
     TRUNCATES_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
+    COPIES_FIELD_NUMBER: _ClassVar[int]
     opens: _containers.RepeatedCompositeFieldContainer[SequenceOpen]
     drops: _containers.RepeatedScalarFieldContainer[int]
     ends: _containers.RepeatedScalarFieldContainer[int]
     truncates: _containers.RepeatedScalarFieldContainer[int]
     refused: _containers.RepeatedScalarFieldContainer[int]
     failed: _containers.RepeatedCompositeFieldContainer[SequenceFailure]
-    def __init__(self, opens: _Optional[_Iterable[_Union[SequenceOpen, _Mapping]]] = ..., drops: _Optional[_Iterable[int]] = ..., ends: _Optional[_Iterable[int]] = ..., truncates: _Optional[_Iterable[int]] = ..., refused: _Optional[_Iterable[int]] = ..., failed: _Optional[_Iterable[_Union[SequenceFailure, _Mapping]]] = ...) -> None: ...
+    copies: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, opens: _Optional[_Iterable[_Union[SequenceOpen, _Mapping]]] = ..., drops: _Optional[_Iterable[int]] = ..., ends: _Optional[_Iterable[int]] = ..., truncates: _Optional[_Iterable[int]] = ..., refused: _Optional[_Iterable[int]] = ..., failed: _Optional[_Iterable[_Union[SequenceFailure, _Mapping]]] = ..., copies: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SequenceFailure(_message.Message):
     __slots__ = ("sequence", "failure")

@@ -69,14 +69,14 @@ Write = Callable[[bytes], Awaitable[None]]
 class EnvelopeStream:
   """Reads items and writes queued ones until the stream ends. `read` gives None at the end.
 
-  `fault` is what ended it, where that was something that no node sends.
+  `failure` is what ended it, where it was neither the other side nor gRPC.
   """
   def __init__(self, kind: str, read: Read, write: Write, unfinished: Unfinished | None = None) -> None:
     self.kind, self._unfinished = kind, unfinished or Unfinished()
     self._read, self._write = read, write
     self._outbox: deque[tuple[pb.Item, int]] = deque()
     self._queued_bytes = 0
-    self.fault: ProtocolError | None = None
+    self.failure: BaseException | None = None
     self._ended: asyncio.Future[BaseException] | None = None  # while it runs; gets what broke a write
     self._writer: asyncio.Task[None] | None = None
     self.read_bytes = self.written_bytes = 0  # since it runs
@@ -171,9 +171,9 @@ class EnvelopeStream:
         log(2, "a %s stream that ended had failed, too: %s", self.kind, in_words(late))
     error = results[0] if over else ended.result() if ended.done() else None
     if isinstance(error, BaseException):
-      self.fault = error if isinstance(error, ProtocolError) else None
       if isinstance(error, grpc.RpcError):
         return f"{error.code().name.lower()}" if hasattr(error, "code") else "broken"
+      self.failure = error
       return str(error) or type(error).__name__
     return "closed by the other side"
 
