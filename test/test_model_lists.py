@@ -296,7 +296,7 @@ def test_line_3_three_models_are_told_as_what_they_are(node: NodeProcess) -> Non
       assert entry["fit"]["where"] in ("here", "nowhere")
       assert (entry["fit"]["where"] == "here") == (entry["fit"]["missing_mb"] == 0)
   oss = told["gpt-oss-20b:safetensors"]
-  assert oss["quantization"] == "MXFP4" and "mlx cannot read" in oss["fit"]["reason"]
+  assert oss["quantization"] == "MXFP4" and ("missing" in oss["fit"]["reason"]) == bool(oss["fit"]["missing_mb"])
   for name in ("gpt-oss-20b", "smollm3-3b", "gemma3-4b"):
     lines = exo(node.home, "models", name).stdout.splitlines()
     said = {line.split()[0]: line for line in lines if line}[f"{name}:safetensors"]

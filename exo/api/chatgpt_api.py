@@ -40,7 +40,7 @@ from exo.errors import ConfigError
 from exo.networking.address_rule import parse_address
 from exo.networking.peer_messages import PlanPace
 from exo.orchestration.node import Node
-from exo.orchestration.ring_view import rooms_of, worker_views
+from exo.orchestration.ring_view import worker_views
 from exo.topology.device_capabilities import DeviceCapabilities
 
 MAX_BODY_BYTES = 16 * 2**20
@@ -202,7 +202,7 @@ class ChatGPTAPI:
             "node_id": node_id, "worker": ailment.worker, "model": ailment.model_id, "reason": ailment.reason
         } for node_id, told in node.planner.left_out().items()
                      for ailment in told], "refused_models": node.planner.refused.told(), "loading": node.loading,
-        "loaded": [ring_stream.room_json(node_id, room) for node_id, room in rooms_of(node)], "engine": engine,
+        "loaded": [ring_stream.room_json(node_id, room) for node_id, room in node.rooms], "engine": engine,
         "plans": plans, "refused": node.refusals()[-_SHOWN_REFUSALS:], "problems": node.problems()[-_SHOWN_REFUSALS:],
         "time": time.time()
     })

@@ -44,8 +44,8 @@ def describe(model: ListedModel, default_temp: float | None) -> dict[str, Any]:
       "id": model.id, "object": "model", "created": int(state.changed_at), "owned_by": "exo", "name": state.pretty_name,
       "context_length": profile.context, "max_model_len": model.max_context, "capabilities": profile.capabilities,
       "quantization": profile.packing or None, "format": profile.format or None, "size": state.total_bytes,
-      "known_deviations": model.known_deviations, "forms": state.forms, "layers": model.layers,
-      "sampling": model.sampling.at(default_temp).said, "ready": model.is_ready, "where": {
+      "known_deviations": model.known_deviations, "warning": model.warning or None, "forms": state.forms,
+      "layers": model.layers, "sampling": model.sampling.at(default_temp).said, "ready": model.is_ready, "where": {
           "here": round(state.fraction, 4), "in_ring": model.in_ring, "nodes": model.nodes, "loaded": model.loaded,
           "source": state.source or None
       }, "fit": describe_fit(fit)

@@ -36,7 +36,7 @@ async def ring_stream(request: web.Request, node: Node) -> web.StreamResponse:
 
 def ring_json(node: Node) -> dict[str, Any]:
   """What the page and `exo status --json` show."""
-  view = ring_view(node)
+  view, warnings = ring_view(node), node.sense.warnings()
   return {
       "node_id": node.node_id,
       "active_node_id": view.active_node_id,
@@ -55,6 +55,12 @@ def ring_json(node: Node) -> dict[str, Any]:
       "requests": _requests_json(view),
       "loaded": [room_json(node_id, room) for node_id, room in view.rooms],
       "refused_models": dict(view.refused),
+      "known_deviations": {
+          room.model_id: told
+          for _, room in view.rooms if (told := node.catalog.known_deviations(room.model_id))
+      },
+      "warnings": {of.model_id: warnings[of.file.key]
+                   for of in view.files if of.file.key in warnings},
       "unverified": {model: list(givers)
                      for model, givers in sorted(node.catalog.store.unverified.items())},
       "total": {"memory": view.memory_mb, "tflops": round(view.tflops, 2)},

@@ -20,6 +20,7 @@ from exo.orchestration.form_choice import FormChoice
 from exo.orchestration.listed_model import ListedModel, ModelJudge
 from exo.orchestration.model_fit import RingWorker
 from exo.orchestration.model_profiles import ModelProfiles
+from exo.orchestration.sense_check import gains_kept, warnings_of
 from exo.runtime_file import running_nodes
 from exo.system_figures import memory
 from exo.topology.fit import Fit, Where
@@ -59,6 +60,8 @@ def models_command(config: Config, arguments: argparse.Namespace) -> int:
   for model in models:
     for told in model.known_deviations if model.state.where or arguments.model_name else ():
       print(f"known deviation of {model.id} on {told}", file=sys.stderr)
+    if model.warning:
+      print(f"{model.id}: {model.warning}", file=sys.stderr)
   if any(model.state.verified is False for model in models):
     print("unverified: came from other nodes, or was put there by hand, and nothing to compare it with could be reached",
           file=sys.stderr)  # yapf: disable
@@ -107,6 +110,7 @@ def _as_json(model: ListedModel) -> dict[str, Any]:
       "context_length": profile.context, "quantization": profile.packing or None, "capabilities": profile.capabilities,
       "sampling": model.sampling.said,
       "known_deviations": model.known_deviations,
+      "warning": model.warning or None,
       "form": state.form or None, "forms": state.forms,
       "fits": None if fit.where is Where.UNKNOWN else fit.runs,
       "fit": {"where": fit.where, "missing_mb": fit.missing_mb, "reason": fit.reason or None}, "verified": state.verified
@@ -122,7 +126,10 @@ def _alone(config: Config) -> ModelJudge:
     workers = (RingWorker(WorkerState("", "", 0, 0, 0, cannot=error.message)), )
   store.prefer(FormChoice(lambda: workers))
   wanted = LoadedFor(config.context, config.parallel)
-  return ModelJudge(ModelProfiles(store), "", workers, load_strategy(config.placement), wanted, {}, {})
+  warnings = warnings_of(gains_kept(config.state_dir))
+  return ModelJudge(
+      ModelProfiles(store), "", workers, load_strategy(config.placement), wanted, {}, {}, warnings=warnings
+  )
 
 
 def _workers(config: Config) -> tuple[RingWorker, ...]:

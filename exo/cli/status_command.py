@@ -140,6 +140,9 @@ def _lines(info: RuntimeInfo, ring: dict[str, Any] | None) -> list[str]:
     lines.append(f"  unverified {model}, from {', '.join(givers)}: not compared with the hub")
   speed = f", {requests['tokens_per_s']:g} tokens/s" if requests["tokens_per_s"] else ""
   lines += [f"  refused   {model}: {reason}" for model, reason in ring["refused_models"].items()]
+  for model, told in ring.get("known_deviations", {}).items():
+    lines += [f"  deviates  {model} on {deviation}" for deviation in told]
+  lines += [f"  warning   {model}: {told}" for model, told in ring.get("warnings", {}).items()]
   exact = f", exact: {ring['exact']}" if "exact" in ring else ""  # a node of an older version tells nothing
   lines.append(f"  requests  {requests['own']} from here, {requests['waiting']} waiting{speed}{exact}")
   return lines

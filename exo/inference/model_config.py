@@ -230,6 +230,7 @@ def _rope(text: Mapping[str, Any], kind: str) -> RopeScaling:
         beta_fast=float(raw.get("beta_fast") or 32.0),
         beta_slow=float(raw.get("beta_slow") or 1.0),
         attention_factor=None if raw.get("attention_factor") is None else float(raw["attention_factor"]),
+        truncate=raw.get("truncate", True) is not False
     )
   except (TypeError, ValueError) as error:
     raise ModelFilesError(f"config.json: the rotary embedding's parameters are not numbers ({error})") from error

@@ -45,6 +45,11 @@ class ModelFacts:
   deviations: tuple[FoundDeviation, ...] = ()
 
   @property
+  def known_deviations(self) -> list[str]:
+    """What engines are known to compute otherwise, in sentences."""
+    return [str(found) for found in self.deviations if found.known]
+
+  @property
   def is_small_float(self) -> bool:
     """Whether rounding its weights would save nothing that anybody could notice, and cost exactness."""
     return self.encodings <= _FLOATS and self.n_weights < _SMALL

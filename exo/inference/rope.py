@@ -13,7 +13,9 @@ from exo.errors import UnsupportedModelError
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
-  """One kind of layer's rotary embedding. `factors` (one per pair of dimensions) divide the base frequencies."""
+  """One kind of layer's rotary embedding. `factors` (one per pair of dimensions) divide the base frequencies. `truncate`: the bounds of
+  "yarn" are whole dimensions.
+  """
   theta: float = 10000.0
   kind: str = "default"
   factor: float = 1.0
@@ -25,6 +27,7 @@ class RopeScaling:
   beta_fast: float = 32.0
   beta_slow: float = 1.0
   attention_factor: float | None = None
+  truncate: bool = True
 
   @property
   def has_two_reaches(self) -> bool:
@@ -60,8 +63,10 @@ def inverse_frequencies(rope: RopeScaling, rotary_dim: int, far: bool) -> npt.ND
         return rotary_dim * math.log(rope.original_max_position /
                                      (rotations * 2 * math.pi)) / (2 * math.log(rope.theta))
 
-      low_dim = max(math.floor(dimension(rope.beta_fast)), 0)
-      high_dim = min(math.ceil(dimension(rope.beta_slow)), rotary_dim - 1)
+      low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
+      if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+      low_dim, high_dim = max(low, 0), min(high, rotary_dim - 1)
       ramp = np.clip((np.arange(rotary_dim // 2) - low_dim) / max(high_dim - low_dim, 0.001), 0, 1)
       return np.asarray(base / rope.factor * ramp + base * (1 - ramp))
     case "longrope" | "su":

@@ -25,7 +25,7 @@ from exo.topology.placements import Strategy
 class ListedModel:
   """`nodes` are those that have all its files, and `in_ring` says whether the nodes have all of them together. `loaded` are those
   that have it in memory, in ring order; none where it is not there as a whole. `loaded_context` is how many tokens a request and
-  its answer may have there, where that is known, and `most_context` how many models are loaded for.
+  its answer may have there, where that is known, and `most_context` how many models are loaded for. `warning` is what was found out about its weights.
   """
   state: ModelState
   profile: ModelProfile
@@ -36,6 +36,7 @@ class ListedModel:
   loaded_context: int | None = None
   most_context: int | None = None
   registry: Registry = BUILT_IN
+  warning: str = ""
 
   @property
   def id(self) -> str:
@@ -64,7 +65,7 @@ class ListedModel:
   def known_deviations(self) -> list[str]:
     """What engines are known to compute otherwise than its authors, in sentences."""
     facts = self.profile.facts
-    return [] if facts is None else [str(found) for found in facts.deviations if found.known]
+    return [] if facts is None else facts.known_deviations
 
   @property
   def layers(self) -> int | None:
@@ -76,7 +77,7 @@ class ModelJudge:
   """What a list is made with, as it was at one moment, so that the list can be made in another thread.
 
   `wanted` is what models are loaded for; `loaded` and `contexts` are as in `ListedModel`, by model; `others` is what other nodes hold, by model and node, and `refused`
-  why models are at fault themselves.
+  why models are at fault themselves, `warnings` what was found out about weights, by the keys of files.
   """
   profiles: ModelProfiles
   here: str
@@ -87,6 +88,7 @@ class ModelJudge:
   contexts: Mapping[str, int]
   others: Mapping[str, Mapping[str, HeldModel]] = field(default_factory=dict)
   refused: Mapping[str, str] = field(default_factory=dict)
+  warnings: Mapping[str, str] = field(default_factory=dict)
 
   def listed(self, entry: ModelEntry) -> ListedModel:
     """Blocks on the disk; asks no network."""
@@ -100,7 +102,8 @@ class ModelJudge:
     return ListedModel(
         state, profile, self._fit(entry.id, profile), nodes,
         bool(nodes) or self._is_whole(entry, profile, others.values()), self.loaded.get(entry.id, ()),
-        self.contexts.get(entry.id), self.wanted.context, self.profiles.store.registry
+        self.contexts.get(entry.id), self.wanted.context, self.profiles.store.registry,
+        self.warnings.get(profile.file.key, "")
     )
 
   def _fit(self, model_id: str, profile: ModelProfile) -> Fit:

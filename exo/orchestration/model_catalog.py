@@ -307,6 +307,11 @@ class ModelCatalog:
           opened.info = await asyncio.to_thread(_describe, opened, self._most_context, self.store.registry)
     return opened.info if opened.info.id == model_id else replace(opened.info, id=model_id)
 
+  def known_deviations(self, model_id: str) -> list[str]:
+    """As in `ModelFacts`, of a model that is opened here."""
+    opened = self._opened.get(model_id)
+    return [] if opened is None else opened.checkpoint.facts.known_deviations
+
   def note_deviations(self, model: ModelInfo, length: int) -> None:
     """Say once in the log what an engine is known to compute otherwise than a model's authors in a prompt of so many tokens."""
     for found in model.facts.deviations:

@@ -10,7 +10,7 @@ from exo.download.model_store import DUMMY_MODEL, ModelEntry
 from exo.errors import ModelNotFoundError
 from exo.orchestration.listed_model import ListedModel, ModelJudge
 from exo.orchestration.node import Node
-from exo.orchestration.ring_view import ring_view, rooms_of
+from exo.orchestration.ring_view import ring_view
 
 
 async def judge_of(node: Node) -> ModelJudge:
@@ -20,10 +20,10 @@ async def judge_of(node: Node) -> ModelJudge:
       chain.model_id: tuple(dict.fromkeys(stage.node_id for stage in chain.stages))
       for chain in ring_view(node).chains
   }
-  contexts = {room.model_id: room.max_context for _, room in reversed(rooms_of(node))}  # own ones last
+  contexts = {room.model_id: room.max_context for _, room in reversed(node.rooms)}  # own ones last
   return ModelJudge(
       node.profiles, node.node_id, node.planner.workers(node.hello), node.planner.place, node.planner.wanted, chains,
-      contexts, others, node.planner.refused.told()
+      contexts, others, node.planner.refused.told(), node.sense.warnings()
   )
 
 

@@ -17,7 +17,7 @@ from exo.topology.model_size import ModelSize
 
 # how the weights of a format are packed, in the words of `ModelFacts`
 _ENCODINGS = {"safetensors": ("BF16", ), "mlx": ("MLX", "BF16")}
-_PACKED = {"MXFP4": ("U8", "BF16"), "FP8": ("F8_E4M3", "BF16"), "INT4": ("I32", "BF16")}
+_PACKED = {"MXFP4": ("MXFP4", "BF16"), "FP8": ("F8_E4M3", "BF16"), "INT4": ("I32", "BF16")}
 _AS_GGUF = {"mistral3": "mistral3"}  # whatever text model is in it
 _OF_A_MIX = re.compile(r"^UD-|_(S|M|L|XL|MOE)$")  # what names of GGUF's mixtures have beside that of most weights
 # what a template has that tells thoughts from the rest

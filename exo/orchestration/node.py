@@ -37,7 +37,7 @@ from exo.networking.messages import (
     TokenDelivery,
 )
 from exo.networking.model_messages import DownloadNews, FindBlocks, FindModel, ListModels, ReadRange
-from exo.networking.peer_messages import Heartbeat, Hello
+from exo.networking.peer_messages import Heartbeat, Hello, PlanRoom
 from exo.orchestration.activity import Activity
 from exo.orchestration.awake_cores import AwakeCores
 from exo.orchestration.entry_desk import EntryDesk
@@ -47,12 +47,13 @@ from exo.orchestration.meter import Meter
 from exo.orchestration.model_catalog import ModelCatalog, ModelInfo
 from exo.orchestration.model_profiles import ModelProfiles
 from exo.orchestration.model_sharing import ModelSharing
-from exo.orchestration.node_news import heartbeat_of
+from exo.orchestration.node_news import heartbeat_of, rooms_of
 from exo.orchestration.peer_bounds import PeerBounds
 from exo.orchestration.plan_host import PlanHost
 from exo.orchestration.planner import ModelRing, Planner
 from exo.orchestration.ring_files import RingFiles
 from exo.orchestration.ring_models import RingModels
+from exo.orchestration.sense_check import SenseChecks
 from exo.orchestration.stage_files import StageFiles
 from exo.tasks import TaskOwner
 from exo.topology.loaded_for import LoadedFor
@@ -99,6 +100,10 @@ class Node:
         hello.node_id, catalog, self.ring_models, mesh.peers, lambda: self.planner.workers(self.hello), self._tasks
     )
     self.sharing = ModelSharing(catalog.store, mesh.peers, self.send, self.call, lambda: self.plans.busy)
+    self.sense = SenseChecks(
+        config.state_dir, self.generation, lambda model_id: any(room.model_id == model_id for _, room in self.rooms),
+        lambda: bool(len(self.desk)) or not self.plans.idle, self._tasks
+    )
 
   @property
   def node_id(self) -> str:
@@ -192,6 +197,11 @@ class Node:
     """This node and those that it is linked to."""
     return self.planner.topology(self.hello)
 
+  @property
+  def rooms(self) -> tuple[tuple[str, PlanRoom], ...]:
+    """Of all plans that are open, each with the node where it begins."""
+    return rooms_of(self.node_id, self.plans, self._mesh.peers())
+
   def refusals(self) -> list[str]:
     """Why nodes that were seen or dialed are no peers, latest last."""
     return [*self._discovery.refusals(), *self._mesh.refusals()]
@@ -281,6 +291,7 @@ class Node:
     ring = ModelRing(self.planner, self.hello, model)
     async with self.desk.generation(spec, ring, self.config.chatgpt_api_response_timeout) as generation:
       yield generation
+    self.sense.answered(model)
 
   # messages
 

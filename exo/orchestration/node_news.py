@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from exo.errors import one_line, without_paths
 from exo.networking.mesh import PeerStatus
-from exo.networking.peer_messages import Heartbeat, PeerLink, ShardMemory, WorkerBeat
+from exo.networking.peer_messages import Heartbeat, PeerLink, PlanRoom, ShardMemory, WorkerBeat
 from exo.orchestration.meter import Meter
 from exo.orchestration.plan_host import PlanHost
 from exo.system_figures import own_memory
@@ -17,6 +17,14 @@ from exo.worker.worker import Worker
 
 _MB = 2**20
 _LONGEST_PROBLEM = 400
+
+
+def rooms_of(node_id: str, plans: PlanHost, peers: Mapping[str, PeerStatus]) -> tuple[tuple[str, PlanRoom], ...]:
+  """Of all plans that are open, as far as node `node_id` knows: the node where each begins, and what it told of it last."""
+  found = [(node_id, room) for room in plans.rooms]
+  for other, peer in sorted(peers.items()):
+    found += [(other, room) for room in (peer.heartbeat.rooms if peer.heartbeat else ())]
+  return tuple(found)
 
 
 def heartbeat_of(

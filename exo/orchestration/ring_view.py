@@ -120,16 +120,8 @@ def ring_view(node: Node) -> RingView:
   refused = tuple(node.planner.refused.told().items())
   return RingView(
       nodes, _links(node), _chains(nodes), _requests(node),
-      node.topology().active_node_id, refused, rooms_of(node), file_views(node)
+      node.topology().active_node_id, refused, node.rooms, file_views(node)
   )
-
-
-def rooms_of(node: Node) -> tuple[tuple[str, PlanRoom], ...]:
-  """Of all plans that are open, as far as is known here: the node where each begins, and what it told of it last."""
-  found = [(node.node_id, room) for room in node.plans.rooms]
-  for node_id, peer in sorted(node.mesh.peers().items()):
-    found += [(node_id, room) for room in (peer.heartbeat.rooms if peer.heartbeat else ())]
-  return tuple(found)
 
 
 def file_views(node: Node) -> tuple[FileView, ...]:

@@ -25,9 +25,9 @@ from exo.orchestration.admission import Admission
 from exo.orchestration.drafter import Drafter
 from exo.orchestration.fair_clock import FairClock, share_of
 from exo.orchestration.kv_room import KvRoom, Limits
-from exo.orchestration.prefix_cache import MIN_REUSED, Match, common_prefix
 from exo.orchestration.prompt_chunks import PromptChunks
-from exo.orchestration.sequence import RunningSequence, salt_of
+from exo.orchestration.reuse import Reuse
+from exo.orchestration.sequence import RunningSequence
 from exo.orchestration.step import Step, StepDraft
 from exo.orchestration.waiting_line import WaitingLine
 
@@ -52,10 +52,10 @@ class Scheduler:
   room: KvRoom = field(init=False)
   admission: Admission = field(init=False)
   exactness: Exactness = field(init=False)
+  reuse: Reuse = field(init=False)
   _line: WaitingLine = field(init=False)
   _prompt_turns: FairClock = field(default_factory=FairClock)
   _running: dict[int, RunningSequence] = field(default_factory=dict)
-  _computed_anew: set[str] = field(default_factory=set)  # ids of requests that no cache may help
   _in_flight: dict[int, tuple[BatchEntry, ...]] = field(default_factory=dict)
   _next_step: int = 1
   _prompts_behind: int = 0  # steps of prompts let out since the last step of decodes
@@ -66,6 +66,7 @@ class Scheduler:
     self.room = KvRoom(self.limits, self._running)
     self.admission = Admission(self.room, self._running)
     self._line = self.admission.line
+    self.reuse = Reuse(self.room, self.admission, self._running)
     self._learn_exactness(self.limits.exactness)
 
   def learn(self, stage: int, exactness: Exactness) -> None:
@@ -75,7 +76,7 @@ class Scheduler:
 
   def _learn_exactness(self, of_stages: tuple[Exactness, ...]) -> None:
     self.limits = replace(self.limits, exactness=of_stages)
-    self.exactness = Exactness.of_all(of_stages)
+    self.exactness = self.reuse.exactness = Exactness.of_all(of_stages)
     self.room.most_step = self.limits.step_tokens + self.exactness.most_piece
 
   @property
@@ -213,7 +214,7 @@ class Scheduler:
     may_draft = 0 < len(ready) <= limits.max_drafting and not prompts and not replaying
     room = limits.step_tokens - len(ready)
     for sequence in ready:
-      self._keep_copy(sequence, draft)
+      self.reuse.keep_copy(sequence, draft)
       drafts: list[int] = []
       if may_draft:
         left = min(
@@ -226,7 +227,7 @@ class Scheduler:
       sequence.stepped = self._next_step
       sequence.computed += 1
     for sequence in replaying:
-      self._keep_copy(sequence, draft)
+      self.reuse.keep_copy(sequence, draft)
       again, stay = sequence.replay_step(self._most_drafts(sequence) + 1)
       room -= len(again)
       if room < 0 and draft.entries:
@@ -270,7 +271,7 @@ class Scheduler:
     It ends where a part may: a prompt does not depend on what ran beside it.
     """
     left, exactness = sequence.prompt_left, self.exactness
-    self._keep_copy(sequence, draft)
+    self.reuse.keep_copy(sequence, draft)
     to_mark = min((mark - sequence.computed for mark in sequence.marks), default=left)
     count = exactness.piece(sequence.computed, left, min(budget, to_mark))
     if not count and must and budget > 0:
@@ -297,7 +298,7 @@ class Scheduler:
     request = self._line.next()
     if request is None or not self.admission.has_room(request):
       return None
-    match, soon = self._find_prefix(request, draft)
+    match, soon = self.reuse.find(request, draft)
     if soon:  # a step later, more of its prompt will be there to copy
       return None
     needed = self.admission.claim(request)
@@ -311,11 +312,10 @@ class Scheduler:
         number, request, needed, [*request.prompt_ids, *request.replay_ids], self._next_step, length,
         self.admission.is_far(request)
     )
-    sequence.as_prompt = self._as_prompt(sequence, match)
+    sequence.as_prompt = self.reuse.as_prompt(sequence, match)
     self._running[number] = sequence
     self.room.reserved += needed
-    if self.limits.indivisible:
-      sequence.marks = self._marks(sequence)
+    sequence.marks = self.reuse.marks(sequence)
     told = replace(
         request,
         prompt_ids=request.prompt_ids if request.sampling.needs_prompt else (),
@@ -325,64 +325,6 @@ class Scheduler:
     )
     draft.opens.append(SequenceOpen(number, told, prompt, match.sequence if match else 0, length))
     return sequence
-
-  def _find_prefix(self, request: Request, draft: StepDraft) -> tuple[Match | None, bool]:
-    """(what the prompt can begin with, whether waiting a step would give more). Two tokens at least stay to compute."""
-    whole = request.prompt_logprobs is not None or request.embed  # every token's result is wanted
-    if whole or request.request_id in self._computed_anew or not self.limits.keep_caches:
-      return None, False
-    exactness = self.exactness
-    kept_back = exactness.least_piece if request.exact else 2
-    prompt, salt = np.asarray(request.prompt_ids[:-kept_back],
-                              np.int32), salt_of(request, self.admission.is_far(request))
-
-    def usable(common: int, as_prompt: int) -> int:
-      return exactness.whole(min(common, as_prompt)) if request.exact else common
-
-    best, soon = self.room.kept.match(prompt, salt, usable), 0
-    if self.limits.indivisible:  # what runs is soon too long
-      return best, False
-    for sequence in self._running.values():
-      if sequence.salt != salt:
-        continue
-      common = common_prefix(prompt, np.asarray(sequence.request.prompt_ids, np.int32))
-      ready = usable(min(common, draft.settled.get(sequence.number, 0)), sequence.as_prompt)
-      if ready >= MIN_REUSED and (best is None or ready > best.length):
-        best = Match(sequence.number, ready, min(ready, sequence.as_prompt))
-      soon = max(soon, usable(common, sequence.as_prompt))
-    return best, soon >= MIN_REUSED + (best.length if best else 0)
-
-  def _as_prompt(self, sequence: RunningSequence, match: Match | None) -> int:
-    """See `RunningSequence`. What ends within a piece is computed otherwise where more follows."""
-    exactness, request = self.exactness, sequence.request
-    if (request.embed or request.prompt_logprobs is not None) and not exactness.as_prompt:
-      return 0  # where the results of all rows are wanted, calls are as short as these are large
-    if match is not None and (match.as_prompt < match.length or exactness.whole(match.length) < match.length):
-      return match.as_prompt
-    if exactness.as_prompt and (request.exact or not (exactness.decode_rows or exactness.draft_rows)):
-      return sys.maxsize  # what is decoded, too
-    return exactness.whole(sequence.prompt_tokens)
-
-  def _marks(self, sequence: RunningSequence) -> list[int]:
-    """Where copies of it are kept, since its caches cannot be shortened: before what a template puts behind the last message, where
-    another text went on otherwise, and, for what need not be exact, at the prompt's end."""
-    request, multiple = sequence.request, max(MIN_REUSED, self.exactness.prompt_multiple)
-    if request.prompt_logprobs is not None or request.embed or not self.limits.keep_caches:
-      return []
-    prompt = np.asarray(request.prompt_ids, np.int32)
-    ends = [len(prompt) - max(MIN_REUSED, self.exactness.least_piece), self.room.kept.common(prompt, sequence.salt)]
-    marks = {end - end % multiple for end in ends if end <= ends[0]}
-    if not request.exact:
-      marks.add(len(prompt))
-    return sorted(mark for mark in marks if mark >= sequence.computed + MIN_REUSED)
-
-  def _keep_copy(self, sequence: RunningSequence, draft: StepDraft) -> None:
-    """Where it has come to a mark, before it goes on."""
-    while sequence.marks and sequence.marks[0] <= sequence.computed:
-      if sequence.marks.pop(0) == sequence.computed and (
-          number := self.room.copy_of(sequence, draft.sources)
-      ) is not None:
-        draft.copies.append((sequence.number, number, sequence.computed))
 
   # results
 
@@ -442,7 +384,7 @@ class Scheduler:
   def _begin_again(self, number: int, step: int) -> None:
     sequence = self._running.get(number)
     if sequence is not None and sequence.first_step <= step:
-      self._computed_anew.add(sequence.request.request_id)
+      self.reuse.anew.add(sequence.request.request_id)
       self._finish(number, keep=False, again=True)
       self._line.put_first(sequence.request)
 
@@ -476,6 +418,6 @@ class Scheduler:
       return
     self.drafter.forget(number)
     if not again:
-      self._computed_anew.discard(sequence.request.request_id)
+      self.reuse.anew.discard(sequence.request.request_id)
     self._line.left(sequence.request, 0 if again else sequence.computed)
     self.room.release(sequence, keep)

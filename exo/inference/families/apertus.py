@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from exo.inference.families.family import Family
+from exo.inference.families.family import Cut, Family
 
 
 def _older_words(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -11,4 +11,4 @@ def _older_words(config: Mapping[str, Any]) -> Mapping[str, Any]:
   return {key: config.get(key, False) for key in ("mlp_bias", "post_norm")}
 
 
-FAMILIES = (Family(("apertus", ), types=("apertus", ), older_words=_older_words), )
+FAMILIES = (Family(("apertus", ), Cut(own_head=True), types=("apertus", ), older_words=_older_words), )

@@ -1,5 +1,5 @@
 """dots.llm1."""
 
-from exo.inference.families.family import Family
+from exo.inference.families.family import Cut, Family
 
-FAMILIES = (Family(("dots1", )), )
+FAMILIES = (Family(("dots1", ), Cut(own_head=True)), )

@@ -58,7 +58,9 @@ class Cut:
 
   `feed` is the node that is overwritten with a stage's input where llama.cpp refuses or changes what is given as embeddings; with
   `scales_tokens` it scales tokens' embeddings, and given ones not. `out` is the node with a layer's result. `fill` are metadata that are
-  written where the file has none, as are those of `unsaid` models. `refused` is why there is no cut at all.
+  written where the file has none, as are those of `unsaid` models. `own_head`: a file without a head of its own is refused, where others
+  take the embedding for it. `unused_without_full` are tensors that are refused in a stage without a layer of full attention.
+  `only_networks`: some layers are nothing but a feed forward network. `refused` is why there is no cut at all.
   """
   windows: Every | None = None
   recurrent: Every | None = None
@@ -74,6 +76,9 @@ class Cut:
   same: tuple[int, ...] = ()
   fill: tuple[tuple[str, int], ...] = ()
   unsaid: tuple[Unsaid, ...] = ()
+  own_head: bool = False
+  unused_without_full: tuple[str, ...] = ()
+  only_networks: bool = False
   refused: str = ""
 
   @property
@@ -112,7 +117,8 @@ class MlxLm:
   `spares` are ends of names of tensors that it has and never computes with in layers that share keys and values. `stacks_experts`: it
   knows a layer's experts only as one tensor. `renames` are pairs of what is found in a tensor's name, as `re.sub` takes it, and of what
   it expects there. `factors`: it leaves out that tensors whose names end so are multiplied with these values of the configuration.
-  `grouped_heads`: it spreads heads over an axis more before it masks.
+  `grouped_heads`: it spreads heads over an axis more before it masks. `transposed` are ends of names of stacked matrices that it expects
+  the other way round.
   """
   called: str = ""
   own_windows: bool = False
@@ -127,6 +133,7 @@ class MlxLm:
   renames: tuple[tuple[str, str], ...] = ()
   factors: tuple[tuple[str, str], ...] = ()
   grouped_heads: bool = False
+  transposed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ FAMILIES = (
     ),
     # fewer than two layers with keys and values of their own are an assertion
     Family(("gemma4", ),
-           Cut(scales_tokens=True, least=2, needs=_WINDOWS),
+           Cut(scales_tokens=True, least=2, needs=_WINDOWS, unused_without_full=("rope_freqs.weight", )),
            types=("gemma4_text", "gemma4", "gemma4_unified"),
            mlx=MlxLm(gives_more=True),
            older_words=_older_words),

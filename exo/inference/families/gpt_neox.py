@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from exo.inference.families.family import Family
+from exo.inference.families.family import Cut, Family
 
 
 def _older_words(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -11,4 +11,4 @@ def _older_words(config: Mapping[str, Any]) -> Mapping[str, Any]:
   return {key: value for key, value in words.items() if value is not None}
 
 
-FAMILIES = (Family(("gptneox", ), types=("gpt_neox", ), older_words=_older_words), )
+FAMILIES = (Family(("gptneox", ), Cut(own_head=True), types=("gpt_neox", ), older_words=_older_words), )

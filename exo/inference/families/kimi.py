@@ -29,7 +29,7 @@ _RENAMES = ((r"\.block_sparse_moe\.((?:gate|up|down)_proj)\.", r".mlp.\1."), )
 
 FAMILIES = (
     Family(("kimi-linear", ),
-           Cut(needs=(LayerKind.RECURRENT, LayerKind.ATTENTION)),
+           Cut(needs=(LayerKind.RECURRENT, LayerKind.ATTENTION), own_head=True),
            types=("kimi_linear", ),
            mlx=MlxLm(renames=_RENAMES),
            older_words=_older_words),

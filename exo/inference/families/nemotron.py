@@ -5,7 +5,7 @@ from typing import Any
 
 from exo.inference.families.family import Cut, Family, LayerKind
 
-_HYBRID = Cut(needs=(LayerKind.RECURRENT, LayerKind.ATTENTION), out="nemotron_h_block_out")
+_HYBRID = Cut(needs=(LayerKind.RECURRENT, LayerKind.ATTENTION), out="nemotron_h_block_out", only_networks=True)
 
 
 def _older_words(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -15,6 +15,6 @@ def _older_words(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 FAMILIES = (
-    Family(("nemotron", ), types=("nemotron", )),
+    Family(("nemotron", ), Cut(own_head=True), types=("nemotron", )),
     Family(("nemotron_h", "nemotron_h_moe"), _HYBRID, types=("nemotron_h", ), older_words=_older_words),
 )

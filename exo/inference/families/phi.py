@@ -1,6 +1,6 @@
 """Phi 2 to 4, and their experts."""
 
-from exo.inference.families.family import Deviation, Family, Line, MlxLm
+from exo.inference.families.family import Cut, Deviation, Family, Line, MlxLm
 
 _EXPERTS = Deviation(
     "phimoe-experts", "llama_cpp",
@@ -9,6 +9,7 @@ _EXPERTS = Deviation(
 
 FAMILIES = (
     Family(("phi3", ), types=("phi3", ), line=Line()),
-    Family(("phi2", ), types=("phi", )),
-    Family(("phimoe", ), types=("phimoe", ), mlx=MlxLm(lacks_windows=True), deviations=(_EXPERTS, )),
+    Family(("phi2", ), Cut(own_head=True), types=("phi", )),
+    Family(("phimoe", ), Cut(own_head=True), types=("phimoe", ), mlx=MlxLm(lacks_windows=True),
+           deviations=(_EXPERTS, )),
 )

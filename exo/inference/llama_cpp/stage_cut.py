@@ -18,11 +18,6 @@ from exo.inference.families.catalogue import family_of, why_uncut
 from exo.inference.families.family import Cut, Later, LayerKind
 from exo.inference.shard import Shard
 
-# output.weight is required of these; all others take the embedding as the head where there is none
-_HEAD_OF_ITS_OWN = frozenset((
-    "apertus", "dots1", "gptneox", "gpt-oss", "kimi-linear", "minimax-m2", "nemotron", "olmo2", "olmoe", "phi2", "phimoe", "qwen2moe",
-    "stablelm"
-))  # yapf: disable
 _FEW_WORDS = 32  # rows of the table of a stage without the head: it is never read
 _NOT_BY_LAYER = ("rope.dimension_sections", "ple.", "target_layers")  # lists that do not have one value for each layer
 _FROM_THE_START = ("leading_dense_block_count", "hash_layer_count")  # numbers of layers, counted from the first
@@ -105,7 +100,7 @@ class _Whole:
     if heads[layer]:
       return LayerKind.ATTENTION
     networks = self.own.get("feed_forward_length")
-    only_network = self.architecture.startswith("nemotron_h") and isinstance(networks, list) and networks[layer]
+    only_network = self.cut.only_networks and isinstance(networks, list) and networks[layer]
     return LayerKind.FEED_FORWARD if only_network else LayerKind.RECURRENT
 
   def lacks(self, layers: Iterable[int]) -> Iterator[LayerKind]:
@@ -235,10 +230,8 @@ def _tensors(whole: _Whole, shard: Shard, layers: _Layers, later: Later) -> dict
 
 
 def _is_unused(whole: _Whole, name: str, layers: Sequence[int]) -> bool:
-  """Whether a tensor is refused, since no layer of the stage asks for it: Gemma 4's factors are of layers without a window."""
-  return name == "rope_freqs.weight" and whole.architecture == "gemma4" and not any(
-      whole.kind(layer) is LayerKind.FULL for layer in layers
-  )
+  """Whether a tensor is refused, since no layer of the stage asks for it."""
+  return name in whole.cut.unused_without_full and not any(whole.kind(layer) is LayerKind.FULL for layer in layers)
 
 
 def _ends(whole: _Whole, shard: Shard) -> dict[str, Piece]:
@@ -246,7 +239,7 @@ def _ends(whole: _Whole, shard: Shard) -> dict[str, Piece]:
   rows = None if shard.is_last else _FEW_WORDS
   found = {"output.bias": Piece("output.bias", rows)} if "output.bias" in whole.tensors else {}
   head = "output.weight" if "output.weight" in whole.tensors else "token_embd.weight"
-  if head == "output.weight" and whole.architecture in _HEAD_OF_ITS_OWN:
+  if head == "output.weight" and whole.cut.own_head:
     return found | {head: Piece(head, rows), "token_embd.weight": Piece("token_embd.weight", rows, 0.0)}
   if shard.is_last:
     return found | {"token_embd.weight": Piece(head)}

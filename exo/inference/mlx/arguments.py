@@ -122,7 +122,7 @@ def set_ropes(layers: list[Any], checkpoint: Checkpoint) -> None:
 
 
 def _set_near_ropes(layers: list[Any], checkpoint: Checkpoint) -> None:
-  """mlx-lm turns every sequence as if it were longer than the original context."""
+  """mlx-lm turns every sequence as if it were longer than the original context, and rounds the bounds of YaRN."""
   config, raw = checkpoint.config, checkpoint.hf_config
   text = raw.get("text_config")
   text = raw | text if isinstance(text, dict) else raw
@@ -133,3 +133,5 @@ def _set_near_ropes(layers: list[Any], checkpoint: Checkpoint) -> None:
         if type(child).__name__ == "SuScaledRoPE":
           near = scaling.get("short_mscale") or child._scale
           setattr(module, name, Rope(rope, child.dim, (float(near), float(child._scale))))
+        elif type(child).__name__ == "YarnRoPE" and not rope.truncate:
+          setattr(module, name, Rope(rope, child.dims, (float(child.mscale), ) * 2))

@@ -14,6 +14,7 @@ from exo.inference.mlx.model_types import modules, package_folder
 from exo.inference.offer import EngineOffer
 from exo.inference.quantize import Quantize, choose_quantize
 from exo.inference.repertoire import Repertoire
+from exo.inference.weights.tensor import READABLE
 from exo.topology.weight_memory import WeightMemory
 
 QUANTIZE = (Quantize.NONE, Quantize.EIGHT, Quantize.FOUR)
@@ -58,6 +59,7 @@ def repertoire() -> Repertoire:
   return Repertoire(
       text_models=line_types(),
       models=tuple(sorted(modules(package))),
+      encodings=tuple(sorted({*READABLE, "MXFP4"})),
       uncut=tuple(sorted(kind for kind, facts in known.items() if facts.uncut)),
       unread=tuple((kind, end) for kind, facts in known.items() for end in facts.unread),
       wrong=tuple((kind, facts.wrong) for kind, facts in known.items() if facts.wrong)

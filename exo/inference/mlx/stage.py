@@ -29,12 +29,14 @@ from exo.inference.mlx.weights import holding, is_quantized, lay_out_for_cpu, lo
 from exo.inference.quantize import choose_quantize
 from exo.inference.shard import Shard
 from exo.inference.stage_base import StageBase
+from exo.topology.weight_memory import STATES
 
 if TYPE_CHECKING:
   from exo.inference.weights.checkpoint import Checkpoint
 
 # columns of a decode batch that may be empty, as a share of those in use; below the second figure nobody cares
 _MAX_PADDING, _FREE_PADDING = 0.5, 4096
+_MOST_OF_STATES = 0.25  # of the memory beside the weights, for states that are there whatever a sequence's length
 
 
 class _Sequence:
@@ -82,14 +84,20 @@ class MlxStage(StageBase):
     self._model, self._abilities = rehearse(model, shard, config, held.dtype)
     mx.clear_cache()
     budget = KvBudget.of(shard, config, options, held.dtype.size, _MAX_PADDING)  # batches have empty columns, too
+    state_bytes = shard.layer_count * config.state_elements * held.dtype.size
+    sequences = options.max_sequences
+    if state_bytes:
+      most = int(_MOST_OF_STATES * budget.left_bytes(weight_bytes)) // state_bytes
+      sequences = min(sequences, max(STATES, most))
     memory = StageMemory(
         weight_bytes,
         budget.most_token_bytes,
-        budget.tokens(weight_bytes),
-        options.max_sequences,
+        budget.tokens(weight_bytes + sequences * state_bytes),
+        sequences,
         budget.max_context,
         max_drafting=1 if self._model.is_plain else 0,
         near_context=config.near_context,
+        working_bytes=sequences * state_bytes,
         indivisible=not self._model.is_plain
     )
     super().__init__(shard, memory, config.hidden_size, config.vocab_size)

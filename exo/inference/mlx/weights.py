@@ -23,6 +23,7 @@ from exo.inference.mlx.experts import stacked
 from exo.inference.shard import Shard
 from exo.inference.weights.blocks import Quantized, read_blocks
 from exo.inference.weights.checkpoint import Checkpoint
+from exo.inference.weights.microscaling import words_and_scales
 from exo.inference.weights.parts import needed_names, part_of, shard_tensors
 from exo.inference.weights.rounding import round_between
 from exo.inference.weights.tensor import StoredTensor
@@ -102,7 +103,12 @@ def load_weights(
     for suffix, parts in (("scales", scales), ("biases", biases)):
       # a model of its own, since the first one has already been shaped by the tensors that it saw
       found = _sanitized(make_model(), plain | parts, facts)
-      weights |= {f"{name.removesuffix('weight')}{suffix}": found[name].astype(held.dtype) for name in packed}
+      weights |= {f"{name.removesuffix('weight')}{suffix}": _scale(found[name], held.dtype) for name in packed}
+    # powers of two have none, and stood in for them
+    weights = {
+        name: array
+        for name, array in weights.items() if not name.endswith(".biases") or array.dtype != mx.uint8
+    }
     _make_quantized(model, weights)
   _set(model, weights, shard, checkpoint)
   return model
@@ -119,6 +125,9 @@ def _factor(name: str, checkpoint: Checkpoint) -> float:
 
 
 def _sanitized(model: Any, weights: Arrays, facts: MlxLm) -> Arrays:
+  if facts.transposed:
+    weights = {name: array.swapaxes(-1, -2) if name.endswith(facts.transposed) else array
+               for name, array in weights.items()}  # yapf: disable
   for pattern, expected in facts.renames:
     weights = {re.sub(pattern, expected, name): array for name, array in weights.items()}
   if facts.stacks_experts:
@@ -163,11 +172,18 @@ def _floats(stored: StoredTensor, dtype: Any) -> Any:
   return mx.array(stored.to_float32()).astype(dtype)
 
 
+def _scale(array: Any, dtype: Any) -> Any:
+  return array if array.dtype == mx.uint8 else array.astype(dtype)
+
+
 def _affine(stored: StoredTensor) -> tuple[Any, Any, Any] | None:
-  """(codes, scales, biases) as MLX wants them, equal to what is stored; None for floats.
+  """(codes, scales, biases) as MLX wants them, equal to what is stored; None for floats. Scales of MXFP4 are bytes, and so are its biases.
 
   Blocks of 16, which MLX has not (Q6_K), become eight bits in groups of 32: 1/4 of a Q6_K step at most.
   """
+  if stored.encoding == "MXFP4":
+    words, scales = words_and_scales(stored)
+    return mx.array(words), mx.array(scales), mx.array(scales)
   blocks = read_blocks(stored) if len(stored.shape) > 1 else None
   if blocks is None:
     return None
@@ -197,10 +213,10 @@ def _make_quantized(model: Any, weights: Arrays) -> None:
   def settings(path: str, module: Any) -> Any:
     if f"{path}.scales" not in weights or not hasattr(module, "to_quantized"):
       return False
-    columns = module.weight.shape[-1]
+    columns, scales = module.weight.shape[-1], weights[f"{path}.scales"]
     return {
-        "group_size": columns // weights[f"{path}.scales"].shape[-1],
-        "bits": weights[f"{path}.weight"].shape[-1] * 32 // columns
+        "group_size": columns // scales.shape[-1], "bits": weights[f"{path}.weight"].shape[-1] * 32 // columns,
+        "mode": "mxfp4" if scales.dtype == mx.uint8 else "affine"
     }
 
   nn.quantize(model, class_predicate=settings)

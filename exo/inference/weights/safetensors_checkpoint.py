@@ -24,6 +24,7 @@ from exo.inference.said_sampling import SaidSampling, said_by_generation_config
 from exo.inference.weights.block_map import BlockMap
 from exo.inference.weights.checkpoint import HEAD, Checkpoint, check_present
 from exo.inference.weights.file_bytes import FileBytes
+from exo.inference.weights.microscaling import as_blocks, logical_shape, microscaled
 from exo.inference.weights.other_contents import other_contents
 from exo.inference.weights.tensor import AffineGroups, StoredTensor
 
@@ -136,8 +137,10 @@ class SafetensorsCheckpoint(Checkpoint):
       files = sorted({index[name] for name in lacking})
       raise ModelFilesError(f"{path.name} lacks {', '.join(files[:3])}{' …' if len(files) > 3 else ''}")
     self._as_text_alone()
+    self._microscaled = microscaled({name: entry.dtype for name, (_, entry) in self._entries.items()})
     self._packed = {name: name.removesuffix(".weight") for name in self._entries if self._is_packed(name)}
     self._hidden = {f"{module}.{part}" for module in self._packed.values() for part in ("scales", "biases")}
+    self._hidden |= set(self._microscaled.values())
 
   def _as_text_alone(self) -> None:
     """Of a repository with other parts beside a language model that is also published alone: that model, as it is there."""
@@ -155,7 +158,8 @@ class SafetensorsCheckpoint(Checkpoint):
   def _is_packed(self, name: str) -> bool:
     """Whether a weight is one of MLX's: words of codes, with scales and biases beside them."""
     module = name.removesuffix(".weight")
-    return module != name and self._entries[name][1].dtype == "U32" and f"{module}.scales" in self._entries
+    return name not in self._microscaled and module != name and self._entries[name][
+        1].dtype == "U32" and f"{module}.scales" in self._entries
 
   def _index(self) -> dict[str, str]:
     """Which file holds each tensor, as the folder says; empty where it says nothing."""
@@ -202,6 +206,8 @@ class SafetensorsCheckpoint(Checkpoint):
 
   def tensor_bytes(self, name: str) -> int:
     own = self._entry(name)[1].n_bytes
+    if name in self._microscaled:
+      return own + self._entry(self._microscaled[name])[1].n_bytes
     if name not in self._packed:
       return own
     module = self._packed[name]
@@ -209,9 +215,13 @@ class SafetensorsCheckpoint(Checkpoint):
 
   def tensor_shape(self, name: str) -> tuple[int, ...]:
     shape = self._entry(name)[1].shape or (1, )
+    if name in self._microscaled:
+      return logical_shape(shape, self._entry(name)[1].dtype)
     return (*shape[:-1], shape[-1] * 32 // self._settings(self._packed[name])[0]) if name in self._packed else shape
 
   def encoding(self, name: str) -> str:
+    if name in self._microscaled:
+      return "MXFP4"
     if name not in self._packed:
       return self._entry(name)[1].dtype
     self._settings(self._packed[name])
@@ -220,6 +230,8 @@ class SafetensorsCheckpoint(Checkpoint):
   def tensor(self, name: str) -> StoredTensor:
     if name in self._packed:
       return self._tensor_of_groups(name, self._packed[name])
+    if name in self._microscaled:
+      return as_blocks(self._raw(name), self._raw(self._microscaled[name]), self.tensor_shape(name))
     if name not in self._entries and (found := self._stacked(name)):
       stack, expert = found
       return self.tensor(stack).part(expert)
@@ -228,6 +240,8 @@ class SafetensorsCheckpoint(Checkpoint):
   def spans(self, name: str) -> list[tuple[Path, int, int]]:
     if name in self._packed:
       parts = [f"{self._packed[name]}.{part}" for part in ("weight", "scales", "biases")]
+    elif name in self._microscaled:
+      parts = [name, self._microscaled[name]]
     elif name not in self._entries and (found := self._stacked(name)):
       parts = [found[0]]
     else:
