@@ -31,7 +31,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
 @pytest.mark.parametrize(
     "engines", [
         pytest.param(HERE, id="here"),
-        pytest.param((APPLES, LLAMA_CPP), id="mac"),
+        pytest.param((APPLES, LLAMA_CPP), id="mac", marks=pytest.mark.slow),
         pytest.param((ONNX, ), id="onnx"),
         pytest.param((LLAMA_CPP, ), id="llama_cpp", marks=pytest.mark.slow),
         pytest.param((APPLES, ), id="mlx", marks=pytest.mark.slow)

@@ -210,7 +210,8 @@ def test_issue_20_line_8_turns_are_the_same_warm_cold_edited_and_evicted(
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("turn", [pytest.param(0, marks=pytest.mark.slow), 1])
-@pytest.mark.parametrize(("engine", "family", "form"), ENGINES)
+@pytest.mark.parametrize(("engine", "family", "form"),
+                         [pytest.param(*ENGINES[0].values, marks=pytest.mark.slow, id="mlx"), ENGINES[1]])
 def test_issue_20_line_8_a_kill_in_the_first_or_second_turn_changes_nothing(
     engine: str, family: str, form: str, turn: int, tmp_path: Path
 ) -> None:

@@ -33,7 +33,7 @@ def whole_nll(path: Path, kv: KvType, token_ids: list[int]) -> float:
   return float(-logits[np.arange(len(token_ids) - 1), token_ids[1:]].mean())
 
 
-@pytest.mark.parametrize("name", ["smollm2_135m_q4_1", "gemma3_270m_q4_k_m"])
+@pytest.mark.parametrize("name", ["smollm2_135m_q4_1", pytest.param("gemma3_270m_q4_k_m", marks=pytest.mark.slow)])
 def test_line_5_likelihoods_are_those_of_llama_cpp(name: str, smollm2: Checkpoint, model_home: Path) -> None:
   """Of each reference text within 0.1 % of the library's with the same kinds of keys and values, whole and cut; with those that are the
   default, over all texts of a model, within 0.3 % of floats of 16 bits."""

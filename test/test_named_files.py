@@ -71,10 +71,11 @@ def test_line_10_the_engine_that_would_run_it_says_which_form() -> None:
   assert forms(CARD, LLAMA_CPP) == ["gguf"]  # it reads nothing else
   assert forms(CARD, ONNX) == ["gguf", "mlx", "safetensors"]
   assert forms(CARD, APPLES, LLAMA_CPP) == forms(CARD, APPLES) == ["mlx", "gguf", "safetensors"]
-  # what MLX reads of a family is its own form only, and of gpt-oss not even that
+  # what MLX reads of a family may be its own form only
   assert forms(CARDS["glm-4.7-flash"], APPLES) == ["mlx", "safetensors"]
   assert forms(CARDS["glm-4.7-flash"], APPLES, LLAMA_CPP)[0] == "mlx"
-  assert forms(CARDS["gpt-oss-20b"], APPLES, LLAMA_CPP) == ["gguf"] and forms(CARDS["gpt-oss-20b"], APPLES) == []
+  assert forms(CARDS["gpt-oss-20b"], APPLES) == ["mlx", "safetensors"]  # both packed as MXFP4
+  assert forms(CARDS["gpt-oss-20b"], APPLES, LLAMA_CPP) == ["mlx", "safetensors", "gguf"]
   assert forms(CARDS["glm-4.7-flash"], ONNX) == []
   assert forms(CARDS["deepseek-v3.2"], APPLES) == ["mlx"]  # published in FP8, which no engine here reads
   assert isinstance(sources_for(CARDS["smollm2-135m"], workers(APPLES, LLAMA_CPP))[0], WheelSource)

@@ -107,7 +107,8 @@ class Load:
       raise ExoError(str(event["error"].get("message", event["error"])))
     if event.get("choices"):
       text = event["choices"][0].get("text") or ""
-      if text or event["choices"][0].get("finish_reason") is None:
+      # an answer of nothing but tokens that are no text by themselves has come when it ends
+      if text or event["choices"][0].get("finish_reason") is None or not answer.arrived:
         answer.arrived.append(arrived)
       answer.text += text
       answer.tokens += (event["choices"][0].get("logprobs") or {}).get("tokens", ())
