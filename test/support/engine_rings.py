@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +36,7 @@ async def ring_of(*members: tuple[Path, Path | None, Sequence[EngineOffer]]) -> 
   for i, (home, shelf, engines) in enumerate(members):
     offers = (WorkerOffer("cpu", tuple(engines), MEMORY_MB), )
     dirs = [] if shelf is None else [shelf]
-    nodes.append(make_node(home, network, f"n{i}", MEMORY_MB, dirs, offers, replace(config, exo_home=home)))
+    nodes.append(make_node(home, network, f"n{i}", MEMORY_MB, dirs, offers, config))
     await nodes[-1].start()
   try:
     yield nodes

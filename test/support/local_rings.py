@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def make_node(
     config: Config = CONFIG
 ) -> Node:
   """With a worker for each of `offers`, one of the dummy engine without them."""
-  offers = tuple(offers) or dummy_offers(memory)
+  offers, config = tuple(offers) or dummy_offers(memory), replace(config, exo_home=tmp_path)
   hello = Hello(node_id, 1, 50000, DeviceCapabilities(memory=memory), offers, "1")
   return Node(
       config, hello, LocalMesh(hello, network), NoDiscovery(),
