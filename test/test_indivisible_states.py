@@ -153,7 +153,6 @@ ENGINES = [
 ]
 CONTEXT = 4096  # tiny ones say less than they can
 IDS = [int(i) for i in np.random.default_rng(5).integers(5, 250, 3000)]
-KILLED = "kill -9"
 
 
 def lay_out(family: str, form: str, folder: Path) -> str:
@@ -210,15 +209,16 @@ def test_issue_20_line_8_turns_are_the_same_warm_cold_edited_and_evicted(
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("turn", [pytest.param(0, marks=pytest.mark.slow), 1])
-@pytest.mark.parametrize(("engine", "family", "form"),
-                         [pytest.param(*ENGINES[0].values, marks=pytest.mark.slow, id="mlx"), ENGINES[1]])
+@pytest.mark.parametrize(("engine", "family", "form"), [
+    pytest.param(*ENGINES[0].values, marks=[*ENGINES[0].marks, pytest.mark.slow], id="mlx"), ENGINES[1]
+])
 def test_issue_20_line_8_a_kill_in_the_first_or_second_turn_changes_nothing(
     engine: str, family: str, form: str, turn: int, tmp_path: Path
 ) -> None:
   model = lay_out(family, form, tmp_path / "shelf")
   flags = chosen(engine, tmp_path / "shelf")
   said: list[list[str]] = []
-  for home in ("calm", KILLED):
+  for home in ("calm", "killed"):
     with ring(tmp_path / home, 3, *flags) as nodes:
       by_id = {node.node_id: node for node in nodes}
       ask(nodes[0], model, IDS[:40], max_tokens=1)
@@ -227,7 +227,7 @@ def test_issue_20_line_8_a_kill_in_the_first_or_second_turn_changes_nothing(
       entry, victim = by_id[stages[0]], by_id[stages[-1]]
       texts = []
       for k, prompt in enumerate((IDS[:800], IDS[:1000])):
-        kill = home == KILLED and k == turn
+        kill = home == "killed" and k == turn
         streamed = stream(
             entry,
             prompt,  # type: ignore[arg-type]

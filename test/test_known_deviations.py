@@ -13,7 +13,7 @@ from exo.inference.offer import EngineOffer, able
 from exo.inference.repertoire import Repertoire
 from exo.inference.weights.checkpoint import open_checkpoint
 from test.support.families import Form, families_folder
-from test.support.nodes import NodeProcess
+from test.support.nodes import NodeProcess, exo
 
 
 def gguf(kind: str, **metadata: float) -> tuple[FoundDeviation, ...]:
@@ -81,5 +81,6 @@ def test_line_4_lists_say_it_and_the_log_says_it_once(tmp_path: Path) -> None:
       status, _answer = node.post("/v1/completions", {"model": "gpt_oss-gguf", "prompt": [3, 4, 5], "max_tokens": 2})
       assert status == 200
     assert node.log.count("known deviation") == 1
+    assert f"  deviates  gpt_oss-gguf on {told[0]}" in exo(node.home, "status").stdout
   finally:
     node.stop()

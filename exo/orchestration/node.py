@@ -102,7 +102,8 @@ class Node:
     self.sharing = ModelSharing(catalog.store, mesh.peers, self.send, self.call, lambda: self.plans.busy)
     self.sense = SenseChecks(
         config.state_dir, self.generation, lambda model_id: any(room.model_id == model_id for _, room in self.rooms),
-        lambda: bool(len(self.desk)) or not self.plans.idle, self._tasks
+        lambda: bool(len(self.desk)) or not self.plans.idle or
+        any(peer.heartbeat is not None and peer.heartbeat.active for peer in mesh.peers().values()), self._tasks
     )
 
   @property
@@ -143,6 +144,7 @@ class Node:
     await self._mesh.start(self)
     self.hello = getattr(self._mesh, "hello", self.hello)
     self._tasks.spawn(self.catalog.store.remember_doubts(), "what is in doubt of models")
+    await self.sense.recall()
     await self._discovery.start(self.hello, self._mesh.offer)
     self._awaited = ""
 

@@ -68,16 +68,21 @@ def warning_of(gain: float) -> str:
 
 
 class SenseChecks:
-  """`generate` runs a request, `is_open` says whether a plan of a model is, and `busy` whether anybody wants this node."""
+  """`generate` runs a request, `is_open` says whether a plan of a model is, and `busy` whether anybody wants the ring."""
   def __init__(
       self, state_dir: Path, generate: Generate, is_open: Callable[[str], bool], busy: Callable[[], bool],
       tasks: TaskOwner
   ) -> None:
     self._state_dir, self._generate, self._is_open, self._busy, self._tasks = state_dir, generate, is_open, busy, tasks
     self._gains: dict[str, float] = {}
-    self._failures: dict[str, int] = {}
+    self._tries: dict[str, int] = {}
+    self._told: set[str] = set()
     self._under_way: set[str] = set()
     self._lock = asyncio.Lock()
+
+  async def recall(self) -> None:
+    """What was found out before this node started."""
+    self._gains = await asyncio.to_thread(gains_kept, self._state_dir)
 
   def warnings(self) -> Mapping[str, str]:
     """By the keys of models' files."""
@@ -86,10 +91,17 @@ class SenseChecks:
   def answered(self, model: ModelInfo) -> None:
     """A request for it has been answered: it may be looked at as soon as nobody wants anything."""
     key = model.fingerprint
-    is_over = key in self._gains or key in self._under_way or self._failures.get(key, 0) >= _TRIES
-    if model.file.size and not is_over:
+    if key in self._gains:
+      self._tell(model, key)
+    elif model.file.size and key not in self._under_way and self._tries.get(key, 0) < _TRIES:
       self._under_way.add(key)
       self._tasks.spawn(self._look(model), f"whether {model.id} makes sense")
+
+  def _tell(self, model: ModelInfo, key: str) -> None:
+    """Once, as long as this node lives."""
+    if key not in self._told and (told := warning_of(self._gains[key])):
+      self._told.add(key)
+      log(0, "%s: %s", model.id, told)
 
   async def _look(self, model: ModelInfo) -> None:
     key = model.fingerprint
@@ -101,22 +113,27 @@ class SenseChecks:
         return
       self._gains[key] = gain
       forget_oldest(self._gains, _MOST_KEPT)
-      if told := warning_of(gain):
-        log(0, "%s: %s", model.id, told)
+      self._tell(model, key)
     except (ExoError, OSError) as error:
-      self._failures[key] = self._failures.get(key, 0) + 1
-      forget_oldest(self._failures, _MOST_KEPT)
+      self._give_up(key, 1)
       log(2, "whether %s makes sense was not found out: %s", model.id, in_words(error))
     finally:
       self._under_way.discard(key)
+
+  def _give_up(self, key: str, tries: int) -> None:
+    self._tries[key] = self._tries.get(key, 0) + tries
+    forget_oldest(self._tries, _MOST_KEPT)
 
   async def _found(self, model: ModelInfo) -> float | None:
     """None where there is nothing to ask, or nobody has it loaded any more. Raises `ExoError`, OSError."""
     async with self._lock:
       encoded = await asyncio.to_thread(model.tokenizer.encode, SENTENCE, add_bos=True)
       ids = [i for i in encoded if i < model.n_words]  # some tokenizers know more words than the model
+      if len(set(ids)) < _FEWEST_KINDS or len(ids) >= model.max_context:
+        self._give_up(model.fingerprint, _TRIES)
+        return None
       await quiet(self._busy, _QUIET_S)
-      if len(set(ids)) < _FEWEST_KINDS or len(ids) >= model.max_context or not self._is_open(model.id):
+      if not self._is_open(model.id):
         return None
       spec = GenerationSpec(
           uuid.uuid4().hex, tuple(ids), 1, frozenset(), SamplingParams(temperature=0), prompt_logprobs=0, exact=False

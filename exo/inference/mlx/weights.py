@@ -81,10 +81,10 @@ def load_weights(
     if name in needed:
       stored = checkpoint.tensor(name)
       factor = _factor(name, checkpoint)
-      if held.packed and (groups := _affine(stored)):
-        plain[name], scales[name], biases[name] = groups
-        if factor != 1:
-          scales[name], biases[name] = scales[name] * factor, biases[name] * factor
+      if held.packed and (groups := _groups(stored, factor)):
+        plain[name], scales[name], own_biases = groups
+        if own_biases is not None:
+          biases[name] = own_biases
       else:
         plain[name] = _floats(stored, held.dtype)
         if factor != 1:
@@ -103,12 +103,12 @@ def load_weights(
     for suffix, parts in (("scales", scales), ("biases", biases)):
       # a model of its own, since the first one has already been shaped by the tensors that it saw
       found = _sanitized(make_model(), plain | parts, facts)
-      weights |= {f"{name.removesuffix('weight')}{suffix}": _scale(found[name], held.dtype) for name in packed}
-    # powers of two have none, and stood in for them
-    weights = {
-        name: array
-        for name, array in weights.items() if not name.endswith(".biases") or array.dtype != mx.uint8
-    }
+      # what has none of these is still codes; powers of two are bytes
+      weights |= {
+          f"{name.removesuffix('weight')}{suffix}": found[name]
+          if found[name].dtype == mx.uint8 else found[name].astype(held.dtype)
+          for name in packed if found[name].dtype != mx.uint32
+      }
     _make_quantized(model, weights)
   _set(model, weights, shard, checkpoint)
   return model
@@ -172,18 +172,25 @@ def _floats(stored: StoredTensor, dtype: Any) -> Any:
   return mx.array(stored.to_float32()).astype(dtype)
 
 
-def _scale(array: Any, dtype: Any) -> Any:
-  return array if array.dtype == mx.uint8 else array.astype(dtype)
+def _groups(stored: StoredTensor, factor: float) -> tuple[Any, Any, Any | None] | None:
+  """(codes, scales, biases) of the weights times `factor` as MLX wants them; None for what is held as floats. MXFP4 has bytes for
+  scales, which only some factors would leave whole, and no biases."""
+  if stored.encoding == "MXFP4":
+    if factor != 1:
+      return None
+    words, scales = words_and_scales(stored)
+    return mx.array(words), mx.array(scales), None
+  found = _affine(stored)
+  if found is None or factor == 1:
+    return found
+  return found[0], found[1] * factor, found[2] * factor
 
 
 def _affine(stored: StoredTensor) -> tuple[Any, Any, Any] | None:
-  """(codes, scales, biases) as MLX wants them, equal to what is stored; None for floats. Scales of MXFP4 are bytes, and so are its biases.
+  """(codes, scales, biases) as MLX wants them, equal to what is stored; None for floats.
 
   Blocks of 16, which MLX has not (Q6_K), become eight bits in groups of 32: 1/4 of a Q6_K step at most.
   """
-  if stored.encoding == "MXFP4":
-    words, scales = words_and_scales(stored)
-    return mx.array(words), mx.array(scales), mx.array(scales)
   blocks = read_blocks(stored) if len(stored.shape) > 1 else None
   if blocks is None:
     return None

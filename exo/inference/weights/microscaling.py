@@ -13,40 +13,39 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from exo.errors import ModelFilesError
 from exo.inference.weights.tensor import StoredTensor
 
 Bytes = npt.NDArray[np.uint8]
 _BLOCK, _BLOCK_BYTES = 32, 17
 
 
-def microscaled(types: Mapping[str, str]) -> dict[str, str]:
-  """The names of codes with those of their scales, given the types of all tensors in safetensors' words."""
+def microscaled(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, str]:
+  """The names of codes with those of their scales, given the type, in safetensors' words, and the shape of all tensors. What is packed in
+  other groups is none of these."""
   found = {}
-  for name, kind in types.items():
+  for name, (kind, shape) in tensors.items():
     if kind == "U8" and name.endswith("_blocks"):
       scales = f"{name.removesuffix('_blocks')}_scales"
     elif kind == "U32" and name.endswith(".weight"):
       scales = f"{name.removesuffix('weight')}scales"
     else:
       continue
-    if types.get(scales) == "U8":
+    whole = logical_shape(shape, kind)
+    if whole and whole[-1] % _BLOCK == 0 and tensors.get(scales) == ("U8", (*whole[:-1], whole[-1] // _BLOCK)):
       found[name] = scales
   return found
 
 
 def logical_shape(codes: tuple[int, ...], kind: str) -> tuple[int, ...]:
-  """Of the weights, given the shape of their codes and its type."""
+  """Of the weights, given the shape of their codes and its type; () where these are no such codes."""
   if kind == "U32":
-    return (*codes[:-1], codes[-1] * 8)
-  return (*codes[:-2], codes[-2] * _BLOCK) if len(codes) > 2 else codes
+    return (*codes[:-1], codes[-1] * 8) if codes else ()
+  return (*codes[:-2], codes[-2] * _BLOCK) if len(codes) > 2 and codes[-1] == _BLOCK // 2 else ()
 
 
 def as_blocks(codes: StoredTensor, scales: StoredTensor, shape: tuple[int, ...]) -> StoredTensor:
-  """Raises `ModelFilesError` where the two do not belong together."""
+  """One tensor of both."""
   blocks = shape[-1] // _BLOCK
-  if shape[-1] % _BLOCK or scales.shape != (*shape[:-1], blocks) or 2 * codes.n_bytes != int(np.prod(shape)):
-    raise ModelFilesError(f"{codes.name} and {scales.name} do not belong together as MXFP4")
   halves = np.ascontiguousarray(codes.data).reshape(*shape[:-1], blocks, _BLOCK // 2)
   numbers = np.stack([halves & 15, halves >> 4], axis=-1).reshape(*shape[:-1], blocks, _BLOCK)
   data = np.empty((*shape[:-1], blocks, _BLOCK_BYTES), np.uint8)

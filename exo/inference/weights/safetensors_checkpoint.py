@@ -137,7 +137,7 @@ class SafetensorsCheckpoint(Checkpoint):
       files = sorted({index[name] for name in lacking})
       raise ModelFilesError(f"{path.name} lacks {', '.join(files[:3])}{' …' if len(files) > 3 else ''}")
     self._as_text_alone()
-    self._microscaled = microscaled({name: entry.dtype for name, (_, entry) in self._entries.items()})
+    self._microscaled = microscaled({name: (entry.dtype, entry.shape) for name, (_, entry) in self._entries.items()})
     self._packed = {name: name.removesuffix(".weight") for name in self._entries if self._is_packed(name)}
     self._hidden = {f"{module}.{part}" for module in self._packed.values() for part in ("scales", "biases")}
     self._hidden |= set(self._microscaled.values())
@@ -292,7 +292,7 @@ class SafetensorsCheckpoint(Checkpoint):
     if mode != "affine" or bits not in (2, 3, 4, 5, 6, 8) or size not in (32, 64, 128):
       raise ModelFilesError(
           f"{self.path.name}: {module} is packed as {mode!r}, {bits} bits, groups of {size}; of MLX's packings exo reads "
-          "affine groups of 32, 64 or 128 with 2 to 8 bits"
+          "affine groups of 32, 64 or 128 with 2 to 8 bits, and MXFP4"
       )
     return bits, size
 
