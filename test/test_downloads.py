@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,10 @@ from exo.errors import CancelledRequestError, DownloadError, InvalidRequestError
 from exo.inference.weights.block_map import BlockMap, span_bytes
 from test.support.disks import own_disk
 from test.support.hub import Hub
-from test.support.stores import DeadEnd, hub_here, store, write_big
+from test.support.stores import QUICK, DeadEnd, hub_here, store, write_big
 
 REPO = "org/big"
+IMPATIENT = replace(QUICK, stall_s=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +144,7 @@ def test_a_stall_is_noticed_and_the_rest_comes_over_a_new_connection(
     server: Hub, repository: Path, tmp_path: Path
 ) -> None:
   server.faults.stall_after, server.faults.file = 3 * 2**20, "model.safetensors"
-  assert same(pull(store(tmp_path / "home")), repository)
+  assert same(pull(store(tmp_path / "home", retry=IMPATIENT)), repository)
 
 
 def test_a_download_that_was_interrupted_goes_on_in_another_process(
@@ -152,7 +154,7 @@ def test_a_download_that_was_interrupted_goes_on_in_another_process(
   server.faults.cut_after, server.faults.file = 4 * 2**20, "model.safetensors"
   server.faults.stall_after = 0
   with pytest.raises(DownloadError, match="What came is kept"):
-    pull(store(tmp_path / "home"))
+    pull(store(tmp_path / "home", retry=IMPATIENT))
   server.faults.stall_after = None
   server.faults.cut_after = None
   before = server.sent["model.safetensors"]
