@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Literal
 
 from exo.bounds import MAX_CONTEXT, MAX_PARALLEL, MAX_WORKERS, is_worker_name
 from exo.errors import ConfigError
+from exo.origins import check_origin
 
 ExactMode = Literal["all", "seeded", "off"]  # which requests' tokens depend on nothing but the request
 DEFAULT_API_PORT = 52415
@@ -196,8 +196,7 @@ def _check(config: Config) -> None:
   if config.discovery_module == "tailscale" and not (config.tailscale_api_key and config.tailnet_name):
     raise ConfigError("--discovery-module tailscale needs --tailscale-api-key KEY and --tailnet-name NAME")
   for origin in config.cors_origins:
-    if not re.fullmatch(r"https?://[^\s/?#@]+", origin):
-      raise ConfigError(f"--cors-origin {origin!r} must be like https://example.org, with scheme, without a path")
+    check_origin(origin)
   for device in config.devices:
     if not is_worker_name(device):
       raise ConfigError(f"--devices {device!r} must be a short name of small letters and digits, as cpu or gpu0")

@@ -42,6 +42,15 @@ class InvalidRequestError(ExoError):
     super().__init__(message, param=param, code=code)
 
 
+class ContextExceededError(InvalidRequestError):
+  """A prompt of `tokens` tokens, or at least as many, where `context` are possible."""
+  kind = "context_exceeded"
+
+  def __init__(self, message: str, param: str | None = None, tokens: int = 0, context: int = 0) -> None:
+    super().__init__(message, param, "context_length_exceeded")
+    self.details |= {"tokens": tokens, "context": context}
+
+
 class NotAllowedError(ExoError):
   """The client's API key has not the role for it."""
   kind = "not_allowed"

@@ -83,7 +83,10 @@ def test_04_the_two_names_of_max_tokens_and_none(node: NodeProcess) -> None:
     assert answer["usage"]["completion_tokens"] == 3 and answer["choices"][0]["finish_reason"] == "length"
   free = node.post(CHAT, {"messages": [{"role": "user", "content": "x" * 8000}], "logit_bias": NEVER_STOP})[1]
   assert free["usage"]["total_tokens"] == 8192 and free["choices"][0]["finish_reason"] == "length"
-  for wrong in (0, -1, 1.5, "many"):
+  unlimited = {"messages": [{"role": "user", "content": "x" * 8000}], "logit_bias": NEVER_STOP, "max_tokens": -1}
+  assert node.post(CHAT, unlimited)[1]["choices"] == free["choices"]
+  assert node.post(CHAT, {"messages": HELLO, "max_tokens": 3.0})[1]["usage"]["completion_tokens"] == 3
+  for wrong in (0, -2, 1.5, "many"):
     assert_error(*node.post(CHAT, {"messages": HELLO, "max_tokens": wrong}), 400)
 
 
@@ -114,7 +117,9 @@ def test_07_n(client: OpenAI, node: NodeProcess) -> None:
   assert [c.index for c in answer.choices] == list(range(8))
   assert len({c.message.content for c in answer.choices}) == 8
   assert answer.usage and answer.usage.completion_tokens <= 160
-  for n in (0, 9, -1, "two"):
+  many = client.chat.completions.create(model="dummy", messages=HELLO, n=128, temperature=1.5, max_tokens=4)
+  assert [c.index for c in many.choices] == list(range(128)) and len({c.message.content for c in many.choices}) > 100
+  for n in (0, 129, -1, "two"):
     assert assert_error(*node.post(CHAT, {"messages": HELLO, "n": n}), 400)["param"] == "n"
 
 
@@ -179,7 +184,12 @@ def test_10_stop_strings(client: OpenAI, node: NodeProcess) -> None:
     chunks = list(client.chat.completions.create(model="dummy", messages=HELLO, max_tokens=60, stop=stop, stream=True))
     assert "".join(c.choices[0].delta.content or "" for c in chunks) == full[:first]
     assert chunks[-1].choices[0].finish_reason == "stop"
-  for wrong in (["a"] * 5, "", [""], [1], 7):
+  sixty_four = [f"never {i}" for i in range(63)] + [full[20:24]]
+  cut = client.chat.completions.create(model="dummy", messages=HELLO, max_tokens=60, stop=sixty_four).choices[0]
+  assert cut.message.content == full[:full.index(full[20:24])]
+  for empty in ("", [""], ["", ""]):
+    assert text(client, max_tokens=60, stop=empty) == full
+  for wrong in (["a"] * 65, [1], 7):
     assert assert_error(*node.post(CHAT, {"messages": HELLO, "stop": wrong}), 400)["param"] == "stop"
 
 
@@ -198,10 +208,13 @@ def test_10_a_stop_string_within_a_token(real: NodeProcess) -> None:
 
 def test_11_logit_bias(client: OpenAI, node: NodeProcess) -> None:
   assert text(client, max_tokens=8, logit_bias={str(ord("a")): 100}) == "aaaaaaaa"
+  for by_text in ({"a": 100}, [["a", 100]], [[ord("a"), 100]]):
+    assert text(client, max_tokens=8, extra_body={"logit_bias": by_text}) == "aaaaaaaa"
   full = text(client, max_tokens=8)
+  assert set(full) & set(text(client, max_tokens=100, extra_body={"logit_bias": [[full, False]]})) == set()
   assert full[0] not in text(client, max_tokens=100, logit_bias={str(ord(full[0])): -100})
-  for bias, named in (({"x": 1}, "'x'"), ({"999999": 1}, "999999"), ({"5": 101}, "101"), ({"-1": 1}, "'-1'"),
-                      ({"5": "high"}, "logit_bias")):
+  for bias, named in (({"xyz": 1}, "'xyz'"), ([["", 1]], "''"), ([["x", 101]], "101"), ({"999999": 1}, "999999"),
+                      ({"5": 101}, "101"), ({"-1": 1}, "'-1'"), ({"5": "high"}, "logit_bias")):
     error = assert_error(*node.post(CHAT, {"messages": HELLO, "logit_bias": bias}), 400)
     assert named in error["message"] and error["param"] == "logit_bias"
 

@@ -73,7 +73,7 @@ def test_28_n_and_logprobs(node: NodeProcess) -> None:
     assert all(len(top) == 5 for top in logprobs["top_logprobs"])
   for wrong in ({"prompt": "x", "suffix": "y"}, {"prompt": "x",
                                                  "logprobs": 6}, {"prompt": "x",
-                                                                  "n": 9}, {"prompt": "x", "max_tokens": 0}):
+                                                                  "n": 129}, {"prompt": "x", "max_tokens": 0}):
     assert_error(*node.post(COMPLETIONS, wrong), 400)
 
 
@@ -271,8 +271,8 @@ def test_35_the_one_shape_of_errors(node: NodeProcess) -> None:
                     int]] = [("GET", "/v1/nothing", None, {}, 404), ("GET", CHAT, None, {}, 405),
                              ("DELETE", CHAT, b"{}", JSON, 405), ("POST", "/v1/models", b"{}", JSON, 405),
                              ("POST", CHAT, b"{", JSON, 400),
-                             ("POST", CHAT, b"a=b", {"Content-Type": "application/x-www-form-urlencoded"}, 415),
-                             ("POST", CHAT, b"{}", {"Content-Type": "text/plain"}, 415), ("POST", CHAT, b"{}", {}, 415),
+                             ("POST", CHAT, b"a=b", {"Content-Type": "application/x-www-form-urlencoded"}, 400),
+                             ("POST", CHAT, b"{}", {"Content-Type": "text/plain"}, 415), ("POST", CHAT, b"{}", {}, 400),
                              ("POST", CHAT, b'{"x": "' + b"x" * (17 * 2**20) + b'"}', JSON, 413),
                              ("GET", "/v1/models", None, {"Host": "evil.example"}, 403),
                              ("POST", CHAT, b"{}", JSON | {"Origin": "http://evil.example"}, 403),
@@ -289,10 +289,10 @@ def test_35_the_one_shape_of_errors(node: NodeProcess) -> None:
 @pytest.mark.parametrize(
     "body", [
         b"", b"{", b"[]", b"null", b"5", b'"x"', b"\xff\xfe", b'{"messages": "\\ud800"}', b"[" * 2000, b"{}",
-        b'{"messages": [{"role": "user", "content": "\\udc00 x"}]}', {"messages": None}, {"messages": "hi"},
-        {"messages": []}, {"messages": [123]}, {"messages": [{}]}, {"messages": [None]},
-        {"messages": [{"role": 5, "content": "x"}]}, {"messages": [{"role": "user", "content": 5}]},
-        {"messages": [{"role": None, "content": "x"}]}, {"messages": [{"role": "nobody", "content": "x"}]},
+        b'{"messages": [{"role": "user", "content": 1e999}]}', {"messages": None}, {"messages": "hi"}, {"messages": []},
+        {"messages": [123]}, {"messages": [{}]}, {"messages": [None]}, {"messages": [{"role": 5, "content": "x"}]}, {
+            "messages": [{"role": "user", "content": 5}]
+        }, {"messages": [{"role": None, "content": "x"}]}, {"messages": [{"role": "nobody", "content": "x"}]},
         {"messages": [{"role": "user"}]}, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, {
             "messages": [{"role": "user", "content": [5]}]
         }, {"messages": HELLO, "stream": "yes"}, {"messages": HELLO, "model": 5}

@@ -87,6 +87,11 @@ class TrustedProxies:
       address = said
     return address
 
+  def host_of(self, request: web.BaseRequest) -> str:
+    """What the client asked: where a trusted proxy hands its request on, the name that the proxy was asked by."""
+    told = request.headers.get("X-Forwarded-Host", "").partition(",")[0].strip()
+    return told if told and self.trusts(parse_address(request.remote or "")) else request.headers.get("Host", "")
+
 
 def _hop(text: str) -> IPAddress | None:
   """ "10.0.0.1", "10.0.0.1:80", "2001:db8::1" or "[2001:db8::1]:80"."""

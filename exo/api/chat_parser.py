@@ -15,14 +15,19 @@ from exo.api.thinking import Thinking
 
 class ChatParser(ModeParser):
   """An `AnswerParser` of thoughts at the beginning and calls of one format. Calls of tools without a schema in `schemas` are
-  text, unless there are no schemas at all.
+  text, unless there are no schemas at all. `continued`: the text goes on with content that there is already.
   """
   def __init__(
-      self, thinking: Thinking | None = None, form: ToolFormat | None = None, schemas: Schemas | None = None
+      self,
+      thinking: Thinking | None = None,
+      form: ToolFormat | None = None,
+      schemas: Schemas | None = None,
+      *,
+      continued: bool = False
   ) -> None:
     super().__init__()
     self._thinking, self._form, self._schemas = thinking, form, schemas or {}
-    self._fresh = True  # no content yet: its leading whitespace is dropped, thoughts and bare calls may begin
+    self._fresh = not continued  # no content yet: its leading whitespace is dropped, thoughts and bare calls may begin
     self._strip = False
     self._wrapped = False  # the content stands between markers of its own
     self._raw = ""  # what was taken since calls seemed to begin: text, if none does

@@ -46,6 +46,7 @@ class ChatPrompt:
   harmony: bool = False
   template: str | None = None
   text: str = ""
+  continued: bool = False  # the answer goes on with content that stands in the prompt
 
   @property
   def plain(self) -> bool:
@@ -63,7 +64,7 @@ class ChatPrompt:
     schemas = {tool.function.name: tool.function.schema for tool in self.tools}
     if self.harmony and self.form in (None, HARMONY):
       return HarmonyParser(schemas)
-    return ChatParser(thinking, self.form, schemas)
+    return ChatParser(thinking, self.form, schemas, continued=self.continued)
 
   def _instead(self, thinking: bool) -> AnswerParser:
     """For the rest of an answer, in the middle of a thought or after them."""
@@ -110,8 +111,13 @@ def _prepare(
   if tools:
     # a format without JSON cannot be forced: where a call is a must, it is asked for in ours
     form = native if native is not None and (native.can_force or not body.must_call) else HERMES
+  prefill = _prefill(messages, body, harmony=harmony)
   rendered = _render(model.tokenizer, messages, tools, native, extra)
   thinking = None if harmony else thinking_of(model.tokenizer, rendered)
+  if prefill is not None:
+    if thinking is not None and thinking.open_already:
+      rendered, thinking = f"{rendered}{thinking.end}\n\n", replace(thinking, open_already=False)
+    rendered, template = rendered + prefill, None
   # what a grammar holds to a format of ours is read as that
   template = template if not body.must_call and schema is None else None
   grammar = answer_grammar(
@@ -131,8 +137,27 @@ def _prepare(
   visible = frozenset(i for name, i in names if name in marks) - model.tokenizer.eos_ids
   ids = model.encode(rendered, param="messages", most=most)
   return ChatPrompt(
-      tuple(ids), grammar, thinking, form, tuple(tools), visible, harmony, template, rendered if template else ""
+      tuple(ids), grammar, thinking, form, tuple(tools), visible, harmony, template, rendered if template else "",
+      prefill is not None
   )
+
+
+def _prefill(messages: list[dict[str, Any]], body: ChatCompletionRequest, *, harmony: bool) -> str | None:
+  """The beginning of the answer, taken out of the messages where the last one is to be continued."""
+  if not body.continue_final_message:
+    return None
+  if len(messages) < 2 or messages[-1]["role"] != "assistant" or messages[-1].get("tool_calls"):
+    raise InvalidRequestError(
+        "continue_final_message: the last message must be one of the assistant, without calls, after another",
+        "messages"
+    )
+  if harmony or body.must_call or body.response_format is not None:
+    what = "this model" if harmony else "an answer that must be a call or JSON"
+    raise InvalidRequestError(
+        f"messages: {what} cannot go on with a message of the assistant: leave it out", "messages"
+    )
+  text: str = messages.pop()["content"]
+  return text
 
 
 def _marks(form: ToolFormat | None, thinking: Thinking | None, harmony: bool, template: Any) -> str:

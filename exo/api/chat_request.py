@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from exo.api.schema import PositiveCount, SamplingFields, check_depth
+from exo.api.schema import SamplingFields, TokenBound, check_depth
 from exo.errors import InvalidRequestError
 
 MAX_MESSAGES = 4096
 MAX_TOOLS = 128
 
-FunctionName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+FunctionName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
 
 
 class ContentPart(Struct):
@@ -81,10 +81,9 @@ class ChatMessage(Struct):
       raise InvalidRequestError(
           f"messages: there is no role {self.role[:40]!r}; system, developer, user, assistant and tool are", "messages"
       )
-    if self.content is None and role != "assistant":
+    # an answer or a result without content says nothing: a chat that has one already must go on all the same
+    if self.content is None and role in ("system", "user"):
       raise InvalidRequestError(f"messages: a message of role {self.role} without content", "messages")
-    if self.content is None and not self.tool_calls and self.reasoning_content is None:
-      raise InvalidRequestError("messages: an assistant message without content or tool_calls", "messages")
     message: dict[str, Any] = {"role": role, "content": self.text}
     for key in ("name", "tool_call_id", "reasoning_content"):
       if (value := getattr(self, key)) is not None:
@@ -159,8 +158,7 @@ class ResponseFormat(Struct):
 
 class ChatCompletionRequest(SamplingFields, kw_only=True):
   messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
-  max_tokens: PositiveCount | None = None
-  max_completion_tokens: PositiveCount | None = None
+  max_completion_tokens: TokenBound | None = None
   logprobs: bool | None = None
   top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
   response_format: ResponseFormat | None = None
@@ -168,6 +166,7 @@ class ChatCompletionRequest(SamplingFields, kw_only=True):
   tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
   parallel_tool_calls: bool | None = None
   chat_template_kwargs: dict[str, Any] | None = None
+  continue_final_message: bool | None = None  # as vLLM knows it: the answer goes on with the last message
 
   @property
   def size(self) -> int:
@@ -175,6 +174,16 @@ class ChatCompletionRequest(SamplingFields, kw_only=True):
     described = msgspec.json.encode((self.tools,
                                      self.chat_template_kwargs)) if self.tools or self.chat_template_kwargs else b""
     return len(described) + sum(message.size for message in self.messages)
+
+  @property
+  def most_tokens(self) -> int | None:
+    """Of the answer, None where the request says nothing of it. Raises `InvalidRequestError`."""
+    newer = self.max_completion_tokens is not None
+    most = self.max_completion_tokens if newer else self.max_tokens
+    if most == 0:
+      param = "max_completion_tokens" if newer else "max_tokens"
+      raise InvalidRequestError(f"{param}: an answer of no tokens is none; leave it out, or ask for at least 1", param)
+    return most
 
   @property
   def title(self) -> str:
@@ -185,7 +194,7 @@ class ChatCompletionRequest(SamplingFields, kw_only=True):
   @property
   def token_logprobs(self) -> int | None:
     """How many alternatives each token's log probability comes with; None: no log probabilities."""
-    if self.top_logprobs is not None and not self.logprobs:
+    if self.top_logprobs and not self.logprobs:
       raise InvalidRequestError("top_logprobs needs logprobs: true", "top_logprobs")
     return (self.top_logprobs or 0) if self.logprobs else None
 

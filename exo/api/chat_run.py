@@ -173,7 +173,7 @@ async def chat_run(node: Node, body: ChatCompletionRequest, prefix: str = "chatc
   top_logprobs = body.token_logprobs
   model = await asked_model(node, body.model)
   prompt = await chat_prompt(node.config, model, body)
-  max_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+  max_tokens = body.most_tokens
   async with text_run(
       node,
       model,
@@ -185,6 +185,7 @@ async def chat_run(node: Node, body: ChatCompletionRequest, prefix: str = "chatc
       grammar=prompt.grammar,
       visible=prompt.visible,
       is_chat=True,
+      continued=prompt.continued,
       title=body.title
   ) as run:
     yield ChatRun(run, prompt)

@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_parser import RawRequestMessage
+from yarl import URL
 
 from exo.api import (
     cancel,
@@ -35,6 +37,7 @@ from exo.api.guard import Guard
 from exo.api.keys import ApiKeys, ApiKeyStore
 from exo.api.protocol import ApiProtocol
 from exo.api.request_id import add_request_id, count_requests, request_id_middleware
+from exo.api.request_path import usual_path
 from exo.config import DEFAULT_API_PORT
 from exo.errors import ConfigError
 from exo.networking.address_rule import parse_address
@@ -88,10 +91,10 @@ class ChatGPTAPI:
       router.add_get(f"{prefix}/models/{{model:.+}}", self._with_node(models.model))
       router.add_get(f"{prefix}/topology", self._topology)
       router.add_post(f"{prefix}/embeddings", self._with_node(embeddings.embeddings))
-    router.add_post("/v1/responses", self._with_node(responses.responses))
-    router.add_post("/v1/messages", self._with_node(messages.messages))
-    router.add_post("/v1/messages/count_tokens", self._with_node(messages.count_tokens))
-    router.add_post("/v1/cancel/{id}", self._with_node(cancel.cancel))
+      router.add_post(f"{prefix}/responses", self._with_node(responses.responses))
+      router.add_post(f"{prefix}/messages", self._with_node(messages.messages))
+      router.add_post(f"{prefix}/messages/count_tokens", self._with_node(messages.count_tokens))
+      router.add_post(f"{prefix}/cancel/{{id}}", self._with_node(cancel.cancel))
     ollama.add_routes(router, self._with_node)
     router.add_get("/openapi.json", self._openapi)
     downloads.add_routes(router, self._with_node)
@@ -119,11 +122,14 @@ class ChatGPTAPI:
     """Raises `ConfigError` when a port that was asked for is taken; where none was, any free one will do."""
     self._runner = web.AppRunner(self.app, handler_cancellation=True, shutdown_timeout=1.0)
     await self._runner.setup()
-    assert self._runner.server is not None
+    server = self._runner.server
+    assert server is not None
+    make_request = server.request_factory
+    server.request_factory = lambda message, *rest: make_request(_as_usual(message), *rest)
     loop = asyncio.get_running_loop()
     protocol = functools.partial(
         ApiProtocol,
-        self._runner.server,
+        server,
         loop=loop,
         access_log=None,  # type: ignore[arg-type]
         keepalive_timeout=HEADER_TIMEOUT_S,
@@ -221,6 +227,12 @@ class ChatGPTAPI:
       return json_response({"status": "unavailable", "reason": reason}, 503)
     ailments = {a.model_id: a.reason for a in self._node.plans.ailments()}
     return json_response({"status": "ok"} | ({"ailments": ailments} if ailments else {}))
+
+
+def _as_usual(message: RawRequestMessage) -> RawRequestMessage:
+  """With the path that its client meant."""
+  target = usual_path(message.path)
+  return message if target == message.path else message._replace(path=target, url=URL(target, encoded=True))
 
 
 def _capabilities(capabilities: DeviceCapabilities) -> dict[str, Any]:

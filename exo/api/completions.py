@@ -86,7 +86,7 @@ def prompt_ids(prompt: str | list[str | int | list[int]], model: ModelInfo, para
   named = [(text, f"{param} {i}" if len(texts) > 1 else f"the {param}") for i, text in enumerate(texts)]
   long = next(((t, what) for t, what in named if not isinstance(t, str) and len(t) > model.max_context), None)
   if long is not None:
-    raise model.too_long(f"{len(long[0])} tokens", long[1], param)
+    raise model.too_long(len(long[0]), long[1], param)
   for text in texts:
     wrong = None if isinstance(text, str) else next((i for i in text if not 0 <= i < model.n_words), None)
     if wrong is not None:

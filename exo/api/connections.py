@@ -16,6 +16,8 @@ from exo.log import log
 
 MAX_CONNECTIONS = 1024
 WRITE_TIMEOUT_S = 30.0
+HALF_CLOSED_S = 1.0  # in which who sends no more may still get an answer
+_LOOK_S = 0.1
 _REFUSAL = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\nRetry-After: 5\r\n\r\n"
     b'{"error":{"message":"too many connections to this node","type":"server_error","param":null,"code":"connections"}}'
@@ -76,6 +78,10 @@ class ConnectionTable:
     self._idle[protocol] = None
     return True
 
+  def asks_nothing(self, protocol: _BoundedProtocol) -> bool:
+    """It has no request under way."""
+    return protocol in self._idle
+
   def leave(self, protocol: _BoundedProtocol, host: str) -> None:
     self._idle.pop(protocol, None)
     self._by_host[host] -= 1
@@ -90,6 +96,7 @@ class _BoundedProtocol(asyncio.Protocol):
     self._inner: asyncio.Protocol | None = None
     self.host = ""  # while it counts
     self._unread: asyncio.TimerHandle | None = None
+    self._half_closed: asyncio.TimerHandle | None = None
 
   def connection_made(self, transport: asyncio.BaseTransport) -> None:
     try:
@@ -126,7 +133,21 @@ class _BoundedProtocol(asyncio.Protocol):
       self._fail(self._transport, error)
 
   def eof_received(self) -> bool | None:
-    return None if self._inner is None else self._inner.eof_received()
+    """The other side sends no more: it may still wait for what it asked, or be gone altogether, which looks the same."""
+    if self._inner is None:
+      return None
+    self._inner.eof_received()
+    self._look_again(asyncio.get_running_loop().time() + HALF_CLOSED_S)
+    return True
+
+  def _look_again(self, deadline: float) -> None:
+    self._half_closed = asyncio.get_running_loop().call_later(_LOOK_S, self._end_when_answered, deadline)
+
+  def _end_when_answered(self, deadline: float) -> None:
+    if self._table.asks_nothing(self) or asyncio.get_running_loop().time() >= deadline:
+      self._transport.close()
+    else:
+      self._look_again(deadline)
 
   def pause_writing(self) -> None:
     if self._inner is not None:
@@ -141,6 +162,8 @@ class _BoundedProtocol(asyncio.Protocol):
 
   def connection_lost(self, exc: Exception | None) -> None:
     self._stop_clock()
+    if self._half_closed is not None:
+      self._half_closed.cancel()
     self._leave()
     if self._inner is not None:
       self._inner.connection_lost(exc)

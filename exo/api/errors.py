@@ -51,6 +51,13 @@ _MAX_MESSAGE = 2000
 _MOST_RETRY_S = 3600
 
 
+class Refused(Exception):
+  """A request that does not get as far as its route: its status, what to do, and a code."""
+  def __init__(self, status: int, message: str, code: str, headers: dict[str, str] | None = None) -> None:
+    super().__init__(message)
+    self.status, self.message, self.code, self.headers = status, message, code, headers
+
+
 def describe(error: BaseException) -> tuple[int, dict[str, Any]]:
   """(HTTP status, body) of an error. An unexpected one tells nothing of the inside."""
   for cls in type(error).__mro__:
@@ -74,9 +81,28 @@ def body(message: str, kind: str, param: str | None, code: str | None) -> dict[s
   return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def in_form(request: web.BaseRequest, value: dict[str, Any]) -> dict[str, Any]:
-  """An error's body as the clients of this route know it: Anthropic's are told at the top that it is one."""
-  return {"type": "error"} | value if request.path.startswith("/v1/messages") else value
+def in_form(request: web.BaseRequest,
+            value: dict[str, Any],
+            status: int,
+            error: BaseException | None = None) -> dict[str, Any]:
+  """An error's body as the clients of this route know it."""
+  return anthropic_form(value, status, error) if request.path.removeprefix("/v1").startswith("/messages") else value
+
+
+_ANTHROPIC_TYPES = {
+    401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large",
+    429: "rate_limit_error", 503: "overloaded_error", 504: "timeout_error"
+}
+
+
+def anthropic_form(value: dict[str, Any], status: int, error: BaseException | None = None) -> dict[str, Any]:
+  """With Anthropic's types, told at the top that it is an error, and an overflow in the words by which agents know it."""
+  said = dict(value["error"])
+  said["type"] = _ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+  if isinstance(error, errors.ContextExceededError):
+    said["message"
+         ] = f"prompt is too long: {error.details.get('tokens')} tokens > {error.details.get('context')} maximum"
+  return {"type": "error", "error": said}
 
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
@@ -88,7 +114,7 @@ def error_response(request: web.BaseRequest, error: BaseException) -> web.Respon
   headers = {}
   if isinstance(error, errors.QueueFullError | errors.ModelAsideError):
     headers["Retry-After"] = str(_retry_after_s(error))
-  return json_response(in_form(request, value), status, headers)
+  return json_response(in_form(request, value, status, error), status, headers)
 
 
 def _retry_after_s(error: errors.ExoError) -> int:
@@ -133,13 +159,15 @@ async def error_middleware(request: web.Request, handler: Handler) -> web.Stream
   except web.HTTPException as error:
     if error.status < 400:
       raise
+    if request.method == "OPTIONS" and isinstance(error, web.HTTPMethodNotAllowed):
+      return web.Response(status=204, headers={"Allow": ", ".join(sorted({*error.allowed_methods, "OPTIONS"}))})
     text = {
         404: f"there is no {request.path} here", 405: f"{request.method} is not possible on {request.path}",
         413: "the request body is too large"
     }.get(error.status, error.reason)
     headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
     value = body(text, "invalid_request_error", None, None)
-    return json_response(in_form(request, value), error.status, headers)
+    return json_response(in_form(request, value, error.status), error.status, headers)
   except Exception as error:  # whatever it is, the client gets an answer in its route's form, and the log the reason
     if isinstance(error, ConnectionError) and (request.transport is None or request.transport.is_closing()):
       log(2, "%s %s: the client is gone", request.method, request.path)

@@ -1,35 +1,28 @@
-"""What a request must pass before a handler sees it: name asked for, origin, key, content type, body in time and bounds."""
+"""What a request must pass before a handler sees it: name asked for, origin, key, and a body that is read here."""
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import math
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from exo.api.aside import LARGE, aside
 from exo.api.body_room import BodyRoom
 from exo.api.caller import Caller, Labels, TrustedProxies, note_caller
-from exo.api.errors import body, in_form, json_response
+from exo.api.errors import Refused, body, in_form, json_response
 from exo.api.failure_brake import MAX_DELAY_S, FailureBrake
-from exo.api.json_depth import deeper_than, too_many_values
+from exo.api.host_rule import HostRule, host_of
 from exo.api.keys import ApiKeys
+from exo.api.request_body import body_length, check_body
 from exo.config import Config
 from exo.log import log
-from exo.networking.address_rule import IPAddress, own_addresses, parse_address
-from exo.system_figures import host_name
+from exo.networking.address_rule import parse_address
+from exo.origins import AllowedOrigins, is_same
 
-MAX_JSON_DEPTH = 64
-MAX_JSON_VALUES = 100_000  # texts, lists and objects: what takes the interpreter a microsecond each
-MAX_JSON_ITEMS = 2_000_000  # token ids, for the most part
-BODY_TIMEOUT_S = 20.0
-MIN_BODY_RATE = 64 * 1024  # bytes a second, beyond the first 20 s
-_OPEN_PATHS = ("/health", "/healthcheck", "/", "/favicon.ico")
+_HEALTH = ("/health", "/healthcheck")
+_OPEN_PATHS = (*_HEALTH, "/", "/favicon.ico")
 _OPEN_PREFIXES = ("/static/", )
 # what one may ask without changing the node for others; a POST of any other route is for admins
 _ASKING = frozenset((
@@ -38,15 +31,8 @@ _ASKING = frozenset((
 ))
 _WANTS_KEY = {"WWW-Authenticate": 'Bearer realm="exo"'}
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-_REFRESH_S = 10.0
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-class _Refused(Exception):
-  def __init__(self, status: int, message: str, code: str, headers: dict[str, str] | None = None) -> None:
-    super().__init__(message)
-    self.status, self.message, self.code, self.headers = status, message, code, headers
 
 
 class Guard:
@@ -58,17 +44,9 @@ class Guard:
     self._labels = Labels(label_salt)
     self._proxies = TrustedProxies(config.trusted_proxies)
     self._shared_prefixes = config.shared_prefixes
-    self._origins = frozenset(origin.lower() for origin in config.cors_origins)
-    names = {"localhost", host_name(), *config.api_allowed_hosts}
-    bound = parse_address(config.chatgpt_api_host)
-    if bound is None or not bound.is_unspecified:  # browsers let pages ask 0.0.0.0
-      names.add(config.chatgpt_api_host)
-    if short := host_name().partition(".")[0].lower():
-      names.add(f"{short}.local")
-    self._names = frozenset(name.lower().strip("[]").rstrip(".") for name in names if name)
+    self._origins = AllowedOrigins(config.cors_origins)
+    self._hosts = HostRule(config.api_allowed_hosts, config.chatgpt_api_host)
     self._bodies = BodyRoom()
-    self._own: frozenset[IPAddress] = frozenset()
-    self._looked_at = float("-inf")
 
   @web.middleware
   async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -83,50 +61,45 @@ class Guard:
       note_caller(who)
       if request.method in _SAFE_METHODS:
         return await handler(request)
-      length = self._body_length(request)
+      length = body_length(request, asks=_asks(request))
       with self._bodies.hold(length) as settle:
-        settle(await self._check_body(request, length))
+        settle(await check_body(request, length))
         return await handler(request)
-    except _Refused as refused:
+    except Refused as refused:
       log(1, "%s %s of %s: %d, %s", request.method, request.path, request.remote, refused.status, refused)
       kind = {401: "authentication_error", 429: "rate_limit_error"}.get(refused.status, "invalid_request_error")
       value = body(refused.message, kind, None, refused.code)
-      return json_response(in_form(request, value), refused.status, refused.headers)
+      return json_response(in_form(request, value, refused.status), refused.status, refused.headers)
 
   async def add_cors_headers(self, request: web.Request, response: web.StreamResponse) -> None:
     """For `on_response_prepare`: an origin that was allowed may read the answer, nobody else."""
-    origin = request.headers.get("Origin", "").lower()
-    if origin in self._origins:
-      response.headers["Access-Control-Allow-Origin"] = request.headers["Origin"]
+    origin = request.headers.get("Origin", "")
+    if origin and self._allows(origin):
+      response.headers["Access-Control-Allow-Origin"] = origin
       response.headers.add("Vary", "Origin")
       response.headers["Access-Control-Expose-Headers"] = "x-request-id, retry-after"
 
   # where it was asked for
 
-  def _is_own(self, address: IPAddress) -> bool:
-    if address.is_loopback or address in self._own:
-      return True
-    now = time.monotonic()
-    if now - self._looked_at > _REFRESH_S:
-      self._looked_at, self._own = now, own_addresses()
-    return address in self._own
-
   def _check_host(self, request: web.Request) -> None:
-    """A page whose name was made to point here (DNS rebinding) still asks under its own name."""
-    host = _host_of(request.headers.get("Host", ""))
-    address = parse_address(host)
-    if host in self._names or host.endswith(".localhost") or (address is not None and self._is_own(address)):
+    header = request.headers.get("Host", "")
+    if self._hosts.allows(header, parse_address(request.remote or "")) or (not header and request.path in _HEALTH):
       return
-    raise _Refused(
-        403, f"this node does not answer to the name {host[:100]!r}: start it with --api-allowed-host NAME to allow it",
+    raise Refused(
+        403,
+        f"this node does not answer to the name {host_of(header)[:100]!r}: start it with --api-allowed-host NAME to allow it",
         "host_not_allowed"
     )
 
   # who asks
 
+  def _allows(self, origin: str) -> bool:
+    return self._origins.allows(origin, keyed=self.keys.required)
+
   def _preflight(self, request: web.Request) -> web.Response:
-    if request.headers.get("Origin", "").lower() not in self._origins:
-      raise _Refused(403, "pages of this origin may not use the API (--cors-origin allows one)", "origin_not_allowed")
+    origin = request.headers.get("Origin", "")
+    if not self._allows(origin):
+      raise Refused(403, self._origins.refusal(origin), "origin_not_allowed")
     headers = {
         "Access-Control-Allow-Methods": "GET, POST, DELETE",
         "Access-Control-Allow-Headers": request.headers.get("Access-Control-Request-Headers", "")[:1000],
@@ -139,15 +112,10 @@ class Guard:
   def _check_origin(self, request: web.Request) -> None:
     """What changes something is for this node's own page and for origins that were allowed."""
     origin = request.headers.get("Origin")
-    if request.method in _SAFE_METHODS or origin is None or origin.lower() in self._origins:
+    if request.method in _SAFE_METHODS or origin is None or self._allows(origin):
       return
-    try:
-      parts = urlsplit(origin)
-      same = parts.scheme in ("http", "https") and parts.netloc.lower() == request.headers.get("Host", "").lower()
-    except ValueError:
-      same = False
-    if not same:
-      raise _Refused(403, "pages of this origin may not use the API (--cors-origin allows one)", "origin_not_allowed")
+    if not is_same(origin, self._proxies.host_of(request)):
+      raise Refused(403, self._origins.refusal(origin), "origin_not_allowed")
 
   async def _caller(self, request: web.Request) -> Caller:
     """Who asks. Raises for nobody that may."""
@@ -165,16 +133,16 @@ class Guard:
     if not self.keys.required:
       return replace(by_address, is_admin=local)
     if given is None:
-      raise _Refused(401, "this node wants an API key: Authorization: Bearer KEY", "invalid_api_key", _WANTS_KEY)
+      raise Refused(401, "this node wants an API key: Authorization: Bearer KEY", "invalid_api_key", _WANTS_KEY)
     key = self.keys.find(given)
     if key is None or self.keys.is_guessable(key):
       # until here both are alike, so that nothing is learnt by trying many at once
       if not await self._brake.admit(address, "" if key is None else key.sha256):
         text = "too many wrong API keys came from this address: try again in a moment"
-        raise _Refused(429, text, "too_many_wrong_keys", {"Retry-After": str(math.ceil(MAX_DELAY_S))})
+        raise Refused(429, text, "too_many_wrong_keys", {"Retry-After": str(math.ceil(MAX_DELAY_S))})
       if key is None:
         await self._brake.failed(address)
-        raise _Refused(401, "this is no API key of this node", "invalid_api_key", _WANTS_KEY)
+        raise Refused(401, "this is no API key of this node", "invalid_api_key", _WANTS_KEY)
       self._brake.succeeded(address, key.sha256)
     return self._keyed(key.sha256, key.role == "admin")
 
@@ -184,10 +152,8 @@ class Guard:
 
   def _refuse_change(self, request: web.Request) -> None:
     if self.keys.required:
-      raise _Refused(
-          403, f"{request.method} {request.path} is for admins: this API key has the role user", "admin_only"
-      )
-    raise _Refused(
+      raise Refused(403, f"{request.method} {request.path} is for admins: this API key has the role user", "admin_only")
+    raise Refused(
         403, f"without an API key, {request.path} is for the same machine only (`exo key api new`)", "local_only"
     )
 
@@ -195,57 +161,19 @@ class Guard:
     """From this machine itself, and not handed on by a proxy that runs here."""
     address = parse_address(request.remote or "")
     forwarded = any(name in request.headers for name in ("X-Forwarded-For", "Forwarded", "X-Real-IP", "Via"))
-    return address is not None and not forwarded and self._is_own(address)
-
-  # what is sent
-
-  def _body_length(self, request: web.Request) -> int:
-    """How long the body is at most, of a kind that is read."""
-    kind = request.content_type
-    if request.method != "DELETE" and kind != "application/json" and not kind.endswith("+json"):
-      raise _Refused(
-          415, "the body must be JSON: send it with the header Content-Type: application/json", "unsupported_media_type"
-      )
-    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
-      raise _Refused(415, "compressed bodies are not read", "content_encoding")
-    length = request.client_max_size if request.content_length is None else request.content_length
-    if length > request.client_max_size:
-      raise web.HTTPRequestEntityTooLarge(request.client_max_size, length)
-    return length
-
-  async def _check_body(self, request: web.Request, length: int) -> int:
-    """Reads it; returns its length."""
-    try:
-      async with asyncio.timeout(BODY_TIMEOUT_S + length / MIN_BODY_RATE):
-        data = await request.read()
-    except TimeoutError:
-      raise _Refused(408, "the body came too slowly", "body_timeout", {"Connection": "close"}) from None
-    deep, many = await aside(len(data), _shape, data) if len(data) >= LARGE else _shape(data)
-    if deep:
-      raise _Refused(400, f"the body nests deeper than {MAX_JSON_DEPTH} levels", "json_depth")
-    if many is not None:
-      raise _Refused(400, f"the body has {many}", "json_values")
-    return len(data)
-
-
-def _shape(data: bytes) -> tuple[bool, str | None]:
-  return deeper_than(data, MAX_JSON_DEPTH), too_many_values(data, MAX_JSON_VALUES, MAX_JSON_ITEMS)
+    return address is not None and not forwarded and self._hosts.is_own(address)
 
 
 def _changes_node(request: web.Request) -> bool:
   """For others too: models and downloads, or whether there is a node at all."""
   if request.method in _SAFE_METHODS:
     return False
+  return request.method != "POST" or (request.match_info.route.resource is not None and not _asks(request))
+
+
+def _asks(request: web.Request) -> bool:
   resource = request.match_info.route.resource
-  return request.method != "POST" or (resource is not None and resource.canonical.removeprefix("/v1") not in _ASKING)
-
-
-def _host_of(header: str) -> str:
-  """"[::1]:80" as "::1", "Name.:80" as "name"."""
-  header = header.strip().lower()
-  if header.startswith("["):
-    return header[1:].partition("]")[0]
-  return header.rpartition(":")[0].rstrip(".") if header.count(":") == 1 else header.rstrip(".")
+  return request.method == "POST" and resource is not None and resource.canonical.removeprefix("/v1") in _ASKING
 
 
 def _key_of(request: web.Request) -> str | None:

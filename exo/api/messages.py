@@ -12,7 +12,7 @@ from exo.api.asked_model import asked_model
 from exo.api.chat_parts import CallArguments, CallBegin, Content, Reasoning
 from exo.api.chat_prompt import COUNTED_CONTEXTS, chat_prompt
 from exo.api.chat_run import ChatChoice, ChatDelta, ChatRun, chat_run
-from exo.api.errors import describe, json_response
+from exo.api.errors import anthropic_form, describe, json_response
 from exo.api.messages_request import CountTokensRequest, MessagesRequest
 from exo.api.schema import read_body
 from exo.api.sse import EventStream, event_stream
@@ -114,7 +114,8 @@ class _Blocks:
 
 async def _streamed(request: web.Request, run: ChatRun) -> web.StreamResponse:
   async def failed(stream: EventStream, error: Exception) -> None:
-    await stream.send({"type": "error"} | describe(error)[1], event="error")
+    status, value = describe(error)
+    await stream.send(anthropic_form(value, status, error), event="error")
 
   async with event_stream(request, done=False, failed=failed) as (stream, response):
 

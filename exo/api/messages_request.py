@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, ValidationError, convert
 
 from exo.api.chat_request import (
     MAX_MESSAGES,
@@ -24,16 +25,27 @@ from exo.api.schema import Count, Fraction, PositiveCount
 from exo.errors import InvalidRequestError
 
 
+class Source(Struct):
+  """What a document is: text, or blocks of it."""
+  type: str = ""
+  data: str | None = None
+  content: str | list[Block] | None = None
+
+
 class Block(Struct):
-  """A part of a message: text, a tool's use or result, or the model's thinking."""
+  """A part of a message: text, a document, what a search found, a tool's use or result, or the model's thinking."""
   type: str
   text: str | None = None
   id: str | None = None
   name: str | None = None
   input: dict[str, Any] | None = None
   tool_use_id: str | None = None
-  content: str | list[Block] | None = None
+  content: Any = None  # texts or blocks, in the kinds that are read
   thinking: str | None = None
+  title: str | None = None
+  context: str | None = None
+  source: str | Source | None = None
+  is_error: bool | None = None
 
 
 class Message(Struct):
@@ -54,12 +66,22 @@ class MessagesToolChoice(Struct):
   disable_parallel_tool_use: bool | None = None
 
 
+class MessagesThinking(Struct):
+  type: Literal["enabled", "disabled", "adaptive"]
+
+
 class CountTokensRequest(Struct, kw_only=True):
   messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
   model: str | None = None
   system: str | list[Block] | None = None
   tools: Annotated[list[MessagesTool], Meta(max_length=MAX_TOOLS)] | None = None
   tool_choice: MessagesToolChoice | None = None
+  thinking: MessagesThinking | None = None
+
+  @property
+  def left_out(self) -> list[str]:
+    """Kinds of tools that only a hosted service runs."""
+    return _tools(self.tools or ())[1]
 
   def chat(self) -> ChatCompletionRequest:
     """The same as a chat. Raises `InvalidRequestError` for content that is not text."""
@@ -67,12 +89,15 @@ class CountTokensRequest(Struct, kw_only=True):
     for message in self.messages:
       messages.extend(_messages(message))
     choice = self.tool_choice
+    thinks = None if self.thinking is None else {"enable_thinking": self.thinking.type != "disabled"}
     return ChatCompletionRequest(
         messages=messages,
         model=self.model,
-        tools=[Tool(FunctionDefinition(t.name, t.description, t.input_schema)) for t in self.tools or ()] or None,
+        tools=_tools(self.tools or ())[0] or None,
         tool_choice=_choice(choice),
         parallel_tool_calls=False if choice is not None and choice.disable_parallel_tool_use else None,
+        chat_template_kwargs=thinks,
+        continue_final_message=messages[-1].role == "assistant" and not messages[-1].tool_calls,
     )
 
 
@@ -102,13 +127,52 @@ def _choice(choice: MessagesToolChoice | None) -> Any:
   return {"any": "required"}.get(choice.type, choice.type)
 
 
-def _joined(content: str | list[Block] | None, param: str) -> str:
-  """Text blocks joined."""
-  if not isinstance(content, list):
-    return content or ""
-  if any(block.type != "text" or block.text is None for block in content):
-    raise InvalidRequestError(f"{param}: only text can be understood here", param)
-  return "".join(block.text or "" for block in content)
+_PASSED_OVER = frozenset({
+    "thinking", "redacted_thinking", "server_tool_use", "mcp_tool_use", "container_upload", "fallback"
+})
+
+
+def _is_passed_over(kind: str) -> bool:
+  """What the model thought, and what a hosted service did of itself."""
+  return kind in _PASSED_OVER or (kind.endswith("_tool_result") and kind != "tool_result")
+
+
+def _blocks(content: Any, param: str) -> list[Block]:
+  if isinstance(content, str) or content is None:
+    return [Block("text", content or "")]
+  try:
+    return convert(content, list[Block])
+  except ValidationError as error:
+    raise InvalidRequestError(f"{param}: {error}", param) from None
+
+
+def _joined(content: Any, param: str, below: int = 4) -> str:
+  """Blocks that are text, joined. Raises `InvalidRequestError` for others."""
+  return "".join(_text(block, param, below) for block in _blocks(content, param) if not _is_passed_over(block.type))
+
+
+def _text(block: Block, param: str, below: int = 4) -> str:
+  """A block as text. Documents and what searches found stand between tags, with what they are called."""
+  if block.type == "text" and block.text is not None:
+    return block.text
+  if block.type == "document" and isinstance(block.source, Source) and below:
+    kind = block.source.type
+    if kind == "text" and block.source.data is not None:
+      return _tagged("document", block.source.data, title=block.title, context=block.context)
+    if kind == "content":
+      return _tagged(
+          "document", _joined(block.source.content, param, below - 1), title=block.title, context=block.context
+      )
+    raise InvalidRequestError(f"{param}: a document of {kind[:40]!r} cannot be understood, only text can", param)
+  if block.type == "search_result" and below:
+    source = block.source if isinstance(block.source, str) else None
+    return _tagged("search_result", _joined(block.content, param, below - 1), title=block.title, source=source)
+  raise InvalidRequestError(f"{param}: a block of type {block.type[:40]!r} cannot be understood, only text can", param)
+
+
+def _tagged(tag: str, text: str, **attributes: str | None) -> str:
+  told = "".join(f" {name}={json.dumps(value, ensure_ascii=False)}" for name, value in attributes.items() if value)
+  return f"<{tag}{told}>\n{text}\n</{tag}>\n"
 
 
 def _messages(message: Message) -> list[ChatMessage]:
@@ -119,16 +183,76 @@ def _messages(message: Message) -> list[ChatMessage]:
   texts: list[str] = []
   calls: list[ToolCall] = []
   for block in message.content:
-    if block.type == "text" and block.text is not None:
-      texts.append(block.text)
-    elif block.type == "tool_use" and block.name is not None:
+    if block.type == "tool_use" and block.name is not None:
       calls.append(ToolCall(FunctionCall(block.name, json.dumps(block.input or {})), block.id))
     elif block.type == "tool_result":
-      out.append(ChatMessage("tool", _joined(block.content, "messages"), tool_call_id=block.tool_use_id))
-    elif block.type not in ("thinking", "redacted_thinking"):
-      raise InvalidRequestError(f"messages: a block of type {block.type[:40]!r} cannot be understood", "messages")
+      text = _joined(block.content, "messages")
+      out.append(ChatMessage("tool", f"Error: {text}" if block.is_error else text, tool_call_id=block.tool_use_id))
+    elif not _is_passed_over(block.type):
+      texts.append(_text(block, "messages"))
   if calls:
     out.append(ChatMessage(message.role, "".join(texts) or None, tool_calls=calls))
   elif texts or not out:
     out.append(ChatMessage(message.role, "".join(texts)))
   return out
+
+
+def _tools(tools: Sequence[MessagesTool]) -> tuple[list[Tool], list[str]]:
+  """(functions, what of hosted tools is left out). What the client runs by a name of Anthropic's is described here."""
+  functions: list[Tool] = []
+  left_out: list[str] = []
+  for tool in tools:
+    kind = tool.type or "custom"
+    known = next((schema for name, schema in _CLIENT_TOOLS.items() if kind.startswith(name)), None)
+    if kind == "custom" or tool.input_schema is not None:
+      functions.append(Tool(FunctionDefinition(tool.name, tool.description, tool.input_schema)))
+    elif known is not None:
+      functions.append(Tool(FunctionDefinition(tool.name, known[0], known[1])))
+    else:
+      left_out.append(kind)
+  return functions, left_out
+
+
+def _schema(required: Sequence[str], **properties: Any) -> dict[str, Any]:
+  return {"type": "object", "properties": properties, "required": list(required)}
+
+
+_STRING, _INTEGER = {"type": "string"}, {"type": "integer"}
+_RANGE = {"type": "array", "items": _INTEGER}
+# by the beginning of their type: what they are for, and what they take
+_CLIENT_TOOLS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bash_": (
+        "Run a command in a shell that stays open between calls",
+        _schema((), command=_STRING, restart={"type": "boolean"})
+    ),
+    "text_editor_": (
+        "View, create and edit files",
+        _schema(
+            ("command", "path"),
+            command={"type": "string", "enum": ["view", "create", "str_replace", "insert"]},
+            path=_STRING,
+            file_text=_STRING,
+            old_str=_STRING,
+            new_str=_STRING,
+            insert_line=_INTEGER,
+            insert_text=_STRING,
+            view_range=_RANGE
+        )
+    ),
+    "memory_": (
+        "View, create and edit files of a memory that lasts",
+        _schema(
+            ("command", ),
+            command={"type": "string", "enum": ["view", "create", "str_replace", "insert", "delete", "rename"]},
+            path=_STRING,
+            file_text=_STRING,
+            old_str=_STRING,
+            new_str=_STRING,
+            insert_line=_INTEGER,
+            insert_text=_STRING,
+            view_range=_RANGE,
+            old_path=_STRING,
+            new_path=_STRING
+        )
+    ),
+}  # yapf: disable

@@ -10,25 +10,32 @@ from msgspec import Meta, Struct
 
 from exo.api.aside import LARGE, aside
 from exo.api.exact import is_exact
+from exo.api.mended_json import mended_json
+from exo.api.request_body import body_of
+from exo.api.words import biases, breakers
 from exo.config import ExactMode
 from exo.errors import InvalidRequestError
+from exo.inference.dry import DryParams
 from exo.inference.sampling import SamplingParams
+from exo.inference.tokenizer import Tokenizer
 from exo.sampling_defaults import SamplingDefaults
 
-MAX_N = 8
-MAX_STOPS = 4
+MAX_N = 128
+MAX_STOPS = 64
 MAX_STOP_CHARS = 4096
-MAX_BIASES = 1024
 MAX_DEPTH = 64
+_FIELD_LEVELS = 1  # of objects in which whole numbers are fields; further in are schemas and texts of others
 
 _OWN = "Where it is left out, the model's own counts: `sampling` of GET /v1/models/{model}"
 Temperature = Annotated[float, Meta(ge=0, le=2, description=_OWN)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Repetition = Annotated[float, Meta(gt=0, le=10)]
 Seed = Annotated[int, Meta(ge=-2**63, le=2**63 - 1)]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+TokenBound = Annotated[int, Meta(ge=-1, le=2**31 - 1, description="-1: as many as there is room for")]
+LastTokens = Annotated[int, Meta(ge=-1, le=2**31 - 1, description="-1: all tokens")]
 PositiveCount = Annotated[int, Meta(ge=1, le=2**31 - 1)]
-Stops = Annotated[list[Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]], Meta(max_length=MAX_STOPS)]
 
 
 class StreamOptions(Struct):
@@ -44,26 +51,42 @@ class SamplingFields(Struct, kw_only=True):
   min_p: Fraction | None = None
   frequency_penalty: Penalty | None = None
   presence_penalty: Penalty | None = None
-  repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+  repetition_penalty: Repetition | None = None
+  repeat_penalty: Repetition | None = None  # llama.cpp's and Ollama's name for it
+  repeat_last_n: LastTokens | None = None
+  typical_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+  xtc_probability: Fraction | None = None
+  xtc_threshold: Fraction | None = None
+  dry_multiplier: Annotated[float, Meta(ge=0, le=100)] | None = None
+  dry_base: Annotated[float, Meta(ge=1, le=100)] | None = None
+  dry_allowed_length: Annotated[int, Meta(ge=1, le=2**15)] | None = None
+  dry_penalty_last_n: LastTokens | None = None
+  dry_sequence_breakers: list[str] | None = None
+  mirostat: Literal[0, 1, 2] | None = None
+  mirostat_tau: Annotated[float, Meta(ge=0, le=100)] | None = None
+  mirostat_eta: Fraction | None = None
   seed: Seed | None = None
   stop: str | list[str] | None = None
-  logit_bias: dict[str, float] | None = None
+  logit_bias: dict[str, float | bool] | list[tuple[int | str, float | bool]] | None = None
   n: Annotated[int, Meta(ge=1, le=MAX_N)] | None = None
   stream: bool | None = None
   stream_options: StreamOptions | None = None
-  max_tokens: Count | None = None
+  max_tokens: TokenBound | None = None
   ignore_eos: bool = False  # as other servers know it: only `max_tokens` and `stop` end an answer
   user: str | None = None
 
   @property
+  def has_words(self) -> bool:
+    """Whether the tokenizer is asked for its parameters."""
+    return bool(self.logit_bias or self.dry_multiplier)
+
+  @property
   def stops(self) -> tuple[str, ...]:
-    """Raises `InvalidRequestError` for more than four, or for an empty one."""
-    stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
-    if len(stops) > MAX_STOPS or any(not 1 <= len(s) <= MAX_STOP_CHARS for s in stops):
-      raise InvalidRequestError(
-          f"stop takes up to {MAX_STOPS} strings of 1 to {MAX_STOP_CHARS} characters, none of them empty", "stop"
-      )
-    return tuple(stops)
+    """Those that are not empty. Raises `InvalidRequestError` for too many or too long ones."""
+    stops = [stop for stop in ([self.stop] if isinstance(self.stop, str) else self.stop or []) if stop]
+    if len(stops) > MAX_STOPS or any(len(stop) > MAX_STOP_CHARS for stop in stops):
+      raise InvalidRequestError(f"stop takes up to {MAX_STOPS} strings of at most {MAX_STOP_CHARS} characters", "stop")
+    return tuple(dict.fromkeys(stops))
 
   @property
   def include_usage(self) -> bool:
@@ -71,28 +94,11 @@ class SamplingFields(Struct, kw_only=True):
       raise InvalidRequestError("stream_options is only allowed with stream", "stream_options")
     return self.stream_options is not None and bool(self.stream_options.include_usage)
 
-  def bias(self, vocab_size: int) -> dict[int, float]:
-    """`logit_bias` by token id. Raises `InvalidRequestError` that names the bad key or value."""
-    out: dict[int, float] = {}
-    if self.logit_bias and len(self.logit_bias) > MAX_BIASES:
-      raise InvalidRequestError(
-          f"logit_bias has {len(self.logit_bias)} entries, {MAX_BIASES} are allowed", "logit_bias"
-      )
-    for key, value in (self.logit_bias or {}).items():
-      if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) < vocab_size):
-        raise InvalidRequestError(
-            f"logit_bias: {key[:40]!r} is no token id of this model (0 to {vocab_size - 1})", "logit_bias"
-        )
-      if not -100 <= value <= 100:
-        raise InvalidRequestError(f"logit_bias: {value} for token {key} is not from -100 to 100", "logit_bias")
-      out[int(key)] = value
-    return out
-
   def drawn(self, defaults: SamplingDefaults, default_temp: float | None) -> SamplingDefaults:
     """What the request says; where it says nothing, `default_temp`, and then the model's `defaults`."""
     own = SamplingDefaults(
         self.temperature, self.top_p, self.top_k, self.min_p, self.frequency_penalty, self.presence_penalty,
-        self.repetition_penalty
+        self.repetition_penalty if self.repeat_penalty is None else self.repeat_penalty
     )
     return own.over(defaults.at(default_temp if self.temperature is None else self.temperature))
 
@@ -101,17 +107,13 @@ class SamplingFields(Struct, kw_only=True):
     return is_exact(mode, drawn.temperature or 0.0, self.seed)
 
   def sampling(
-      self,
-      vocab_size: int,
-      drawn: SamplingDefaults,
-      seed: int,
-      top_logprobs: int | None,
-      grammar: str = ""
+      self, tokenizer: Tokenizer, n_words: int, drawn: SamplingDefaults, seed: int, top_logprobs: int | None,
+      grammar: str
   ) -> SamplingParams:
-    """The engine's parameters; `seed` counts where the client gave none."""
-    def given(value: float | None, neutral: float) -> float:
-      return neutral if value is None else value
+    """The engine's parameters; `seed` counts where the client gave none. Blocks where words are to be found.
 
+    Raises `InvalidRequestError` for what is not possible with this model.
+    """
     return SamplingParams(
         temperature=given(drawn.temperature, 0.0),
         top_p=given(drawn.top_p, 1.0),
@@ -121,10 +123,33 @@ class SamplingFields(Struct, kw_only=True):
         presence_penalty=given(drawn.presence_penalty, 0.0),
         repetition_penalty=given(drawn.repetition_penalty, 1.0),
         seed=seed if self.seed is None else self.seed,
-        logit_bias=self.bias(vocab_size),
+        logit_bias=biases(self.logit_bias, tokenizer, n_words),
         top_logprobs=top_logprobs,
         grammar=grammar,
+        typical_p=given(self.typical_p, 1.0),
+        xtc_probability=given(self.xtc_probability, 0.0),
+        xtc_threshold=given(self.xtc_threshold, 0.1),
+        mirostat=self.mirostat or 0,
+        mirostat_tau=given(self.mirostat_tau, 5.0),
+        mirostat_eta=given(self.mirostat_eta, 0.1),
+        penalty_last_n=-1 if self.repeat_last_n is None else self.repeat_last_n,
+        dry=self._dry(tokenizer),
     )
+
+  def _dry(self, tokenizer: Tokenizer) -> DryParams:
+    if not self.dry_multiplier:
+      return DryParams()
+    return DryParams(
+        self.dry_multiplier,
+        given(self.dry_base, 1.75),
+        2 if self.dry_allowed_length is None else self.dry_allowed_length,
+        -1 if self.dry_penalty_last_n is None else self.dry_penalty_last_n,
+        breakers(self.dry_sequence_breakers, tokenizer),
+    )
+
+
+def given(value: float | None, neutral: float) -> float:
+  return neutral if value is None else value
 
 
 class CompletionRequest(SamplingFields, kw_only=True):
@@ -155,9 +180,15 @@ T = TypeVar("T")
 
 
 def read_json(data: bytes, kind: type[T]) -> T:
-  """`data` as `kind`. Raises `InvalidRequestError` that names the field."""
+  """`data` as `kind`. Text that is no Unicode is read with replacement characters, and whole numbers as 150.0 where they stand as
+  fields: nobody who has such a thing in a conversation is refused for ever. Raises `InvalidRequestError` that names the field.
+  """
   try:
     return msgspec.json.decode(data, type=kind)
+  except (msgspec.ValidationError, UnicodeDecodeError, msgspec.DecodeError, RecursionError) as error:
+    first = error
+  try:
+    return msgspec.convert(_whole_numbers(mended_json(data)), kind)
   except msgspec.ValidationError as error:
     text, _, path = str(error).rpartition(" - at ")
     field = path.strip("`").removeprefix("$").lstrip(".")
@@ -165,11 +196,20 @@ def read_json(data: bytes, kind: type[T]) -> T:
         f"{field or 'body'}: {text or error}"[:1000],
         field.partition("[")[0].partition(".")[0] or None
     ) from None
-  except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-    raise InvalidRequestError(f"the body is not valid JSON: {error}") from None
+  except (ValueError, RecursionError):
+    raise InvalidRequestError(f"the body is not valid JSON: {first}") from None
+
+
+def _whole_numbers(value: Any, below: int = _FIELD_LEVELS) -> Any:
+  """With 150.0 as 150 in the fields of `value`, and of the objects in it `below` levels down."""
+  if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+    return int(value)
+  if isinstance(value, dict):
+    return {k: _whole_numbers(v, below - 1) if below or not isinstance(v, dict) else v for k, v in value.items()}
+  return value
 
 
 async def read_body(request: web.Request, kind: type[T]) -> T:
   """The request's JSON as `kind`; the guard has seen to it that it is declared as such. Raises `InvalidRequestError`."""
-  data = await request.read()
+  data = await body_of(request)
   return await aside(len(data), read_json, data, kind) if len(data) >= LARGE else read_json(data, kind)

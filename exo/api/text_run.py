@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import secrets
 import time
 import uuid
@@ -117,10 +119,11 @@ async def text_run(
     grammar: str = "",
     visible: Iterable[int] = (),
     is_chat: bool = False,
+    continued: bool = False,
     echoed: bool = False,
     title: str = "",
 ) -> AsyncIterator[TextRun]:
-  """Submit the prompt, which screens show as `title`, and whose text goes before the answer's when `echoed`; leaving
+  """Submit the prompt, which screens show as `title`, and whose text goes before the answer's when `echoed`, and with which it goes on when `continued`; leaving
   the block ends the request everywhere.
 
   Raises `InvalidRequestError` for what cannot be.
@@ -128,11 +131,15 @@ async def text_run(
   param = "messages" if is_chat else "prompt"
   room = model.max_context - len(prompt_ids)
   if room < 0 or (room == 0 and max_tokens != 0):
-    raise model.too_long(f"{len(prompt_ids)} tokens", "the prompt", param)
+    raise model.too_long(len(prompt_ids), "the prompt", param)
+  max_tokens = None if max_tokens == -1 else max_tokens
   wanted = min(node.config.max_generate_tokens, room) if max_tokens is None else min(max_tokens, room)
   stops, n = fields.stops, fields.n or 1
   drawn = drawn_at(node, model, fields)
-  sampling = fields.sampling(model.n_words, drawn, secrets.randbits(62), top_logprobs, grammar)
+  drawing = functools.partial(
+      fields.sampling, model.tokenizer, model.n_words, drawn, secrets.randbits(62), top_logprobs, grammar
+  )
+  sampling = await asyncio.to_thread(drawing) if fields.has_words else drawing()
   eos_ids = frozenset[int]() if fields.ignore_eos else model.tokenizer.eos_ids
   who = caller()
   node.catalog.note_deviations(model, len(prompt_ids))
@@ -156,7 +163,7 @@ async def text_run(
               choice,
               stops,
               with_tokens=top_logprobs is not None,
-              after=() if is_chat else prompt_ids,
+              after=() if is_chat and not continued else prompt_ids,
               echoed=echoed,
               visible=visible
           ) for choice in range(n)

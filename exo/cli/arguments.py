@@ -289,7 +289,9 @@ def build_parser() -> argparse.ArgumentParser:
       dest="cors_origins",
       action="append",
       metavar="ORIGIN",
-      help="a web site whose pages may use the API, as https://example.org; repeatable"
+      help=
+      "whose pages may use the API: a web site as https://example.org, http://localhost:* for every port of this machine, "
+      "'vscode-webview://*' for a program's own windows, null (with API keys only) for local files and sandboxes; repeatable"
   )
   security.add_argument(
       "--trusted-proxy",

@@ -30,7 +30,7 @@ from exo.networking.model_messages import (
 from exo.networking.peer_messages import Heartbeat, Hello
 from exo.topology.ring_plan import RingPlan
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 # of frames and results from other nodes: numbers that can be reckoned with, and no more of them than any step has
 StageMs = Annotated[tuple[Annotated[float, msgspec.Meta(ge=0, le=1e9)], ...], msgspec.Meta(max_length=2048)]
 MOST_OF_A_STEP = msgspec.Meta(max_length=2**16)
@@ -52,7 +52,8 @@ class Request:
   those that made them, one token each but for those in `replay_wide`, and nothing is sampled until they are through. With
   `embed` nothing is generated: the answer is the mean of the prompt's final hidden states. `share` is the label under which
   its client waits, by itself a number that tells nothing of it; empty from nodes that know none. Caches are reused between
-  requests of the same `cache_salt` alone. `exact`: the bits of its tokens depend on itself alone (`Exactness`).
+  requests of the same `cache_salt` alone. `exact`: the bits of its tokens depend on itself alone (`Exactness`). `mu`: Mirostat's
+  state after the last of `replay_ids`, as in `TokenLogprob`.
   """
   request_id: str
   entry_node: str
@@ -68,6 +69,7 @@ class Request:
   share: str = ""
   cache_salt: str = ""
   exact: bool = True
+  mu: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,10 +257,11 @@ class Frame(msgspec.Struct, frozen=True):
 
 
 class SequenceToken(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-  """A sequence's next token; `finish_reason` is "" while it goes on, else "stop" or "length"."""
+  """A sequence's next token; `finish_reason` is "" while it goes on, else "stop" or "length". `mu`: as in `TokenLogprob`."""
   sequence: Count
   token_id: Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
   finish_reason: str = ""
+  mu: float = 0.0
 
 
 class StepResult(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -65,14 +65,18 @@ def _check_opens(frame: Frame, bounds: FrameBounds) -> None:
     if int(prompt.max()) >= bounds.vocab_size or prompt.size > bounds.max_context:
       raise ProtocolError("a frame begins a sequence with a prompt that the model cannot read")
     _check_sampling(request.sampling, bounds.vocab_size)
+    if not math.isfinite(request.mu):
+      raise ProtocolError("a frame begins a sequence in a state that no sampler can be in")
 
 
 def _check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
   numbers = (
       sampling.temperature, sampling.top_p, sampling.min_p, sampling.frequency_penalty, sampling.presence_penalty,
-      sampling.repetition_penalty, *sampling.logit_bias.values()
+      sampling.repetition_penalty, *sampling.logit_bias.values(), sampling.typical_p, sampling.xtc_probability,
+      sampling.xtc_threshold, sampling.mirostat_tau, sampling.mirostat_eta, sampling.dry.multiplier, sampling.dry.base
   )
-  if not all(map(math.isfinite, numbers)) or sampling.temperature < 0 or sampling.repetition_penalty <= 0:
+  positive = sampling.repetition_penalty > 0 and sampling.typical_p > 0 and sampling.dry.base > 0
+  if not all(map(math.isfinite, numbers)) or sampling.temperature < 0 or not positive or sampling.mirostat > 2:
     raise ProtocolError("a frame asks for sampling with impossible numbers")
   if any(token >= vocab_size for token in sampling.logit_bias) or (sampling.top_logprobs or 0) > vocab_size:
     raise ProtocolError("a frame asks for sampling beyond the vocabulary")

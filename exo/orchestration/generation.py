@@ -57,6 +57,7 @@ class Generation:
     self._attempts = 0
     self._events: deque[TokenDelivery | ExoError | Resumption] = deque()
     self._emitted: list[list[int]] = [[] for _ in range(spec.n)]
+    self._mu = [0.0] * spec.n
     self._wide: list[list[WideStep]] = [[] for _ in range(spec.n)]
     self._wanted, self._computing = set(range(spec.n)), set(range(spec.n))
     self._loop = asyncio.get_running_loop()
@@ -106,7 +107,8 @@ class Generation:
             replay_wide=tuple(self._wide[choice]),
             share=spec.share,
             cache_salt=spec.cache_salt,
-            exact=spec.exact
+            exact=spec.exact,
+            mu=self._mu[choice]
         ) for choice in sorted(self._computing)
     ]
 
@@ -121,6 +123,8 @@ class Generation:
     if delivery.width > 1 and emitted and delivery.tokens:  # it began with the token before
       self._wide[choice].append(WideStep(len(emitted) - 1, len(delivery.tokens), delivery.width))
     emitted.extend(token.token_id for token in delivery.tokens)
+    if delivery.tokens:
+      self._mu[choice] = delivery.tokens[-1].mu
     if delivery.finish_reason:
       self._computing.discard(choice)
     self._heard_at = self._loop.time()

@@ -16,6 +16,7 @@ from exo.download.model_store import DUMMY_MODEL, ModelEntry, ModelStore, Remove
 from exo.download.progress import DownloadProgress, keep_latest
 from exo.download.transfer import Wants
 from exo.errors import (
+    ContextExceededError,
     DownloadError,
     InvalidRequestError,
     ModelFilesError,
@@ -96,13 +97,14 @@ class ModelInfo:
     try:
       return self.tokenizer.encode_within(text, self.max_context if most is None else most, add_bos=True)
     except TooManyTokensError as error:
-      raise self.too_long(str(error), what, param) from None
+      raise self.too_long(error.count, what, param, exact=error.exact) from None
 
-  def too_long(self, tokens: str, what: str, param: str | None) -> InvalidRequestError:
+  def too_long(self, tokens: int, what: str, param: str | None, *, exact: bool = True) -> ContextExceededError:
     own = self.checkpoint.config.max_context
     bound = f", as --context says: its own is {own}" if self.max_context < own else ""
-    return InvalidRequestError(
-        f"{what} has {tokens}, the context of {self.id} is {self.max_context}{bound}", param, "context_length_exceeded"
+    told = f"{'' if exact else 'at least '}{tokens} tokens"
+    return ContextExceededError(
+        f"{what} has {told}, the context of {self.id} is {self.max_context}{bound}", param, tokens, self.max_context
     )
 
   def check_words(self, token_ids: Sequence[int]) -> None:

@@ -352,6 +352,7 @@ class Scheduler:
       counts[token.sequence] = counts.get(token.sequence, 0) + 1
       if not token.finish_reason:
         sequence.tokens.append(token.token_id)
+        sequence.mu = token.mu
       if token.finish_reason or len(sequence.tokens) > self.limits.max_context:
         self.admission.estimate.learn_answer(sequence.request, sequence.generated)
         self._finish(token.sequence)

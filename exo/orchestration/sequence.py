@@ -31,12 +31,13 @@ class RunningSequence:
   as_prompt: int = 0
   stepped: int = 0
   cut: bool = False
+  mu: float = 0.0  # Mirostat's, after the last token
   marks: list[int] = field(default_factory=list)
   wide: list[WideStep] = field(default_factory=list)  # of its steps that gave tokens here, those that had drafts
   prompt_tokens: int = field(init=False)
 
   def __post_init__(self) -> None:
-    self.prompt_tokens = len(self.request.prompt_ids)
+    self.prompt_tokens, self.mu = len(self.request.prompt_ids), self.request.mu
 
   @property
   def salt(self) -> str:
@@ -77,5 +78,6 @@ class RunningSequence:
         self.request,
         replay_ids=tuple(self.tokens[self.prompt_tokens:]),
         replay_wide=(*self.request.replay_wide, *self.wide),
-        prompt_logprobs=None
+        prompt_logprobs=None,
+        mu=self.mu
     )

@@ -39,7 +39,7 @@ class TokenHead:
     request, constraint = opened.request, None
     if request.sampling.grammar and self._grammars is not None:
       constraint = self._grammars.start(request.sampling.grammar, request.max_tokens)
-    sampler = Sampler(request.sampling, request.choice, constraint)
+    sampler = Sampler(request.sampling, request.choice, constraint, request.mu)
     sampler.note_prompt(opened.request.prompt_ids)
     for token_id in opened.request.replay_ids:
       sampler.note_generated(token_id)
@@ -123,7 +123,7 @@ class TokenHead:
     end = entry.position + entry.n_tokens
     for k, row in enumerate(rows):
       token, finish = self._sample(state, row, end - len(rows) + k + 1)
-      tokens.append(SequenceToken(entry.sequence, token.token_id, finish))
+      tokens.append(SequenceToken(entry.sequence, token.token_id, finish, token.mu))
       if finish != "stop" and request.max_tokens > 0:
         chosen.append(token)
       if finish or k + 1 == len(rows) or token.token_id != ids[k + 1]:

@@ -10,7 +10,7 @@ from typing import Any
 Call = tuple[str, dict[str, Any]]  # name, arguments
 Schemas = Mapping[str, dict[str, Any]]  # of each tool's arguments, by its name
 Parse = Callable[[str, Schemas], list[Call]]  # of the text between the markers
-NAME = r"[A-Za-z0-9_.-]{1,64}"
+NAME = r"[A-Za-z0-9_.-]{1,128}"
 
 
 @dataclass(frozen=True)

@@ -166,14 +166,16 @@ def _submit_out(message: m.Submit) -> dict[str, Any]:
 def _fill_logprobs(out: Any, entries: Iterable[TokenLogprob]) -> None:
   """`out` is a repeated field."""
   for entry in entries:
-    added = out.add(token_id=entry.token_id, logprob=entry.logprob)
+    added = out.add(token_id=entry.token_id, logprob=entry.logprob, mu=entry.mu)
     if entry.top:
       added.top_ids.extend([i for i, _ in entry.top])
       added.top_logprobs.extend([p for _, p in entry.top])
 
 
 def _logprob_in(entry: pb.LogprobEntry) -> TokenLogprob:
-  return TokenLogprob(entry.token_id, entry.logprob, tuple(zip(entry.top_ids, entry.top_logprobs, strict=False)))
+  return TokenLogprob(
+      entry.token_id, entry.logprob, tuple(zip(entry.top_ids, entry.top_logprobs, strict=False)), entry.mu
+  )
 
 
 def _fill_delivery(out: pb.TokenDelivery, d: m.TokenDelivery) -> None:

@@ -1,6 +1,7 @@
 // Requests to this node: the API key, errors in words, and server-sent events.
 
 const KEY = "exo.key";
+const ROOT = new URL("../", import.meta.url); // where this page is, under whatever path a proxy shows it
 
 export class ApiError extends Error {
   constructor(message, status = 0, code = null) {
@@ -33,7 +34,7 @@ export async function request(path, { method = "GET", body, signal } = {}) {
     if (body !== undefined) headers["Content-Type"] = "application/json";
     let response;
     try {
-      response = await fetch(path, { method, headers, signal, body: body === undefined ? undefined : JSON.stringify(body) });
+      response = await fetch(new URL(path, ROOT), { method, headers, signal, body: body === undefined ? undefined : JSON.stringify(body) });
     } catch (error) {
       if (error.name === "AbortError") throw error;
       throw new ApiError("This node does not answer. Is exo still running there, and is this machine still connected?");

@@ -127,7 +127,7 @@ export class Chat {
     if (this.models.chosen) body.model = this.models.chosen;
     const stats = message.stats = {}, started = performance.now();
     let first = 0, last = 0, pieces = 0;
-    for await (const event of events("/v1/chat/completions", { method: "POST", body, signal })) {
+    for await (const event of events("v1/chat/completions", { method: "POST", body, signal })) {
       if (event.error) throw new ApiError(event.error.message, 0, event.error.code);
       if (event.notice) stats.notice = event.notice;
       const delta = event.choices?.[0]?.delta ?? {};

@@ -99,25 +99,25 @@ export class Models {
     await this.refresh();
   }
 
-  download(m) { return this.act("/download", { method: "POST", body: { model: m.id } }, m); }
+  download(m) { return this.act("download", { method: "POST", body: { model: m.id } }, m); }
 
-  cancel(m) { return this.act(`/download/${m.id}`, { method: "DELETE" }, m); }
+  cancel(m) { return this.act(`download/${m.id}`, { method: "DELETE" }, m); }
 
   async remove(m) {
     if (await this.confirm(`Delete ${m.name} from this node? ${m.size ? `${bytes(m.size)} become free. ` : ""}It can be downloaded again.`, "Delete")) {
       if (this.chosen === m.id) this.choose("");
-      await this.act(`/models/${m.id}`, { method: "DELETE" }, m);
+      await this.act(`models/${m.id}`, { method: "DELETE" }, m);
     }
   }
 }
 
-/** Every model: what `/modelpool` says of it, and downloads that have failed or only begin. */
+/** Every model: what `modelpool` says of it, and downloads that have failed or only begin. */
 async function pool(here) {
   const found = new Map();
-  for await (const event of events("/modelpool")) {
+  for await (const event of events("modelpool")) {
     for (const [id, m] of Object.entries(event)) found.set(id, described(id, m));
   }
-  for (const d of (await json("/v1/download/progress")).data) {
+  for (const d of (await json("v1/download/progress")).data) {
     if (d.node_id !== here || d.done) continue;
     const known = found.get(d.model) ?? { id: d.model, name: d.model, here: false, size: d.total_bytes, have: d.downloaded_bytes, deletable: false };
     found.set(d.model, { ...known, error: d.error ?? known.error, fetching: !d.error && (known.fetching || !found.has(d.model)), percent: d.percentage });

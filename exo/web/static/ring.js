@@ -27,7 +27,7 @@ export class Ring {
     const { signal } = this.stream = new AbortController();
     while (!document.hidden) {
       try {
-        for await (const state of events("/v1/topology/stream", { signal })) this.take(state);
+        for await (const state of events("v1/topology/stream", { signal })) this.take(state);
       } catch { /* the node is gone or restarts: the summary says so */ }
       if (signal.aborted) return;
       $("summary").textContent = "This node does not answer; trying again …";
