@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from exo.bounds import MAX_CONTEXT, MAX_PARALLEL, MAX_WORKERS, is_worker_name
 from exo.errors import ConfigError
+from exo.model_aliases import parse_alias
 from exo.origins import check_origin
 
 ExactMode = Literal["all", "seeded", "off"]  # which requests' tokens depend on nothing but the request
@@ -69,6 +70,7 @@ class Config:
   api_key: str | None = field(default=None, repr=False)
   api_allowed_hosts: tuple[str, ...] = ()
   cors_origins: tuple[str, ...] = ()
+  model_aliases: tuple[str, ...] = ()
   max_peer_memory: int | None = None  # what another node may say that it offers; None: 2 TB without a cluster key
   trusted_proxies: tuple[str, ...] = ()
   shared_prefixes: bool = False
@@ -197,6 +199,8 @@ def _check(config: Config) -> None:
     raise ConfigError("--discovery-module tailscale needs --tailscale-api-key KEY and --tailnet-name NAME")
   for origin in config.cors_origins:
     check_origin(origin)
+  for alias in config.model_aliases:
+    parse_alias(alias)
   for device in config.devices:
     if not is_worker_name(device):
       raise ConfigError(f"--devices {device!r} must be a short name of small letters and digits, as cpu or gpu0")

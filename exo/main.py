@@ -49,7 +49,7 @@ def _command() -> int:
   if sys.argv[1:2] == ["demo"]:
     return _demo(sys.argv[2:])
   arguments = build_parser().parse_args()
-  repeated = ("model_dirs", "api_allowed_hosts", "cors_origins", "trusted_proxies")
+  repeated = ("model_dirs", "api_allowed_hosts", "cors_origins", "trusted_proxies", "model_aliases")
   config = config_from(vars(arguments) | {name: tuple(getattr(arguments, name) or ()) or None for name in repeated})
   log.set_level(config.debug)
   log.set_format(config.log_format)

@@ -13,9 +13,11 @@ from exo.orchestration.node import Node
 
 async def asked_model(node: Node, name: str | None) -> ModelInfo:
   """As `Node.model`. Raises `NotAllowedError` where this node would have to fetch it for a key that may not ask that."""
-  if name and name != node.config.default_model and not caller().may_fetch:
-    with contextlib.suppress(ModelNotFoundError):  # `Node.model` says so, or knows the name as another's
-      await _check_reach(node, await node.catalog.store.find_anywhere(name))
+  if name and not caller().may_fetch:
+    with contextlib.suppress(ModelNotFoundError):  # `Node.model` says so
+      meant = await node.meant(name)
+      if meant != node.config.default_model:
+        await _check_reach(node, await node.catalog.store.find_anywhere(meant))
   return await node.model(name)
 
 

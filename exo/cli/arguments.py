@@ -178,6 +178,15 @@ def build_parser() -> argparse.ArgumentParser:
   models.add_argument("--json", action="store_true", help="for exo models: a list for programs")
   models.add_argument("--default-model", metavar="MODEL", help="where a request names none (default smollm2-135m)")
   models.add_argument(
+      "--model-alias",
+      dest="model_aliases",
+      action="append",
+      metavar="FROM=TO",
+      help=
+      "another name of a model, as gpt-5=qwen3-8b or claude-*=qwen3-8b (* is any text); repeatable, and a line each in "
+      ".exo/aliases in EXO_HOME"
+  )
+  models.add_argument(
       "--model-dir",
       "--models-seed-dir",
       dest="model_dirs",

@@ -21,6 +21,7 @@ from exo.errors import (
 )
 from exo.inference.offer import EngineOffer
 from exo.log import log
+from exo.model_aliases import ModelAliases, aliases_file
 from exo.networking.discovery import Discovery
 from exo.networking.mesh import Mesh
 from exo.networking.messages import (
@@ -81,6 +82,7 @@ class Node:
     self._awaited = "its ports and the search for other nodes"
     self._joined = asyncio.Event()
     self.meter = Meter()
+    self.aliases = ModelAliases(config.model_aliases, aliases_file(config.state_dir))
     self.activity = Activity(self.meter)
     offered = hello.capabilities.memory * _MB
     rehearse = mesh.rehearse if config.awake_cores == "auto" else None
@@ -219,8 +221,10 @@ class Node:
   # requests of this node's clients
 
   async def meant(self, name: str | None) -> str:
-    """The name of the model that a client means: none, or a `gpt-*` that nobody has, is the default one."""
+    """The name of the model that a client means: what an alias stands for; none, or a `gpt-*` that nobody has, is the default one."""
     wanted = name or self.config.default_model
+    if (target := self.aliases.target(wanted)) is not None:
+      return target
     if wanted.startswith("gpt-"):
       try:
         await self.catalog.find(wanted)
