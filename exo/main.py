@@ -46,6 +46,9 @@ def _command() -> int:
   if sys.argv[1:2] == ["engine"]:
     from exo.cli import engine_command as engine
     return engine.engine_command(config_from({}), engine.build_parser().parse_args(sys.argv[2:]))
+  if sys.argv[1:2] == ["launch"]:
+    from exo.cli import launch_command as launch
+    return launch.launch_command(config_from({}), launch.parsed(sys.argv[2:]))
   if sys.argv[1:2] == ["demo"]:
     return _demo(sys.argv[2:])
   arguments = build_parser().parse_args()

@@ -39,6 +39,7 @@ examples:
   exo bench                                   how fast the ring is, also beside another server (--compare URL)
   exo doctor                                  interfaces, ports, engines, peers and what is wrong with them
   exo engine build                            llama.cpp, built for this very processor
+  exo launch claude                           Claude Code, Codex, opencode … with the ring behind them
   exo demo                                    three nodes, one killed in mid-sentence: the text goes on
   exo key new                                 keep strangers out of the ring
   exo --discovery-module manual --discovery-config-path config.json
@@ -52,13 +53,15 @@ def build_parser() -> argparse.ArgumentParser:
   parser.add_argument(
       "command",
       nargs="?",
-      choices=["run", "models", "pull", "rm", "join", "key", "status", "stop", "bench", "doctor", "engine", "demo"],
+      choices=[
+          "run", "models", "pull", "rm", "join", "key", "status", "stop", "bench", "doctor", "engine", "demo", "launch"
+      ],
       help=
       "run: answer one prompt, or chat; models: list them; pull, rm: fetch or delete one; join TOKEN: become part of "
       "a ring with a cluster key; key: make and manage keys (`exo key --help`); status, stop: the nodes that run here; "
       "bench: how fast the ring is (`exo bench --help`); doctor: what is wrong, if anything; engine: the library of llama.cpp "
       "(`exo engine --help`); demo: three nodes, one "
-      "killed in mid-sentence; without it: start a node"
+      "killed in mid-sentence; launch: start an agent with the ring behind it (`exo launch --help`); without it: start a node"
   )
   parser.add_argument(
       "model_name",

@@ -37,6 +37,15 @@ class ApiClient:
   async def __aexit__(self, *_: object) -> None:
     await self._session.close()
 
+  @property
+  def url(self) -> str:
+    return self._info.api_url
+
+  @property
+  def key(self) -> str:
+    """Stands for any API key on this machine; "" where there is none."""
+    return self._info.token
+
   async def get(self, path: str) -> Any:
     async with self._session.get(path) as response:
       return await _checked(response)
