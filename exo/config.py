@@ -74,6 +74,7 @@ class Config:
   max_peer_memory: int | None = None  # what another node may say that it offers; None: 2 TB without a cluster key
   trusted_proxies: tuple[str, ...] = ()
   shared_prefixes: bool = False
+  no_store: bool = False  # nothing of a conversation is kept
   # models
   model_dirs: tuple[Path, ...] = ()
   models: tuple[Path, ...] = ()

@@ -61,6 +61,26 @@ class RequestNotFoundError(ExoError):
   kind = "request_not_found"
 
 
+class RecordNotFoundError(ExoError):
+  """Nothing of this id is kept for this client."""
+  kind = "record_not_found"
+
+
+class RecordDamagedError(ExoError):
+  """What was kept cannot be read any more."""
+  kind = "record_damaged"
+
+
+class RecordConflictError(ExoError):
+  """What is kept was changed by others all the time."""
+  kind = "record_conflict"
+
+
+class RecordsUnavailableError(ExoError):
+  """What is kept cannot be reached or written now."""
+  kind = "records_unavailable"
+
+
 class ModelNotFoundError(ExoError):
   """No known model has this name."""
   kind = "model_not_found"

@@ -19,12 +19,17 @@ def private_folder(path: Path) -> Path:
 
 def write_private(path: Path, text: str) -> None:
   """With mode 0600, and complete from the moment it has its name; two who write it at once do not mix."""
+  write_private_bytes(path, text.encode())
+
+
+def write_private_bytes(path: Path, data: bytes) -> None:
+  """As `write_private`."""
   private_folder(path.parent)
   part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
   descriptor = create(part, 0o600)
   try:
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-      file.write(text)
+    with os.fdopen(descriptor, "wb") as file:
+      file.write(data)
     move_over(part, path)
   finally:
     part.unlink(missing_ok=True)

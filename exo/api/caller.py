@@ -21,12 +21,14 @@ _CLIENT_BITS = 64  # of a public IPv6 address: one machine has all the others be
 class Caller:
   """`label` is one client's, and tells nothing of it to whoever sees it. Caches are shared within one `cache_salt`.
 
-  An admin may do what changes the node for others. `may_fetch`: what it asks may bring a model here.
+  An admin may do what changes the node for others. `may_fetch`: what it asks may bring a model here. `key` is the hash of the
+  API key to which what is kept for this client belongs; empty without one.
   """
   label: str = ""
   is_admin: bool = False
   cache_salt: str = ""
   may_fetch: bool = True
+  key: str = ""
 
 
 _NOBODY = Caller()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from aiohttp import web
@@ -13,6 +14,7 @@ from exo.api.chat_prompt import COUNTED_CONTEXTS
 from exo.api.chat_request import ChatCompletionRequest, TokenEncodeRequest
 from exo.api.chat_run import ChatChoice, ChatDelta, ChatRun, chat_run
 from exo.api.errors import json_response
+from exo.api.ignored_tools import tell_ignored
 from exo.api.schema import read_body
 from exo.api.sse import event_stream
 from exo.api.text_run import identity, shown_logprob
@@ -25,6 +27,7 @@ from exo.orchestration.text_stream import TextToken
 async def chat_completions(request: web.Request, node: Node) -> web.StreamResponse:
   body = await read_body(request, ChatCompletionRequest)
   include_usage = body.include_usage
+  tell_ignored(request, body.ignored_tools)
   async with chat_run(node, body) as run:
     if body.stream:
       return await _streamed(request, run, bool(body.logprobs), include_usage)
@@ -51,12 +54,13 @@ def _choice(run: ChatRun, index: int, choice: ChatChoice, logprobs: bool) -> dic
         "id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}
     } for call in choice.calls]
   return {
-      "index": index, "message": message, "logprobs": _logprobs(run.model, choice.tokens) if logprobs else None,
+      "index": index, "message": message, "logprobs": token_logprobs(run.model, choice.tokens) if logprobs else None,
       "finish_reason": choice.finish_reason
   }
 
 
-def _logprobs(model: ModelInfo, tokens: tuple[TextToken, ...] | list[TextToken]) -> dict[str, Any]:
+def token_logprobs(model: ModelInfo, tokens: Sequence[TextToken]) -> dict[str, Any]:
+  """As OpenAI tells them, with the alternatives that were asked for."""
   return {
       "content": [{
           "token": model.tokenizer.token_text(token.logprob.token_id), "logprob": shown_logprob(token.logprob.logprob),
@@ -101,7 +105,7 @@ async def _streamed(request: web.Request, run: ChatRun, logprobs: bool, include_
     async for delta in run:
       for notice in run.notices():
         await stream.comment(notice)
-      probs = _logprobs(run.model, delta.tokens) if logprobs and delta.tokens else None
+      probs = token_logprobs(run.model, delta.tokens) if logprobs and delta.tokens else None
       for piece in _deltas(run, delta):
         with_content = "content" in piece
         await stream.send(chunk(delta.choice, piece, None, probs if with_content else None), more=True)

@@ -109,8 +109,9 @@ class FunctionDefinition(Struct):
 
 
 class Tool(Struct):
-  function: FunctionDefinition
-  type: Literal["function"] = "function"
+  """Of another type than `function`, it is a tool of hosted services, which nobody runs here."""
+  function: FunctionDefinition = msgspec.field(default_factory=lambda: FunctionDefinition(""))
+  type: str = "function"
 
   def for_template(self) -> dict[str, Any]:
     function: dict[str, Any] = {"name": self.function.name, "description": self.function.description or ""}
@@ -201,7 +202,9 @@ class ChatCompletionRequest(SamplingFields, kw_only=True):
   @property
   def callable_tools(self) -> list[Tool]:
     """The tools that the model may call. Raises `InvalidRequestError` for a choice that names none of them."""
-    tools = self.tools or []
+    tools = [tool for tool in self.tools or () if tool.type == "function"]
+    if any(not tool.function.name for tool in tools):
+      raise InvalidRequestError("tools: a tool of type function needs its `function`, with a name", "tools")
     names = [tool.function.name for tool in tools]
     if len(set(names)) != len(names):
       raise InvalidRequestError("tools: two functions have the same name", "tools")
@@ -217,6 +220,11 @@ class ChatCompletionRequest(SamplingFields, kw_only=True):
       if not tools:
         raise InvalidRequestError(f"tool_choice: there is no function {choice.function.name[:64]!r}", "tool_choice")
     return tools
+
+  @property
+  def ignored_tools(self) -> list[str]:
+    """The types of tools that the model does not see."""
+    return list(dict.fromkeys(tool.type for tool in self.tools or () if tool.type != "function"))
 
   @property
   def must_call(self) -> bool:

@@ -18,6 +18,7 @@ from exo.api import (
     cancel,
     chat,
     completions,
+    conversations,
     downloads,
     embeddings,
     messages,
@@ -34,6 +35,7 @@ from exo.api.connections import ConnectionTable
 from exo.api.errors import error_middleware, json_response
 from exo.api.exact import add_exact
 from exo.api.guard import Guard
+from exo.api.ignored_tools import add_ignored_tools
 from exo.api.keys import ApiKeys, ApiKeyStore
 from exo.api.protocol import ApiProtocol
 from exo.api.request_id import add_request_id, count_requests, request_id_middleware
@@ -78,6 +80,7 @@ class ChatGPTAPI:
     self.app = web.Application(middlewares=middlewares, client_max_size=MAX_BODY_BYTES)
     self.app.on_response_prepare.append(add_request_id)
     self.app.on_response_prepare.append(add_exact)
+    self.app.on_response_prepare.append(add_ignored_tools)
     self.app.on_response_prepare.append(self._guard.add_cors_headers)
     self._add_routes()
 
@@ -91,7 +94,8 @@ class ChatGPTAPI:
       router.add_get(f"{prefix}/models/{{model:.+}}", self._with_node(models.model))
       router.add_get(f"{prefix}/topology", self._topology)
       router.add_post(f"{prefix}/embeddings", self._with_node(embeddings.embeddings))
-      router.add_post(f"{prefix}/responses", self._with_node(responses.responses))
+      responses.add_routes(router, prefix, self._with_node)
+      conversations.add_routes(router, prefix, self._with_node)
       router.add_post(f"{prefix}/messages", self._with_node(messages.messages))
       router.add_post(f"{prefix}/messages/count_tokens", self._with_node(messages.count_tokens))
       router.add_post(f"{prefix}/cancel/{{id}}", self._with_node(cancel.cancel))

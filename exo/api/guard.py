@@ -27,8 +27,11 @@ _OPEN_PREFIXES = ("/static/", )
 # what one may ask without changing the node for others; a POST of any other route is for admins
 _ASKING = frozenset((
     "/chat/completions", "/completions", "/chat/token/encode", "/embeddings", "/responses", "/messages",
-    "/messages/count_tokens", "/cancel/{id}", "/api/chat", "/api/generate", "/api/show"
+    "/messages/count_tokens", "/cancel/{id}", "/api/chat", "/api/generate", "/api/show", "/responses/input_tokens",
+    "/responses/compact", "/responses/{id}/cancel", "/conversations", "/conversations/{id}", "/conversations/{id}/items"
 ))
+# what is kept for a client, who may delete it
+_OWN = frozenset(("/responses/{id}", "/conversations/{id}", "/conversations/{id}/items/{item}"))
 _WANTS_KEY = {"WWW-Authenticate": 'Bearer realm="exo"'}
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
@@ -144,7 +147,7 @@ class Guard:
         await self._brake.failed(address)
         raise Refused(401, "this is no API key of this node", "invalid_api_key", _WANTS_KEY)
       self._brake.succeeded(address, key.sha256)
-    return self._keyed(key.sha256, key.role == "admin")
+    return replace(self._keyed(key.sha256, key.role == "admin"), key=key.sha256)
 
   def _keyed(self, identity: str, is_admin: bool) -> Caller:
     label = self._labels.of_key(identity)
@@ -166,7 +169,7 @@ class Guard:
 
 def _changes_node(request: web.Request) -> bool:
   """For others too: models and downloads, or whether there is a node at all."""
-  if request.method in _SAFE_METHODS:
+  if request.method in _SAFE_METHODS or _is_own(request):
     return False
   return request.method != "POST" or (request.match_info.route.resource is not None and not _asks(request))
 
@@ -174,6 +177,12 @@ def _changes_node(request: web.Request) -> bool:
 def _asks(request: web.Request) -> bool:
   resource = request.match_info.route.resource
   return request.method == "POST" and resource is not None and resource.canonical.removeprefix("/v1") in _ASKING
+
+
+def _is_own(request: web.Request) -> bool:
+  """To delete it changes nothing for others."""
+  resource = request.match_info.route.resource
+  return request.method == "DELETE" and resource is not None and resource.canonical.removeprefix("/v1") in _OWN
 
 
 def _key_of(request: web.Request) -> str | None:

@@ -318,6 +318,12 @@ def build_parser() -> argparse.ArgumentParser:
       default=None,
       help="let requests begin with caches of other API keys' requests: faster, but it tells what others asked"
   )
+  security.add_argument(
+      "--no-store",
+      action="store_true",
+      default=None,
+      help="keep no response and no conversation for clients: they send the whole of it with every request"
+  )
   return parser
 
 

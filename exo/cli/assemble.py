@@ -105,7 +105,7 @@ def _make_node(
   seeds = (*config.peers, *(read_seeds(config.state_dir) if keyring is not None else ()))
   if seeds:
     discovery = SeededDiscovery(discovery, seeds)
-  return Node(config, hello, mesh, discovery, ModelCatalog(store, config.context), workers, place)
+  return Node(config, hello, mesh, discovery, ModelCatalog(store, config.context), workers, place, keyring is not None)
 
 
 def _make_state_dir(config: Config) -> None:

@@ -28,6 +28,7 @@ from exo.networking.model_messages import (
     ReadRange,
 )
 from exo.networking.peer_messages import Heartbeat, Hello
+from exo.networking.record_messages import ChangeRecord, FindRecord, RecordChanged, RecordFound
 from exo.topology.ring_plan import RingPlan
 
 PROTOCOL_VERSION = 7
@@ -322,5 +323,6 @@ Message = (
     | ModelFound | FindBlocks | BlocksFound
     | ReadRange
     | RangeData | DownloadNews | ListModels | ModelsListed
+    | FindRecord | RecordFound | ChangeRecord | RecordChanged
 )
 EMPTY_TOKEN_IDS: TokenIds = np.zeros(0, np.int32)

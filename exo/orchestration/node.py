@@ -39,11 +39,13 @@ from exo.networking.messages import (
 )
 from exo.networking.model_messages import DownloadNews, FindBlocks, FindModel, ListModels, ReadRange
 from exo.networking.peer_messages import Heartbeat, Hello, PlanRoom
+from exo.networking.record_messages import ChangeRecord, FindRecord
 from exo.orchestration.activity import Activity
 from exo.orchestration.awake_cores import AwakeCores
 from exo.orchestration.entry_desk import EntryDesk
 from exo.orchestration.form_choice import FormChoice, own_workers
 from exo.orchestration.generation import Generation, GenerationSpec
+from exo.orchestration.kept_records import KeptRecords
 from exo.orchestration.meter import Meter
 from exo.orchestration.model_catalog import ModelCatalog, ModelInfo
 from exo.orchestration.model_profiles import ModelProfiles
@@ -52,6 +54,7 @@ from exo.orchestration.node_news import heartbeat_of, rooms_of
 from exo.orchestration.peer_bounds import PeerBounds
 from exo.orchestration.plan_host import PlanHost
 from exo.orchestration.planner import ModelRing, Planner
+from exo.orchestration.record_store import RecordStore
 from exo.orchestration.ring_files import RingFiles
 from exo.orchestration.ring_models import RingModels
 from exo.orchestration.sense_check import SenseChecks
@@ -71,8 +74,15 @@ _DROP_EVERY_S = 1.0
 class Node:
   """Implements `MeshHandler`. `hello` describes this node; the mesh fills in the port that it got."""
   def __init__(
-      self, config: Config, hello: Hello, mesh: Mesh, discovery: Discovery, catalog: ModelCatalog,
-      workers: Sequence[Worker], place: Strategy
+      self,
+      config: Config,
+      hello: Hello,
+      mesh: Mesh,
+      discovery: Discovery,
+      catalog: ModelCatalog,
+      workers: Sequence[Worker],
+      place: Strategy,
+      ring_is_keyed: bool = False
   ) -> None:
     self.config, self.hello, self.workers, self.catalog = config, hello, tuple(workers), catalog
     self.profiles = ModelProfiles(catalog.store)
@@ -102,6 +112,13 @@ class Node:
         hello.node_id, catalog, self.ring_models, mesh.peers, lambda: self.planner.workers(self.hello), self._tasks
     )
     self.sharing = ModelSharing(catalog.store, mesh.peers, self.send, self.call, lambda: self.plans.busy)
+    self.records = KeptRecords(
+        RecordStore(config.state_dir / "kept"),
+        mesh.peers,
+        self.call,
+        allowed=not config.no_store,
+        ring_is_keyed=ring_is_keyed
+    )
     self.sense = SenseChecks(
         config.state_dir, self.generation, lambda model_id: any(room.model_id == model_id for _, room in self.rooms),
         lambda: bool(len(self.desk)) or not self.plans.idle or
@@ -362,6 +379,8 @@ class Node:
         return await self.ring_models.answer(message.model_id)
       case FindModel() | FindBlocks() | ReadRange():
         return await self.sharing.answer(message)
+      case FindRecord() | ChangeRecord():
+        return await self.records.answer(message)
       case Submit():
         if self._draining and sender != self.node_id:
           raise DrainingError(f"{self.node_id} is shutting down", node=self.node_id)

@@ -26,7 +26,7 @@ from exo.errors import ProtocolError
 from exo.inference.exactness import Exactness
 from exo.inference.sampling import TokenLogprob
 from exo.networking import messages as m
-from exo.networking.grpc import model_codec
+from exo.networking.grpc import model_codec, record_codec
 from exo.networking.grpc import node_service_pb2 as pb
 from exo.networking.grpc.failure_codec import failure_in, failure_out
 from exo.networking.grpc.frame_codec import frame_in, frame_out, result_in, result_out
@@ -223,6 +223,7 @@ _OUT: dict[type, Callable[[Any], dict[str, Any]]] = {
     m.StepFailed: lambda x:
     {"step_failed": pb.StepFailed(plan_id=x.plan_id, step=x.step, failure=failure_out(x.failure))},
     **model_codec.OUT,
+    **record_codec.OUT,
 }
 _IN: dict[str, Callable[[Any], m.Message]] = {
     "heartbeat": heartbeat_in,
@@ -246,6 +247,7 @@ _IN: dict[str, Callable[[Any], m.Message]] = {
     "step_failed": lambda x: m.StepFailed(x.plan_id[:MAX_PLAN_ID], x.step, failure_in(x.failure)),
     "token_delivery": _delivery_in,
     **model_codec.IN,
+    **record_codec.IN,
 }
 
 

@@ -31,6 +31,7 @@ from exo.networking.mesh import MeshHandler
 from exo.networking.messages import Failure, Message
 from exo.networking.model_messages import ReadRange
 from exo.networking.peer_messages import Heartbeat, Hello, Rumour
+from exo.networking.record_messages import ChangeRecord, FindRecord
 from exo.tasks import TaskOwner
 
 HEARTBEAT_S = 0.5
@@ -161,7 +162,9 @@ class Link:
     call_id, self._next_call = self._next_call, self._next_call + 1
     future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
     self._calls[call_id] = future
-    self._post("bulk" if isinstance(message, ReadRange) else "control", encode(message, call_id))
+    self._post(
+        "bulk" if isinstance(message, ReadRange | FindRecord | ChangeRecord) else "control", encode(message, call_id)
+    )
     try:
       reply = await asyncio.wait_for(future, timeout_s)
     except TimeoutError:

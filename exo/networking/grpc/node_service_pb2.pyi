@@ -13,7 +13,7 @@ class Envelope(_message.Message):
     def __init__(self, items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ...) -> None: ...
 
 class Item(_message.Message):
-    __slots__ = ("call_id", "is_reply", "hello", "frame", "step_result", "token_delivery", "submit", "cancel", "open_plan", "plan_opened", "close_plan", "request_failed", "failure", "done", "heartbeat", "step_failed", "absolve", "give_way", "shrink_lease", "grow_lease", "lease", "exactness_found", "find_model", "model_found", "find_blocks", "blocks_found", "read_range", "range_data", "download_news", "list_models", "models_listed")
+    __slots__ = ("call_id", "is_reply", "hello", "frame", "step_result", "token_delivery", "submit", "cancel", "open_plan", "plan_opened", "close_plan", "request_failed", "failure", "done", "heartbeat", "step_failed", "absolve", "give_way", "shrink_lease", "grow_lease", "lease", "exactness_found", "find_model", "model_found", "find_blocks", "blocks_found", "read_range", "range_data", "download_news", "list_models", "models_listed", "find_record", "record_found", "change_record", "record_changed")
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     IS_REPLY_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
@@ -45,6 +45,10 @@ class Item(_message.Message):
     DOWNLOAD_NEWS_FIELD_NUMBER: _ClassVar[int]
     LIST_MODELS_FIELD_NUMBER: _ClassVar[int]
     MODELS_LISTED_FIELD_NUMBER: _ClassVar[int]
+    FIND_RECORD_FIELD_NUMBER: _ClassVar[int]
+    RECORD_FOUND_FIELD_NUMBER: _ClassVar[int]
+    CHANGE_RECORD_FIELD_NUMBER: _ClassVar[int]
+    RECORD_CHANGED_FIELD_NUMBER: _ClassVar[int]
     call_id: int
     is_reply: bool
     hello: Hello
@@ -76,7 +80,11 @@ class Item(_message.Message):
     download_news: DownloadNews
     list_models: ListModels
     models_listed: ModelsListed
-    def __init__(self, call_id: _Optional[int] = ..., is_reply: _Optional[bool] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., frame: _Optional[bytes] = ..., step_result: _Optional[bytes] = ..., token_delivery: _Optional[_Union[TokenDelivery, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., open_plan: _Optional[_Union[OpenPlan, _Mapping]] = ..., plan_opened: _Optional[_Union[PlanOpened, _Mapping]] = ..., close_plan: _Optional[_Union[ClosePlan, _Mapping]] = ..., request_failed: _Optional[_Union[RequestFailed, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., step_failed: _Optional[_Union[StepFailed, _Mapping]] = ..., absolve: _Optional[_Union[Absolve, _Mapping]] = ..., give_way: _Optional[_Union[GiveWay, _Mapping]] = ..., shrink_lease: _Optional[_Union[ShrinkLease, _Mapping]] = ..., grow_lease: _Optional[_Union[GrowLease, _Mapping]] = ..., lease: _Optional[_Union[Lease, _Mapping]] = ..., exactness_found: _Optional[_Union[ExactnessFound, _Mapping]] = ..., find_model: _Optional[_Union[FindModel, _Mapping]] = ..., model_found: _Optional[_Union[ModelFound, _Mapping]] = ..., find_blocks: _Optional[_Union[FindBlocks, _Mapping]] = ..., blocks_found: _Optional[_Union[BlocksFound, _Mapping]] = ..., read_range: _Optional[_Union[ReadRange, _Mapping]] = ..., range_data: _Optional[_Union[RangeData, _Mapping]] = ..., download_news: _Optional[_Union[DownloadNews, _Mapping]] = ..., list_models: _Optional[_Union[ListModels, _Mapping]] = ..., models_listed: _Optional[_Union[ModelsListed, _Mapping]] = ...) -> None: ...
+    find_record: FindRecord
+    record_found: RecordFound
+    change_record: ChangeRecord
+    record_changed: RecordChanged
+    def __init__(self, call_id: _Optional[int] = ..., is_reply: _Optional[bool] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., frame: _Optional[bytes] = ..., step_result: _Optional[bytes] = ..., token_delivery: _Optional[_Union[TokenDelivery, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., open_plan: _Optional[_Union[OpenPlan, _Mapping]] = ..., plan_opened: _Optional[_Union[PlanOpened, _Mapping]] = ..., close_plan: _Optional[_Union[ClosePlan, _Mapping]] = ..., request_failed: _Optional[_Union[RequestFailed, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., step_failed: _Optional[_Union[StepFailed, _Mapping]] = ..., absolve: _Optional[_Union[Absolve, _Mapping]] = ..., give_way: _Optional[_Union[GiveWay, _Mapping]] = ..., shrink_lease: _Optional[_Union[ShrinkLease, _Mapping]] = ..., grow_lease: _Optional[_Union[GrowLease, _Mapping]] = ..., lease: _Optional[_Union[Lease, _Mapping]] = ..., exactness_found: _Optional[_Union[ExactnessFound, _Mapping]] = ..., find_model: _Optional[_Union[FindModel, _Mapping]] = ..., model_found: _Optional[_Union[ModelFound, _Mapping]] = ..., find_blocks: _Optional[_Union[FindBlocks, _Mapping]] = ..., blocks_found: _Optional[_Union[BlocksFound, _Mapping]] = ..., read_range: _Optional[_Union[ReadRange, _Mapping]] = ..., range_data: _Optional[_Union[RangeData, _Mapping]] = ..., download_news: _Optional[_Union[DownloadNews, _Mapping]] = ..., list_models: _Optional[_Union[ListModels, _Mapping]] = ..., models_listed: _Optional[_Union[ModelsListed, _Mapping]] = ..., find_record: _Optional[_Union[FindRecord, _Mapping]] = ..., record_found: _Optional[_Union[RecordFound, _Mapping]] = ..., change_record: _Optional[_Union[ChangeRecord, _Mapping]] = ..., record_changed: _Optional[_Union[RecordChanged, _Mapping]] = ...) -> None: ...
 
 class DeviceCapabilities(_message.Message):
     __slots__ = ("model", "chip", "memory", "fp32", "fp16", "int8")
@@ -787,3 +795,35 @@ class DownloadNews(_message.Message):
     error: str
     status: str
     def __init__(self, model_id: _Optional[str] = ..., downloaded_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., done: _Optional[bool] = ..., bytes_per_s: _Optional[float] = ..., from_peers_bytes: _Optional[int] = ..., from_hub_bytes: _Optional[int] = ..., error: _Optional[str] = ..., status: _Optional[str] = ...) -> None: ...
+
+class FindRecord(_message.Message):
+    __slots__ = ("record_id", "proof")
+    RECORD_ID_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
+    record_id: str
+    proof: str
+    def __init__(self, record_id: _Optional[str] = ..., proof: _Optional[str] = ...) -> None: ...
+
+class RecordFound(_message.Message):
+    __slots__ = ("record",)
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    record: bytes
+    def __init__(self, record: _Optional[bytes] = ...) -> None: ...
+
+class ChangeRecord(_message.Message):
+    __slots__ = ("record_id", "proof", "tag", "record")
+    RECORD_ID_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
+    TAG_FIELD_NUMBER: _ClassVar[int]
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    record_id: str
+    proof: str
+    tag: str
+    record: bytes
+    def __init__(self, record_id: _Optional[str] = ..., proof: _Optional[str] = ..., tag: _Optional[str] = ..., record: _Optional[bytes] = ...) -> None: ...
+
+class RecordChanged(_message.Message):
+    __slots__ = ("outcome",)
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    outcome: str
+    def __init__(self, outcome: _Optional[str] = ...) -> None: ...
