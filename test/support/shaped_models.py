@@ -39,6 +39,8 @@ class Shape:
 _LETTERS = [chr(c) for c in (*range(0x21, 0x7f), *range(0xa1, 0xad), *range(0xae, 0x144))]  # one for each byte
 LLAMA_1B = Shape(16, 2048, 8192, 32, 8, 128256, 131072)  # Llama 3.2 1B
 LLAMA_3B = Shape(28, 3072, 8192, 24, 8, 128256, 131072)  # Llama 3.2 3B
+# reads prompts of agents in a second, and ends an answer after some hundred words
+LONG = Shape(2, 32, 64, 1, 1, 360, 262144)
 SMALL = Shape(4, 1024, 2816, 16, 4, 32768)
 TINY = Shape(2, 1024, 2816, 16, 4, 4096)
 
@@ -88,6 +90,8 @@ def write_shaped(
   writer.add_token_types([TokenType.NORMAL] * len(words))
   writer.add_token_merges(["w 1"])  # llama.cpp wants some
   writer.add_eos_token_id(shape.words - 1)
+  writer.add_eot_token_id(shape.words - 2)
+  writer.add_eom_token_id(shape.words - 3)
   tensors = {"token_embd": (shape.words, shape.hidden), "output_norm": (shape.hidden, )}
   for i in range(shape.layers):
     block = f"blk.{i}."
