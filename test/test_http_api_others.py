@@ -131,7 +131,7 @@ def test_32_responses(node: NodeProcess, client: OpenAI) -> None:
   with client.responses.stream(model="dummy", input="hello", tools=tools, tool_choice="required") as stream:
     final = stream.get_final_response()
   assert [i.type for i in final.output] == [i.type for i in called.output]
-  for wrong in ({"input": []}, {}, {"input": "x", "tools": [{"type": "web_search"}]}, {"input": [{"type": "magic"}]},
+  for wrong in ({"input": []}, {}, {"input": "x", "tools": [{"type": "custom"}]}, {"input": [{"type": "magic"}]},
                 {"input": "x", "previous_response_id": "resp_1"}, {"input": "x", "max_output_tokens": 0}):
     assert_error(*node.post("/v1/responses", wrong), 400)
 

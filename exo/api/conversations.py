@@ -13,7 +13,7 @@ from exo.api.caller import caller
 from exo.api.errors import json_response
 from exo.api.kept import Item, KeptConversation, check_allowed, owner, page_of, recall
 from exo.api.response_builder import ItemIds
-from exo.api.response_items import messages_of
+from exo.api.response_items import as_kept, messages_of
 from exo.api.response_tools import ToolSet
 from exo.api.response_turn import add_items, resolved
 from exo.api.responses import WithNode
@@ -62,8 +62,7 @@ async def create(request: web.Request, node: Node) -> web.Response:
   body = await read_body(request, ConversationRequest) if await request.read() else ConversationRequest()
   kept = KeptConversation(id=new_id("conv_"), created_at=int(time.time()), metadata=body.metadata or {})
   ids = ItemIds(kept.id)
-  kept.items = [{"type": "message"} | given if "role" in given else given
-                for given in ids.named(await _checked(node, body.items or []))]
+  kept.items = [as_kept(given) for given in ids.named(await _checked(node, body.items or []))]
   kept.used = ids.used
   await node.records.keep(await owner(node), kept.id, msgspec.json.encode(kept))
   return json_response(_told(kept))

@@ -13,6 +13,7 @@ from aiohttp import web
 
 import exo
 from exo.api.chat_request import ChatCompletionRequest, TokenEncodeRequest
+from exo.api.conversations import ConversationItems, ConversationRequest, ConversationUpdate
 from exo.api.messages_request import CountTokensRequest, MessagesRequest
 from exo.api.ollama_request import OllamaChatRequest, OllamaGenerateRequest, OllamaShowRequest
 from exo.api.responses_request import ResponsesRequest
@@ -55,6 +56,16 @@ _OPERATIONS: dict[str, _Operation] = {
     "POST /embeddings": _EMBED,
     "POST /chat/token/encode": _ENCODE,
     "POST /responses": _Operation("Chat, OpenAI's newer way", ResponsesRequest, ("id", "status", "output"), _STREAM),
+    "POST /responses/input_tokens": _Operation(
+        "Count a response's input", ResponsesRequest, ("object", "input_tokens")
+    ),
+    "POST /responses/compact": _Operation("Summarize a conversation", ResponsesRequest, ("id", "object", "output")),
+    "GET /responses/{id}": _Operation("A response that is kept", keys=("id", "object", "output"), stream=_STREAM),
+    "DELETE /responses/{id}": _Operation("Forget a response", keys=("id", "deleted")),
+    "GET /responses/{id}/input_items": _Operation("What a response answered", keys=("object", "data", "has_more")),
+    "POST /conversations": _Operation("Begin a conversation", ConversationRequest, ("id", "object", "metadata")),
+    "POST /conversations/{id}": _Operation("Exchange its metadata", ConversationUpdate, ("id", "object", "metadata")),
+    "POST /conversations/{id}/items": _Operation("Add items", ConversationItems, ("object", "data")),
     "POST /messages": _Operation("Chat, Anthropic's way", MessagesRequest, ("id", "content", "stop_reason"), _STREAM),
     "POST /messages/count_tokens": _Operation("Count a chat's tokens", CountTokensRequest, ("input_tokens", )),
     "POST /cancel/{id}": _Operation("End a running request", keys=("id", "cancelled")),

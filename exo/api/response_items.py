@@ -60,6 +60,19 @@ def kind_of(item: Mapping[str, Any]) -> str:
   return str(kind)
 
 
+def as_kept(item: dict[str, Any]) -> dict[str, Any]:
+  """A message as OpenAI's clients read it back: with a type, and its text as a part."""
+  if "role" not in item:
+    return item
+  text = item.get("content")
+  if not isinstance(text, str):
+    return {"type": "message"} | item
+  part: dict[str, Any] = {"type": "input_text", "text": text}
+  if item["role"] == "assistant":
+    part = {"type": "output_text", "text": text, "annotations": []}
+  return {"type": "message"} | item | {"content": [part]}
+
+
 def messages_of(items: Iterable[Mapping[str, Any]], tools: ToolSet) -> list[ChatMessage]:
   """Raises `InvalidRequestError` that names the item. References must have been resolved."""
   chat = _Chat(tools)

@@ -9,7 +9,7 @@ import msgspec
 from exo.api.aside import aside
 from exo.api.kept import Item, Kept, KeptConversation, KeptResponse, check_allowed, owner, recall
 from exo.api.response_builder import ItemIds, record_of
-from exo.api.response_items import kind_of
+from exo.api.response_items import as_kept, kind_of
 from exo.api.responses_request import ResponsesRequest
 from exo.errors import InvalidRequestError, RecordConflictError, RecordNotFoundError, RecordsUnavailableError
 from exo.log import log
@@ -20,7 +20,6 @@ _MOST_REFERENCES = 256
 _TRIES = 8  # to add to a conversation to which others add
 _MOST_ITEMS = 20_000
 _MOST_EVENT_BYTES = 2 * MAX_RECORD_BYTES  # before they are packed
-_TYPED = {"type": "message"}
 
 
 class Turn:
@@ -36,7 +35,7 @@ class Turn:
   def begin(self, response_id: str) -> ItemIds:
     """The response has an id: its input's items get theirs."""
     ids = ItemIds(response_id)
-    self.items = [_TYPED | item if "role" in item else item for item in ids.named(self.items)]
+    self.items = [as_kept(item) for item in ids.named(self.items)]
     return ids
 
   async def end(self, response: dict[str, Any], events: list[dict[str, Any]]) -> None:
@@ -138,7 +137,7 @@ async def add_items(node: Node, conversation_id: str, items: list[Item]) -> list
   for _ in range(_TRIES):
     conversation, found = await recall(node, conversation_id, KeptConversation, own=True)
     ids = ItemIds(conversation.id, conversation.used)
-    added = [_TYPED | item if "role" in item else item for item in ids.named(items)]
+    added = [as_kept(item) for item in ids.named(items)]
     if len(conversation.items) + len(added) > _MOST_ITEMS:
       raise InvalidRequestError(f"{conversation_id} is full: it has {len(conversation.items)} items", "conversation")
     conversation.items, conversation.used = [*conversation.items, *added], ids.used

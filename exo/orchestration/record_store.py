@@ -102,12 +102,14 @@ class RecordStore:
   def _find(self, record_id: str) -> Path | None:
     if not is_record_id(record_id):
       return None
-    with suppress(FileNotFoundError):
-      for folder in os.scandir(self._folder):
-        path = Path(folder.path) / (record_id + _SUFFIX)
-        if path.is_file():
-          return path
-    return None
+    paths = (folder / (record_id + _SUFFIX) for folder in self._folders())
+    return next((path for path in paths if path.is_file()), None)
+
+  def _folders(self) -> list[Path]:
+    try:
+      return list(self._folder.iterdir())
+    except FileNotFoundError:
+      return []
 
   def _read(self, path: Path) -> Record | None:
     try:
@@ -155,8 +157,6 @@ class RecordStore:
       count, total, held[owner] = count - 1, total - freed, held[owner] - freed
 
   def _files(self) -> Iterator[os.DirEntry[str]]:
-    with suppress(FileNotFoundError):
-      for folder in os.scandir(self._folder):
-        if folder.is_dir(follow_symlinks=False):
-          with suppress(OSError):
-            yield from os.scandir(folder.path)
+    for folder in self._folders():
+      with suppress(OSError), os.scandir(folder) as entries:
+        yield from entries
