@@ -263,7 +263,8 @@ def test_ollama(node: NodeProcess) -> None:
   assert isinstance(json.loads(node.post("/api/chat", asked)[1]["message"]["content"]), dict)
   for wrong in ({"model": "nosuch"}, {"messages": [{"role": "user", "content": "x", "images": ["a"]}]},
                 {"messages": HELLO, "options": {"temperature": 9}}, {"messages": HELLO, "format": "xml"}):
-    assert_error(*node.post("/api/chat", wrong), 400, 404)
+    status, answer = node.post("/api/chat", wrong)
+    assert status in (400, 404) and isinstance(answer["error"], str)
 
 
 def test_35_the_one_shape_of_errors(node: NodeProcess) -> None:
@@ -322,7 +323,10 @@ def test_37_an_api_key(tmp_path: Path) -> None:
                          ("POST", "/v1/embeddings"), ("GET", "/api/tags"), ("POST", "/api/chat"), ("GET", "/metrics"),
                          ("POST", "/v1/cancel/x"), ("GET", "/openapi.json"), ("GET", "/v1/nothing")):
       status, _, answer = call(node, method, path, b"{}" if method == "POST" else None, JSON)
-      assert_error(status, answer, 401)
+      if path.startswith("/api/"):
+        assert status == 401 and isinstance(answer["error"], str)
+      else:
+        assert_error(status, answer, 401)
     body = json.dumps({"messages": HELLO, "max_tokens": 2}).encode()
     for headers in ({"Authorization": "Bearer s3cret-key-of-28-characters"},
                     {"x-api-key": "s3cret-key-of-28-characters"}):

@@ -72,9 +72,14 @@ class ChatPrompt:
 
 
 async def chat_prompt(
-    config: Config, model: ModelInfo, body: ChatCompletionRequest, most: int | None = None
+    config: Config,
+    model: ModelInfo,
+    body: ChatCompletionRequest,
+    most: int | None = None,
+    *,
+    after: Sequence[int] = ()
 ) -> ChatPrompt:
-  """Renders and tokenizes, and compiles the grammar once to see whether it can be followed.
+  """Renders and tokenizes, behind the tokens `after` which it goes on, and compiles the grammar once to see whether it can be followed.
 
   Raises `InvalidRequestError` for what the template or the grammar refuses, and for more than `most` tokens (by default
   the context).
@@ -82,6 +87,8 @@ async def chat_prompt(
   template = model.tokenizer.response_template
   usable_template = await asyncio.to_thread(usable, template) if template is not None else None
   prompt = await aside(body.size, _prepare, config, model, body, most, usable_template)
+  if after:
+    prompt = replace(prompt, ids=(*after, *without_bos(prompt.ids, model.tokenizer)))
   if not prompt.grammar:
     return prompt
   try:
@@ -140,6 +147,11 @@ def _prepare(
       tuple(ids), grammar, thinking, form, tuple(tools), visible, harmony, template, rendered if template else "",
       prefill is not None
   )
+
+
+def without_bos(ids: tuple[int, ...], tokenizer: Tokenizer) -> tuple[int, ...]:
+  """For what does not begin a text."""
+  return ids[1:] if tokenizer.bos_id is not None and ids[:1] == (tokenizer.bos_id, ) else ids
 
 
 def _prefill(messages: list[dict[str, Any]], body: ChatCompletionRequest, *, harmony: bool) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -108,6 +108,10 @@ class ChatRun:
     return self._run.sampling
 
   @property
+  def token_ids(self) -> tuple[int, ...]:
+    return self._run.token_ids
+
+  @property
   def prompt_tokens(self) -> int:
     return self._run.prompt_tokens
 
@@ -168,11 +172,18 @@ def _read(parser: AnswerParser, delta: TextDelta) -> list[Part]:
 
 
 @asynccontextmanager
-async def chat_run(node: Node, body: ChatCompletionRequest, prefix: str = "chatcmpl-") -> AsyncIterator[ChatRun]:
-  """Run a chat; leaving the block ends it everywhere. Raises what the request is refused with."""
+async def chat_run(node: Node,
+                   body: ChatCompletionRequest,
+                   prefix: str = "chatcmpl-",
+                   *,
+                   after: Sequence[int] = ()) -> AsyncIterator[ChatRun]:
+  """Run a chat, which may go on `after` tokens of an earlier one; leaving the block ends it everywhere.
+
+  Raises what the request is refused with.
+  """
   top_logprobs = body.token_logprobs
   model = await asked_model(node, body.model)
-  prompt = await chat_prompt(node.config, model, body)
+  prompt = await chat_prompt(node.config, model, body, after=after)
   max_tokens = body.most_tokens
   async with text_run(
       node,

@@ -25,6 +25,8 @@ from exo.api import (
     metrics,
     models,
     ollama,
+    ollama_embed,
+    ollama_models,
     openapi,
     page,
     responses,
@@ -99,7 +101,8 @@ class ChatGPTAPI:
       router.add_post(f"{prefix}/messages", self._with_node(messages.messages))
       router.add_post(f"{prefix}/messages/count_tokens", self._with_node(messages.count_tokens))
       router.add_post(f"{prefix}/cancel/{{id}}", self._with_node(cancel.cancel))
-    ollama.add_routes(router, self._with_node)
+    for routes in (ollama, ollama_models, ollama_embed):
+      routes.add_routes(router, self._with_node)
     router.add_get("/openapi.json", self._openapi)
     downloads.add_routes(router, self._with_node)
     router.add_post("/quit", self._quit)

@@ -35,7 +35,7 @@ async def embeddings(request: web.Request, node: Node) -> web.Response:
         f"dimensions: vectors of {model.id} have {size} numbers and cannot be shortened", "dimensions"
     )
   tell_exact(node.config.exact != "off")
-  vectors = await asyncio.gather(*(_embed(node, model, text) for text in texts))
+  vectors = await asyncio.gather(*(embedding(node, model, text) for text in texts))
   data = [{"object": "embedding", "index": i, "embedding": _written(vector, body.encoding_format == "base64")}
           for i, vector in enumerate(vectors)]
   tokens = sum(map(len, texts))
@@ -47,8 +47,8 @@ def _written(vector: npt.NDArray[np.float32], as_base64: bool) -> Any:
   return base64.b64encode(vector.astype("<f4").tobytes()).decode() if as_base64 else vector.tolist()
 
 
-async def _embed(node: Node, model: ModelInfo, ids: list[int]) -> npt.NDArray[np.float32]:
-  """The vector (hidden size,) of one text."""
+async def embedding(node: Node, model: ModelInfo, ids: list[int]) -> npt.NDArray[np.float32]:
+  """The vector (hidden size,) of one text, at unit length."""
   spec = GenerationSpec(
       new_id("embd-"),
       tuple(ids),

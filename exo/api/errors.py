@@ -90,7 +90,14 @@ def in_form(request: web.BaseRequest,
             status: int,
             error: BaseException | None = None) -> dict[str, Any]:
   """An error's body as the clients of this route know it."""
+  if request.path.startswith("/api/"):
+    return ollama_form(value)
   return anthropic_form(value, status, error) if request.path.removeprefix("/v1").startswith("/messages") else value
+
+
+def ollama_form(value: dict[str, Any]) -> dict[str, Any]:
+  """Just the words, which is all that Ollama's clients show."""
+  return {"error": value["error"]["message"]}
 
 
 _ANTHROPIC_TYPES = {

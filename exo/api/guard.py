@@ -27,8 +27,9 @@ _OPEN_PREFIXES = ("/static/", )
 # what one may ask without changing the node for others; a POST of any other route is for admins
 _ASKING = frozenset((
     "/chat/completions", "/completions", "/chat/token/encode", "/embeddings", "/responses", "/messages",
-    "/messages/count_tokens", "/cancel/{id}", "/api/chat", "/api/generate", "/api/show", "/responses/input_tokens",
-    "/responses/compact", "/responses/{id}/cancel", "/conversations", "/conversations/{id}", "/conversations/{id}/items"
+    "/messages/count_tokens", "/cancel/{id}", "/api/chat", "/api/generate", "/api/show", "/api/embed",
+    "/api/embeddings", "/responses/input_tokens", "/responses/compact", "/responses/{id}/cancel", "/conversations",
+    "/conversations/{id}", "/conversations/{id}/items"
 ))
 # what is kept for a client, who may delete it
 _OWN = frozenset(("/responses/{id}", "/conversations/{id}", "/conversations/{id}/items/{item}"))

@@ -117,7 +117,7 @@ async def _streamed(request: web.Request, run: ChatRun) -> web.StreamResponse:
     status, value = describe(error)
     await stream.send(anthropic_form(value, status, error), event="error")
 
-  async with event_stream(request, done=False, failed=failed) as (stream, response):
+  async with event_stream(request, done=False, failed=failed, ping={"type": "ping"}) as (stream, response):
 
     async def send(event: Event, more: bool = False) -> None:
       await stream.send(event, event=event["type"], more=more)

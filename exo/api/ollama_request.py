@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import re
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
 
@@ -12,16 +13,32 @@ from exo.api.chat_request import (
     ChatCompletionRequest,
     ChatMessage,
     FunctionCall,
+    FunctionDefinition,
     JsonSchemaFormat,
     ResponseFormat,
     Tool,
     ToolCall,
 )
-from exo.api.schema import Fraction, Penalty, SamplingFields, Seed, Temperature, check_depth
+from exo.api.schema import (
+    Fraction,
+    LastTokens,
+    MirostatVersion,
+    Penalty,
+    SamplingFields,
+    Seed,
+    Surprise,
+    Temperature,
+    Typical,
+    check_depth,
+)
+from exo.api.tool_names import ToolNames
 from exo.errors import InvalidRequestError
+
+_DURATION = re.compile(r"-?([0-9]+(\.[0-9]+)?(ns|us|µs|ms|s|m|h)?)+")
 
 
 class OllamaOptions(Struct):
+  """Those that say how a model is loaded are for the node to decide, and are passed over."""
   num_predict: int | None = None
   temperature: Temperature | None = None
   top_p: Fraction | None = None
@@ -32,15 +49,34 @@ class OllamaOptions(Struct):
   repeat_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
   presence_penalty: Penalty | None = None
   frequency_penalty: Penalty | None = None
+  typical_p: Typical | None = None
+  repeat_last_n: LastTokens | None = None
+  mirostat: MirostatVersion | None = None
+  mirostat_tau: Surprise | None = None
+  mirostat_eta: Fraction | None = None
+  tfs_z: float | None = None
+  penalize_newline: bool | None = None
 
 
 class OllamaFunction(Struct):
   name: str
-  arguments: dict[str, Any] | None = None
+  arguments: dict[str, Any] | str | None = None
 
 
 class OllamaToolCall(Struct):
   function: OllamaFunction
+
+
+class OllamaToolDefinition(Struct):
+  """Of any name."""
+  name: str
+  description: str | None = None
+  parameters: dict[str, Any] | None = None
+
+
+class OllamaTool(Struct):
+  function: OllamaToolDefinition
+  type: str | None = None
 
 
 class OllamaMessage(Struct):
@@ -50,6 +86,7 @@ class OllamaMessage(Struct):
   images: list[Any] | None = None
   tool_calls: list[OllamaToolCall] | None = None
   tool_name: str | None = None
+  tool_call_id: str | None = None
 
 
 class OllamaRequest(Struct, kw_only=True):
@@ -58,7 +95,21 @@ class OllamaRequest(Struct, kw_only=True):
   format: str | dict[str, Any] | None = None
   options: OllamaOptions | None = None
   stream: bool | None = None
-  think: bool | str | None = None
+  think: bool | Literal["low", "medium", "high"] | None = None
+  keep_alive: int | float | str | None = None
+
+  @property
+  def nothing(self) -> dict[str, Any]:
+    """A piece of an answer in which there is no text."""
+    raise NotImplementedError
+
+  @property
+  def unloads(self) -> bool:
+    """The model is to leave memory afterwards. Raises `InvalidRequestError` for what is no duration."""
+    text = str(0 if self.keep_alive is None else self.keep_alive).strip()
+    if not _DURATION.fullmatch(text):
+      raise InvalidRequestError(f"keep_alive: {text[:40]!r} is no duration, as 300, \"5m\" or -1", "keep_alive")
+    return self.keep_alive is not None and not any(digit in "123456789" for digit in text)
 
   @property
   def streams(self) -> bool:
@@ -75,6 +126,11 @@ class OllamaRequest(Struct, kw_only=True):
     body.temperature, body.top_p, body.top_k, body.min_p = options.temperature, options.top_p, options.top_k, options.min_p
     body.seed, body.stop, body.repetition_penalty = options.seed, options.stop, options.repeat_penalty
     body.presence_penalty, body.frequency_penalty = options.presence_penalty, options.frequency_penalty
+    body.typical_p, body.repeat_last_n = options.typical_p, options.repeat_last_n
+    body.mirostat, body.mirostat_tau, body.mirostat_eta = options.mirostat, options.mirostat_tau, options.mirostat_eta
+    undone = {"tfs_z": options.tfs_z not in (None, 1), "penalize_newline": options.penalize_newline is False}
+    if (name := next((name for name, asked in undone.items() if asked), None)) is not None:
+      raise InvalidRequestError(f"options: {name} is not done here, leave it out", "options")
     if options.num_predict is not None and options.num_predict > 0:
       body.max_tokens = options.num_predict
 
@@ -83,6 +139,12 @@ class OllamaRequest(Struct, kw_only=True):
     self.fill(body)
     if self.think is not None:
       body.chat_template_kwargs = {"enable_thinking": bool(self.think)}
+    if isinstance(self.think, str):
+      body.chat_template_kwargs = {"enable_thinking": True, "reasoning_effort": self.think}
+    last = messages[-1]
+    body.continue_final_message = len(messages) > 1 and last.role == "assistant" and not last.tool_calls and bool(
+        last.content
+    )
     return body
 
   def _format(self) -> ResponseFormat | None:
@@ -98,10 +160,19 @@ class OllamaRequest(Struct, kw_only=True):
 
 class OllamaChatRequest(OllamaRequest, kw_only=True):
   messages: Annotated[list[OllamaMessage], Meta(max_length=MAX_MESSAGES)] = field(default_factory=list)
-  tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
+  tools: Annotated[list[OllamaTool], Meta(max_length=MAX_TOOLS)] | None = None
 
-  def chat(self) -> ChatCompletionRequest:
-    return self._as_chat([_message(message) for message in self.messages], self.tools)
+  @property
+  def nothing(self) -> dict[str, Any]:
+    return {"message": {"role": "assistant", "content": ""}}
+
+  def chat(self, names: ToolNames) -> ChatCompletionRequest:
+    tools = [
+        Tool(
+            FunctionDefinition(names.written(tool.function.name), tool.function.description, tool.function.parameters)
+        ) for tool in self.tools or ()
+    ]
+    return self._as_chat([_message(message, names) for message in self.messages], tools or None)
 
 
 class OllamaGenerateRequest(OllamaRequest, kw_only=True):
@@ -110,6 +181,11 @@ class OllamaGenerateRequest(OllamaRequest, kw_only=True):
   raw: bool | None = None
   suffix: str | None = None
   images: list[Any] | None = None
+  context: list[Annotated[int, Meta(ge=0, lt=2**31)]] | None = None
+
+  @property
+  def nothing(self) -> dict[str, Any]:
+    return {"response": ""}
 
   def chat(self) -> ChatCompletionRequest:
     if self.suffix or self.images:
@@ -118,16 +194,15 @@ class OllamaGenerateRequest(OllamaRequest, kw_only=True):
     return self._as_chat([*messages, ChatMessage("user", self.prompt)])
 
 
-class OllamaShowRequest(Struct):
-  model: str | None = None
-  name: str | None = None
-
-
-def _message(message: OllamaMessage) -> ChatMessage:
+def _message(message: OllamaMessage, names: ToolNames) -> ChatMessage:
   if message.images:
     raise InvalidRequestError("messages: images cannot be understood, only text can", "messages")
   calls = [
-      ToolCall(FunctionCall(call.function.name, call.function.arguments or {})) for call in message.tool_calls or ()
+      ToolCall(FunctionCall(names.written(call.function.name), call.function.arguments or {}))
+      for call in message.tool_calls or ()
   ]
   content = message.content if message.content is not None or calls else ""
-  return ChatMessage(message.role, content, message.tool_name, calls or None, reasoning_content=message.thinking)
+  tool = None if message.tool_name is None else names.written(message.tool_name)
+  return ChatMessage(
+      message.role, content, tool, calls or None, message.tool_call_id, reasoning_content=message.thinking
+  )

@@ -15,7 +15,9 @@ import exo
 from exo.api.chat_request import ChatCompletionRequest, TokenEncodeRequest
 from exo.api.conversations import ConversationItems, ConversationRequest, ConversationUpdate
 from exo.api.messages_request import CountTokensRequest, MessagesRequest
-from exo.api.ollama_request import OllamaChatRequest, OllamaGenerateRequest, OllamaShowRequest
+from exo.api.ollama_embed import OllamaEmbeddingsRequest, OllamaEmbedRequest
+from exo.api.ollama_models import OllamaCopyRequest, OllamaModelRequest
+from exo.api.ollama_request import OllamaChatRequest, OllamaGenerateRequest
 from exo.api.responses_request import ResponsesRequest
 from exo.api.schema import CompletionRequest, EmbeddingRequest
 
@@ -77,7 +79,13 @@ _OPERATIONS: dict[str, _Operation] = {
     "POST /api/chat": _Operation("Chat, Ollama's way", OllamaChatRequest, ("model", "done"), _NDJSON),
     "POST /api/generate": _Operation("Answer, Ollama's way", OllamaGenerateRequest, ("model", "done"), _NDJSON),
     "GET /api/tags": _Operation("The models that can be answered now, Ollama's way", keys=("models", )),
-    "POST /api/show": _Operation("One model, Ollama's way", OllamaShowRequest, ("details", "capabilities")),
+    "GET /api/ps": _Operation("The models that are loaded, Ollama's way", keys=("models", )),
+    "POST /api/show": _Operation("One model, Ollama's way", OllamaModelRequest, ("details", "capabilities")),
+    "POST /api/pull": _Operation("Fetch a model, Ollama's way", OllamaModelRequest, ("status", ), _NDJSON),
+    "POST /api/copy": _Operation("Give a model another name, Ollama's way", OllamaCopyRequest),
+    "DELETE /api/delete": _Operation("Delete a model, Ollama's way", OllamaModelRequest),
+    "POST /api/embed": _Operation("Embed texts, Ollama's way", OllamaEmbedRequest, ("model", "embeddings")),
+    "POST /api/embeddings": _Operation("Embed a text, Ollama's way", OllamaEmbeddingsRequest, ("embedding", )),
     "GET /api/version": _Operation("The version", keys=("version", )),
 }
 

@@ -30,6 +30,9 @@ _OWN = "Where it is left out, the model's own counts: `sampling` of GET /v1/mode
 Temperature = Annotated[float, Meta(ge=0, le=2, description=_OWN)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Typical = Annotated[float, Meta(gt=0, le=1)]
+MirostatVersion = Literal[0, 1, 2]
+Surprise = Annotated[float, Meta(ge=0, le=100, description="In bits")]
 Repetition = Annotated[float, Meta(gt=0, le=10)]
 Seed = Annotated[int, Meta(ge=-2**63, le=2**63 - 1)]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -54,7 +57,7 @@ class SamplingFields(Struct, kw_only=True):
   repetition_penalty: Repetition | None = None
   repeat_penalty: Repetition | None = None  # llama.cpp's and Ollama's name for it
   repeat_last_n: LastTokens | None = None
-  typical_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+  typical_p: Typical | None = None
   xtc_probability: Fraction | None = None
   xtc_threshold: Fraction | None = None
   dry_multiplier: Annotated[float, Meta(ge=0, le=100)] | None = None
@@ -62,8 +65,8 @@ class SamplingFields(Struct, kw_only=True):
   dry_allowed_length: Annotated[int, Meta(ge=1, le=2**15)] | None = None
   dry_penalty_last_n: LastTokens | None = None
   dry_sequence_breakers: list[str] | None = None
-  mirostat: Literal[0, 1, 2] | None = None
-  mirostat_tau: Annotated[float, Meta(ge=0, le=100)] | None = None
+  mirostat: MirostatVersion | None = None
+  mirostat_tau: Surprise | None = None
   mirostat_eta: Fraction | None = None
   seed: Seed | None = None
   stop: str | list[str] | None = None

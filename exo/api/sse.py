@@ -15,14 +15,14 @@ from exo.api.errors import describe, streamed
 from exo.errors import in_words
 from exo.log import log
 
-KEEP_ALIVE_S = 2.0
+KEEP_ALIVE_S = 1.0
 _ENCODER = msgspec.json.Encoder()
 
 
 class EventStream:
   """Writes `data:` lines. Not for concurrent use."""
-  def __init__(self, response: web.StreamResponse) -> None:
-    self._response = response
+  def __init__(self, response: web.StreamResponse, ping: Any = None) -> None:
+    self._response, self._ping = response, ping
     self._held: list[bytes] = []
     self._written_at = time.monotonic()
 
@@ -52,11 +52,11 @@ class EventStream:
     await self._response.write(data)
 
   async def keep_alive(self) -> None:
-    """A comment whenever nothing else was written for a while; runs until cancelled."""
+    """A comment, or the event `ping`, whenever nothing else was written for a while; runs until cancelled."""
     while True:
       await asyncio.sleep(max(0.05, self._written_at + KEEP_ALIVE_S - time.monotonic()))
       if time.monotonic() - self._written_at >= KEEP_ALIVE_S:
-        await self.comment("keep-alive")
+        await (self.comment("keep-alive") if self._ping is None else self.send(self._ping, event=self._ping["type"]))
 
 
 @asynccontextmanager
@@ -64,15 +64,16 @@ async def event_stream(
     request: web.Request,
     *,
     done: bool = True,
-    failed: Callable[[EventStream, Exception], Awaitable[None]] | None = None
+    failed: Callable[[EventStream, Exception], Awaitable[None]] | None = None,
+    ping: Any = None
 ) -> AsyncIterator[tuple[EventStream, web.StreamResponse]]:
   """Begin a streamed response; an error inside becomes its last event, and with `done`, `[DONE]` always ends it.
 
-  `failed` writes that event where the route has a form of its own.
+  `failed` writes that event where the route has a form of its own, and `ping` is its sign of life.
   """
   response = web.StreamResponse(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
   response.content_type = "text/event-stream"
-  stream = EventStream(response)
+  stream = EventStream(response, ping)
 
   async def end(error: Exception | None) -> None:
     if error is not None and failed is not None:

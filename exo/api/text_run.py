@@ -40,6 +40,7 @@ class TextRun:
   prompt_logprobs: tuple[TokenLogprob, ...] = ()
   finish_reasons: dict[int, str] = field(default_factory=dict)
   cached_tokens: int = 0  # of the prompt, found in a kept cache
+  stopped: bool = False  # the first choice, by a text of the request's
 
   def __aiter__(self) -> AsyncIterator[TextDelta]:
     return self
@@ -60,6 +61,7 @@ class TextRun:
     self.watched.said(delta.choice, delta.text, len(delivery.tokens), bool(delta.finish_reason))
     if delta.finish_reason:
       self.finish_reasons[delta.choice] = delta.finish_reason
+      self.stopped = self.stopped or (delta.choice == 0 and delta.stop is not None)
       self.generation.end_choice(delta.choice)
     return delta
 
@@ -86,6 +88,13 @@ class TextRun:
   @property
   def prompt_tokens(self) -> int:
     return len(self.generation.spec.prompt_ids)
+
+  @property
+  def token_ids(self) -> tuple[int, ...]:
+    """Of the prompt and of the first choice's answer so far, with what ended that."""
+    ended = self.finish_reasons.get(0) == "stop" and not self.stopped
+    end = self.model.tokenizer.end_id if ended else None
+    return (*self.generation.spec.prompt_ids, *self.generation.emitted(0), *(() if end is None else (end, )))
 
   @property
   def completion_tokens(self) -> int:

@@ -107,6 +107,12 @@ class Tokenizer:
     """Token ids of the rendered prompt; the beginning-of-text token is not doubled where the template writes it."""
     return self.encode(self.render_chat(messages, tools), add_bos=True)
 
+  @property
+  def end_id(self) -> int | None:
+    """What ends an answer, for the most part."""
+    named = self.special_names.get(self.special_tokens.get("eos_token", ""))
+    return named if named is not None else min(self.eos_ids, default=None)
+
   def token_text(self, token_id: int) -> str:
     """One token alone, as log probabilities show it (bytes of a cut character become U+FFFD)."""
     return self.decode([token_id], skip_special=False)

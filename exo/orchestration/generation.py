@@ -71,6 +71,10 @@ class Generation:
     """The ring still works for it."""
     return bool(self._computing)
 
+  def emitted(self, choice: int) -> tuple[int, ...]:
+    """The tokens that have come of it."""
+    return tuple(self._emitted[choice])
+
   @property
   def begun(self) -> bool:
     """Its client has something of it."""

@@ -239,7 +239,7 @@ class Node:
 
   async def meant(self, name: str | None) -> str:
     """The name of the model that a client means: what an alias stands for; none, or a `gpt-*` that nobody has, is the default one."""
-    wanted = name or self.config.default_model
+    wanted = (name or self.config.default_model).removesuffix(":latest")
     if (target := self.aliases.target(wanted)) is not None:
       return target
     if wanted.startswith("gpt-"):

@@ -1,0 +1,98 @@
+"""Ollama's embeddings: `/api/embed`, and `/api/embeddings` as it was before."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import numpy as np
+from aiohttp import web
+from msgspec import Struct
+
+from exo.api.aside import LARGE, aside
+from exo.api.asked_model import asked_model
+from exo.api.completions import MAX_PROMPTS
+from exo.api.embeddings import embedding
+from exo.api.errors import json_response
+from exo.api.exact import tell_exact
+from exo.api.ollama import WithNode
+from exo.api.schema import PositiveCount, read_body
+from exo.errors import InvalidRequestError
+from exo.orchestration.model_catalog import ModelInfo
+from exo.orchestration.node import Node
+
+
+class OllamaEmbedRequest(Struct, kw_only=True):
+  """`truncate`: of a text that is too long the beginning counts, instead of an error."""
+  model: str | None = None
+  input: str | list[str] = ""
+  truncate: bool | None = None
+  dimensions: PositiveCount | None = None
+  options: dict[str, Any] | None = None
+  keep_alive: Any = None
+
+
+class OllamaEmbeddingsRequest(Struct, kw_only=True):
+  model: str | None = None
+  prompt: str = ""
+  options: dict[str, Any] | None = None
+  keep_alive: Any = None
+
+
+def add_routes(router: web.UrlDispatcher, with_node: WithNode) -> None:
+  router.add_post("/api/embed", with_node(embed))
+  router.add_post("/api/embeddings", with_node(embeddings))
+
+
+async def embed(request: web.Request, node: Node) -> web.Response:
+  """POST /api/embed."""
+  started = time.monotonic_ns()
+  body = await read_body(request, OllamaEmbedRequest)
+  texts = [body.input] if isinstance(body.input, str) else body.input
+  if len(texts) > MAX_PROMPTS:
+    raise InvalidRequestError(f"input: {len(texts)} texts in one request, {MAX_PROMPTS} are allowed", "input")
+  model = await asked_model(node, body.model)
+  loaded = time.monotonic_ns()
+  texts = [] if texts == [""] else texts  # which loads the model, and nothing else
+  vectors, tokens = await _vectors(node, model, texts, truncate=body.truncate is not False)
+  if body.dimensions is not None:
+    vectors = [_shortened(vector, body.dimensions) for vector in vectors]
+  return json_response({
+      "model": model.id, "embeddings": vectors, "total_duration": time.monotonic_ns() - started,
+      "load_duration": loaded - started, "prompt_eval_count": tokens
+  })
+
+
+def _shortened(vector: list[float], size: int) -> list[float]:
+  """Its first numbers at unit length, as Ollama does it for every model."""
+  kept = np.asarray(vector[:size], np.float32)
+  return (kept / max(float(np.linalg.norm(kept)), 1e-12)).tolist()  # type: ignore[no-any-return]
+
+
+async def embeddings(request: web.Request, node: Node) -> web.Response:
+  """POST /api/embeddings: of one text."""
+  body = await read_body(request, OllamaEmbeddingsRequest)
+  model = await asked_model(node, body.model)
+  vectors, _ = await _vectors(node, model, [body.prompt] if body.prompt else [], truncate=True)
+  return json_response({"embedding": vectors[0] if vectors else []})
+
+
+async def _vectors(node: Node, model: ModelInfo, texts: list[str], *, truncate: bool) -> tuple[list[list[float]], int]:
+  """(one at unit length of each text, how many tokens they have together)."""
+  size = sum(map(len, texts))
+  ids = await aside(size if size < LARGE else LARGE, _ids, model, texts, truncate)
+  tell_exact(node.config.exact != "off")
+  found = await asyncio.gather(*(embedding(node, model, one) for one in ids))
+  return [vector.tolist() for vector in found], sum(map(len, ids))
+
+
+def _ids(model: ModelInfo, texts: list[str], truncate: bool) -> list[list[int]]:
+  if not all(texts):
+    raise InvalidRequestError("input: a text is empty", "input")
+  if not truncate:
+    return [model.encode(text, "the input", "input") for text in texts]
+  # so many characters are enough for as many tokens as there may be, of most texts
+  most = model.max_context
+  longest = most * model.tokenizer.longest_token
+  return [model.encode(text[:longest], "the input", "input", most=longest + 1)[:most] for text in texts]
