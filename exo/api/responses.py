@@ -20,7 +20,7 @@ from exo.api.errors import describe, json_response
 from exo.api.ignored_tools import tell_ignored
 from exo.api.kept import KeptResponse, owner, page_of, recall
 from exo.api.response_builder import Event, Item, ResponseBuilder
-from exo.api.response_items import sealed_summary
+from exo.api.response_items import sealed_summary, tools_in
 from exo.api.response_tools import ToolSet
 from exo.api.response_turn import Turn, begin_turn
 from exo.api.responses_request import ResponsesRequest
@@ -56,9 +56,9 @@ def add_routes(router: web.UrlDispatcher, prefix: str, with_node: WithNode) -> N
 async def responses(request: web.Request, node: Node) -> web.StreamResponse:
   """Answer, and keep what was said unless `store` is false."""
   body = await read_body(request, ResponsesRequest)
-  tools = ToolSet(body.tools or ())
-  tell_ignored(request, tools.ignored)
   turn = await begin_turn(node, body)
+  tools = ToolSet(body.tools or (), tools_in(turn.whole))
+  tell_ignored(request, tools.ignored)
   chat = body.chat(tools, turn.whole)
   async with _fitting(node, chat, body.truncation == "auto") as run:
     answer = _Answer(run, body, turn, tools)
@@ -253,8 +253,8 @@ async def cancel(request: web.Request, node: Node) -> web.Response:
 async def input_tokens(request: web.Request, node: Node) -> web.Response:
   """How many tokens the prompt of such a request has."""
   body = await read_body(request, ResponsesRequest)
-  tools = ToolSet(body.tools or ())
   turn = await begin_turn(node, body)
+  tools = ToolSet(body.tools or (), tools_in(turn.whole))
   chat = body.chat(tools, turn.whole)
   model = await asked_model(node, chat.model)
   prompt = await chat_prompt(node.config, model, chat, COUNTED_CONTEXTS * model.max_context)
