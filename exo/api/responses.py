@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -194,7 +195,7 @@ async def response(request: web.Request, node: Node) -> web.StreamResponse:
   if request.query.get("stream", "false").lower() not in ("true", "1"):
     return json_response(kept.response)
   after = request.query.get("starting_after", "-1")
-  if not (after.lstrip("-").isascii() and after.lstrip("-").isdigit() and len(after) < 12):
+  if not re.fullmatch(r"-1|[0-9]{1,12}", after):
     raise InvalidRequestError("starting_after is the sequence number of an event", "starting_after")
   async with event_stream(request, done=False) as (stream, sent):
     events = list(_told_again(kept))
