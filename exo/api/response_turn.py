@@ -12,11 +12,11 @@ from exo.api.response_builder import ItemIds, record_of
 from exo.api.response_items import as_kept, kind_of
 from exo.api.responses_request import ResponsesRequest
 from exo.errors import (
-  InvalidRequestError,
-  QueueFullError,
-  RecordConflictError,
-  RecordNotFoundError,
-  RecordsUnavailableError,
+    InvalidRequestError,
+    QueueFullError,
+    RecordConflictError,
+    RecordNotFoundError,
+    RecordsUnavailableError,
 )
 from exo.log import log
 from exo.networking.record_messages import MAX_RECORD_BYTES
