@@ -8,6 +8,7 @@ import time
 import zlib
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from exo.errors import (
@@ -19,10 +20,17 @@ from exo.errors import (
 )
 from exo.networking.grpc.codec import decode, encode
 from exo.networking.messages import Message
-from exo.networking.record_messages import MAX_RECORD_BYTES, ChangeRecord, FindRecord, RecordChanged, RecordFound
+from exo.networking.record_messages import (
+    MAX_RECORD_BYTES,
+    MAX_SENT_BYTES,
+    ChangeRecord,
+    FindRecord,
+    RecordChanged,
+    RecordFound,
+)
 from exo.orchestration import kept_records
 from exo.orchestration.kept_records import Call, Found, KeptRecords
-from exo.orchestration.record import Owner, Record, owner_of, record_from
+from exo.orchestration.record import Owner, Record, RecordChange, owner_of, record_from, seal
 from exo.orchestration.record_store import RecordBounds, RecordStore
 from test.support.local_rings import run
 
@@ -88,25 +96,26 @@ def test_21_line_1_other_nodes_cannot_make_a_record_up(tmp_path: Path) -> None:
   forged = BOB.seal(name(1), b'{"a": 2}')
   bomb = zlib.compress(bytes(100 * 2**20))
   lies: dict[str, bytes | None] = {
-      "other owner": forged.to_bytes(), "other id": ANN.seal(name(2), b"{}").to_bytes(), "noise": os.urandom(99),
-      "changed": Record(id=true.id, seal=true.seal, tag=true.tag, data=true.data[:-1] + b"x").to_bytes(),
-      "no name": b"\x84\xa2id\xa1x", "empty": b"", "other message": None
+      "other owner": forged.sealed(), "other id": ANN.seal(name(2), b"{}").sealed(), "noise": os.urandom(99),
+      "plain": true.to_bytes(), "changed": true.sealed()[:-1] + b"x", "short": b"x",
+      "other purpose": seal(true.key, "change", true.id, true.to_bytes()),
+      "forged inside": seal(true.key, "found", true.id, forged.to_bytes()), "empty": b"", "other message": None
   }
 
   async def call(node_id: str, message: Message, timeout_s: float) -> Message:
     assert isinstance(message, FindRecord) and message.proof == ANN.proof(name(1))
     if node_id == "honest":
       await asyncio.sleep(0.05)
-      return RecordFound(true.to_bytes())
+      return RecordFound(true.sealed())
     lie = lies[node_id]
     return RecordChanged("done") if lie is None else RecordFound(lie)
 
   async def scenario() -> None:
     with pytest.raises(RecordNotFoundError) as told:
       await kept(tmp_path, call, *lies).find(ANN, name(1))
-    assert "6 nodes of the ring did not answer" in told.value.message
+    assert "9 nodes of the ring did not answer" in told.value.message
     found = await kept(tmp_path, call, *lies, "honest").find(ANN, name(1))
-    assert found == Found(true, "honest")
+    assert found == Found(msgspec.structs.replace(true, key=b""), "honest")
     with pytest.raises(RecordDamagedError):
       Record(id=name(1), seal="", tag="", data=bomb).json()
 
@@ -118,7 +127,7 @@ def test_21_line_1_nodes_that_say_nothing_are_not_waited_for(tmp_path: Path, mon
 
   async def call(node_id: str, message: Message, timeout_s: float) -> Message:
     if node_id == "honest":
-      return RecordFound(record.to_bytes())
+      return RecordFound(record.sealed())
     async with asyncio.timeout(min(timeout_s, 0.3)):
       await asyncio.Event().wait()
     raise AssertionError
@@ -171,16 +180,29 @@ def test_21_line_1_changes_from_afar_are_checked(tmp_path: Path) -> None:
     afar = kept(tmp_path / "other", call, "home")
     first = await home.keep(ANN, name(1), b'{"n": 1}')
     found = await afar.find(ANN, name(1))
-    assert found == Found(first, "home")
+    assert found == Found(msgspec.structs.replace(first, key=b""), "home")
     assert await afar.change(ANN, found, b'{"n": 2}') and not await afar.change(ANN, found, b'{"n": 3}')
     second = (await home.find(ANN, name(1))).record
     assert second.json() == b'{"n": 2}'
-    for proof, tag, record in ((BOB.proof(name(1)), second.tag, b""), (ANN.proof(name(1)), first.tag, b"")):
-      outcome = await home.answer(ChangeRecord(name(1), proof, tag, record))
-      assert outcome == RecordChanged("none" if proof == BOB.proof(name(1)) else "changed")
-    for other in (BOB.seal(name(1), b"{}"), ANN.seal(name(2), b"{}")):
+
+    def asked(key: bytes, tag: str, record: bytes = b"", proof: str = ANN.proof(name(1))) -> ChangeRecord:
+      change = msgspec.msgpack.encode(RecordChange(tag=tag, record=record))
+      return ChangeRecord(name(1), proof, seal(key, "change", name(1), change))
+
+    key = ANN.key(name(1))
+    assert await home.answer(asked(key, first.tag)) == RecordChanged("changed")
+    assert await home.answer(asked(key, second.tag, proof=BOB.proof(name(1)))) == RecordChanged("none")
+    for wrong in (
+        asked(BOB.key(name(1)), second.tag),
+        asked(key, second.tag,
+              BOB.seal(name(1), b"{}").to_bytes()),
+        asked(key, second.tag,
+              ANN.seal(name(2), b"{}").to_bytes()),
+        asked(key, second.tag, b"noise"),
+        ChangeRecord(name(1), ANN.proof(name(1)), second.tag.encode())  # all that a proof that was seen is good for
+    ):
       with pytest.raises(ExoError):
-        await home.answer(ChangeRecord(name(1), ANN.proof(name(1)), second.tag, other.to_bytes()))
+        await home.answer(wrong)
     with pytest.raises(RecordsUnavailableError):
       await afar.change(ANN, Found(second, "home"), os.urandom(MAX_RECORD_BYTES + 99))
     await afar.forget(ANN, name(1))
@@ -194,9 +216,12 @@ def test_21_line_1_changes_from_afar_are_checked(tmp_path: Path) -> None:
 
 def test_21_line_1_what_goes_over_the_wire_is_bounded() -> None:
   for endless in (
-      FindRecord("r" * 99, ""), FindRecord(name(1), "p" * 99), RecordFound(bytes(MAX_RECORD_BYTES + 1)),
-      ChangeRecord(name(1), "", "t" * 99), RecordChanged("no such thing")
-  ):  # type: ignore[arg-type]
+      FindRecord("r" * 99, ""),
+      FindRecord(name(1), "p" * 99),
+      RecordFound(bytes(MAX_SENT_BYTES + 1)),
+      ChangeRecord(name(1), "", bytes(MAX_SENT_BYTES + 1)),
+      RecordChanged("no such thing")  # type: ignore[arg-type]
+  ):
     with pytest.raises(ExoError):
       decode(encode(endless, 1))
   with pytest.raises(RecordDamagedError):

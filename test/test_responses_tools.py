@@ -13,7 +13,7 @@ from openai import OpenAI
 
 from exo.api.chat_parts import CallArguments, CallBegin
 from exo.api.response_builder import ItemIds, ResponseBuilder
-from exo.api.response_items import messages_of
+from exo.api.response_items import messages_of, tools_in
 from exo.api.response_tools import ResponseTool, ToolSet
 from exo.api.string_field import StringField
 from exo.errors import InvalidRequestError
@@ -154,7 +154,9 @@ def test_21_line_1_requirement_39_every_item_is_read() -> None:
       {"type": "mcp_list_tools", "id": "m2", "server_label": "s", "tools": [{"name": "f", "input_schema": {}}]},
       {"type": "image_generation_call", "id": "i1", "result": "aGk=", "status": "completed"},
       {"type": "computer_call_output", "call_id": "c6", "output": {"type": "computer_screenshot"}},
-      {"type": "tool_search_call", "arguments": {"query": "x"}, "execution": "client"},
+      {"type": "tool_search_call", "arguments": {"query": "x"}, "execution": "server"},
+      {"type": "tool_search_output", "tools": [], "execution": "server"},
+      {"type": "additional_tools", "role": "developer", "tools": [{"type": "function", "name": "late"}]},
       {"type": "compaction", "encrypted_content": "gAAAA of another service"},
       {"role": "developer", "content": [{"type": "input_text", "text": "d"}]},
   ]  # yapf: disable
@@ -177,6 +179,38 @@ def test_21_line_1_requirement_39_every_item_is_read() -> None:
     with pytest.raises(InvalidRequestError) as error:
       messages_of([{"role": "user", "content": "Hi"}, wrong], tools)
     assert "input[1]" in error.value.message
+
+
+def test_21_line_1_requirement_40_tools_that_come_as_items(node: NodeProcess) -> None:
+  late = {
+      "type": "namespace", "name": "late", "tools": [{"type": "function", "name": "f"},
+                                                     {"type": "custom", "name": "exec"}]
+  }
+  found = {"type": "function", "name": "found", "description": "new"}
+  search = {"type": "tool_search", "execution": "client", "description": "Searches.", "parameters": {
+      "type": "object", "properties": {"query": {"type": "string"}}, "required": ["query"]}}  # yapf: disable
+  items: list[dict[str, Any]] = [
+      {"type": "additional_tools", "role": "developer", "tools": [late, {"type": "function", "name": "found"}]},
+      {"role": "user", "content": "Hi"},
+      {"type": "tool_search_call", "call_id": "c1", "execution": "client", "status": "completed", "arguments": {"query": "x"}},
+      {"type": "tool_search_output", "call_id": "c1", "execution": "client", "status": "completed", "tools": [found]}
+  ]  # yapf: disable
+  tools = ToolSet(msgspec.convert([search], list[ResponseTool]), tools_in(items))
+  assert [tool.shown for tool in tools.offered] == ["tool_search", "late__f", "late__exec", "found"]
+  assert tools.offered[-1].function.description == "new"
+  told = [message.for_template() for message in messages_of(items, tools)]
+  assert told[1]["tool_calls"][0]["function"] == {"name": "tool_search", "arguments": {"query": "x"}}
+  assert json.loads(told[2]["content"]) == [found]
+  body = {"model": "dummy", "input": items, "tools": [search], "max_output_tokens": 400}
+  for choice, kind in (({"type": "tool_search"}, "tool_search_call"),
+                       ({"type": "custom", "name": "exec", "namespace": "late"}, "custom_tool_call"),
+                       ({"type": "function", "name": "found"}, "function_call")):  # yapf: disable
+    status, answer = node.post("/v1/responses", body | {"tool_choice": choice})
+    assert status == 200 and answer["output"][0]["type"] == kind, answer
+    if kind == "tool_search_call":
+      assert isinstance(answer["output"][0]["arguments"]["query"], str) and answer["output"][0]["execution"] == "client"
+  items[0]["tools"] = [{"name": "f"}]
+  assert "input[0]" in assert_error(*node.post("/v1/responses", body), 400)["message"]
 
 
 def test_21_line_1_requirement_40_hosted_tools_are_named_in_a_header(node: NodeProcess, client: OpenAI) -> None:

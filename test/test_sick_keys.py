@@ -114,7 +114,9 @@ def test_line_12_every_route_that_is_not_for_asking_is_for_admins(keyed: Keyed) 
   """Of the routes that there are, by the node's own document: who adds one that changes something need not think of it."""
   asking = {
       "/chat/completions", "/completions", "/chat/token/encode", "/embeddings", "/responses", "/messages",
-      "/messages/count_tokens", "/cancel/{id}", "/api/chat", "/api/generate", "/api/show"
+      "/messages/count_tokens", "/cancel/{id}", "/api/chat", "/api/generate", "/api/show", "/responses/input_tokens",
+      "/responses/compact", "/responses/{id}", "/responses/{id}/cancel", "/conversations", "/conversations/{id}",
+      "/conversations/{id}/items", "/conversations/{id}/items/{item}"
   }
   paths = keyed.ask("root", "GET", "/openapi.json")[1]["paths"]
   refused = set()

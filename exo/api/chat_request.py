@@ -14,6 +14,9 @@ from exo.errors import InvalidRequestError
 MAX_MESSAGES = 4096
 MAX_TOOLS = 128
 
+# tools that others run: a chat that brings nothing else is a chat without tools, not a mistake
+_HOSTED = ("web_", "file_search", "code_interpreter", "image_generation", "mcp", "computer", "url_context", "google_")
+
 FunctionName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
 
 
@@ -203,6 +206,10 @@ class ChatCompletionRequest(SamplingFields, kw_only=True):
   def callable_tools(self) -> list[Tool]:
     """The tools that the model may call. Raises `InvalidRequestError` for a choice that names none of them."""
     tools = [tool for tool in self.tools or () if tool.type == "function"]
+    if self.tools and not tools and not any(tool.type.startswith(_HOSTED) for tool in self.tools):
+      raise InvalidRequestError(
+          f"tools: a tool of type {self.tools[0].type[:40]!r} is not here, only functions are", "tools"
+      )
     if any(not tool.function.name for tool in tools):
       raise InvalidRequestError("tools: a tool of type function needs its `function`, with a name", "tools")
     names = [tool.function.name for tool in tools]

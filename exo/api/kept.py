@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import web
 from msgspec import Struct
 
+from exo.api.aside import aside
 from exo.api.caller import caller
 from exo.errors import InvalidRequestError, RecordDamagedError
 from exo.orchestration.kept_records import Found
@@ -65,7 +67,8 @@ async def recall(node: Node, record_id: str, kind: type[Kept], *, own: bool = Fa
   Raises `RecordNotFoundError`, `RecordDamagedError`, `RecordsUnavailableError`."""
   found = await node.records.find(await owner(node), record_id, any_owner=caller().is_admin and not own)
   try:
-    return msgspec.json.decode(found.record.json(), type=kind), found
+    json = await asyncio.to_thread(found.record.json)
+    return await aside(len(json), lambda: msgspec.json.decode(json, type=kind)), found
   except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
     raise RecordDamagedError(f"what was kept of {record_id} is damaged") from error
 

@@ -20,6 +20,7 @@ _CALLS: dict[Kind, tuple[str, str]] = {
     "local_shell": ("local_shell_call", "lsh_"),
     "shell": ("shell_call", "sh_"),
     "apply_patch": ("apply_patch_call", "apc_"),
+    "tool_search": ("tool_search_call", "tsc_"),
 }
 _PREFIXES = {"message": "msg_", "reasoning": "rs_"}
 
@@ -154,6 +155,8 @@ class ResponseBuilder:
     except (ValueError, RecursionError):
       read = {}
     said: dict[str, Any] = read if isinstance(read, dict) else {}
+    if tool.kind == "tool_search":
+      return {"execution": "client", "arguments": said}
     if tool.kind == "apply_patch":
       operation = {"type": said.get("type", "update_file"), "path": str(said.get("path", ""))}
       return {"operation": operation | ({"diff": said.get("diff", "")} if operation["type"] != "delete_file" else {})}

@@ -12,16 +12,16 @@ import msgspec
 from msgspec import Struct
 
 from exo.api.chat_request import ChatMessage, ContentPart, FunctionCall, ToolCall
-from exo.api.response_tools import ToolSet
+from exo.api.response_tools import ResponseTool, ToolSet
 from exo.errors import InvalidRequestError
 
 _TEXTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 # of what hosted services ran: their results stand in the messages that followed, or are nothing that can be told in words
 _SKIPPED = frozenset((
     "web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call", "computer_call",
-    "computer_call_output", "mcp_list_tools", "mcp_approval_request", "mcp_approval_response", "tool_search_call",
-    "tool_search_output", "program", "program_output", "additional_tools", "compaction_trigger", "configuration_update",
-    "context_compaction", "ghost_snapshot"
+    "computer_call_output", "mcp_list_tools", "mcp_approval_request", "mcp_approval_response", "program",
+    "program_output", "additional_tools", "compaction_trigger", "configuration_update", "context_compaction",
+    "ghost_snapshot"
 ))
 _SUMMARY_MARK = "exo-summary-1:"
 _ELSEWHERE = "(An earlier part of this conversation was compacted by another service, in a form that only that one can read.)"
@@ -81,6 +81,21 @@ def messages_of(items: Iterable[Mapping[str, Any]], tools: ToolSet) -> list[Chat
   return chat.messages
 
 
+def tools_in(items: Iterable[Mapping[str, Any]]) -> list[ResponseTool]:
+  """The tools that come as items: with the developer's words, or as what a search at the client has found.
+
+  Raises `InvalidRequestError` that names the item.
+  """
+  brought: list[ResponseTool] = []
+  for at, item in enumerate(items):
+    if kind_of(item) in ("additional_tools", "tool_search_output"):
+      try:
+        brought += msgspec.convert(item.get("tools") or [], list[ResponseTool])
+      except msgspec.ValidationError as error:
+        raise InvalidRequestError(f"input[{at}].tools: {error}"[:1000], "input") from None
+  return brought
+
+
 def sealed_summary(text: str) -> str:
   """The `encrypted_content` of a compaction: a text that travels with its client, and that nobody takes for another's."""
   return _SUMMARY_MARK + base64.b64encode(text.encode("utf-8", "replace")).decode()
@@ -104,7 +119,7 @@ class _Chat:
 
   def add(self, where: str, raw: Mapping[str, Any]) -> None:
     kind = kind_of(raw)
-    if kind in _SKIPPED:
+    if kind in _SKIPPED or (kind.startswith("tool_search_") and raw.get("execution") == "server"):
       return
     try:
       item = msgspec.convert(raw, InputItem)
@@ -119,6 +134,8 @@ class _Chat:
       self._thought += _joined(item.content, where) or "" if item.content is not None else ""
     elif kind == "compaction":
       self.messages.append(ChatMessage("user", _summary(item.encrypted_content)))
+    elif kind == "tool_search_output":
+      self.messages.append(ChatMessage("tool", _found(raw.get("tools")), tool_call_id=item.call_id))
     elif kind.endswith("_call_output"):
       call_id = item.call_id or self._calls.get(item.id or "", item.id)
       output = raw.get("status") if item.output is None else item.output
@@ -149,6 +166,8 @@ class _Chat:
       return self._tools.shown(name, name), _json(done)
     if kind == "apply_patch_call" and item.operation is not None:
       return self._tools.shown("apply_patch", "apply_patch"), _json(item.operation)
+    if kind == "tool_search_call":
+      return self._tools.shown("tool_search", "tool_search"), _json(item.arguments or {})
     raise InvalidRequestError(f"{where}: an item of type {kind[:40]!r} cannot be understood", "input")
 
   def _add_call(self, name: str, arguments: str, item: InputItem) -> None:
@@ -162,6 +181,12 @@ class _Chat:
       return
     self.messages.append(ChatMessage("assistant", tool_calls=[call], reasoning_content=self._thought or None))
     self._thought = ""
+
+
+def _found(tools: Any) -> str:
+  """What a search for tools gave, by their names."""
+  within = [tool for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
+  return _json([{key: tool.get(key) for key in ("type", "name", "description") if tool.get(key)} for tool in within])
 
 
 def _json(value: Any) -> str:

@@ -13,7 +13,7 @@ from msgspec import Struct
 from exo.api.chat_request import FunctionDefinition, FunctionName, NamedToolChoice, Tool, ToolName
 from exo.errors import InvalidRequestError
 
-Kind = Literal["function", "custom", "local_shell", "shell", "apply_patch"]
+Kind = Literal["function", "custom", "local_shell", "shell", "apply_patch", "tool_search"]
 
 _MOST_OFFERED = 512
 _LONGEST_SHOWN = 64
@@ -30,6 +30,7 @@ class ResponseTool(Struct):
   strict: bool | None = None
   format: Any = None
   environment: Any = None
+  execution: Any = None
   tools: list[ResponseTool] | None = None
 
 
@@ -106,12 +107,19 @@ def shown_name(name: str, namespace: str | None) -> str:
 
 
 class ToolSet:
-  """The tools of one request. Raises `InvalidRequestError` for those without a name, and for too many."""
-  def __init__(self, tools: Iterable[ResponseTool]) -> None:
+  """The tools of one request, and those that its items bring; of the latter the last one of a name counts.
+
+  Raises `InvalidRequestError` for those without a name, and for too many.
+  """
+  def __init__(self, tools: Iterable[ResponseTool], brought: Iterable[ResponseTool] = ()) -> None:
     self.offered: list[OfferedTool] = []
     self.ignored: list[str] = []
     self._shown: dict[str, OfferedTool] = {}
+    self._is_brought = False
     for tool in tools:
+      self._add(tool, None)
+    self._is_brought = True
+    for tool in brought:
       self._add(tool, None)
 
   def _add(self, tool: ResponseTool, namespace: ResponseTool | None) -> None:
@@ -127,6 +135,8 @@ class ToolSet:
           tool.name, tool.description, tool.parameters, tool.strict
       )
       self._offer("function" if tool.type == "function" else "custom", function, namespace)
+    elif tool.type == "tool_search" and tool.execution == "client":
+      self._offer("tool_search", FunctionDefinition(tool.type, tool.description, tool.parameters), None)
     elif tool.type in _ON_CLIENT and not _in_container(tool.environment):
       kind, description, parameters = _ON_CLIENT[tool.type]
       self._offer(kind, FunctionDefinition(tool.type, description, parameters), None)
@@ -137,6 +147,8 @@ class ToolSet:
     if len(self.offered) == _MOST_OFFERED:
       raise InvalidRequestError(f"tools: there are more than {_MOST_OFFERED} functions in all", "tools")
     name, within = function.name, namespace.name if namespace is not None else None
+    if self._is_brought:
+      self._forget(kind, name, within)
     shown = shown_name(name, within)
     if shown in self._shown and (kind == "function" and not within):
       raise InvalidRequestError(f"tools: two functions have the name {name[:64]!r}", "tools")
@@ -149,6 +161,11 @@ class ToolSet:
     tool = OfferedTool(kind, name, within, described)
     self.offered.append(tool)
     self._shown[shown] = tool
+
+  def _forget(self, kind: Kind, name: str, namespace: str | None) -> None:
+    for tool in [t for t in self.offered if (t.kind, t.name, t.namespace) == (kind, name, namespace)]:
+      self.offered.remove(tool)
+      del self._shown[tool.shown]
 
   def of(self, shown: str) -> OfferedTool:
     """Who the model called. What it cannot have called is told as a function."""
@@ -182,9 +199,9 @@ class ToolSet:
 
   def _named(self, kind: str, name: str | None, namespace: str | None) -> OfferedTool | None:
     """None for a kind that is ignored."""
-    if kind not in ("function", "custom", *_ON_CLIENT):
+    if kind not in ("function", "custom", "tool_search", *_ON_CLIENT):
       return None
-    if kind in _ON_CLIENT:
+    if kind not in ("function", "custom"):
       name = kind
     found = [
         t for t in self.offered if t.kind == kind and name in (t.name, t.shown) and namespace in (None, t.namespace)

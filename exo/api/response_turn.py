@@ -11,7 +11,13 @@ from exo.api.kept import Item, Kept, KeptConversation, KeptResponse, check_allow
 from exo.api.response_builder import ItemIds, record_of
 from exo.api.response_items import as_kept, kind_of
 from exo.api.responses_request import ResponsesRequest
-from exo.errors import InvalidRequestError, RecordConflictError, RecordNotFoundError, RecordsUnavailableError
+from exo.errors import (
+    InvalidRequestError,
+    QueueFullError,
+    RecordConflictError,
+    RecordNotFoundError,
+    RecordsUnavailableError,
+)
 from exo.log import log
 from exo.networking.record_messages import MAX_RECORD_BYTES
 from exo.orchestration.node import Node
@@ -51,7 +57,7 @@ class Turn:
     try:
       json = await aside(_size(self.before) + _size(self.items) + len(events) * 200, _encoded, kept)
       await self._node.records.keep(await owner(self._node), response["id"], json)
-    except RecordsUnavailableError as error:
+    except (RecordsUnavailableError, QueueFullError) as error:
       log(0, "%s is not kept: %s", response["id"], error)
       response["store"] = False
 

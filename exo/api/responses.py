@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -20,7 +21,7 @@ from exo.api.errors import describe, json_response
 from exo.api.ignored_tools import tell_ignored
 from exo.api.kept import KeptResponse, owner, page_of, recall
 from exo.api.response_builder import Event, Item, ResponseBuilder
-from exo.api.response_items import sealed_summary
+from exo.api.response_items import sealed_summary, tools_in
 from exo.api.response_tools import ToolSet
 from exo.api.response_turn import Turn, begin_turn
 from exo.api.responses_request import ResponsesRequest
@@ -56,9 +57,9 @@ def add_routes(router: web.UrlDispatcher, prefix: str, with_node: WithNode) -> N
 async def responses(request: web.Request, node: Node) -> web.StreamResponse:
   """Answer, and keep what was said unless `store` is false."""
   body = await read_body(request, ResponsesRequest)
-  tools = ToolSet(body.tools or ())
-  tell_ignored(request, tools.ignored)
   turn = await begin_turn(node, body)
+  tools = ToolSet(body.tools or (), tools_in(turn.whole))
+  tell_ignored(request, tools.ignored)
   chat = body.chat(tools, turn.whole)
   async with _fitting(node, chat, body.truncation == "auto") as run:
     answer = _Answer(run, body, turn, tools)
@@ -194,7 +195,7 @@ async def response(request: web.Request, node: Node) -> web.StreamResponse:
   if request.query.get("stream", "false").lower() not in ("true", "1"):
     return json_response(kept.response)
   after = request.query.get("starting_after", "-1")
-  if not (after.lstrip("-").isascii() and after.lstrip("-").isdigit() and len(after) < 12):
+  if not re.fullmatch(r"-1|[0-9]{1,12}", after):
     raise InvalidRequestError("starting_after is the sequence number of an event", "starting_after")
   async with event_stream(request, done=False) as (stream, sent):
     events = list(_told_again(kept))
@@ -253,8 +254,8 @@ async def cancel(request: web.Request, node: Node) -> web.Response:
 async def input_tokens(request: web.Request, node: Node) -> web.Response:
   """How many tokens the prompt of such a request has."""
   body = await read_body(request, ResponsesRequest)
-  tools = ToolSet(body.tools or ())
   turn = await begin_turn(node, body)
+  tools = ToolSet(body.tools or (), tools_in(turn.whole))
   chat = body.chat(tools, turn.whole)
   model = await asked_model(node, chat.model)
   prompt = await chat_prompt(node.config, model, chat, COUNTED_CONTEXTS * model.max_context)

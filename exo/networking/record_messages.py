@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-MAX_RECORD_BYTES = 6 * 2**20  # such that one fits into a message of the control stream
+MAX_RECORD_BYTES = 6 * 2**20
+MAX_RECORD_JSON = 24 * 2**20  # unpacked: what a node reads without keeping others waiting
+MAX_SENT_BYTES = MAX_RECORD_BYTES + 4096  # with ids and hashes
 
 Outcome = Literal["done", "changed", "none", "failed"]
 
@@ -19,17 +21,16 @@ class FindRecord:
 
 @dataclass(frozen=True, slots=True)
 class RecordFound:
-  """Empty where there is none, or none of that owner's; else a `Record` as it is on the disk."""
-  record: bytes = b""
+  """Empty where there is none, or none of that owner's; else a `Record`, sealed such that its owner alone reads it."""
+  sealed: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class ChangeRecord:
-  """Put `record` in the place of what you keep, if that is still the version `tag`; forget it where `record` is empty."""
+  """Exchange what you keep, or forget it; `sealed` is a `RecordChange`, as only its owner can have made it."""
   record_id: str
   proof: str
-  tag: str
-  record: bytes = b""
+  sealed: bytes
 
 
 @dataclass(frozen=True, slots=True)

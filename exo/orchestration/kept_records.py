@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
+import msgspec
+
 from exo.errors import (
     ExoError,
     ProtocolError,
@@ -19,13 +21,14 @@ from exo.log import log
 from exo.networking.messages import Message
 from exo.networking.record_messages import (
     MAX_RECORD_BYTES,
+    MAX_RECORD_JSON,
     ChangeRecord,
     FindRecord,
     Outcome,
     RecordChanged,
     RecordFound,
 )
-from exo.orchestration.record import Owner, Record, is_record_id, owner_of, record_from
+from exo.orchestration.record import Owner, Record, RecordChange, is_record_id, owner_of, record_from, seal, unseal
 from exo.orchestration.record_store import RecordStore
 from exo.tasks import in_own_thread
 
@@ -74,10 +77,15 @@ class KeptRecords:
 
   async def keep(self, owner: Owner, record_id: str, json: bytes) -> Record:
     """Raises `RecordsUnavailableError`, also for what is too large."""
-    record = await asyncio.to_thread(owner.seal, record_id, json)
-    if len(record.data) > MAX_RECORD_BYTES:
-      raise RecordsUnavailableError(f"a record may have {MAX_RECORD_BYTES >> 20} MiB, this one would have more")
+    record = await self._sealed(owner, record_id, json)
     await self._on_disk(lambda: self._store.keep(owner, record))
+    return record
+
+  @staticmethod
+  async def _sealed(owner: Owner, record_id: str, json: bytes) -> Record:
+    record = await asyncio.to_thread(owner.seal, record_id, json) if len(json) <= MAX_RECORD_JSON else None
+    if record is None or len(record.data) > MAX_RECORD_BYTES:
+      raise RecordsUnavailableError(f"{record_id} is full: no more of it can be kept")
     return record
 
   async def find(self, owner: Owner, record_id: str, *, any_owner: bool = False) -> Found:
@@ -116,9 +124,9 @@ class KeptRecords:
       answer = await self._call(node_id, question, _ASK_S)
       if not isinstance(answer, RecordFound):
         raise ProtocolError(f"it answered a FindRecord with {type(answer).__name__}")
-      if not answer.record:
+      if not answer.sealed:
         return None
-      record = record_from(answer.record)
+      record = await asyncio.to_thread(_unsealed, owner, record_id, answer.sealed)
       if record.id != record_id or not owner.owns(record):
         raise ProtocolError("it answered with what its owner has not written")
       return Found(record, node_id)
@@ -151,9 +159,7 @@ class KeptRecords:
     """
     record_id, record = found.record.id, None
     if json is not None:
-      record = await asyncio.to_thread(owner.seal, record_id, json)
-      if len(record.data) > MAX_RECORD_BYTES:
-        raise RecordsUnavailableError(f"{record_id} is full: it would have more than {MAX_RECORD_BYTES >> 20} MiB")
+      record = await self._sealed(owner, record_id, json)
     if found.node_id:
       outcome = await self._change_there(owner, found, record)
     else:
@@ -165,10 +171,10 @@ class KeptRecords:
     return outcome == "done"
 
   async def _change_there(self, owner: Owner, found: Found, record: Record | None) -> Outcome:
-    message = ChangeRecord(
-        found.record.id, owner.proof(found.record.id), found.record.tag,
-        record.to_bytes() if record is not None else b""
-    )
+    record_id = found.record.id
+    change = RecordChange(tag=found.record.tag, record=record.to_bytes() if record is not None else b"")
+    sealed = await asyncio.to_thread(seal, owner.key(record_id), "change", record_id, msgspec.msgpack.encode(change))
+    message = ChangeRecord(record_id, owner.proof(record_id), sealed)
     try:
       answer = await self._call(found.node_id, message, _ASK_S)
     except (ExoError, TimeoutError) as error:
@@ -193,14 +199,19 @@ class KeptRecords:
     async with self._asked:
       record = await self._on_disk(lambda: self._store.shown(message.record_id, message.proof, nobodys))
       if isinstance(message, FindRecord):
-        return RecordFound(record.to_bytes() if record is not None else b"")
+        return RecordFound(await asyncio.to_thread(record.sealed) if record is not None else b"")
       if record is None:
         return RecordChanged("none")
-      new = record_from(message.record) if message.record else None
+      change = await asyncio.to_thread(record.opened, message.sealed)
+      new = record_from(change.record) if change.record else None
       if new is not None and (new.id != message.record_id or new.seal != record.seal):
         raise ProtocolError("a record is to be exchanged for another one's")
       try:
-        outcome = await self._on_disk(lambda: self._store.change(message.record_id, message.tag, new))
+        outcome = await self._on_disk(lambda: self._store.change(message.record_id, change.tag, new))
       except RecordsUnavailableError:
         outcome = "failed"
       return RecordChanged(outcome)
+
+
+def _unsealed(owner: Owner, record_id: str, sealed: bytes) -> Record:
+  return record_from(unseal(owner.key(record_id), "found", record_id, sealed))

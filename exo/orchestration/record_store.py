@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from exo.errors import RecordDamagedError
 from exo.networking.record_messages import MAX_RECORD_BYTES, Outcome
 from exo.orchestration.record import Owner, Record, is_record_id, record_from
@@ -53,7 +55,7 @@ class RecordStore:
   def read(self, owner: Owner, record_id: str) -> Record | None:
     """Raises `RecordDamagedError`."""
     record = self._read(self._path(owner, record_id)) if is_record_id(record_id) else None
-    if record is not None and (record.id != record_id or not owner.owns(record)):
+    if record is not None and (record.id != record_id or record.key != owner.key(record_id) or not owner.owns(record)):
       raise RecordDamagedError(f"what was kept of {record_id} is damaged")
     return record
 
@@ -85,7 +87,7 @@ class RecordStore:
       if record is None:
         path.unlink(missing_ok=True)
       else:
-        write_private_bytes(path, record.to_bytes())
+        write_private_bytes(path, msgspec.structs.replace(record, key=known.key).to_bytes())
     return "done"
 
   def forget(self, record_id: str, owner: Owner | None) -> bool:

@@ -805,22 +805,20 @@ class FindRecord(_message.Message):
     def __init__(self, record_id: _Optional[str] = ..., proof: _Optional[str] = ...) -> None: ...
 
 class RecordFound(_message.Message):
-    __slots__ = ("record",)
-    RECORD_FIELD_NUMBER: _ClassVar[int]
-    record: bytes
-    def __init__(self, record: _Optional[bytes] = ...) -> None: ...
+    __slots__ = ("sealed",)
+    SEALED_FIELD_NUMBER: _ClassVar[int]
+    sealed: bytes
+    def __init__(self, sealed: _Optional[bytes] = ...) -> None: ...
 
 class ChangeRecord(_message.Message):
-    __slots__ = ("record_id", "proof", "tag", "record")
+    __slots__ = ("record_id", "proof", "sealed")
     RECORD_ID_FIELD_NUMBER: _ClassVar[int]
     PROOF_FIELD_NUMBER: _ClassVar[int]
-    TAG_FIELD_NUMBER: _ClassVar[int]
-    RECORD_FIELD_NUMBER: _ClassVar[int]
+    SEALED_FIELD_NUMBER: _ClassVar[int]
     record_id: str
     proof: str
-    tag: str
-    record: bytes
-    def __init__(self, record_id: _Optional[str] = ..., proof: _Optional[str] = ..., tag: _Optional[str] = ..., record: _Optional[bytes] = ...) -> None: ...
+    sealed: bytes
+    def __init__(self, record_id: _Optional[str] = ..., proof: _Optional[str] = ..., sealed: _Optional[bytes] = ...) -> None: ...
 
 class RecordChanged(_message.Message):
     __slots__ = ("outcome",)

@@ -10,7 +10,7 @@ from exo.errors import ProtocolError
 from exo.networking import messages as m
 from exo.networking.grpc import node_service_pb2 as pb
 from exo.networking.record_messages import (
-    MAX_RECORD_BYTES,
+    MAX_SENT_BYTES,
     ChangeRecord,
     FindRecord,
     Outcome,
@@ -21,26 +21,26 @@ from exo.networking.record_messages import (
 _OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 
-def _bounded(record_id: str, words: tuple[str, ...], record: bytes) -> None:
-  if len(record_id) > MAX_RECORD_ID or any(len(word) > MAX_RECORD_WORD for word in words):
+def _bounded(record_id: str, proof: str, sealed: bytes) -> None:
+  if len(record_id) > MAX_RECORD_ID or len(proof) > MAX_RECORD_WORD:
     raise ProtocolError("a record has an endless name")
-  if len(record) > MAX_RECORD_BYTES:
-    raise ProtocolError(f"a record of {len(record)} bytes")
+  if len(sealed) > MAX_SENT_BYTES:
+    raise ProtocolError(f"a record of {len(sealed)} bytes")
 
 
 def _find_in(x: pb.FindRecord) -> FindRecord:
-  _bounded(x.record_id, (x.proof, ), b"")
+  _bounded(x.record_id, x.proof, b"")
   return FindRecord(x.record_id, x.proof)
 
 
 def _found_in(x: pb.RecordFound) -> RecordFound:
-  _bounded("", (), x.record)
-  return RecordFound(x.record)
+  _bounded("", "", x.sealed)
+  return RecordFound(x.sealed)
 
 
 def _change_in(x: pb.ChangeRecord) -> ChangeRecord:
-  _bounded(x.record_id, (x.proof, x.tag), x.record)
-  return ChangeRecord(x.record_id, x.proof, x.tag, x.record)
+  _bounded(x.record_id, x.proof, x.sealed)
+  return ChangeRecord(x.record_id, x.proof, x.sealed)
 
 
 def _changed_in(x: pb.RecordChanged) -> RecordChanged:
@@ -52,9 +52,8 @@ def _changed_in(x: pb.RecordChanged) -> RecordChanged:
 
 OUT: dict[type, Callable[[Any], dict[str, Any]]] = {
     FindRecord: lambda x: {"find_record": pb.FindRecord(record_id=x.record_id, proof=x.proof)},
-    RecordFound: lambda x: {"record_found": pb.RecordFound(record=x.record)},
-    ChangeRecord: lambda x:
-    {"change_record": pb.ChangeRecord(record_id=x.record_id, proof=x.proof, tag=x.tag, record=x.record)},
+    RecordFound: lambda x: {"record_found": pb.RecordFound(sealed=x.sealed)},
+    ChangeRecord: lambda x: {"change_record": pb.ChangeRecord(record_id=x.record_id, proof=x.proof, sealed=x.sealed)},
     RecordChanged: lambda x: {"record_changed": pb.RecordChanged(outcome=x.outcome)},
 }
 IN: dict[str, Callable[[Any], m.Message]] = {
