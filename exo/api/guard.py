@@ -63,7 +63,7 @@ class Guard:
       if not who.is_admin and _changes_node(request):
         self._refuse_change(request)
       note_caller(who)
-      if request.method in _SAFE_METHODS:
+      if request.method in _SAFE_METHODS or request.match_info.http_exception is not None:  # which no body changes
         return await handler(request)
       length = body_length(request, asks=_asks(request))
       with self._bodies.hold(length) as settle:

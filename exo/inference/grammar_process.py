@@ -47,7 +47,8 @@ class Vocabulary:
         for in_string, texts in ((True, b'"'), (False, b'}]"0:1,{['))
     }
     library = _library()
-    wrapper = library.TokenizerWrapper(_Wrapped(weakref.ref(self), special))
+    # what ends an answer is no text in it, whatever kind of token its file takes it for
+    wrapper = library.TokenizerWrapper(_Wrapped(weakref.ref(self), sorted({*special, *eos})))
     self.prepared: Any = None
     self.prepared = library.LLTokenizer(wrapper, n_vocab=len(tokens), eos_token=eos or None)
 

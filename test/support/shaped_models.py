@@ -87,7 +87,7 @@ def write_shaped(
   writer.add_tokenizer_pre("llama-bpe")
   words = [*_LETTERS, *(f"w{i}" for i in range(shape.words - len(_LETTERS)))]
   writer.add_token_list(words)
-  writer.add_token_types([TokenType.NORMAL] * len(words))
+  writer.add_token_types([TokenType.NORMAL] * len(words))  # also those that end an answer: files are not always right
   writer.add_token_merges(["w 1"])  # llama.cpp wants some
   writer.add_eos_token_id(shape.words - 1)
   writer.add_eot_token_id(shape.words - 2)
