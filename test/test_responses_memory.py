@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import socket
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from openai import BadRequestError, NotFoundError, OpenAI
+from openai import AsyncOpenAI, BadRequestError, NotFoundError, OpenAI
 
 from exo.api.keys import ApiKeyStore
 from test.support.disks import own_disk
@@ -101,6 +102,39 @@ def test_21_line_1_requirement_47_a_finished_stream_is_told_again(pair: list[Nod
   assert_error(*pair[0].get(f"/v1/responses/{response_id}?stream=true&starting_after=x"), 400)
 
 
+@pytest.mark.clients
+def test_21_line_1_openai_agents_remember(pair: list[NodeProcess], monkeypatch: pytest.MonkeyPatch) -> None:
+  agents = pytest.importorskip("agents", reason="openai-agents is not installed")
+  monkeypatch.setenv("OPENAI_AGENTS_DISABLE_TRACING", "1")
+  asked = agents.ModelSettings(max_tokens=100)
+
+  def agent(asker: AsyncOpenAI) -> Any:
+    model = agents.OpenAIResponsesModel(model="dummy", openai_client=asker)
+    return agents.Agent(name="a", instructions="Be kind.", tools=[now], model=model, model_settings=asked)
+
+  @agents.function_tool  # type: ignore[untyped-decorator]
+  def now() -> str:
+    """The time."""
+    return "12:00"
+
+  async def talk() -> None:
+    here, there = (AsyncOpenAI(base_url=f"{n.url}/v1", api_key="none", max_retries=0, timeout=60) for n in pair)
+    async with here, there:
+      asked.tool_choice = "required"
+      first = await agents.Runner.run(agent(here), "What time is it?")
+      assert {"ToolCallItem", "ToolCallOutputItem"} <= {type(item).__name__ for item in first.new_items}
+      asked.tool_choice = "auto"
+      second = await agents.Runner.run(agent(there), "Again?", previous_response_id=first.last_response_id)
+      streamed = agents.Runner.run_streamed(agent(here), "And now?", previous_response_id=second.last_response_id)
+      assert [event async for event in streamed.stream_events()]
+    kept = client(pair[0]).responses.input_items.list(str(streamed.last_response_id), order="asc")
+    assert [item.content[0].text for item in kept if getattr(item, "role", "") == "user"] == [  # type: ignore[union-attr]
+        "What time is it?", "Again?", "And now?"
+    ]  # yapf: disable
+
+  asyncio.run(talk())
+
+
 def test_21_line_1_requirement_39_conversations(pair: list[NodeProcess]) -> None:
   here, there = map(client, pair)
   made = here.conversations.create(items=[{"role": "user", "content": "I am Ann."}], metadata={"topic": "names"})
@@ -120,7 +154,10 @@ def test_21_line_1_requirement_39_conversations(pair: list[NodeProcess]) -> None
   assert_error(*pair[0].post("/v1/responses", both), 400)
   there.conversations.delete(made.id)
   assert_error(*pair[0].get(f"/v1/conversations/{made.id}"), 404)
-  assert_error(*pair[0].post("/v1/responses", {"input": "x", "conversation": made.id, **ASKED}), 400)
+  assert_error(*pair[0].post("/v1/responses", {"input": "x", "conversation": made.id, **ASKED}), 404)
+  for field, kind in (("conversation", answer.id), ("previous_response_id", made.id)):
+    assert_error(*pair[0].post("/v1/responses", {"input": "x", field: kind, **ASKED}), 400, 404)
+  assert_error(*pair[0].get(f"/v1/conversations/{answer.id}"), 404)
 
 
 def test_21_line_1_references_stand_for_their_items(pair: list[NodeProcess]) -> None:

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from exo.api.aside import aside
 from exo.api.caller import caller
-from exo.errors import InvalidRequestError, RecordDamagedError
+from exo.errors import InvalidRequestError, RecordDamagedError, RecordNotFoundError
 from exo.orchestration.kept_records import Found
 from exo.orchestration.node import Node
 from exo.orchestration.record import Owner
@@ -65,6 +65,8 @@ async def recall(node: Node, record_id: str, kind: type[Kept], *, own: bool = Fa
   """From this node or another one; an admin may read what is not his `own`, which he cannot change.
 
   Raises `RecordNotFoundError`, `RecordDamagedError`, `RecordsUnavailableError`."""
+  if not record_id.startswith("resp_" if kind is KeptResponse else "conv_"):
+    raise RecordNotFoundError(f"nothing of this kind is kept under {record_id[:80]!r}")
   found = await node.records.find(await owner(node), record_id, any_owner=caller().is_admin and not own)
   try:
     json = await asyncio.to_thread(found.record.json)

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from exo.api.aside import aside
-from exo.api.kept import Item, Kept, KeptConversation, KeptResponse, check_allowed, owner, recall
+from exo.api.kept import Item, KeptConversation, KeptResponse, check_allowed, owner, recall
 from exo.api.response_builder import ItemIds, record_of
 from exo.api.response_items import as_kept, kind_of
 from exo.api.responses_request import ResponsesRequest
@@ -83,20 +83,20 @@ async def begin_turn(node: Node, body: ResponsesRequest) -> Turn:
   before: list[Item] = []
   if body.previous_response_id is not None:
     check_allowed(node, "previous_response_id")
-    before = (await _recalled(node, body.previous_response_id, KeptResponse, "previous_response_id")).whole
+    before = (await _previous(node, body.previous_response_id)).whole
   elif (conversation_id := body.conversation_id) is not None:
     check_allowed(node, "conversation")
-    before = (await _recalled(node, conversation_id, KeptConversation, "conversation")).items
+    before = (await recall(node, conversation_id, KeptConversation, own=True))[0].items
   items = await resolved(node, body.items, before)
   return Turn(node, body, before, items, body.store is not False and node.records.allowed)
 
 
-async def _recalled(node: Node, record_id: str, kind: type[Kept], param: str) -> Kept:
+async def _previous(node: Node, response_id: str) -> KeptResponse:
   try:
-    return (await recall(node, record_id, kind, own=kind is KeptConversation))[0]
+    return (await recall(node, response_id, KeptResponse))[0]
   except RecordNotFoundError as error:
-    code = "previous_response_not_found" if kind is KeptResponse else "conversation_not_found"
-    raise InvalidRequestError(f"{param}: {error.message}", param, code) from error
+    field = "previous_response_id"
+    raise InvalidRequestError(f"{field}: {error.message}", field, "previous_response_not_found") from error
 
 
 async def resolved(node: Node, items: list[Item], before: list[Item]) -> list[Item]:
