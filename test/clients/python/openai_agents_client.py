@@ -19,14 +19,14 @@ def get_weather(city: str) -> str:
 
 async def main() -> None:
   model = OpenAIResponsesModel(MODEL, AsyncOpenAI(base_url=f"{URL}/v1", api_key="none"))
-  agent = Agent("a", "Be brief.", model=model, model_settings=ModelSettings(temperature=0))
+  agent = Agent("a", "Be brief.", model=model)
   first = await Runner.run(agent, "hello", run_config=RunConfig())
   assert first.final_output and first.last_response_id
   second = await Runner.run(agent, "and now?", previous_response_id=first.last_response_id)
   assert second.final_output
   streamed = Runner.run_streamed(agent, "hello")
   assert [event async for event in streamed.stream_events()]
-  settings = ModelSettings(temperature=0, tool_choice="required")
+  settings = ModelSettings(tool_choice="required")
   with_tool = Agent("b", "Use the tool.", model=model, tools=[get_weather], model_settings=settings)
   await Runner.run(with_tool, "What is the weather in Paris?", max_turns=4)
   assert called
