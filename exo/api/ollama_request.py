@@ -14,11 +14,10 @@ from exo.api.chat_request import (
     ChatMessage,
     FunctionCall,
     FunctionDefinition,
-    JsonSchemaFormat,
-    ResponseFormat,
     Tool,
     ToolCall,
 )
+from exo.api.constraint_fields import JsonSchemaFormat, ResponseFormat
 from exo.api.schema import (
     Fraction,
     LastTokens,
@@ -35,6 +34,10 @@ from exo.api.tool_names import ToolNames
 from exo.errors import InvalidRequestError
 
 _DURATION = re.compile(r"-?([0-9]+(\.[0-9]+)?(ns|us|µs|ms|s|m|h)?)+")
+
+
+class OllamaFormat(ResponseFormat):
+  param = "format"
 
 
 class OllamaOptions(Struct):
@@ -152,10 +155,10 @@ class OllamaRequest(Struct, kw_only=True):
       return None
     if isinstance(self.format, dict):
       check_depth(self.format, "format")
-      return ResponseFormat("json_schema", JsonSchemaFormat(schema=self.format))
+      return OllamaFormat("json_schema", JsonSchemaFormat(schema=self.format))
     if self.format != "json":
       raise InvalidRequestError(f"format: {self.format[:40]!r} is neither \"json\" nor a schema", "format")
-    return ResponseFormat("json_object")
+    return OllamaFormat("json_object")
 
 
 class OllamaChatRequest(OllamaRequest, kw_only=True):
