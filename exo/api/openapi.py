@@ -18,6 +18,7 @@ from exo.api.messages_request import CountTokensRequest, MessagesRequest
 from exo.api.ollama_embed import OllamaEmbeddingsRequest, OllamaEmbedRequest
 from exo.api.ollama_models import OllamaCopyRequest, OllamaModelRequest
 from exo.api.ollama_request import OllamaChatRequest, OllamaGenerateRequest
+from exo.api.request_rules import with_rules
 from exo.api.responses_request import ResponsesRequest
 from exo.api.schema import CompletionRequest, EmbeddingRequest
 
@@ -43,6 +44,7 @@ class _Operation:
   body: Any = None
   keys: tuple[str, ...] = ()
   stream: str = ""
+  needs_body: bool = True
 
 
 _CHAT = _Operation("Chat", ChatCompletionRequest, ("id", "object", "created", "model", "choices", "usage"), _STREAM)
@@ -65,7 +67,9 @@ _OPERATIONS: dict[str, _Operation] = {
     "GET /responses/{id}": _Operation("A response that is kept", keys=("id", "object", "output"), stream=_STREAM),
     "DELETE /responses/{id}": _Operation("Forget a response", keys=("id", "deleted")),
     "GET /responses/{id}/input_items": _Operation("What a response answered", keys=("object", "data", "has_more")),
-    "POST /conversations": _Operation("Begin a conversation", ConversationRequest, ("id", "object", "metadata")),
+    "POST /conversations": _Operation(
+        "Begin a conversation", ConversationRequest, ("id", "object", "metadata"), needs_body=False
+    ),
     "POST /conversations/{id}": _Operation("Exchange its metadata", ConversationUpdate, ("id", "object", "metadata")),
     "POST /conversations/{id}/items": _Operation("Add items", ConversationItems, ("object", "data")),
     "POST /messages": _Operation("Chat, Anthropic's way", MessagesRequest, ("id", "content", "stop_reason"), _STREAM),
@@ -95,7 +99,8 @@ def document(router: web.UrlDispatcher) -> dict[str, Any]:
   bodies = [operation.body for operation in _OPERATIONS.values() if operation.body is not None]
   references, components = msgspec.json.schema_components(bodies, ref_template="#/components/schemas/{name}")
   schemas = dict(zip(bodies, references, strict=True))
-  components["Error"] = _ERROR
+  components = with_rules(components)
+  components |= {"Error": _ERROR, "OllamaError": _OLLAMA_ERROR}
   paths: dict[str, dict[str, Any]] = {}
   for method, path, handler in sorted(_routes(router), key=lambda r: (r[1], r[0])):
     operation = _OPERATIONS.get(f"{method} {path.removeprefix('/v1')}")
@@ -127,6 +132,8 @@ _ERROR = {
     }
 }
 
+_OLLAMA_ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+
 
 def _routes(router: web.UrlDispatcher) -> Iterable[tuple[str, str, Any]]:
   for route in router.routes():
@@ -145,10 +152,11 @@ def _described(method: str, path: str, operation: _Operation, schemas: dict[Any,
     answer = {"type": "object", "required": list(operation.keys)}
   content = {"application/json": {"schema": answer}}
   if operation.stream:
-    content[operation.stream] = {"schema": {"type": "string"}}
+    content[operation.stream] = {}
   responses: dict[str, Any] = {"200": {"description": _REASONS[200], "content": content if operation.keys else {}}}
   for status in sorted(statuses):
-    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    shape = "OllamaError" if path.startswith("/api/") else "Error"
+    error = {"application/json": {"schema": {"$ref": f"#/components/schemas/{shape}"}}}
     responses[str(status)] = {"description": _REASONS[status], "content": error}
   out: dict[str, Any] = {
       "summary": operation.summary, "operationId": re.sub(r"\W+", "_", f"{method.lower()}{path}").strip("_"),
@@ -157,5 +165,7 @@ def _described(method: str, path: str, operation: _Operation, schemas: dict[Any,
   if names := re.findall(r"\{(\w+)\}", path):
     out["parameters"] = [{"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in names]
   if operation.body is not None:
-    out["requestBody"] = {"required": True, "content": {"application/json": {"schema": schemas[operation.body]}}}
+    out["requestBody"] = {
+        "required": operation.needs_body, "content": {"application/json": {"schema": schemas[operation.body]}}
+    }
   return out

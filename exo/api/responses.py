@@ -48,10 +48,10 @@ def add_routes(router: web.UrlDispatcher, prefix: str, with_node: WithNode) -> N
   router.add_post(f"{prefix}/responses", with_node(responses))
   router.add_post(f"{prefix}/responses/input_tokens", with_node(input_tokens))
   router.add_post(f"{prefix}/responses/compact", with_node(compact))
-  router.add_get(f"{prefix}/responses/{{id}}", with_node(response))
-  router.add_delete(f"{prefix}/responses/{{id}}", with_node(delete))
-  router.add_get(f"{prefix}/responses/{{id}}/input_items", with_node(input_items))
-  router.add_post(f"{prefix}/responses/{{id}}/cancel", with_node(cancel))
+  router.add_get(f"{prefix}/responses/{{id:resp_[^/]+}}", with_node(response))
+  router.add_delete(f"{prefix}/responses/{{id:resp_[^/]+}}", with_node(delete))
+  router.add_get(f"{prefix}/responses/{{id:resp_[^/]+}}/input_items", with_node(input_items))
+  router.add_post(f"{prefix}/responses/{{id:resp_[^/]+}}/cancel", with_node(cancel))
 
 
 async def responses(request: web.Request, node: Node) -> web.StreamResponse:

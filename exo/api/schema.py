@@ -210,6 +210,8 @@ def _whole_numbers(value: Any, below: int = _FIELD_LEVELS) -> Any:
     return int(value)
   if isinstance(value, dict):
     return {k: _whole_numbers(v, below - 1) if below or not isinstance(v, dict) else v for k, v in value.items()}
+  if isinstance(value, list):  # of token ids; objects in it are others' again
+    return [item if isinstance(item, dict) else _whole_numbers(item, below) for item in value]
   return value
 
 

@@ -7,7 +7,9 @@ from collections.abc import Iterable
 URL, MODEL = os.environ["EXO_TEST_URL"], os.environ["EXO_TEST_MODEL"]
 HELLO = [{"role": "user", "content": "What is the weather in Paris?"}]
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-TOOLS = [{"type": "function", "function": {"name": "get_weather", "description": "The weather", "parameters": PARAMETERS}}]
+TOOLS = [{
+    "type": "function", "function": {"name": "get_weather", "description": "The weather", "parameters": PARAMETERS}
+}]
 
 
 def check_calls(calls: Iterable[tuple[str, str]]) -> None:
