@@ -67,7 +67,7 @@ def test_21_line_6_embeddings_of_one_and_several_texts(node: NodeProcess) -> Non
   assert node.post("/api/embed", {"model": "dummy"})[1]["embeddings"] == []
   assert node.post("/api/embeddings", {"model": "dummy"})[1] == {"embedding": []}
   assert node.post("/api/embed", {"model": "dummy", "input": "x" * 9000})[1]["prompt_eval_count"] == 8192
-  for wrong in ({"input": "x" * 9000, "truncate": False}, {"input": ["a", ""]}, {"input": ["a"] * 65}, {"input": 5}):
+  for wrong in ({"input": "x" * 9000, "truncate": False}, {"input": ["a", ""]}, {"input": ["a"] * 2049}, {"input": 5}):
     status, answer = node.post("/api/embed", {"model": "dummy"} | wrong)
     assert status == 400 and isinstance(answer["error"], str), answer
 
@@ -191,7 +191,7 @@ def test_21_line_6_tags_and_show_tell_what_is(real: NodeProcess) -> None:
   for name in ("smollm2-135m", "smollm2-135m:latest"):
     for field in ("model", "name"):
       shown = real.post("/api/show", {field: name})[1]
-      assert shown["details"] == details and shown["capabilities"] == ["completion"]
+      assert shown["details"] == details and shown["capabilities"] == ["completion", "embedding"]
       assert shown["model_info"]["llama.context_length"] == 8192 and "messages" in shown["template"]
       assert shown["model_info"]["general.parameter_count"] > 130_000_000
   assert real.post("/v1/chat/completions",

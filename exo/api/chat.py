@@ -30,14 +30,16 @@ async def chat_completions(request: web.Request, node: Node) -> web.StreamRespon
   tell_ignored(request, body.ignored_tools)
   async with chat_run(node, body) as run:
     if body.stream:
-      return await _streamed(request, run, bool(body.logprobs), include_usage)
+      return await _streamed(request, run, bool(body.logprobs), include_usage, timed=body.timings_per_token)
     answers = await run.collect()
     tokens = sum(len(choice.tokens) for choice in answers)
     choices = [
         await aside(tokens * TOKEN_SIZE, _choice, run, i, choice, bool(body.logprobs))
         if tokens > FEW_TOKENS else _choice(run, i, choice, bool(body.logprobs)) for i, choice in enumerate(answers)
     ]
-    return json_response(_envelope(run, "chat.completion") | {"choices": choices, "usage": run.usage})
+    return json_response(
+        _envelope(run, "chat.completion") | {"choices": choices, "usage": run.usage, "timings": run.timings}
+    )
 
 
 def _envelope(run: ChatRun, kind: str) -> dict[str, Any]:
@@ -90,14 +92,15 @@ def _deltas(run: ChatRun, delta: ChatDelta) -> list[dict[str, Any]]:
   return out
 
 
-async def _streamed(request: web.Request, run: ChatRun, logprobs: bool, include_usage: bool) -> web.StreamResponse:
+async def _streamed(
+    request: web.Request, run: ChatRun, logprobs: bool, include_usage: bool, *, timed: bool
+) -> web.StreamResponse:
   envelope = _envelope(run, "chat.completion.chunk")
   usage = {"usage": None} if include_usage else {}
 
   def chunk(index: int, delta: dict[str, Any], finish: str | None = None, probs: Any = None) -> dict[str, Any]:
-    return envelope | {
-        "choices": [{"index": index, "delta": delta, "logprobs": probs, "finish_reason": finish}]
-    } | usage
+    return envelope | {"choices": [{"index": index, "delta": delta, "logprobs": probs, "finish_reason": finish}]
+                       } | usage | ({"timings": run.timings} if timed or finish else {})
 
   async with event_stream(request) as (stream, response):
     for i in range(run.n):

@@ -37,8 +37,8 @@ _RESERVED_KWARGS = frozenset({"messages", "tools", "add_generation_prompt"})
 
 @dataclass(frozen=True)
 class ChatPrompt:
-  """Everything of a chat that its model decides. `template`: answers are read by what the model ships, which `text` is the
-  prompt for.
+  """Everything of a chat that its model decides. `template`: answers are read by what the model ships. `text` is the
+  prompt before it was tokenized.
   """
   ids: tuple[int, ...]
   grammar: str
@@ -178,8 +178,7 @@ def _prepare(
   visible = frozenset(i for name, i in names if name in marks) - model.tokenizer.eos_ids
   ids = model.encode(rendered, param="messages", most=most)
   return ChatPrompt(
-      tuple(ids), grammar, thinking, form, tuple(tools), visible, harmony, template, rendered if template else "",
-      prefill is not None
+      tuple(ids), grammar, thinking, form, tuple(tools), visible, harmony, template, rendered, prefill is not None
   )
 
 

@@ -124,6 +124,10 @@ class ChatRun:
     return self._run.cached_tokens
 
   @property
+  def timings(self) -> dict[str, float]:
+    return self._run.timings
+
+  @property
   def usage(self) -> dict[str, Any]:
     return self._run.usage | {"completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens}}
 

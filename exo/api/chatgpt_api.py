@@ -21,6 +21,7 @@ from exo.api import (
     conversations,
     downloads,
     embeddings,
+    infill,
     messages,
     metrics,
     models,
@@ -29,8 +30,10 @@ from exo.api import (
     ollama_models,
     openapi,
     page,
+    ranking,
     responses,
     ring_stream,
+    server_tools,
 )
 from exo.api.caller import TrustedProxies
 from exo.api.connections import ConnectionTable
@@ -103,7 +106,7 @@ class ChatGPTAPI:
       router.add_post(f"{prefix}/messages", self._with_node(messages.messages))
       router.add_post(f"{prefix}/messages/count_tokens", self._with_node(messages.count_tokens))
       router.add_post(f"{prefix}/cancel/{{id}}", self._with_node(cancel.cancel))
-    for routes in (ollama, ollama_models, ollama_embed):
+    for routes in (ollama, ollama_models, ollama_embed, ranking, infill, server_tools):
       routes.add_routes(router, self._with_node)
     router.add_get("/openapi.json", self._openapi)
     downloads.add_routes(router, self._with_node)

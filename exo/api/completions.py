@@ -14,9 +14,10 @@ from exo.api.aside import FEW_TOKENS, LARGE, TOKEN_SIZE, aside
 from exo.api.asked_model import asked_model
 from exo.api.errors import json_response
 from exo.api.exact import tell_exact
+from exo.api.fill_in import gap_prompt
 from exo.api.schema import CompletionRequest, read_body
 from exo.api.sse import EventStream, event_stream
-from exo.api.text_run import TextRun, drawn_at, identity, new_id, shown_logprob, text_run
+from exo.api.text_run import TextRun, drawn_at, identity, new_id, shown_logprob, text_run, told_timings
 from exo.errors import InvalidRequestError
 from exo.inference.detokenizer import text_before
 from exo.inference.sampling import TokenLogprob
@@ -29,16 +30,21 @@ MAX_PROMPTS = 64
 
 async def completions(request: web.Request, node: Node) -> web.StreamResponse:
   body = await read_body(request, CompletionRequest)
-  if body.suffix:
-    raise InvalidRequestError("suffix is not supported: these models continue a text, they do not fill gaps", "suffix")
   include_usage = body.include_usage
   model = await asked_model(node, body.model)
-  prompts = await aside(request.content_length or LARGE, prompt_ids, body.prompt, model, "prompt")
+  end_ids: frozenset[int] = frozenset()
+  if body.suffix:
+    if not isinstance(body.prompt, str):
+      raise InvalidRequestError("suffix: the gap before it is filled after one prompt, given as a string", "suffix")
+    ids, end_ids = await gap_prompt(model, body.prompt, body.suffix)
+    prompts = [ids]
+  else:
+    prompts = await aside(request.content_length or LARGE, prompt_ids, body.prompt, model, "prompt")
   max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
   if max_tokens == 0 and not body.echo:
     raise InvalidRequestError("max_tokens 0 only makes sense with echo", "max_tokens")
   exact = body.is_exact(node.config.exact, drawn_at(node, model, body))
-  job = _Job(node, model, body, max_tokens, exact, new_id("cmpl-"), int(time.time()))
+  job = _Job(node, model, body, max_tokens, exact, new_id("cmpl-"), int(time.time()), end_ids)
   if body.stream:
     return await _streamed(request, job, prompts, include_usage)
   return await _whole(job, prompts)
@@ -53,6 +59,7 @@ class _Job:
   exact: bool
   id: str
   created: int
+  end_ids: frozenset[int] = frozenset()
 
   def run(self, prompt: list[int], number: int) -> Any:
     """The context in which one prompt runs."""
@@ -65,12 +72,16 @@ class _Job:
         request_id=f"{self.id}.{number}",
         top_logprobs=self.body.logprobs,
         prompt_logprobs=self.body.logprobs if self.body.echo else None,
-        echoed=bool(self.body.echo)
+        echoed=bool(self.body.echo),
+        end_ids=self.end_ids
     )
 
 
-def prompt_ids(prompt: str | list[str | int | list[int]], model: ModelInfo, param: str) -> list[list[int]]:
-  """One or several texts as token ids. Raises `InvalidRequestError` for empty ones and for ids that there are not."""
+def prompt_ids(prompt: str | list[str | int | list[int]],
+               model: ModelInfo,
+               param: str,
+               most: int = MAX_PROMPTS) -> list[list[int]]:
+  """One or several texts, at most `most`, as token ids. Raises `InvalidRequestError` for empty ones and for ids that there are not."""
   if isinstance(prompt, str):
     texts: list[str | list[int]] = [prompt]
   elif prompt and all(isinstance(p, int) for p in prompt):
@@ -79,8 +90,8 @@ def prompt_ids(prompt: str | list[str | int | list[int]], model: ModelInfo, para
     texts = [p for p in prompt if not isinstance(p, int)]
     if len(texts) != len(prompt):
       raise InvalidRequestError(f"{param} mixes token ids with texts", param)
-  if len(texts) > MAX_PROMPTS:
-    raise InvalidRequestError(f"{param}: {len(texts)} texts in one request, {MAX_PROMPTS} are allowed", param)
+  if len(texts) > most:
+    raise InvalidRequestError(f"{param}: {len(texts)} texts in one request, {most} are allowed", param)
   if not texts or not all(texts):
     raise InvalidRequestError(f"{param} is empty", param)
   named = [(text, f"{param} {i}" if len(texts) > 1 else f"the {param}") for i, text in enumerate(texts)]
@@ -142,7 +153,12 @@ async def _whole(job: _Job, prompts: list[list[int]]) -> web.Response:
       choices.append({
           "index": len(choices), "text": text, "logprobs": logprobs, "finish_reason": run.finish_reasons.get(i, "stop")
       })
-  return json_response(_envelope(job) | {"choices": choices, "usage": _usage([run for run, _, _ in runs])})
+  return json_response(
+      _envelope(job) | {
+          "choices": choices, "usage": _usage([run for run, _, _ in runs]),
+          "timings": told_timings([run for run, _, _ in runs])
+      }
+  )
 
 
 def _usage(runs: list[TextRun]) -> dict[str, Any]:
@@ -212,4 +228,5 @@ async def _stream_one(
     choice = {
         "index": base + delta.choice, "text": text, "logprobs": logprobs, "finish_reason": delta.finish_reason or None
     }
-    await stream.send(_envelope(job) | {"choices": [choice]} | usage, more=run.more)
+    timings = {"timings": run.timings} if delta.finish_reason or job.body.timings_per_token else {}
+    await stream.send(_envelope(job) | {"choices": [choice]} | usage | timings, more=run.more)

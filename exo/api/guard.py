@@ -28,8 +28,9 @@ _OPEN_PREFIXES = ("/static/", )
 _ASKING = frozenset((
     "/chat/completions", "/completions", "/chat/token/encode", "/embeddings", "/responses", "/messages",
     "/messages/count_tokens", "/cancel/{id}", "/api/chat", "/api/generate", "/api/show", "/api/embed",
-    "/api/embeddings", "/responses/input_tokens", "/responses/compact", "/responses/{id}/cancel", "/conversations",
-    "/conversations/{id}", "/conversations/{id}/items"
+    "/api/embeddings", "/rerank", "/v2/rerank", "/score", "/infill", "/tokenize", "/detokenize", "/apply-template",
+    "/responses/input_tokens", "/responses/compact", "/responses/{id}/cancel", "/conversations", "/conversations/{id}",
+    "/conversations/{id}/items"
 ))
 # what is kept for a client, who may delete it
 _OWN = frozenset(("/responses/{id}", "/conversations/{id}", "/conversations/{id}/items/{item}"))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -20,16 +18,15 @@ from exo.api.chat_parts import CallArguments, CallBegin, Content, Reasoning
 from exo.api.chat_prompt import without_bos
 from exo.api.chat_run import ChatRun, chat_run
 from exo.api.errors import json_response
+from exo.api.fill_in import gap_prompt
 from exo.api.ndjson import Pieces, ndjson
 from exo.api.ollama_request import OllamaChatRequest, OllamaGenerateRequest, OllamaRequest
 from exo.api.schema import CompletionRequest, read_body
 from exo.api.text_run import TextRun, new_id, text_run
 from exo.api.tool_names import ToolNames
-from exo.errors import ModelInUseError, NotAllowedError
+from exo.errors import NotAllowedError
 from exo.orchestration.model_catalog import ModelInfo
 from exo.orchestration.node import Node
-
-_LEAVES_S, _LOOK_S = 1.0, 0.02
 
 WithNode = Callable[[Callable[[web.Request, Node], Awaitable[web.StreamResponse]]],
                     Callable[[web.Request], Awaitable[web.StreamResponse]]]
@@ -111,9 +108,10 @@ async def _without_question(node: Node, body: OllamaRequest) -> dict[str, Any]:
       raise NotAllowedError(
           "keep_alive 0 unloads the model for everybody: it wants an admin's API key, or this machine"
       )
-    await _unload(node, model.id)
   else:
     await _load(node, model)
+  if body.keep_alive is not None and caller().is_admin:
+    await node.keep_alive.keep(model.id, body.keeps_s)
   reason = "unload" if body.unloads else "load"
   return {"model": model.id, "created_at": now()} | body.nothing | {"done": True, "done_reason": reason}
 
@@ -130,23 +128,11 @@ async def _load(node: Node, model: ModelInfo) -> None:
 
 @asynccontextmanager
 async def _unloading(node: Node, body: OllamaRequest) -> AsyncIterator[None]:
-  """Unload the model after the answer where that was asked for by somebody who may; others' requests keep it."""
-  unloads = body.unloads
+  """Let the model stay for as long as was asked for by somebody who may; others' requests keep it longer."""
+  keeps_s = body.keeps_s
   yield
-  if unloads and caller().is_admin:
-    await _unload(node, (await asked_model(node, body.model_name)).id)
-
-
-async def _unload(node: Node, model_id: str) -> None:
-  """As soon as what was just answered has left the ring."""
-  with contextlib.suppress(TimeoutError):
-    async with asyncio.timeout(_LEAVES_S):
-      while True:
-        try:
-          await node.plans.close_model(model_id)
-          return
-        except ModelInUseError:
-          await asyncio.sleep(_LOOK_S)
+  if body.keep_alive is not None and caller().is_admin:
+    await node.keep_alive.keep((await asked_model(node, body.model_name)).id, keeps_s)
 
 
 async def _chat_pieces(run: ChatRun, names: ToolNames) -> Pieces:
@@ -186,19 +172,25 @@ async def generate(request: web.Request, node: Node) -> web.StreamResponse:
   """POST /api/generate."""
   body = await read_body(request, OllamaGenerateRequest)
   chat_body = body.chat()
-  if not body.prompt and not body.context:
+  if not body.prompt and not body.context and not body.suffix:
     return json_response(await _without_question(node, body))
   async with _unloading(node, body):
-    if not body.raw:
+    if not body.raw and not body.suffix:
       async with chat_run(node, chat_body, after=body.context or ()) as run:
         return await _answer(request, body, run.model.id, _generate_pieces(run))
     fields = CompletionRequest(prompt=body.prompt)
     body.fill(fields)
     model = await asked_model(node, fields.model)
-    ids = await aside(len(body.prompt), model.encode, body.prompt)
+    end_ids: frozenset[int] = frozenset()
+    if body.suffix:
+      ids, end_ids = await gap_prompt(model, body.prompt, body.suffix)
+    else:
+      ids = await aside(len(body.prompt), model.encode, body.prompt)
     if body.context:
       ids = [*body.context, *without_bos(tuple(ids), model.tokenizer)]
-    async with text_run(node, model, fields, ids, fields.max_tokens, request_id=new_id("cmpl-")) as raw:
+    async with text_run(
+        node, model, fields, ids, fields.max_tokens, request_id=new_id("cmpl-"), end_ids=end_ids
+    ) as raw:
       return await _answer(request, body, model.id, _raw_pieces(raw))
 
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Any
 
-import numpy as np
 from aiohttp import web
 from msgspec import Struct
 
 from exo.api.aside import LARGE, aside
 from exo.api.asked_model import asked_model
-from exo.api.completions import MAX_PROMPTS
-from exo.api.embeddings import embedding
+from exo.api.embeddings import MAX_TEXTS
+from exo.api.embeddings import embed as vectors_of
 from exo.api.errors import json_response
-from exo.api.exact import tell_exact
 from exo.api.ollama import WithNode
 from exo.api.schema import PositiveCount, read_body
 from exo.errors import InvalidRequestError
@@ -50,24 +47,17 @@ async def embed(request: web.Request, node: Node) -> web.Response:
   started = time.monotonic_ns()
   body = await read_body(request, OllamaEmbedRequest)
   texts = [body.input] if isinstance(body.input, str) else body.input
-  if len(texts) > MAX_PROMPTS:
-    raise InvalidRequestError(f"input: {len(texts)} texts in one request, {MAX_PROMPTS} are allowed", "input")
+  if len(texts) > MAX_TEXTS:
+    raise InvalidRequestError(f"input: {len(texts)} texts in one request, {MAX_TEXTS} are allowed", "input")
   model = await asked_model(node, body.model)
   loaded = time.monotonic_ns()
   texts = [] if texts == [""] else texts  # which loads the model, and nothing else
-  vectors, tokens = await _vectors(node, model, texts, truncate=body.truncate is not False)
-  if body.dimensions is not None:
-    vectors = [_shortened(vector, body.dimensions) for vector in vectors]
+  truncate = body.truncate is not False
+  vectors, tokens = await _vectors(node, model, texts, truncate=truncate, dimensions=body.dimensions)
   return json_response({
       "model": model.id, "embeddings": vectors, "total_duration": time.monotonic_ns() - started,
       "load_duration": loaded - started, "prompt_eval_count": tokens
   })
-
-
-def _shortened(vector: list[float], size: int) -> list[float]:
-  """Its first numbers at unit length, as Ollama does it for every model."""
-  kept = np.asarray(vector[:size], np.float32)
-  return (kept / max(float(np.linalg.norm(kept)), 1e-12)).tolist()  # type: ignore[no-any-return]
 
 
 async def embeddings(request: web.Request, node: Node) -> web.Response:
@@ -78,12 +68,16 @@ async def embeddings(request: web.Request, node: Node) -> web.Response:
   return json_response({"embedding": vectors[0] if vectors else []})
 
 
-async def _vectors(node: Node, model: ModelInfo, texts: list[str], *, truncate: bool) -> tuple[list[list[float]], int]:
+async def _vectors(node: Node,
+                   model: ModelInfo,
+                   texts: list[str],
+                   *,
+                   truncate: bool,
+                   dimensions: int | None = None) -> tuple[list[list[float]], int]:
   """(one at unit length of each text, how many tokens they have together)."""
   size = sum(map(len, texts))
   ids = await aside(size if size < LARGE else LARGE, _ids, model, texts, truncate)
-  tell_exact(node.config.exact != "off")
-  found = await asyncio.gather(*(embedding(node, model, one) for one in ids))
+  found = await vectors_of(node, model, ids, dimensions)
   return [vector.tolist() for vector in found], sum(map(len, ids))
 
 

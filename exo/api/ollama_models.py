@@ -18,8 +18,10 @@ from exo.api.ollama import WithNode
 from exo.api.schema import read_body
 from exo.download.model_state import model_state
 from exo.download.model_store import ModelEntry
-from exo.errors import ExoError, InvalidRequestError, ModelNotFoundError, without_paths
+from exo.errors import InvalidRequestError, ModelNotFoundError, without_paths
+from exo.inference.fill_in import fill_in_of
 from exo.orchestration.listed_model import ListedModel
+from exo.orchestration.model_catalog import ModelInfo
 from exo.orchestration.model_list import list_models
 from exo.orchestration.model_profile import ModelProfile
 from exo.orchestration.node import Node
@@ -107,7 +109,6 @@ async def ps(request: web.Request, node: Node) -> web.Response:
   """What is loaded in the ring now."""
   rooms = {room.model_id: room for _, room in node.rooms}
   listed = await list_models(node, everything=True) if rooms else []
-  until = (datetime.now(UTC) + _STAYS).isoformat().replace("+00:00", "Z")
   models = []
   for model in listed:
     if model.id in rooms:
@@ -116,11 +117,18 @@ async def ps(request: web.Request, node: Node) -> web.Response:
       on_gpu = not any(worker.name == "cpu" for worker in node.workers)
       models.append(
           tag | {
-              "expires_at": until, "size_vram": tag["size"] if on_gpu else 0, "context_length": rooms[model.id
-                                                                                                      ].max_context
+              "expires_at": _until(node, model.id), "size_vram": tag["size"] if on_gpu else 0, "context_length": rooms[
+                  model.id].max_context
           }
       )
   return json_response({"models": models})
+
+
+def _until(node: Node, model_id: str) -> str:
+  """When it will be unloaded if nobody asks it anything."""
+  left_s = node.keep_alive.left_s(model_id)
+  return (datetime.now(UTC) +
+          (_STAYS if left_s is None else timedelta(seconds=left_s))).isoformat().replace("+00:00", "Z")
 
 
 async def show(request: web.Request, node: Node) -> web.Response:
@@ -135,7 +143,7 @@ async def show(request: web.Request, node: Node) -> web.Response:
   return json_response({
       "modelfile": f"FROM {model.id}\n", "parameters": _parameters(model.sampling.at(node.config.default_temp)),
       "template": model.tokenizer.chat_template or "", "details": _details(profile),
-      "capabilities": profile.capabilities, "modified_at": _when(state.changed_at), "model_info": {
+      "capabilities": _capabilities(model, profile), "modified_at": _when(state.changed_at), "model_info": {
           "general.architecture": family, "general.parameter_count": weights,
           f"{family}.context_length": config.max_context, f"{family}.embedding_length": config.hidden_size,
           f"{family}.block_count": config.n_layers
@@ -149,6 +157,11 @@ def _parameters(defaults: SamplingDefaults) -> str:
       f"{'repeat_penalty' if name == 'repetition_penalty' else name:<30} {value:g}"
       for name, value in defaults.said.items()
   )
+
+
+def _capabilities(model: ModelInfo, profile: ModelProfile) -> list[str]:
+  """`insert`: it has tokens to fill gaps with. Vectors can be had of every model here."""
+  return [*profile.capabilities, *(["insert"] if fill_in_of(model.tokenizer) else []), "embedding"]
 
 
 async def pull(request: web.Request, node: Node) -> web.StreamResponse:
@@ -206,7 +219,7 @@ async def delete(request: web.Request, node: Node) -> web.Response:
   if not await asyncio.to_thread(node.aliases.remove, name):
     removed = await node.delete_model(name)
     if removed.stays:
-      raise ExoError(without_paths(removed.stays))
+      raise InvalidRequestError(without_paths(removed.stays))
   return web.Response()
 
 

@@ -33,7 +33,10 @@ from exo.api.schema import (
 from exo.api.tool_names import ToolNames
 from exo.errors import InvalidRequestError
 
-_DURATION = re.compile(r"-?([0-9]+(\.[0-9]+)?(ns|us|µs|ms|s|m|h)?)+")
+_UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h)")
+_DURATION = re.compile(rf"(?:{_PART.pattern})+")
+_FOR_EVER_S = 10 * 365 * 86400.0
 
 
 class OllamaFormat(ResponseFormat):
@@ -107,12 +110,14 @@ class OllamaRequest(Struct, kw_only=True):
     raise NotImplementedError
 
   @property
+  def keeps_s(self) -> float | None:
+    """For how long the model is to stay when nobody uses it; None: until its room is needed. Raises `InvalidRequestError`."""
+    return None if self.keep_alive is None else duration_s(self.keep_alive)
+
+  @property
   def unloads(self) -> bool:
     """The model is to leave memory afterwards. Raises `InvalidRequestError` for what is no duration."""
-    text = str(0 if self.keep_alive is None else self.keep_alive).strip()
-    if not _DURATION.fullmatch(text):
-      raise InvalidRequestError(f"keep_alive: {text[:40]!r} is no duration, as 300, \"5m\" or -1", "keep_alive")
-    return self.keep_alive is not None and not any(digit in "123456789" for digit in text)
+    return self.keeps_s == 0
 
   @property
   def streams(self) -> bool:
@@ -141,9 +146,9 @@ class OllamaRequest(Struct, kw_only=True):
     body = ChatCompletionRequest(messages=messages, tools=tools, response_format=self._format())
     self.fill(body)
     if self.think is not None:
-      body.chat_template_kwargs = {"enable_thinking": bool(self.think)}
-    if isinstance(self.think, str):
-      body.chat_template_kwargs = {"enable_thinking": True, "reasoning_effort": self.think}
+      body.chat_template_kwargs = {"enable_thinking": bool(self.think), "thinking": bool(self.think)}  # by family
+    if body.chat_template_kwargs and isinstance(self.think, str):
+      body.chat_template_kwargs["reasoning_effort"] = self.think
     last = messages[-1]
     body.continue_final_message = len(messages) > 1 and last.role == "assistant" and not last.tool_calls and bool(
         last.content
@@ -183,6 +188,7 @@ class OllamaGenerateRequest(OllamaRequest, kw_only=True):
   system: str | None = None
   raw: bool | None = None
   suffix: str | None = None
+  template: str | None = None
   images: list[Any] | None = None
   context: list[Annotated[int, Meta(ge=0, lt=2**31)]] | None = None
 
@@ -191,10 +197,32 @@ class OllamaGenerateRequest(OllamaRequest, kw_only=True):
     return {"response": ""}
 
   def chat(self) -> ChatCompletionRequest:
-    if self.suffix or self.images:
-      raise InvalidRequestError("suffix and images are not supported", "suffix" if self.suffix else "images")
+    if self.images:
+      raise InvalidRequestError("images: pictures cannot be understood, only text can", "images")
+    if self.template:
+      raise InvalidRequestError(
+          "template: the model's own is used; render the prompt yourself and send it with raw: true", "template"
+      )
     messages = [ChatMessage("system", self.system)] if self.system else []
     return self._as_chat([*messages, ChatMessage("user", self.prompt)])
+
+
+def duration_s(value: str | float) -> float | None:
+  """Seconds of a duration as Ollama takes it: 300, "5m", "1h30m"; None: for ever, as what is negative means. Raises
+  `InvalidRequestError`."""
+  text = str(value).strip()
+  if text.startswith("-") and text[1:2] not in ("", "-"):
+    duration_s(text[1:])
+    return None
+  try:
+    seconds = float(text)
+  except ValueError:
+    if not _DURATION.fullmatch(text):
+      raise InvalidRequestError(
+          f"keep_alive: {text[:40]!r} is no duration, as 300, \"5m\" or -1", "keep_alive"
+      ) from None
+    seconds = sum(float(number) * _UNITS_S[unit] for number, unit in _PART.findall(text))
+  return seconds if seconds < _FOR_EVER_S else None
 
 
 def _message(message: OllamaMessage, names: ToolNames) -> ChatMessage:

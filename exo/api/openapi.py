@@ -14,13 +14,16 @@ from aiohttp import web
 import exo
 from exo.api.chat_request import ChatCompletionRequest, TokenEncodeRequest
 from exo.api.conversations import ConversationItems, ConversationRequest, ConversationUpdate
+from exo.api.infill import InfillRequest
 from exo.api.messages_request import CountTokensRequest, MessagesRequest
 from exo.api.ollama_embed import OllamaEmbeddingsRequest, OllamaEmbedRequest
 from exo.api.ollama_models import OllamaCopyRequest, OllamaModelRequest
 from exo.api.ollama_request import OllamaChatRequest, OllamaGenerateRequest
+from exo.api.ranking import RerankRequest, ScoreRequest
 from exo.api.request_rules import with_rules
 from exo.api.responses_request import ResponsesRequest
 from exo.api.schema import CompletionRequest, EmbeddingRequest
+from exo.api.server_tools import DetokenizeRequest, TokenizeRequest
 
 _PAGE = re.compile(r"/(static/.*|favicon\.ico)?")
 _ALWAYS = (401, 403)
@@ -90,6 +93,17 @@ _OPERATIONS: dict[str, _Operation] = {
     "DELETE /api/delete": _Operation("Delete a model, Ollama's way", OllamaModelRequest),
     "POST /api/embed": _Operation("Embed texts, Ollama's way", OllamaEmbedRequest, ("model", "embeddings")),
     "POST /api/embeddings": _Operation("Embed a text, Ollama's way", OllamaEmbeddingsRequest, ("embedding", )),
+    "POST /rerank": _Operation("Order documents by how near they are to a query", RerankRequest),
+    "POST /v2/rerank": _Operation("The same, Cohere's address", RerankRequest),
+    "POST /score": _Operation("How near pairs of texts are", ScoreRequest, ("object", "data")),
+    "POST /infill": _Operation("Fill a gap in a file, llama.cpp's way", InfillRequest, ("content", "timings"), _STREAM),
+    "POST /tokenize": _Operation("A text's tokens", TokenizeRequest, ("tokens", )),
+    "POST /detokenize": _Operation("The text of tokens", DetokenizeRequest, ("content", )),
+    "POST /apply-template": _Operation("The prompt that a chat becomes", ChatCompletionRequest, ("prompt", )),
+    "GET /props": _Operation(
+        "What this server is, llama.cpp's way", keys=("total_slots", "default_generation_settings")
+    ),
+    "GET /slots": _Operation("Which places for requests are taken, llama.cpp's way"),
     "GET /api/version": _Operation("The version", keys=("version", )),
 }
 

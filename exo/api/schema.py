@@ -77,6 +77,7 @@ class SamplingFields(ConstraintFields, kw_only=True):
   stream_options: StreamOptions | None = None
   max_tokens: TokenBound | None = None
   ignore_eos: bool = False  # as other servers know it: only `max_tokens` and `stop` end an answer
+  timings_per_token: bool = False  # as llama.cpp knows it: `timings` in every chunk, not only at the end
   user: str | None = None
 
   @property

@@ -40,6 +40,8 @@ class TextRun:
   prompt_logprobs: tuple[TokenLogprob, ...] = ()
   finish_reasons: dict[int, str] = field(default_factory=dict)
   cached_tokens: int = 0  # of the prompt, found in a kept cache
+  begun_at: float = field(default_factory=time.monotonic)
+  first_at: float = 0.0  # when the first token came
   stopped: bool = False  # the first choice, by a text of the request's
 
   def __aiter__(self) -> AsyncIterator[TextDelta]:
@@ -53,6 +55,7 @@ class TextRun:
       self.watched.fails(error)
       raise
     self.watched.resumed(len(self.generation.resumptions) - told)
+    self.first_at = self.first_at or time.monotonic()
     if delivery.choice == 0 and delivery.index == 0:
       self.cached_tokens = delivery.cached_tokens
     if delivery.prompt_logprobs:
@@ -101,6 +104,11 @@ class TextRun:
     return sum(choice.completion_tokens for choice in self.choices)
 
   @property
+  def timings(self) -> dict[str, float]:
+    """As llama.cpp's server tells them, of what has come so far; the prompt's time begins when the request was taken."""
+    return told_timings([self])
+
+  @property
   def usage(self) -> dict[str, Any]:
     return {
         "prompt_tokens": self.prompt_tokens,
@@ -108,6 +116,26 @@ class TextRun:
         "total_tokens": self.prompt_tokens + self.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
     }
+
+
+def told_timings(runs: Sequence[TextRun]) -> dict[str, float]:
+  """Of all runs of one request, which run beside one another or follow one another."""
+  now = time.monotonic()
+  cached = sum(run.cached_tokens for run in runs)
+  prompt_ms = sum((run.first_at or now) - run.begun_at for run in runs) * 1000
+  predicted_ms = (now - min((run.first_at or now) for run in runs)) * 1000
+  return {
+      "cache_n": cached, **_timed("prompt",
+                                  sum(run.prompt_tokens for run in runs) - cached, prompt_ms),
+      **_timed("predicted", sum(run.completion_tokens for run in runs), predicted_ms)
+  }
+
+
+def _timed(name: str, count: int, ms: float) -> dict[str, float]:
+  return {
+      f"{name}_n": count, f"{name}_ms": round(ms, 3), f"{name}_per_token_ms": round(ms / count, 3) if count else 0.0,
+      f"{name}_per_second": round(1000 * count / ms, 3) if ms > 0 else 0.0
+  }
 
 
 def new_id(prefix: str) -> str:
@@ -131,9 +159,10 @@ async def text_run(
     continued: bool = False,
     echoed: bool = False,
     title: str = "",
+    end_ids: Iterable[int] = (),
 ) -> AsyncIterator[TextRun]:
   """Submit the prompt, which screens show as `title`, and whose text goes before the answer's when `echoed`, and with which it goes on when `continued`; leaving
-  the block ends the request everywhere.
+  the block ends the request everywhere. Beside those that end any text, the tokens `end_ids` end this one.
 
   Raises `InvalidRequestError` for what cannot be.
   """
@@ -149,7 +178,7 @@ async def text_run(
       fields.sampling, model.tokenizer, model.n_words, drawn, secrets.randbits(62), top_logprobs, grammar
   )
   sampling = await asyncio.to_thread(drawing) if fields.has_words else drawing()
-  eos_ids = frozenset[int]() if fields.ignore_eos else model.tokenizer.eos_ids
+  eos_ids = frozenset[int]() if fields.ignore_eos else model.tokenizer.eos_ids.union(end_ids)
   who = caller()
   node.catalog.note_deviations(model, len(prompt_ids))
   spec = GenerationSpec(

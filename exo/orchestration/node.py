@@ -45,6 +45,7 @@ from exo.orchestration.awake_cores import AwakeCores
 from exo.orchestration.entry_desk import EntryDesk
 from exo.orchestration.form_choice import FormChoice, own_workers
 from exo.orchestration.generation import Generation, GenerationSpec
+from exo.orchestration.keep_alive import KeepAlive
 from exo.orchestration.kept_records import KeptRecords
 from exo.orchestration.meter import Meter
 from exo.orchestration.model_catalog import ModelCatalog, ModelInfo
@@ -102,6 +103,7 @@ class Node:
         AwakeCores(config.awake_cores == "auto"), config.queue_timeout, lambda node_id: node_id in mesh.peers()
     )
     wanted = LoadedFor(config.context, config.parallel)
+    self.keep_alive = KeepAlive(self.plans, self._tasks)
     self.planner = Planner(hello.node_id, mesh, place, wanted, self.plans, self.send, self.call, self.problems)
     self.desk = EntryDesk(hello.node_id, self.send, self.call)
     catalog.store.on_false(self._on_false)

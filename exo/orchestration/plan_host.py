@@ -429,14 +429,14 @@ class PlanHost:
         self._lose(plan_id, error)
     self._start.cancel_entry(node_id, lost)
 
-  async def close_model(self, model_id: str) -> None:
+  async def close_model(self, model_id: str, why: str = "was deleted") -> None:
     """Give back what is loaded of a model. Raises `ModelInUseError` while requests run on it."""
     opened = [o for o in self._open.values() if o.plan.model_id == model_id]
     loading = any(opening.plan.model_id == model_id for opening in self._opening.values())
     if loading or not all(o.unused for o in opened):
       raise ModelInUseError(f"{model_id} is in use: wait for its requests to end, or cancel them", model=model_id)
     for one in opened:
-      await self._close_everywhere(one, PlanClosedError(f"{model_id} was deleted on {self._node_id}"))
+      await self._close_everywhere(one, PlanClosedError(f"{model_id} {why} on {self._node_id}"))
 
   def _begin_to_close(self, opened: OpenedPlan, error: ExoError) -> None:
     self._tasks.spawn(self._close_everywhere(opened, error), f"close {opened.plan.plan_id}")

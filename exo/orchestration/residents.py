@@ -75,6 +75,12 @@ class Residents:
     await self._closing.here(plan.plan_id, error)
     return True
 
+  def used_at(self, model_id: str) -> float | None:
+    """When something of a model that is loaded here, or being loaded, was last used; None of others."""
+    if any(opening.plan.model_id == model_id for opening in self._opening.values()):
+      return time.monotonic()
+    return max((o.used_at for o in self._opened.values() if o.plan.model_id == model_id), default=None)
+
   def replaces(self, plan: RingPlan) -> bool:
     """Whether another plan is open here that is for the same."""
     return any(_purpose(o.plan) == _purpose(plan) for o in self._opened.values() if o.plan.plan_id != plan.plan_id)
