@@ -25,12 +25,11 @@ from exo.api import tool_formats as formats
 from exo.api.chat_parser import ChatParser
 from exo.api.chat_parts import AnswerParser
 from exo.api.chat_prompt import ChatPrompt, chat_prompt
-from exo.api.chat_request import ChatCompletionRequest
+from exo.api.chat_request import ChatCompletionRequest, FunctionDefinition, Tool
 from exo.api.formats.harmony import FINAL
 from exo.api.formats.tool_format import ToolFormat
 from exo.api.grammars import answer_grammar
 from exo.api.harmony_parser import HarmonyParser
-from exo.api.held_schemas import held_schema, json_rule
 from exo.api.response_reader import ResponseReader, usable
 from exo.api.thinking import thinking_of
 from exo.config import Config
@@ -229,11 +228,6 @@ def special(smollm2: Checkpoint) -> Tokenizer:
 
 FORCED = [form for form in vars(formats).values() if isinstance(form, ToolFormat) and form.can_force]
 
-ARGUMENTS = {
-    name: held_schema(schema, name, lambda asked: [("", ())] * len(asked), strict=False, closing=True).rule
-    for name, schema in SCHEMAS.items()
-}
-
 
 def sampled(tokenizer: Tokenizer, grammar: str, form: ToolFormat, seed: int) -> str:
   """A text of random tokens that the grammar allows, as its parser sees it."""
@@ -258,9 +252,10 @@ def test_line_9_calls_are_forced_in_the_models_own_format(
     special: Tokenizer, smollm2: Checkpoint, form: ToolFormat, tokens: str
 ) -> None:
   tokenizer = special if tokens == "special" else smollm2.tokenizer()
+  tools = [Tool(FunctionDefinition(name, parameters=schema)) for name, schema in SCHEMAS.items()]
   for one_call in (False, True):
     grammar = answer_grammar(
-        tokenizer, answer="", arguments=ARGUMENTS, form=form, must_call=True, one_call=one_call, thinking=None
+        tokenizer, schema=None, tools=tools, form=form, must_call=True, one_call=one_call, thinking=None, lenient=True
     )
     text = sampled(tokenizer, grammar, form, 3)
     parser = HarmonyParser(SCHEMAS) if form.name == "harmony" else ChatParser(None, form, SCHEMAS)
@@ -272,15 +267,23 @@ def test_line_9_calls_are_forced_in_the_models_own_format(
 
 
 def test_line_9_free_answers_have_grammars_that_compile(special: Tokenizer, smollm2: Checkpoint) -> None:
+  tools = [Tool(FunctionDefinition(name, parameters=schema)) for name, schema in SCHEMAS.items()]
   for tokenizer in (special, smollm2.tokenizer()):
     compiler = GrammarCompiler(tokenizer)
     for form in FORCED:
-      for rule in ("", json_rule({"type": "object"})):
+      for schema in (None, {"type": "object"}):
         for one_call in (False, True):
           grammar = answer_grammar(
-              tokenizer, answer=rule, arguments=ARGUMENTS, form=form, must_call=False, one_call=one_call, thinking=None
+              tokenizer,
+              schema=schema,
+              tools=tools,
+              form=form,
+              must_call=False,
+              one_call=one_call,
+              thinking=None,
+              lenient=True
           )
-          assert bool(grammar) == (bool(rule) or (form.guided and not form.bare))
+          assert bool(grammar) == (schema is not None or (form.guided and not form.bare))
           if grammar:
             compiler.check(grammar)
 
@@ -291,12 +294,13 @@ def test_line_9_an_answer_of_a_schema_stands_in_the_last_channel(special: Tokeni
   }
   grammar = answer_grammar(
       special,
-      answer=json_rule(schema),
-      arguments={},
+      schema=schema,
+      tools=(),
       form=None,
       must_call=False,
       one_call=False,
       thinking=None,
+      lenient=True,
       before_answer=FINAL
   )
   text = sampled(special, grammar, formats.HARMONY, 1)

@@ -12,22 +12,19 @@ from exo.api.aside import aside
 from exo.api.chat_parser import ChatParser
 from exo.api.chat_parts import AnswerParser
 from exo.api.chat_request import ChatCompletionRequest, Tool
-from exo.api.constraints import constraint_of
 from exo.api.formats.harmony import FINAL, HARMONY
 from exo.api.formats.hermes import HERMES
 from exo.api.formats.json_lists import PHI
 from exo.api.formats.tool_format import ToolFormat
 from exo.api.grammars import answer_grammar
 from exo.api.harmony_parser import HarmonyParser
-from exo.api.held_schemas import held_schema, tell_relaxed
-from exo.api.json_schema import Relaxation
 from exo.api.response_reader import ResponseReader, usable
 from exo.api.schema import check_depth
 from exo.api.thinking import Thinking, thinking_of
 from exo.api.tool_formats import is_harmony, tool_format
 from exo.config import Config
 from exo.errors import InvalidRequestError
-from exo.inference.grammar import COMPILE_S, findings, lark_of
+from exo.inference.grammar import COMPILE_S
 from exo.inference.tokenizer import Tokenizer
 from exo.orchestration.model_catalog import ModelInfo
 
@@ -87,11 +84,9 @@ async def chat_prompt(
   Raises `InvalidRequestError` for what the template or the grammar refuses, and for more than `most` tokens (by default
   the context).
   """
-  held = await asyncio.to_thread(_held, body)
-  tell_relaxed(held.relaxed)
   template = model.tokenizer.response_template
   usable_template = await asyncio.to_thread(usable, template) if template is not None else None
-  prompt = await aside(body.size, _prepare, config, model, body, held, most, usable_template)
+  prompt = await aside(body.size, _prepare, config, model, body, most, usable_template)
   if after:
     prompt = replace(prompt, ids=(*after, *without_bos(prompt.ids, model.tokenizer)))
   if not prompt.grammar:
@@ -100,48 +95,18 @@ async def chat_prompt(
     async with asyncio.timeout(COMPILE_S):
       await asyncio.to_thread(model.grammars.check, prompt.grammar)
   except TimeoutError:
-    raise InvalidRequestError(
-        f"{held.param}: the schema takes longer than {COMPILE_S:g} s to compile", held.param
-    ) from None
+    raise InvalidRequestError(f"the schema takes longer than {COMPILE_S:g} s to compile", "response_format") from None
   except InvalidRequestError as error:
-    param = held.param
+    param = "tools" if prompt.form is not None and body.response_format is None else "response_format"
     raise InvalidRequestError(f"{param}: {error.message}", param) from None
   return prompt
 
 
-@dataclass(frozen=True)
-class _Held:
-  """Terms for the answer, "" for a free one, and by tool for its arguments. `param` is the field that holds the answer."""
-  answer: str
-  arguments: dict[str, str]
-  param: str
-  relaxed: tuple[Relaxation, ...]
-
-
-def _held(body: ChatCompletionRequest) -> _Held:
-  """What of the request a grammar is made of. Blocks. Raises `InvalidRequestError`."""
-  constraint = constraint_of(body)
-  answer = None if constraint is None else constraint.held(findings, lark_of)
-  relaxed = list(answer.relaxed) if answer is not None else []
-  arguments: dict[str, str] = {}
-  for tool in body.callable_tools:
-    function = tool.function
-    try:
-      held = held_schema(
-          function.schema, f"tools.{function.name}", findings, strict=bool(function.strict), closing=True
-      )
-    except InvalidRequestError as error:
-      raise InvalidRequestError(error.message, "tools") from None
-    arguments[function.name] = held.rule
-    relaxed += held.relaxed
-  param = "tools" if constraint is None else constraint.param.partition(".")[0]
-  return _Held("" if answer is None else answer.rule, arguments, param, tuple(relaxed))
-
-
 def _prepare(
-    config: Config, model: ModelInfo, body: ChatCompletionRequest, held: _Held, most: int | None, template: str | None
+    config: Config, model: ModelInfo, body: ChatCompletionRequest, most: int | None, template: str | None
 ) -> ChatPrompt:
   tools = body.callable_tools
+  schema = body.response_format.wanted if body.response_format is not None else None
   messages = [message.for_template() for message in body.messages]
   if config.system_prompt and messages[0]["role"] != "system":
     messages.insert(0, {"role": "system", "content": config.system_prompt})
@@ -153,7 +118,7 @@ def _prepare(
   if tools:
     # a format without JSON cannot be forced: where a call is a must, it is asked for in ours
     form = native if native is not None and (native.can_force or not body.must_call) else HERMES
-  prefill = _prefill(messages, body, harmony=harmony, held=bool(held.answer))
+  prefill = _prefill(messages, body, harmony=harmony)
   rendered = _render(model.tokenizer, messages, tools, native, extra)
   thinking = None if harmony else thinking_of(model.tokenizer, rendered)
   if prefill is not None:
@@ -161,15 +126,16 @@ def _prepare(
       rendered, thinking = f"{rendered}{thinking.end}\n\n", replace(thinking, open_already=False)
     rendered, template = rendered + prefill, None
   # what a grammar holds to a format of ours is read as that
-  template = template if not body.must_call and not held.answer else None
+  template = template if not body.must_call and schema is None else None
   grammar = answer_grammar(
       model.tokenizer,
-      answer=held.answer,
-      arguments=held.arguments,
+      schema=schema,
+      tools=tools,
       form=form,
       must_call=body.must_call,
       one_call=body.one_call,
       thinking=thinking,
+      lenient=True,
       before_answer=FINAL if harmony else ""
   )
   marks = _marks(form, thinking, harmony, model.tokenizer.response_template if template is not None else None)
@@ -187,7 +153,7 @@ def without_bos(ids: tuple[int, ...], tokenizer: Tokenizer) -> tuple[int, ...]:
   return ids[1:] if tokenizer.bos_id is not None and ids[:1] == (tokenizer.bos_id, ) else ids
 
 
-def _prefill(messages: list[dict[str, Any]], body: ChatCompletionRequest, *, harmony: bool, held: bool) -> str | None:
+def _prefill(messages: list[dict[str, Any]], body: ChatCompletionRequest, *, harmony: bool) -> str | None:
   """The beginning of the answer, taken out of the messages where the last one is to be continued."""
   if not body.continue_final_message:
     return None
@@ -196,8 +162,8 @@ def _prefill(messages: list[dict[str, Any]], body: ChatCompletionRequest, *, har
         "continue_final_message: the last message must be one of the assistant, without calls, after another",
         "messages"
     )
-  if harmony or body.must_call or held:
-    what = "this model" if harmony else "an answer that must be a call or of a form"
+  if harmony or body.must_call or body.response_format is not None:
+    what = "this model" if harmony else "an answer that must be a call or JSON"
     raise InvalidRequestError(
         f"messages: {what} cannot go on with a message of the assistant: leave it out", "messages"
     )

@@ -131,11 +131,41 @@ class NamedToolChoice(Struct):
   type: Literal["function"] = "function"
 
 
+class JsonSchemaFormat(Struct):
+  name: str | None = None
+  description: str | None = None
+  schema: dict[str, Any] | bool | None = None
+  strict: bool | None = None
+
+
+class ResponseFormat(Struct):
+  type: Literal["text", "json_object", "json_schema"]
+  json_schema: JsonSchemaFormat | None = None
+
+  @property
+  def wanted(self) -> dict[str, Any] | None:
+    """The schema that the answer must follow, None for free text. Raises `InvalidRequestError`."""
+    if self.type == "text":
+      return None
+    if self.type == "json_object":
+      return {"type": "object"}
+    schema = self.json_schema.schema if self.json_schema is not None else None
+    if schema is None:
+      raise InvalidRequestError("response_format: json_schema needs a schema", "response_format")
+    if schema is False:
+      raise InvalidRequestError("response_format: the schema false allows nothing", "response_format")
+    if schema is True:
+      return {}
+    check_depth(schema, "response_format")
+    return schema
+
+
 class ChatCompletionRequest(SamplingFields, kw_only=True):
   messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
   max_completion_tokens: TokenBound | None = None
   logprobs: bool | None = None
   top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+  response_format: ResponseFormat | None = None
   tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
   tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
   parallel_tool_calls: bool | None = None

@@ -40,7 +40,6 @@ from exo.api.connections import ConnectionTable
 from exo.api.errors import error_middleware, json_response
 from exo.api.exact import add_exact
 from exo.api.guard import Guard
-from exo.api.held_schemas import add_relaxed
 from exo.api.ignored_tools import add_ignored_tools
 from exo.api.keys import ApiKeys, ApiKeyStore
 from exo.api.protocol import ApiProtocol
@@ -87,7 +86,6 @@ class ChatGPTAPI:
     self.app.on_response_prepare.append(add_request_id)
     self.app.on_response_prepare.append(add_exact)
     self.app.on_response_prepare.append(add_ignored_tools)
-    self.app.on_response_prepare.append(add_relaxed)
     self.app.on_response_prepare.append(self._guard.add_cors_headers)
     self._add_routes()
 

@@ -4,13 +4,34 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from exo.api.chat_request import Tool
 from exo.api.formats.tool_format import ToolFormat
 from exo.api.thinking import Thinking
 from exo.inference.tokenizer import Tokenizer
 
 MAX_CALLS = 8
+# one line break and some indentation: a small model otherwise writes spaces without end
+_WHITESPACE = r"\n?[ ]{0,12}"
+
+
+def _json_rule(schema: Mapping[str, Any], lenient: bool) -> str:
+  options = {"whitespace_pattern": _WHITESPACE, "lenient": lenient}
+  return "%json " + json.dumps(dict(schema) | {"x-guidance": options})
+
+
+def _closed(schema: Any) -> Any:
+  """A tool's schema in which objects have the properties that are named and no others, unless it says otherwise."""
+  if isinstance(schema, list):
+    return [_closed(item) for item in schema]
+  if not isinstance(schema, dict):
+    return schema
+  closed = {key: value if key in ("enum", "const", "default") else _closed(value) for key, value in schema.items()}
+  if schema.get("type") == "object" and isinstance(schema.get("properties"), dict):
+    closed.setdefault("additionalProperties", False)
+  return closed
 
 
 class _Writer:
@@ -40,32 +61,32 @@ class _Writer:
 def answer_grammar(
     tokenizer: Tokenizer,
     *,
-    answer: str,
-    arguments: Mapping[str, str],
+    schema: Mapping[str, Any] | None,
+    tools: Sequence[Tool],
     form: ToolFormat | None,
     must_call: bool,
     one_call: bool,
     thinking: Thinking | None,
+    lenient: bool,
     before_answer: str = ""
 ) -> str:
   """The grammar of an answer; "" where everything is allowed.
 
-  `answer`: a term for it, which comes after the text `before_answer`; "" for free text. `arguments`: by tool, a term for
-  its arguments. `must_call`: the answer is a call. Otherwise text in which every call, once it has begun, is one of the
-  tools' with such arguments.
+  `schema`: the answer is JSON of it, after the text `before_answer`. `must_call`: the answer is a call. Otherwise text in
+  which every call, once it has begun, is one of the tools' with arguments that its schema allows.
   """
   write = _Writer(tokenizer)
   rules = [r"TEXT: /(.|\n)*/"]
   calls = ""
   if form is not None and form.can_force:
     most = 1 if one_call or form.single else MAX_CALLS
-    calls = _calls(write, rules, arguments, form, most, free=not must_call and not answer)
+    calls = _calls(write, rules, tools, form, lenient, most, free=not must_call and schema is None)
   if must_call:
     body = calls
-  elif answer:
-    rules.append(f"held_answer: {answer}")
-    body = f"{write.text(before_answer)} held_answer".strip()
-    body = f"{body} | {calls}" if calls else body
+  elif schema is not None:
+    rules.append("json_answer: " + _json_rule(schema, lenient=False))
+    answer = f"{write.text(before_answer)} json_answer".strip()
+    body = f"{answer} | {calls}" if calls else answer
   elif calls and form is not None and not form.bare and form.guided:
     body = f"{calls} TEXT"
   else:
@@ -73,13 +94,13 @@ def answer_grammar(
   if thinking is not None and thinking.open_already:
     rules.append(write.through("thoughts", thinking.end))
     body = f"thoughts ({body})"
-  elif thinking is not None and not must_call and not answer and tokenizer.special_id(thinking.begin) is not None:
+  elif thinking is not None and not must_call and schema is None and tokenizer.special_id(thinking.begin) is not None:
     return ""  # free text would forbid the thinking's tokens
   return "\n".join([f"start: {body}", *rules])
 
 
 def _calls(
-    write: _Writer, rules: list[str], arguments: Mapping[str, str], form: ToolFormat, most: int, *, free: bool
+    write: _Writer, rules: list[str], tools: Sequence[Tool], form: ToolFormat, lenient: bool, most: int, *, free: bool
 ) -> str:
   """Add rules for calls; returns the term for them. `free`: text may stand before each."""
   begin = "" if form.bare else form.begins[0]
@@ -89,9 +110,10 @@ def _calls(
   elif not form.sections:
     after, end = after + end, ""
   names = []
-  for i, (name, rule) in enumerate(arguments.items()):
-    rules.append(f"arguments_{i}: {rule}")
-    head = write.text(before + name + form.before_arguments)
+  for i, tool in enumerate(tools):
+    tool_lenient = lenient and not tool.function.strict
+    rules.append(f"arguments_{i}: " + _json_rule(_closed(tool.function.schema), tool_lenient))
+    head = write.text(before + tool.function.name + form.before_arguments)
     rules.append(f"call_{i}: {head} arguments_{i} {write.text(after)}")
     names.append(f"call_{i}")
   rules.append("call: " + " | ".join(names))

@@ -14,10 +14,11 @@ from exo.api.chat_request import (
     ChatMessage,
     FunctionCall,
     FunctionDefinition,
+    JsonSchemaFormat,
+    ResponseFormat,
     Tool,
     ToolCall,
 )
-from exo.api.constraint_fields import JsonSchemaFormat, ResponseFormat
 from exo.api.schema import (
     Fraction,
     LastTokens,
@@ -37,10 +38,6 @@ _UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0
 _PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h)")
 _DURATION = re.compile(rf"(?:{_PART.pattern})+")
 _FOR_EVER_S = 10 * 365 * 86400.0
-
-
-class OllamaFormat(ResponseFormat):
-  param = "format"
 
 
 class OllamaOptions(Struct):
@@ -160,10 +157,10 @@ class OllamaRequest(Struct, kw_only=True):
       return None
     if isinstance(self.format, dict):
       check_depth(self.format, "format")
-      return OllamaFormat("json_schema", JsonSchemaFormat(schema=self.format))
+      return ResponseFormat("json_schema", JsonSchemaFormat(schema=self.format))
     if self.format != "json":
       raise InvalidRequestError(f"format: {self.format[:40]!r} is neither \"json\" nor a schema", "format")
-    return OllamaFormat("json_object")
+    return ResponseFormat("json_object")
 
 
 class OllamaChatRequest(OllamaRequest, kw_only=True):

@@ -12,8 +12,9 @@ from exo.api.chat_request import (
     MAX_TOOLS,
     ChatCompletionRequest,
     ChatMessage,
+    JsonSchemaFormat,
+    ResponseFormat,
 )
-from exo.api.constraint_fields import JsonSchemaFormat, ResponseFormat
 from exo.api.response_items import messages_of
 from exo.api.response_tools import ResponseTool, ResponseToolChoice, ToolSet
 from exo.api.schema import Fraction, PositiveCount, Temperature
@@ -34,10 +35,6 @@ _NOT_DONE = {
     "context_management": "nothing is compacted by itself: POST /v1/responses/compact does it, truncation: \"auto\" drops the oldest",
     "moderation": "answers are not judged here: leave it out",
 }
-
-
-class OutputFormat(ResponseFormat):
-  param = "text"
 
 
 class TextFormat(Struct):
@@ -195,4 +192,4 @@ def _described(tool: ResponseTool) -> dict[str, Any]:
 def _format(wanted: TextFormat | None) -> ResponseFormat | None:
   if wanted is None:
     return None
-  return OutputFormat(wanted.type, JsonSchemaFormat(wanted.name, wanted.description, wanted.schema, wanted.strict))
+  return ResponseFormat(wanted.type, JsonSchemaFormat(wanted.name, wanted.description, wanted.schema, wanted.strict))

@@ -9,7 +9,6 @@ from aiohttp import web
 from msgspec import Meta, Struct
 
 from exo.api.aside import LARGE, aside
-from exo.api.constraint_fields import ConstraintFields
 from exo.api.exact import is_exact
 from exo.api.mended_json import mended_json
 from exo.api.request_body import body_of
@@ -46,7 +45,7 @@ class StreamOptions(Struct):
   include_usage: bool | None = None
 
 
-class SamplingFields(ConstraintFields, kw_only=True):
+class SamplingFields(Struct, kw_only=True):
   """The fields that chat and text completions share."""
   model: str | None = None
   temperature: Temperature | None = None

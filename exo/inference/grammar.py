@@ -6,12 +6,11 @@ while the device computes the logits that it will be applied to.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import threading
 import weakref
-from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,6 @@ from exo.errors import EngineError, ExoError, InvalidRequestError, in_words
 from exo.inference.engine import Logits
 
 if TYPE_CHECKING:
-  from exo.inference.grammar_check import Finding
   from exo.inference.grammar_process import State
   from exo.inference.tokenizer import Tokenizer
 
@@ -31,11 +29,7 @@ MAX_GRAMMAR_CHARS = 256 * 1024
 COMPILE_S = 10.0
 _PREPARE_S = 60.0  # of a vocabulary, once
 
-_KEPT_FINDINGS = 2048
-
 _numbers = itertools.count()
-_findings: OrderedDict[bytes, Finding] = OrderedDict()  # by the grammar's hash
-_findings_lock = threading.Lock()
 # what the process may forget; finalizers run at any moment, hence only note it
 _gone_vocabularies, _gone_sequences = deque[int](), deque[int]()
 
@@ -89,36 +83,6 @@ class GrammarCompiler:
       if not self._told:
         weakref.finalize(self, _gone_vocabularies.append, self._number)
       self._told = child.generation
-
-
-def findings(grammars: Sequence[str]) -> list[Finding]:
-  """What the library says of each grammar, for any vocabulary. Blocks; what was asked before is known."""
-  keys = [hashlib.sha256(_bounded(grammar).encode()).digest() for grammar in grammars]
-  with _findings_lock:
-    known = {key: _findings[key] for key in keys if key in _findings}
-  if missing := {key: grammar for key, grammar in zip(keys, grammars, strict=True) if key not in known}:
-    known |= zip(missing, _asked_again("findings", list(missing.values())), strict=True)
-  with _findings_lock:
-    for key in keys:
-      _findings[key] = known[key]
-      _findings.move_to_end(key)
-    while len(_findings) > _KEPT_FINDINGS:
-      _findings.popitem(last=False)
-  return [known[key] for key in keys]
-
-
-def lark_of(gbnf: str) -> str:
-  """A grammar in llama.cpp's notation in the library's. Blocks. Raises `InvalidRequestError` that says what is wrong with it."""
-  lark: str = _asked_again("lark_of", _bounded(gbnf))
-  return lark
-
-
-def _asked_again(name: str, *arguments: Any) -> Any:
-  """As `_ask`, once more where another request has ended the process meanwhile."""
-  try:
-    return _ask(COMPILE_S, name, *arguments)
-  except ChildGoneError:
-    return _ask(COMPILE_S, name, *arguments)
 
 
 def _forget() -> None:

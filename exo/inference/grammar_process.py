@@ -5,6 +5,7 @@ Runs as `main`: vocabularies and sequences by number. Calls of one sequence come
 
 from __future__ import annotations
 
+import re
 import weakref
 from typing import Any, TypeVar
 
@@ -12,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from exo.child_process import ChildGoneError, serve
-from exo.errors import InvalidRequestError
-from exo.inference.grammar_check import findings, lark_of, library, limits, reason
+from exo.errors import EngineUnavailableError, InvalidRequestError
 
 _THREADS = 3  # the library lets others run meanwhile
+_LISTING = re.compile(r"\n\s*\d+ \|")
+_PLACE = re.compile(r"^at \d+\(\d+\): |failed to compile JSON schema: ")
 _LONGEST_END = 512  # tokens
 _MARGIN = 8
 
@@ -23,6 +25,16 @@ T = TypeVar("T")
 
 # (mask of one bit a token, least significant first, or None for the end alone, the next token on the shortest way to an end, whether `fits` must be asked)
 State = tuple[bytes | None, int, bool]
+
+
+def _library() -> Any:
+  try:
+    import llguidance
+  except ImportError as error:
+    raise EngineUnavailableError(
+        "structured output needs the package llguidance, which is not installed on the node that samples: pip install llguidance"
+    ) from error
+  return llguidance
 
 
 class Vocabulary:
@@ -34,17 +46,20 @@ class Vocabulary:
         in_string: [alone[c] for byte in texts if (c := bytes([byte])) in alone]
         for in_string, texts in ((True, b'"'), (False, b'}]"0:1,{['))
     }
-    known = library()
+    library = _library()
     # what ends an answer is no text in it, whatever kind of token its file takes it for
-    wrapper = known.TokenizerWrapper(_Wrapped(weakref.ref(self), sorted({*special, *eos})))
+    wrapper = library.TokenizerWrapper(_Wrapped(weakref.ref(self), sorted({*special, *eos})))
     self.prepared: Any = None
-    self.prepared = known.LLTokenizer(wrapper, n_vocab=len(tokens), eos_token=eos or None)
+    self.prepared = library.LLTokenizer(wrapper, n_vocab=len(tokens), eos_token=eos or None)
 
   def matcher(self, grammar: str) -> Any:
     """The state of the grammar at its beginning. Raises `InvalidRequestError` that says what is wrong with it."""
-    matcher = library().LLMatcher(self.prepared, grammar, limits=limits(), log_level=0)
+    library = _library()
+    # the library's own bounds on states, items and fuel are what ends a pathological grammar
+    limits = library.LLParserLimits(max_grammar_size=100_000, verbose_errors=False)
+    matcher = library.LLMatcher(self.prepared, grammar, limits=limits, log_level=0)
     if matcher.is_error():
-      raise InvalidRequestError(f"the schema cannot be used: {reason(matcher.get_error())}")
+      raise InvalidRequestError(f"the schema cannot be used: {_first_lines(matcher.get_error())}")
     return matcher
 
 
@@ -71,6 +86,11 @@ def _there(vocabulary: weakref.ref[Vocabulary]) -> Vocabulary:
   if found is None:
     raise ChildGoneError("the vocabulary has been forgotten")
   return found
+
+
+def _first_lines(text: str) -> str:
+  """The library's reason, without the listing of the grammar that it adds."""
+  return " ".join(_PLACE.sub("", _LISTING.split(text, maxsplit=1)[0]).split())[:400]
 
 
 class Sequence:
@@ -111,7 +131,7 @@ class Sequence:
     self._left -= 1
     self._json.push(self._vocabulary.tokens[token_id])
     if not self._matcher.consume_token(token_id):
-      raise InvalidRequestError(f"the schema cannot be followed: {reason(self._matcher.get_error())}")
+      raise InvalidRequestError(f"the schema cannot be followed: {_first_lines(self._matcher.get_error())}")
 
   def state(self, accepted: int | None = None) -> State:
     """What may come next, after the token that was accepted last."""
@@ -137,7 +157,7 @@ class Sequence:
     mask = np.zeros(self._words * 4, np.uint8)
     matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
     if matcher.is_error():
-      raise InvalidRequestError(f"the schema cannot be followed: {reason(matcher.get_error())}")
+      raise InvalidRequestError(f"the schema cannot be followed: {_first_lines(matcher.get_error())}")
     return mask
 
   def _shortest_end(self, matcher: Any, state: _JsonState) -> list[int] | None:
@@ -228,5 +248,4 @@ def _known(by_number: dict[int, T], number: int) -> T:
 def main() -> None:
   service = _Service()
   names = ("vocabulary", "forget", "check", "begin", "accept", "fits")
-  functions: dict[str, Any] = {name: getattr(service, name) for name in names}
-  serve(functions | {"findings": findings, "lark_of": lark_of}, _THREADS)
+  serve({name: getattr(service, name) for name in names}, _THREADS)
