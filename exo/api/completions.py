@@ -14,8 +14,9 @@ from exo.api.aside import FEW_TOKENS, LARGE, TOKEN_SIZE, aside
 from exo.api.asked_model import asked_model
 from exo.api.errors import json_response
 from exo.api.exact import tell_exact
-from exo.api.schema import CompletionRequest, read_body
+from exo.api.schema import read_body
 from exo.api.sse import EventStream, event_stream
+from exo.api.text_request import CompletionRequest, checked_grammar
 from exo.api.text_run import TextRun, drawn_at, identity, new_id, shown_logprob, text_run
 from exo.errors import InvalidRequestError
 from exo.inference.detokenizer import text_before
@@ -29,6 +30,7 @@ MAX_PROMPTS = 64
 
 async def completions(request: web.Request, node: Node) -> web.StreamResponse:
   body = await read_body(request, CompletionRequest)
+  body.check_done()
   if body.suffix:
     raise InvalidRequestError("suffix is not supported: these models continue a text, they do not fill gaps", "suffix")
   include_usage = body.include_usage
@@ -38,7 +40,8 @@ async def completions(request: web.Request, node: Node) -> web.StreamResponse:
   if max_tokens == 0 and not body.echo:
     raise InvalidRequestError("max_tokens 0 only makes sense with echo", "max_tokens")
   exact = body.is_exact(node.config.exact, drawn_at(node, model, body))
-  job = _Job(node, model, body, max_tokens, exact, new_id("cmpl-"), int(time.time()))
+  grammar = await checked_grammar(request, model, body)
+  job = _Job(node, model, body, max_tokens, exact, new_id("cmpl-"), int(time.time()), grammar)
   if body.stream:
     return await _streamed(request, job, prompts, include_usage)
   return await _whole(job, prompts)
@@ -53,6 +56,7 @@ class _Job:
   exact: bool
   id: str
   created: int
+  grammar: str
 
   def run(self, prompt: list[int], number: int) -> Any:
     """The context in which one prompt runs."""
@@ -65,7 +69,8 @@ class _Job:
         request_id=f"{self.id}.{number}",
         top_logprobs=self.body.logprobs,
         prompt_logprobs=self.body.logprobs if self.body.echo else None,
-        echoed=bool(self.body.echo)
+        echoed=bool(self.body.echo),
+        grammar=self.grammar
     )
 
 

@@ -22,7 +22,9 @@ from exo.api.chat_run import ChatRun, chat_run
 from exo.api.errors import json_response
 from exo.api.ndjson import Pieces, ndjson
 from exo.api.ollama_request import OllamaChatRequest, OllamaGenerateRequest, OllamaRequest
-from exo.api.schema import CompletionRequest, read_body
+from exo.api.relaxed import tell_relaxed
+from exo.api.schema import read_body
+from exo.api.text_request import CompletionRequest
 from exo.api.text_run import TextRun, new_id, text_run
 from exo.api.tool_names import ToolNames
 from exo.errors import ModelInUseError, NotAllowedError
@@ -100,6 +102,7 @@ async def chat(request: web.Request, node: Node) -> web.StreamResponse:
     return json_response(await _without_question(node, body))
   names = ToolNames(tool.function.name for tool in body.tools or ())
   async with _unloading(node, body), chat_run(node, body.chat(names)) as run:
+    tell_relaxed(request, run.relaxed)
     return await _answer(request, body, run.model.id, _chat_pieces(run, names))
 
 
@@ -191,6 +194,7 @@ async def generate(request: web.Request, node: Node) -> web.StreamResponse:
   async with _unloading(node, body):
     if not body.raw:
       async with chat_run(node, chat_body, after=body.context or ()) as run:
+        tell_relaxed(request, run.relaxed)
         return await _answer(request, body, run.model.id, _generate_pieces(run))
     fields = CompletionRequest(prompt=body.prompt)
     body.fill(fields)

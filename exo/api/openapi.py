@@ -19,7 +19,8 @@ from exo.api.ollama_embed import OllamaEmbeddingsRequest, OllamaEmbedRequest
 from exo.api.ollama_models import OllamaCopyRequest, OllamaModelRequest
 from exo.api.ollama_request import OllamaChatRequest, OllamaGenerateRequest
 from exo.api.responses_request import ResponsesRequest
-from exo.api.schema import CompletionRequest, EmbeddingRequest
+from exo.api.schema import EmbeddingRequest
+from exo.api.text_request import CompletionRequest
 
 _PAGE = re.compile(r"/(static/.*|favicon\.ico)?")
 _ALWAYS = (401, 403)
