@@ -96,6 +96,7 @@ async def chat_prompt(
     prompt = replace(prompt, ids=(*after, *without_bos(prompt.ids, model.tokenizer)))
   if not prompt.grammar:
     return prompt
+  await asyncio.to_thread(model.grammars.ready)
   try:
     return await _checked(config, model, body, prompt, usable_template)
   except TimeoutError:

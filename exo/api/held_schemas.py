@@ -18,8 +18,8 @@ from exo.inference.grammar import as_lark, unusable_keywords
 def held_tools(tools: Sequence[Tool], given_up: Collection[str], *, must_call: bool) -> tuple[list[Tool], list[str]]:
   """(the tools with schemas that grammars can be made of, what was relaxed for that). Blocks.
 
-  `given_up`: names of those whose arguments are any object. Raises `InvalidRequestError` where a call is a must and its tool `strict`,
-  but nothing could hold it to its schema.
+  `given_up`: names of those whose arguments are any object. Where a call is a must, raises `InvalidRequestError` for a tool that is
+  `strict`, but that nothing could hold to its schema, and for a type that is none.
   """
   out: list[Tool] = []
   told: list[str] = []
@@ -32,6 +32,8 @@ def held_tools(tools: Sequence[Tool], given_up: Collection[str], *, must_call: b
       schema, relaxed = usable_schema(function.schema, path, closed=True, ask=_ask)
     if relaxed and function.strict and must_call:
       raise _refusal(relaxed, "tools", "leave out strict")
+    if must_call and (wrong := [told for told in relaxed if told.endswith(" type")]):
+      raise _refusal(wrong, "tools", "name one of JSON Schema's types")
     out.append(msgspec.structs.replace(tool, function=msgspec.structs.replace(function, parameters=schema)))
     told += relaxed
   return out, told

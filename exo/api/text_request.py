@@ -30,6 +30,7 @@ async def checked_grammar(request: web.Request, model: ModelInfo, body: Completi
     return ""
   wanted, relaxed = await asyncio.to_thread(held, body.wanted)
   grammar = text_grammar(wanted)
+  await asyncio.to_thread(model.grammars.ready)
   try:
     async with asyncio.timeout(COMPILE_S):
       warnings = await asyncio.to_thread(model.grammars.check, grammar)

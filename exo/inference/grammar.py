@@ -54,9 +54,13 @@ class GrammarCompiler:
     self._told = 0  # the generation of the process that knows the vocabulary
     self._lock = threading.Lock()
 
-  def prepare(self) -> None:
-    """Tell the process the vocabulary ahead, in the background: for a large one that takes longer than a client should wait."""
-    _pool().submit(self._prepare)
+  def prepare(self) -> Future[None]:
+    """Tell the process the vocabulary ahead, in the background: with a large one that takes seconds, which no client should wait."""
+    return _pool().submit(self._prepare)
+
+  def ready(self) -> None:
+    """Wait until the process knows the vocabulary. Blocks for as long as that takes, which is no grammar's fault."""
+    self._tell()
 
   def _prepare(self) -> None:
     try:
