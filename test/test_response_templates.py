@@ -26,6 +26,7 @@ from exo.api.chat_parser import ChatParser
 from exo.api.chat_parts import AnswerParser
 from exo.api.chat_prompt import ChatPrompt, chat_prompt
 from exo.api.chat_request import ChatCompletionRequest, FunctionDefinition, Tool
+from exo.api.constraints import Wanted
 from exo.api.formats.harmony import FINAL
 from exo.api.formats.tool_format import ToolFormat
 from exo.api.grammars import answer_grammar
@@ -255,7 +256,7 @@ def test_line_9_calls_are_forced_in_the_models_own_format(
   tools = [Tool(FunctionDefinition(name, parameters=schema)) for name, schema in SCHEMAS.items()]
   for one_call in (False, True):
     grammar = answer_grammar(
-        tokenizer, schema=None, tools=tools, form=form, must_call=True, one_call=one_call, thinking=None, lenient=True
+        tokenizer, wanted=None, tools=tools, form=form, must_call=True, one_call=one_call, thinking=None, lenient=True
     )
     text = sampled(tokenizer, grammar, form, 3)
     parser = HarmonyParser(SCHEMAS) if form.name == "harmony" else ChatParser(None, form, SCHEMAS)
@@ -271,11 +272,11 @@ def test_line_9_free_answers_have_grammars_that_compile(special: Tokenizer, smol
   for tokenizer in (special, smollm2.tokenizer()):
     compiler = GrammarCompiler(tokenizer)
     for form in FORCED:
-      for schema in (None, {"type": "object"}):
+      for wanted in (None, Wanted("schema", {"type": "object"})):
         for one_call in (False, True):
           grammar = answer_grammar(
               tokenizer,
-              schema=schema,
+              wanted=wanted,
               tools=tools,
               form=form,
               must_call=False,
@@ -283,7 +284,7 @@ def test_line_9_free_answers_have_grammars_that_compile(special: Tokenizer, smol
               thinking=None,
               lenient=True
           )
-          assert bool(grammar) == (schema is not None or (form.guided and not form.bare))
+          assert bool(grammar) == (wanted is not None or (form.guided and not form.bare))
           if grammar:
             compiler.check(grammar)
 
@@ -294,7 +295,7 @@ def test_line_9_an_answer_of_a_schema_stands_in_the_last_channel(special: Tokeni
   }
   grammar = answer_grammar(
       special,
-      schema=schema,
+      wanted=Wanted("schema", schema),
       tools=(),
       form=None,
       must_call=False,

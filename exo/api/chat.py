@@ -15,6 +15,7 @@ from exo.api.chat_request import ChatCompletionRequest, TokenEncodeRequest
 from exo.api.chat_run import ChatChoice, ChatDelta, ChatRun, chat_run
 from exo.api.errors import json_response
 from exo.api.ignored_tools import tell_ignored
+from exo.api.relaxed import tell_relaxed
 from exo.api.schema import read_body
 from exo.api.sse import event_stream
 from exo.api.text_run import identity, shown_logprob
@@ -27,15 +28,19 @@ from exo.orchestration.text_stream import TextToken
 async def chat_completions(request: web.Request, node: Node) -> web.StreamResponse:
   body = await read_body(request, ChatCompletionRequest)
   include_usage = body.include_usage
+  body.check_done()
+  legacy = body.adopt_functions()
   tell_ignored(request, body.ignored_tools)
   async with chat_run(node, body) as run:
+    tell_relaxed(request, run.relaxed)
     if body.stream:
-      return await _streamed(request, run, bool(body.logprobs), include_usage, timed=body.timings_per_token)
+      return await _streamed(request, run, bool(body.logprobs), include_usage, legacy, timed=body.timings_per_token)
     answers = await run.collect()
     tokens = sum(len(choice.tokens) for choice in answers)
     choices = [
-        await aside(tokens * TOKEN_SIZE, _choice, run, i, choice, bool(body.logprobs))
-        if tokens > FEW_TOKENS else _choice(run, i, choice, bool(body.logprobs)) for i, choice in enumerate(answers)
+        await aside(tokens * TOKEN_SIZE, _choice, run, i, choice, bool(body.logprobs), legacy)
+        if tokens > FEW_TOKENS else _choice(run, i, choice, bool(body.logprobs), legacy)
+        for i, choice in enumerate(answers)
     ]
     return json_response(
         _envelope(run, "chat.completion") | {"choices": choices, "usage": run.usage, "timings": run.timings}
@@ -46,19 +51,27 @@ def _envelope(run: ChatRun, kind: str) -> dict[str, Any]:
   return {"id": run.id, "object": kind, "created": run.created, "model": run.model.id} | identity(run.model, run.exact)
 
 
-def _choice(run: ChatRun, index: int, choice: ChatChoice, logprobs: bool) -> dict[str, Any]:
+def _choice(run: ChatRun, index: int, choice: ChatChoice, logprobs: bool, legacy: bool) -> dict[str, Any]:
+  """`legacy`: a call is told as it was before there were tools."""
   message: dict[str, Any] = {"role": "assistant", "content": choice.content, "refusal": None}
   if choice.reasoning:
     message["reasoning_content"] = choice.reasoning
   if choice.calls:
     message["content"] = choice.content or None
+  if choice.calls and legacy:
+    message["function_call"] = {"name": choice.calls[0].name, "arguments": choice.calls[0].arguments}
+  elif choice.calls:
     message["tool_calls"] = [{
         "id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}
     } for call in choice.calls]
   return {
       "index": index, "message": message, "logprobs": token_logprobs(run.model, choice.tokens) if logprobs else None,
-      "finish_reason": choice.finish_reason
+      "finish_reason": _reason(choice.finish_reason, legacy)
   }
+
+
+def _reason(finish: str, legacy: bool) -> str:
+  return "function_call" if legacy and finish == "tool_calls" else finish
 
 
 def token_logprobs(model: ModelInfo, tokens: Sequence[TextToken]) -> dict[str, Any]:
@@ -75,7 +88,7 @@ def token_logprobs(model: ModelInfo, tokens: Sequence[TextToken]) -> dict[str, A
   }
 
 
-def _deltas(run: ChatRun, delta: ChatDelta) -> list[dict[str, Any]]:
+def _deltas(run: ChatRun, delta: ChatDelta, legacy: bool) -> list[dict[str, Any]]:
   """The pieces of a delta in the order in which they came."""
   out: list[dict[str, Any]] = []
   for part in delta.parts:
@@ -84,6 +97,10 @@ def _deltas(run: ChatRun, delta: ChatDelta) -> list[dict[str, Any]]:
         out.append({"content": text})
       case Reasoning(text):
         out.append({"reasoning_content": text})
+      case CallBegin(index, name) if legacy:
+        out.extend([{"function_call": {"name": name, "arguments": ""}}] if index == 0 else [])
+      case CallArguments(index, text) if legacy:
+        out.extend([{"function_call": {"arguments": text}}] if index == 0 else [])
       case CallBegin(index, name):
         call = {"index": index, "id": run.new_call_id(), "type": "function"}
         out.append({"tool_calls": [call | {"function": {"name": name, "arguments": ""}}]})
@@ -93,7 +110,7 @@ def _deltas(run: ChatRun, delta: ChatDelta) -> list[dict[str, Any]]:
 
 
 async def _streamed(
-    request: web.Request, run: ChatRun, logprobs: bool, include_usage: bool, *, timed: bool
+    request: web.Request, run: ChatRun, logprobs: bool, include_usage: bool, legacy: bool, *, timed: bool
 ) -> web.StreamResponse:
   envelope = _envelope(run, "chat.completion.chunk")
   usage = {"usage": None} if include_usage else {}
@@ -109,12 +126,12 @@ async def _streamed(
       for notice in run.notices():
         await stream.comment(notice)
       probs = token_logprobs(run.model, delta.tokens) if logprobs and delta.tokens else None
-      for piece in _deltas(run, delta):
+      for piece in _deltas(run, delta, legacy):
         with_content = "content" in piece
         await stream.send(chunk(delta.choice, piece, None, probs if with_content else None), more=True)
         probs = None if with_content else probs
       if delta.finish_reason:
-        await stream.send(chunk(delta.choice, {}, delta.finish_reason, probs))
+        await stream.send(chunk(delta.choice, {}, _reason(delta.finish_reason, legacy), probs))
       elif not run.more:
         await stream.flush()
     if include_usage:

@@ -12,12 +12,14 @@ from exo.api.aside import aside
 from exo.api.chat_parser import ChatParser
 from exo.api.chat_parts import AnswerParser
 from exo.api.chat_request import ChatCompletionRequest, Tool
+from exo.api.constraints import Wanted
 from exo.api.formats.harmony import FINAL, HARMONY
 from exo.api.formats.hermes import HERMES
 from exo.api.formats.json_lists import PHI
 from exo.api.formats.tool_format import ToolFormat
 from exo.api.grammars import answer_grammar
 from exo.api.harmony_parser import HarmonyParser
+from exo.api.held_schemas import alone, held, held_tools
 from exo.api.response_reader import ResponseReader, usable
 from exo.api.schema import check_depth
 from exo.api.thinking import Thinking, thinking_of
@@ -47,6 +49,9 @@ class ChatPrompt:
   template: str | None = None
   text: str = ""
   continued: bool = False  # the answer goes on with content that stands in the prompt
+  relaxed: tuple[str, ...] = ()  # what of schemas the answer is not held to
+  held: tuple[Tool, ...] = ()  # the tools as the grammar knows them
+  wanted: Wanted | None = None
 
   @property
   def plain(self) -> bool:
@@ -91,22 +96,69 @@ async def chat_prompt(
     prompt = replace(prompt, ids=(*after, *without_bos(prompt.ids, model.tokenizer)))
   if not prompt.grammar:
     return prompt
+  await asyncio.to_thread(model.grammars.ready)
   try:
-    async with asyncio.timeout(COMPILE_S):
-      await asyncio.to_thread(model.grammars.check, prompt.grammar)
+    return await _checked(config, model, body, prompt, usable_template)
   except TimeoutError:
     raise InvalidRequestError(f"the schema takes longer than {COMPILE_S:g} s to compile", "response_format") from None
   except InvalidRequestError as error:
-    param = "tools" if prompt.form is not None and body.response_format is None else "response_format"
+    param = prompt.wanted.param if prompt.wanted is not None else "tools"
     raise InvalidRequestError(f"{param}: {error.message}", param) from None
-  return prompt
+
+
+async def _checked(
+    config: Config, model: ModelInfo, body: ChatCompletionRequest, prompt: ChatPrompt, template: str | None
+) -> ChatPrompt:
+  """`prompt` with a grammar that compiles: a tool that has none is given up, and so is the grammar of an answer that is free."""
+  async with asyncio.timeout(COMPILE_S):
+    try:
+      return await _warned(model, prompt)
+    except InvalidRequestError as error:
+      # of this library, not of the time it took
+      if error.details.get("param") is not None or not prompt.held:
+        raise
+      given_up = await asyncio.to_thread(_at_fault, model, prompt.held)
+      free = not body.must_call and prompt.wanted is None
+      if not given_up and not free:
+        raise
+    if given_up:
+      prompt = await aside(body.size, _prepare, config, model, body, len(prompt.ids), template, given_up)
+      try:
+        return await _warned(model, prompt)
+      except InvalidRequestError:
+        if not free:
+          raise
+    return replace(prompt, grammar="", relaxed=(*prompt.relaxed, "tools schemas"))
+
+
+async def _warned(model: ModelInfo, prompt: ChatPrompt) -> ChatPrompt:
+  warnings = await asyncio.to_thread(model.grammars.check, prompt.grammar)
+  told = ["oneOf" if "oneOf" in warning else warning for warning in warnings]
+  return replace(prompt, relaxed=(*prompt.relaxed, *told)) if told else prompt
+
+
+def _at_fault(model: ModelInfo, tools: Sequence[Tool]) -> frozenset[str]:
+  """The names of those tools whose arguments no grammar can be made for."""
+  found = set()
+  for tool in tools:
+    try:
+      model.grammars.check(alone(tool))
+    except InvalidRequestError:
+      found.add(tool.function.name)
+  return frozenset(found)
 
 
 def _prepare(
-    config: Config, model: ModelInfo, body: ChatCompletionRequest, most: int | None, template: str | None
+    config: Config,
+    model: ModelInfo,
+    body: ChatCompletionRequest,
+    most: int | None,
+    template: str | None,
+    given_up: frozenset[str] = frozenset()
 ) -> ChatPrompt:
+  """`given_up`: tools whose arguments are not held to their schemas."""
   tools = body.callable_tools
-  schema = body.response_format.wanted if body.response_format is not None else None
+  wanted, relaxed = held(body.wanted)
   messages = [message.for_template() for message in body.messages]
   if config.system_prompt and messages[0]["role"] != "system":
     messages.insert(0, {"role": "system", "content": config.system_prompt})
@@ -118,7 +170,9 @@ def _prepare(
   if tools:
     # a format without JSON cannot be forced: where a call is a must, it is asked for in ours
     form = native if native is not None and (native.can_force or not body.must_call) else HERMES
-  prefill = _prefill(messages, body, harmony=harmony)
+  known = form is not None and form.can_force  # to grammars
+  held_to, of_tools = held_tools(tools, given_up, must_call=body.must_call) if known else (tools, [])
+  prefill = _prefill(messages, body, wanted, harmony=harmony)
   rendered = _render(model.tokenizer, messages, tools, native, extra)
   thinking = None if harmony else thinking_of(model.tokenizer, rendered)
   if prefill is not None:
@@ -126,11 +180,11 @@ def _prepare(
       rendered, thinking = f"{rendered}{thinking.end}\n\n", replace(thinking, open_already=False)
     rendered, template = rendered + prefill, None
   # what a grammar holds to a format of ours is read as that
-  template = template if not body.must_call and schema is None else None
+  template = template if not body.must_call and wanted is None else None
   grammar = answer_grammar(
       model.tokenizer,
-      schema=schema,
-      tools=tools,
+      wanted=wanted,
+      tools=held_to,
       form=form,
       must_call=body.must_call,
       one_call=body.one_call,
@@ -144,7 +198,8 @@ def _prepare(
   visible = frozenset(i for name, i in names if name in marks) - model.tokenizer.eos_ids
   ids = model.encode(rendered, param="messages", most=most)
   return ChatPrompt(
-      tuple(ids), grammar, thinking, form, tuple(tools), visible, harmony, template, rendered, prefill is not None
+      tuple(ids), grammar, thinking, form, tuple(tools), visible, harmony, template, rendered, prefill is not None,
+      (*relaxed, *(of_tools if grammar else ())), tuple(held_to if known else ()), wanted
   )
 
 
@@ -153,7 +208,9 @@ def without_bos(ids: tuple[int, ...], tokenizer: Tokenizer) -> tuple[int, ...]:
   return ids[1:] if tokenizer.bos_id is not None and ids[:1] == (tokenizer.bos_id, ) else ids
 
 
-def _prefill(messages: list[dict[str, Any]], body: ChatCompletionRequest, *, harmony: bool) -> str | None:
+def _prefill(
+    messages: list[dict[str, Any]], body: ChatCompletionRequest, wanted: Wanted | None, *, harmony: bool
+) -> str | None:
   """The beginning of the answer, taken out of the messages where the last one is to be continued."""
   if not body.continue_final_message:
     return None
@@ -162,7 +219,7 @@ def _prefill(messages: list[dict[str, Any]], body: ChatCompletionRequest, *, har
         "continue_final_message: the last message must be one of the assistant, without calls, after another",
         "messages"
     )
-  if harmony or body.must_call or body.response_format is not None:
+  if harmony or body.must_call or wanted is not None:
     what = "this model" if harmony else "an answer that must be a call or JSON"
     raise InvalidRequestError(
         f"messages: {what} cannot go on with a message of the assistant: leave it out", "messages"

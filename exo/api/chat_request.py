@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from exo.api.schema import SamplingFields, TokenBound, check_depth
+from exo.api.constraints import ConstraintFields
+from exo.api.schema import TokenBound, check_depth
 from exo.errors import InvalidRequestError
 
 MAX_MESSAGES = 4096
@@ -56,13 +57,20 @@ class ChatMessage(Struct):
   tool_calls: list[ToolCall] | None = None
   tool_call_id: str | None = None
   reasoning_content: str | None = None
+  function_call: FunctionCall | None = None  # of before there were tools
+
+  @property
+  def calls(self) -> list[ToolCall]:
+    """In either form."""
+    legacy = [ToolCall(self.function_call)] if self.function_call is not None and not self.tool_calls else []
+    return self.tool_calls or legacy
 
   @property
   def size(self) -> int:
     """About how many characters it has."""
     parts = self.content if isinstance(self.content, list) else []
     whole = self.content if isinstance(self.content, str) else ""
-    calls = msgspec.json.encode(self.tool_calls) if self.tool_calls else b""
+    calls = msgspec.json.encode(self.calls) if self.calls else b""
     return len(whole) + sum(len(part.text or "") for part in parts) + len(self.reasoning_content or "") + len(calls)
 
   @property
@@ -91,11 +99,11 @@ class ChatMessage(Struct):
     for key in ("name", "tool_call_id", "reasoning_content"):
       if (value := getattr(self, key)) is not None:
         message[key] = value
-    if self.tool_calls and role == "assistant":
+    if self.calls and role == "assistant":
       message["tool_calls"] = [{
           "id": call.id or "", "type": "function",
           "function": {"name": call.function.name, "arguments": call.function.parsed}
-      } for call in self.tool_calls]
+      } for call in self.calls]
     return message
 
 
@@ -107,8 +115,10 @@ class FunctionDefinition(Struct):
 
   @property
   def schema(self) -> dict[str, Any]:
-    """What the arguments must be; always an object."""
-    return {"type": "object"} | (self.parameters or {})
+    """What the arguments must be; always an object, an empty one where nothing is said of them."""
+    if self.parameters is None:
+      return {"type": "object", "properties": {}}
+    return {"type": "object"} | self.parameters
 
 
 class Tool(Struct):
@@ -131,44 +141,17 @@ class NamedToolChoice(Struct):
   type: Literal["function"] = "function"
 
 
-class JsonSchemaFormat(Struct):
-  name: str | None = None
-  description: str | None = None
-  schema: dict[str, Any] | bool | None = None
-  strict: bool | None = None
-
-
-class ResponseFormat(Struct):
-  type: Literal["text", "json_object", "json_schema"]
-  json_schema: JsonSchemaFormat | None = None
-
-  @property
-  def wanted(self) -> dict[str, Any] | None:
-    """The schema that the answer must follow, None for free text. Raises `InvalidRequestError`."""
-    if self.type == "text":
-      return None
-    if self.type == "json_object":
-      return {"type": "object"}
-    schema = self.json_schema.schema if self.json_schema is not None else None
-    if schema is None:
-      raise InvalidRequestError("response_format: json_schema needs a schema", "response_format")
-    if schema is False:
-      raise InvalidRequestError("response_format: the schema false allows nothing", "response_format")
-    if schema is True:
-      return {}
-    check_depth(schema, "response_format")
-    return schema
-
-
-class ChatCompletionRequest(SamplingFields, kw_only=True):
+class ChatCompletionRequest(ConstraintFields, kw_only=True):
   messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
   max_completion_tokens: TokenBound | None = None
   logprobs: bool | None = None
   top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-  response_format: ResponseFormat | None = None
   tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
   tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
   parallel_tool_calls: bool | None = None
+  functions: Annotated[list[FunctionDefinition],
+                       Meta(max_length=MAX_TOOLS)] | None = None  # as tools were called before
+  function_call: Literal["none", "auto"] | ToolName | None = None
   chat_template_kwargs: dict[str, Any] | None = None
   continue_final_message: bool | None = None  # as vLLM knows it: the answer goes on with the last message
 
@@ -227,6 +210,20 @@ class ChatCompletionRequest(SamplingFields, kw_only=True):
       if not tools:
         raise InvalidRequestError(f"tool_choice: there is no function {choice.function.name[:64]!r}", "tool_choice")
     return tools
+
+  def adopt_functions(self) -> bool:
+    """Make tools of `functions`; returns whether there are any. Raises `InvalidRequestError`."""
+    if self.functions is None:
+      if self.function_call not in (None, "none", "auto"):
+        raise InvalidRequestError("function_call is only allowed with functions", "function_call")
+      return False
+    if self.tools or self.tool_choice is not None:
+      raise InvalidRequestError("functions and tools say the same in two ways: send tools alone", "functions")
+    choice = self.function_call
+    self.tools = [Tool(function) for function in self.functions] or None
+    self.tool_choice = NamedToolChoice(choice) if isinstance(choice, ToolName) else choice if self.functions else None
+    self.parallel_tool_calls = False  # an answer has room for one
+    return True
 
   @property
   def ignored_tools(self) -> list[str]:

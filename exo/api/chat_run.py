@@ -99,6 +99,11 @@ class ChatRun:
     return self._run.notices()
 
   @property
+  def relaxed(self) -> tuple[str, ...]:
+    """What of the request's schemas the answer is not held to."""
+    return self._prompt.relaxed
+
+  @property
   def exact(self) -> bool:
     return self._run.exact
 

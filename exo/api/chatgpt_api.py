@@ -43,6 +43,7 @@ from exo.api.guard import Guard
 from exo.api.ignored_tools import add_ignored_tools
 from exo.api.keys import ApiKeys, ApiKeyStore
 from exo.api.protocol import ApiProtocol
+from exo.api.relaxed import add_relaxed
 from exo.api.request_id import add_request_id, count_requests, request_id_middleware
 from exo.api.request_path import usual_path
 from exo.config import DEFAULT_API_PORT
@@ -86,6 +87,7 @@ class ChatGPTAPI:
     self.app.on_response_prepare.append(add_request_id)
     self.app.on_response_prepare.append(add_exact)
     self.app.on_response_prepare.append(add_ignored_tools)
+    self.app.on_response_prepare.append(add_relaxed)
     self.app.on_response_prepare.append(self._guard.add_cors_headers)
     self._add_routes()
 

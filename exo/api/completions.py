@@ -15,8 +15,9 @@ from exo.api.asked_model import asked_model
 from exo.api.errors import json_response
 from exo.api.exact import tell_exact
 from exo.api.fill_in import gap_prompt
-from exo.api.schema import CompletionRequest, read_body
+from exo.api.schema import read_body
 from exo.api.sse import EventStream, event_stream
+from exo.api.text_request import CompletionRequest, checked_grammar
 from exo.api.text_run import TextRun, drawn_at, identity, new_id, shown_logprob, text_run, told_timings
 from exo.errors import InvalidRequestError
 from exo.inference.detokenizer import text_before
@@ -30,6 +31,7 @@ MAX_PROMPTS = 64
 
 async def completions(request: web.Request, node: Node) -> web.StreamResponse:
   body = await read_body(request, CompletionRequest)
+  body.check_done()
   include_usage = body.include_usage
   model = await asked_model(node, body.model)
   end_ids: frozenset[int] = frozenset()
@@ -44,7 +46,8 @@ async def completions(request: web.Request, node: Node) -> web.StreamResponse:
   if max_tokens == 0 and not body.echo:
     raise InvalidRequestError("max_tokens 0 only makes sense with echo", "max_tokens")
   exact = body.is_exact(node.config.exact, drawn_at(node, model, body))
-  job = _Job(node, model, body, max_tokens, exact, new_id("cmpl-"), int(time.time()), end_ids)
+  grammar = await checked_grammar(request, model, body)
+  job = _Job(node, model, body, max_tokens, exact, new_id("cmpl-"), int(time.time()), grammar, end_ids)
   if body.stream:
     return await _streamed(request, job, prompts, include_usage)
   return await _whole(job, prompts)
@@ -59,6 +62,7 @@ class _Job:
   exact: bool
   id: str
   created: int
+  grammar: str
   end_ids: frozenset[int] = frozenset()
 
   def run(self, prompt: list[int], number: int) -> Any:
@@ -73,6 +77,7 @@ class _Job:
         top_logprobs=self.body.logprobs,
         prompt_logprobs=self.body.logprobs if self.body.echo else None,
         echoed=bool(self.body.echo),
+        grammar=self.grammar,
         end_ids=self.end_ids
     )
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from exo.api.chat_request import Tool
+from exo.api.constraints import Wanted
 from exo.api.formats.tool_format import ToolFormat
 from exo.api.thinking import Thinking
 from exo.inference.tokenizer import Tokenizer
@@ -15,23 +16,12 @@ from exo.inference.tokenizer import Tokenizer
 MAX_CALLS = 8
 # one line break and some indentation: a small model otherwise writes spaces without end
 _WHITESPACE = r"\n?[ ]{0,12}"
+_NAME = "wanted_by_the_client"
 
 
 def _json_rule(schema: Mapping[str, Any], lenient: bool) -> str:
   options = {"whitespace_pattern": _WHITESPACE, "lenient": lenient}
   return "%json " + json.dumps(dict(schema) | {"x-guidance": options})
-
-
-def _closed(schema: Any) -> Any:
-  """A tool's schema in which objects have the properties that are named and no others, unless it says otherwise."""
-  if isinstance(schema, list):
-    return [_closed(item) for item in schema]
-  if not isinstance(schema, dict):
-    return schema
-  closed = {key: value if key in ("enum", "const", "default") else _closed(value) for key, value in schema.items()}
-  if schema.get("type") == "object" and isinstance(schema.get("properties"), dict):
-    closed.setdefault("additionalProperties", False)
-  return closed
 
 
 class _Writer:
@@ -61,7 +51,7 @@ class _Writer:
 def answer_grammar(
     tokenizer: Tokenizer,
     *,
-    schema: Mapping[str, Any] | None,
+    wanted: Wanted | None,
     tools: Sequence[Tool],
     form: ToolFormat | None,
     must_call: bool,
@@ -72,7 +62,7 @@ def answer_grammar(
 ) -> str:
   """The grammar of an answer; "" where everything is allowed.
 
-  `schema`: the answer is JSON of it, after the text `before_answer`. `must_call`: the answer is a call. Otherwise text in
+  `wanted`: what the answer is, after the text `before_answer`. `must_call`: the answer is a call. Otherwise text in
   which every call, once it has begun, is one of the tools' with arguments that its schema allows.
   """
   write = _Writer(tokenizer)
@@ -80,12 +70,14 @@ def answer_grammar(
   calls = ""
   if form is not None and form.can_force:
     most = 1 if one_call or form.single else MAX_CALLS
-    calls = _calls(write, rules, tools, form, lenient, most, free=not must_call and schema is None)
+    calls = _calls(write, rules, tools, form, lenient, most, free=not must_call and wanted is None)
   if must_call:
     body = calls
-  elif schema is not None:
-    rules.append("json_answer: " + _json_rule(schema, lenient=False))
-    answer = f"{write.text(before_answer)} json_answer".strip()
+  elif wanted is not None:
+    if wanted.kind == "grammar" and not (calls or before_answer or (thinking is not None and thinking.open_already)):
+      return str(wanted.value)
+    rules.append(_wanted_rule(wanted))
+    answer = f"{write.text(before_answer)} wanted".strip()
     body = f"{answer} | {calls}" if calls else answer
   elif calls and form is not None and not form.bare and form.guided:
     body = f"{calls} TEXT"
@@ -94,9 +86,38 @@ def answer_grammar(
   if thinking is not None and thinking.open_already:
     rules.append(write.through("thoughts", thinking.end))
     body = f"thoughts ({body})"
-  elif thinking is not None and not must_call and schema is None and tokenizer.special_id(thinking.begin) is not None:
+  elif thinking is not None and not must_call and wanted is None and tokenizer.special_id(thinking.begin) is not None:
     return ""  # free text would forbid the thinking's tokens
-  return "\n".join([f"start: {body}", *rules])
+  whole = "\n".join([f"start: {body}", *rules])
+  if wanted is None or wanted.kind != "grammar" or must_call:
+    return whole
+  # a grammar of the client's has names of its own
+  return json.dumps({"grammars": [{"lark_grammar": whole}, {"name": _NAME, "lark_grammar": wanted.value}]})
+
+
+def text_grammar(wanted: Wanted | None) -> str:
+  """Of a text that is nothing but what is wanted; "" where everything is allowed."""
+  if wanted is None:
+    return ""
+  return str(wanted.value) if wanted.kind == "grammar" else f"start: wanted\n{_wanted_rule(wanted)}"
+
+
+def _wanted_rule(wanted: Wanted) -> str:
+  if wanted.kind == "schema":
+    return "wanted: " + _json_rule(wanted.value, wanted.lenient)
+  if wanted.kind == "choice":
+    return "wanted: " + " | ".join(json.dumps(choice) for choice in dict.fromkeys(wanted.value))
+  return f"wanted: @{_NAME}" if wanted.kind == "grammar" else f"wanted: WANTED\nWANTED: {_regex(wanted.value)}"
+
+
+def _regex(pattern: str) -> str:
+  """A regular expression for a whole text as a term."""
+  if pattern.startswith("^"):
+    pattern = pattern[1:]
+  if pattern.endswith("$") and (len(pattern) - len(pattern[:-1].rstrip("\\"))) % 2:
+    pattern = pattern[:-1]
+  escaped = re.sub(r"(\\.)|/", lambda found: found[1] or r"\/", pattern, flags=re.DOTALL)
+  return "/" + escaped.replace("\r", r"\r").replace("\n", r"\n") + "/"
 
 
 def _calls(
@@ -111,8 +132,7 @@ def _calls(
     after, end = after + end, ""
   names = []
   for i, tool in enumerate(tools):
-    tool_lenient = lenient and not tool.function.strict
-    rules.append(f"arguments_{i}: " + _json_rule(_closed(tool.function.schema), tool_lenient))
+    rules.append(f"arguments_{i}: " + _json_rule(tool.function.schema, lenient))
     head = write.text(before + tool.function.name + form.before_arguments)
     rules.append(f"call_{i}: {head} arguments_{i} {write.text(after)}")
     names.append(f"call_{i}")

@@ -21,6 +21,7 @@ from exo.api.chat_request import (
     ToolCall,
     ToolName,
 )
+from exo.api.constraints import JsonSchemaFormat, ResponseFormat
 from exo.api.schema import Count, Fraction, PositiveCount
 from exo.errors import InvalidRequestError
 
@@ -70,6 +71,12 @@ class MessagesThinking(Struct):
   type: Literal["enabled", "disabled", "adaptive"]
 
 
+class OutputConfig(Struct):
+  """What the answer is to be. `effort` is for those models that know how much to think."""
+  format: JsonSchemaFormat | None = None
+  effort: str | None = None
+
+
 class CountTokensRequest(Struct, kw_only=True):
   messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
   model: str | None = None
@@ -107,6 +114,8 @@ class MessagesRequest(CountTokensRequest, kw_only=True):
   top_p: Fraction | None = None
   top_k: Count | None = None
   stop_sequences: list[str] | None = None
+  output_config: OutputConfig | None = None
+  output_format: JsonSchemaFormat | None = None  # of before there was output_config
   stream: bool | None = None
 
   def chat(self) -> ChatCompletionRequest:
@@ -114,6 +123,9 @@ class MessagesRequest(CountTokensRequest, kw_only=True):
     chat.max_tokens, chat.stream = self.max_tokens, self.stream
     chat.temperature, chat.top_p, chat.top_k = self.temperature, self.top_p, self.top_k
     chat.stop = self.stop_sequences
+    form = self.output_config.format if self.output_config is not None else None
+    if (form := form or self.output_format) is not None:
+      chat.response_format = ResponseFormat("json_schema", form)
     return chat
 
 

@@ -21,7 +21,9 @@ from exo.api.errors import json_response
 from exo.api.fill_in import gap_prompt
 from exo.api.ndjson import Pieces, ndjson
 from exo.api.ollama_request import OllamaChatRequest, OllamaGenerateRequest, OllamaRequest
-from exo.api.schema import CompletionRequest, read_body
+from exo.api.relaxed import tell_relaxed
+from exo.api.schema import read_body
+from exo.api.text_request import CompletionRequest
 from exo.api.text_run import TextRun, new_id, text_run
 from exo.api.tool_names import ToolNames
 from exo.errors import NotAllowedError
@@ -97,6 +99,7 @@ async def chat(request: web.Request, node: Node) -> web.StreamResponse:
     return json_response(await _without_question(node, body))
   names = ToolNames(tool.function.name for tool in body.tools or ())
   async with _unloading(node, body), chat_run(node, body.chat(names)) as run:
+    tell_relaxed(request, run.relaxed)
     return await _answer(request, body, run.model.id, _chat_pieces(run, names))
 
 
@@ -177,6 +180,7 @@ async def generate(request: web.Request, node: Node) -> web.StreamResponse:
   async with _unloading(node, body):
     if not body.raw and not body.suffix:
       async with chat_run(node, chat_body, after=body.context or ()) as run:
+        tell_relaxed(request, run.relaxed)
         return await _answer(request, body, run.model.id, _generate_pieces(run))
     fields = CompletionRequest(prompt=body.prompt)
     body.fill(fields)

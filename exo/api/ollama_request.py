@@ -14,11 +14,10 @@ from exo.api.chat_request import (
     ChatMessage,
     FunctionCall,
     FunctionDefinition,
-    JsonSchemaFormat,
-    ResponseFormat,
     Tool,
     ToolCall,
 )
+from exo.api.constraints import JsonSchemaFormat, ResponseFormat
 from exo.api.schema import (
     Fraction,
     LastTokens,
@@ -157,7 +156,7 @@ class OllamaRequest(Struct, kw_only=True):
       return None
     if isinstance(self.format, dict):
       check_depth(self.format, "format")
-      return ResponseFormat("json_schema", JsonSchemaFormat(schema=self.format))
+      return ResponseFormat("json_schema", JsonSchemaFormat(schema=self.format, strict=False))
     if self.format != "json":
       raise InvalidRequestError(f"format: {self.format[:40]!r} is neither \"json\" nor a schema", "format")
     return ResponseFormat("json_object")

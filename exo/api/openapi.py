@@ -22,8 +22,9 @@ from exo.api.ollama_request import OllamaChatRequest, OllamaGenerateRequest
 from exo.api.ranking import RerankRequest, ScoreRequest
 from exo.api.request_rules import with_rules
 from exo.api.responses_request import ResponsesRequest
-from exo.api.schema import CompletionRequest, EmbeddingRequest
+from exo.api.schema import EmbeddingRequest
 from exo.api.server_tools import DetokenizeRequest, TokenizeRequest
+from exo.api.text_request import CompletionRequest
 
 _PAGE = re.compile(r"/(static/.*|favicon\.ico)?")
 _ALWAYS = (401, 403)

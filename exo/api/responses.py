@@ -20,6 +20,7 @@ from exo.api.chat_run import ChatDelta, ChatRun, chat_run
 from exo.api.errors import describe, json_response
 from exo.api.ignored_tools import tell_ignored
 from exo.api.kept import KeptResponse, owner, page_of, recall
+from exo.api.relaxed import tell_relaxed
 from exo.api.response_builder import Event, Item, ResponseBuilder
 from exo.api.response_items import sealed_summary, tools_in
 from exo.api.response_tools import ToolSet
@@ -62,6 +63,7 @@ async def responses(request: web.Request, node: Node) -> web.StreamResponse:
   tell_ignored(request, tools.ignored)
   chat = body.chat(tools, turn.whole)
   async with _fitting(node, chat, body.truncation == "auto") as run:
+    tell_relaxed(request, run.relaxed)
     answer = _Answer(run, body, turn, tools)
     if body.stream:
       return await _streamed(request, run, answer)

@@ -12,9 +12,8 @@ from exo.api.chat_request import (
     MAX_TOOLS,
     ChatCompletionRequest,
     ChatMessage,
-    JsonSchemaFormat,
-    ResponseFormat,
 )
+from exo.api.constraints import JsonSchemaFormat, ResponseFormat
 from exo.api.response_items import messages_of
 from exo.api.response_tools import ResponseTool, ResponseToolChoice, ToolSet
 from exo.api.schema import Fraction, PositiveCount, Temperature

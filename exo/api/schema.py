@@ -156,13 +156,6 @@ def given(value: float | None, neutral: float) -> float:
   return neutral if value is None else value
 
 
-class CompletionRequest(SamplingFields, kw_only=True):
-  prompt: str | list[str | int | list[int]]
-  echo: bool | None = None
-  logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
-  suffix: str | None = None
-
-
 class EmbeddingRequest(Struct, kw_only=True):
   input: str | list[str | int | list[int]]
   model: str | None = None

@@ -20,6 +20,7 @@ import numpy as np
 from exo.child_process import ChildGoneError, ChildProcess
 from exo.errors import EngineError, ExoError, InvalidRequestError, in_words
 from exo.inference.engine import Logits
+from exo.log import log
 
 if TYPE_CHECKING:
   from exo.inference.grammar_process import State
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 MAX_GRAMMAR_CHARS = 256 * 1024
 COMPILE_S = 10.0
 _PREPARE_S = 60.0  # of a vocabulary, once
+_KEPT_ANSWERS = 64  # to questions that need no vocabulary
 
 _numbers = itertools.count()
 # what the process may forget; finalizers run at any moment, hence only note it
@@ -52,9 +54,27 @@ class GrammarCompiler:
     self._told = 0  # the generation of the process that knows the vocabulary
     self._lock = threading.Lock()
 
-  def check(self, grammar: str) -> None:
-    """Raises `InvalidRequestError` that says what is wrong with it. Blocks for as long as compiling takes."""
-    self.ask("check", self._number, _bounded(grammar))
+  def prepare(self) -> Future[None]:
+    """Tell the process the vocabulary ahead, in the background: with a large one that takes seconds, which no client should wait."""
+    return _pool().submit(self._prepare)
+
+  def ready(self) -> None:
+    """Wait until the process knows the vocabulary. Blocks for as long as that takes, which is no grammar's fault."""
+    self._tell()
+
+  def _prepare(self) -> None:
+    try:
+      self._tell()
+    except Exception as error:  # noqa: BLE001 - whoever asks for a grammar tries again, and hears of it
+      log(1, "a vocabulary could not be prepared ahead: %s", in_words(error))
+
+  def check(self, grammar: str) -> list[str]:
+    """Compile it, and keep it for the requests that follow; returns the library's warnings.
+
+    Raises `InvalidRequestError` that says what is wrong with it. Blocks for as long as compiling takes.
+    """
+    warnings: list[str] = self.ask("check", self._number, _bounded(grammar))
+    return warnings
 
   def start(self, grammar: str, max_tokens: int) -> Constraint:
     """A constraint for a text of at most `max_tokens`, compiled in the background."""
@@ -83,6 +103,27 @@ class GrammarCompiler:
       if not self._told:
         weakref.finalize(self, _gone_vocabularies.append, self._number)
       self._told = child.generation
+
+
+@lru_cache(maxsize=_KEPT_ANSWERS)
+def unusable_keywords(schemas: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+  """For each schema of a text (as JSON), those of its keywords that a grammar cannot hold it to. Blocks."""
+  return tuple(tuple(keywords) for keywords in _asked_again("unusable", list(schemas)))
+
+
+@lru_cache(maxsize=_KEPT_ANSWERS)
+def as_lark(grammar: str) -> str:
+  """A grammar in Lark's notation or in GBNF, llama.cpp's, in the library's. Blocks. Raises `InvalidRequestError`."""
+  lark: str = _asked_again("lark", _bounded(grammar))
+  return lark
+
+
+def _asked_again(name: str, *arguments: Any) -> Any:
+  """As `_ask`, once more where the process died, of somebody else's question perhaps."""
+  try:
+    return _ask(COMPILE_S, name, *arguments)
+  except ChildGoneError:
+    return _ask(COMPILE_S, name, *arguments)
 
 
 def _forget() -> None:

@@ -5,8 +5,11 @@ Runs as `main`: vocabularies and sequences by number. Calls of one sequence come
 
 from __future__ import annotations
 
+import json
 import re
+import threading
 import weakref
+from collections import OrderedDict
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,6 +23,7 @@ _LISTING = re.compile(r"\n\s*\d+ \|")
 _PLACE = re.compile(r"^at \d+\(\d+\): |failed to compile JSON schema: ")
 _LONGEST_END = 512  # tokens
 _MARGIN = 8
+_KEPT, _KEPT_CHARS = 32, 2 * 1024 * 1024  # grammars that are kept compiled, of a vocabulary
 
 T = TypeVar("T")
 
@@ -51,15 +55,26 @@ class Vocabulary:
     wrapper = library.TokenizerWrapper(_Wrapped(weakref.ref(self), sorted({*special, *eos})))
     self.prepared: Any = None
     self.prepared = library.LLTokenizer(wrapper, n_vocab=len(tokens), eos_token=eos or None)
+    self._kept = OrderedDict[str, Any]()  # by grammar, the one that was asked for last at the end
+    self._lock = threading.Lock()
 
   def matcher(self, grammar: str) -> Any:
     """The state of the grammar at its beginning. Raises `InvalidRequestError` that says what is wrong with it."""
+    with self._lock:
+      kept = self._kept.get(grammar)
+      if kept is not None:
+        self._kept.move_to_end(grammar)
+        return kept.deep_copy()
     library = _library()
     # the library's own bounds on states, items and fuel are what ends a pathological grammar
     limits = library.LLParserLimits(max_grammar_size=100_000, verbose_errors=False)
     matcher = library.LLMatcher(self.prepared, grammar, limits=limits, log_level=0)
     if matcher.is_error():
       raise InvalidRequestError(f"the schema cannot be used: {_first_lines(matcher.get_error())}")
+    with self._lock:
+      self._kept[grammar] = matcher.deep_copy()
+      while len(self._kept) > _KEPT or (len(self._kept) > 1 and sum(map(len, self._kept)) > _KEPT_CHARS):
+        self._kept.popitem(last=False)
     return matcher
 
 
@@ -218,8 +233,25 @@ class _Service:
     for number in sequences:
       self._sequences.pop(number, None)
 
-  def check(self, vocabulary: int, grammar: str) -> None:
-    _known(self._vocabularies, vocabulary).matcher(grammar)
+  def check(self, vocabulary: int, grammar: str) -> list[str]:
+    """The library's warnings: what the grammar allows beyond what it says."""
+    matcher = _known(self._vocabularies, vocabulary).matcher(grammar)
+    return [str(warning)[:400] for warning in matcher.get_grammar_warnings()]
+
+  def unusable(self, schemas: list[str]) -> list[list[str]]:
+    """For each schema of a text, those of its keywords that the library cannot hold it to."""
+    return [_unusable(json.loads(schema)) for schema in schemas]
+
+  def lark(self, grammar: str) -> str:
+    """A grammar in the library's notation, or in llama.cpp's (GBNF), in the library's."""
+    _library()
+    from llguidance.gbnf_to_lark import any_to_lark
+    try:
+      return str(any_to_lark(grammar))
+    except RecursionError:
+      raise InvalidRequestError("the grammar cannot be used: it nests too deeply") from None
+    except Exception as error:  # noqa: BLE001 - the library raises many kinds, all of them about the text
+      raise InvalidRequestError(f"the grammar cannot be used: {_first_lines(str(error))}") from None
 
   def begin(self, number: int, vocabulary: int, grammar: str, max_tokens: int, said: list[int]) -> State:
     """A sequence that has said these tokens already."""
@@ -238,6 +270,18 @@ class _Service:
     return _known(self._sequences, number).fits(token_id)
 
 
+def _unusable(schema: dict[str, Any]) -> list[str]:
+  tries: tuple[list[str],
+               ...] = ([], ["pattern"], ["format"], ["pattern",
+                                                     "format"], ["pattern", "format", "minLength", "maxLength"])
+  validate = _library().LLMatcher.validate_grammar
+  for without in tries:
+    left = {key: value for key, value in schema.items() if key not in without}
+    if all(key in schema for key in without[:2]) and not validate("start: %json " + json.dumps(left)):
+      return [key for key in without if key in schema]
+  return list(schema)
+
+
 def _known(by_number: dict[int, T], number: int) -> T:
   try:
     return by_number[number]
@@ -247,5 +291,5 @@ def _known(by_number: dict[int, T], number: int) -> T:
 
 def main() -> None:
   service = _Service()
-  names = ("vocabulary", "forget", "check", "begin", "accept", "fits")
+  names = ("vocabulary", "forget", "check", "unusable", "lark", "begin", "accept", "fits")
   serve({name: getattr(service, name) for name in names}, _THREADS)

@@ -39,6 +39,8 @@ from exo.orchestration.model_sampling import model_sampling
 from exo.sampling_defaults import SamplingDefaults
 from exo.topology.model_size import ModelSize
 
+_MANY_WORDS = 4096  # of a vocabulary that is prepared for grammars ahead; a small one is ready at once
+
 
 @dataclass(frozen=True)
 class ModelInfo:
@@ -352,4 +354,6 @@ def _describe(opened: _Opened, most_context: int | None, registry: Registry) -> 
   if ignored := checkpoint.sampling.ignored:
     log(0, "%s: of what its files say of sampling, this is ignored: %s", model_id, "; ".join(ignored))
   grammars = GrammarCompiler(tokenizer)
+  if tokenizer.vocab_size >= _MANY_WORDS:
+    grammars.prepare()
   return ModelInfo(model_id, checkpoint, tokenizer, opened.file, grammars, most_context, registry)

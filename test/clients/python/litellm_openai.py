@@ -1,7 +1,7 @@
 """litellm by OpenAI's routes: a stream, a call of a function, embeddings."""
 
 import litellm
-from asked import MODEL, TOOLS, URL, HELLO, check_calls
+from asked import HELLO, MODEL, TOOLS, URL, check_calls
 
 at = {"api_base": f"{URL}/v1", "api_key": "none"}
 pieces = litellm.completion(f"openai/{MODEL}", HELLO, max_tokens=10, stream=True, **at)
