@@ -46,6 +46,11 @@ class ChildGoneError(ExoError):
   kind = "child_gone"
 
 
+def environment_with(added: Mapping[str, str], removed: Sequence[str] = ()) -> dict[str, str]:
+  """This process' own environment, for one that it starts, without some variables and with others."""
+  return {name: value for name, value in os.environ.items() if name not in removed} | dict(added)
+
+
 class ChildProcess:
   """Started by the first call, and again after its death. For any thread.
 
@@ -61,7 +66,7 @@ class ChildProcess:
   ) -> None:
     self._module, self._what = module, what
     self._arguments, self._descriptors = tuple(arguments), tuple(descriptors)
-    self._environment = None if environment is None else {**os.environ, **environment}
+    self._environment = None if environment is None else environment_with(environment)
     self._lock = threading.Lock()
     self._process: subprocess.Popen[bytes] | None = None
     self._waiting: dict[int, Future[Any]] = {}

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -340,7 +340,7 @@ def test_line_7_defaults_and_requests_join_field_by_field() -> None:
 
   def joined(default_temp: float | None = None, **fields: Any) -> SamplingParams:
     asked = SamplingFields(**fields)
-    return asked.sampling(10, asked.drawn(defaults, default_temp), 1, None)
+    return asked.sampling(cast(Any, None), 10, asked.drawn(defaults, default_temp), 1, None, "")
 
   params = joined(top_p=0.5, top_k=0, frequency_penalty=0.2)
   assert (params.temperature, params.top_p, params.top_k, params.repetition_penalty, params.frequency_penalty) == (

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import shutil
 import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from exo.child_process import environment_with
 from exo.cli.agents import AGENTS, Agent, Served
 from exo.cli.client import ApiClient
 from exo.cli.node_client import node_client
@@ -68,9 +68,7 @@ async def _launch(config: Config, agent: Agent, program: str, arguments: argpars
       print(_shown(command, start.environment, start.unset))
       return 0
     say(f"exo: {agent.name} with {served.model} at {served.url}")
-    environment = {name: value
-                   for name, value in os.environ.items() if name not in start.unset} | dict(start.environment)
-    return await _run(command, environment)
+    return await _run(command, environment_with(start.environment, start.unset))
 
 
 async def _run(command: Sequence[str], environment: dict[str, str]) -> int:
