@@ -129,7 +129,8 @@ def test_21_line_5_what_cannot_be_followed_is_refused_by_name(node: NodeProcess,
 @pytest.mark.parametrize("fields", [
     {"audio": {"voice": "a"}}, {"modalities": ["text", "audio"]}, {"web_search_options": {"a": 1}}, {"best_of": 3},
     {"use_beam_search": True}, {"length_penalty": 2.0}, {"bad_words": ["a"]}, {"allowed_token_ids": [1]},
-    {"min_tokens": 3}, {"logits_processors": ["a"]}, {"prompt_logprobs": 1}
+    {"min_tokens": 3}, {"logits_processors": ["a"]}, {"prompt_logprobs": 1}, {"tfs_z": 0.5}, {"negative_prompt": "x"},
+    {"skip_special_tokens": False}, {"chat_template": "{{ messages }}"}, {"banned_strings": ["a"]}, {"top_n_sigma": 1}
 ], ids=str)  # yapf: disable
 def test_21_line_5_requirement_12_what_is_not_done_is_named(node: NodeProcess, fields: dict[str, Any]) -> None:
   for route, body in ((CHAT, {"messages": HELLO}), (TEXT, {"prompt": "a"})):

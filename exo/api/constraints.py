@@ -17,7 +17,6 @@ MAX_CHOICES = 4096
 
 Kind = Literal["schema", "regex", "choice", "grammar"]
 Choices = Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1, max_length=MAX_CHOICES)]
-Text = Annotated[str, Meta(min_length=1)]
 SchemaValue = dict[str, Any] | bool
 SomeSchema = SchemaValue | str  # as vLLM and SGLang take it: an object, or its text
 
@@ -82,9 +81,9 @@ class ResponseFormat(Struct):
 class StructuredOutputs(Struct):
   """vLLM's."""
   json: SomeSchema | None = None
-  regex: Text | None = None
+  regex: str | None = None
   choice: Choices | None = None
-  grammar: Text | None = None
+  grammar: str | None = None
   json_object: bool | None = None
   structural_tag: Any = None
 
@@ -93,14 +92,14 @@ class ConstraintFields(NotDone, kw_only=True):
   """Every field by which a client may say what the answer must be."""
   response_format: ResponseFormat | None = None
   json_schema: SomeSchema | None = None  # llama.cpp's
-  grammar: Text | None = None  # llama.cpp's GBNF, or Lark
+  grammar: str | None = None  # llama.cpp's GBNF, or Lark
   guided_json: SomeSchema | None = None  # vLLM's older names
-  guided_regex: Text | None = None
+  guided_regex: str | None = None
   guided_choice: Choices | None = None
-  guided_grammar: Text | None = None
+  guided_grammar: str | None = None
   structured_outputs: StructuredOutputs | None = None
-  regex: Text | None = None  # SGLang's
-  ebnf: Text | None = None
+  regex: str | None = None  # SGLang's
+  ebnf: str | None = None
 
   @property
   def wanted(self) -> Wanted | None:
@@ -118,7 +117,8 @@ class ConstraintFields(NotDone, kw_only=True):
         ("structured_outputs.json_object", "schema", {"type": "object"} if inner.json_object else None),
         ("regex", "regex", self.regex), ("ebnf", "grammar", self.ebnf)
     ]  # yapf: disable
-    found = [(name, kind, value) for name, kind, value in given if value is not None]
+    # presets and pages of others send empty texts where there is nothing to say
+    found = [(name, kind, value) for name, kind, value in given if value is not None and value != ""]
     of_format = self.response_format.wanted if self.response_format is not None else None
     names = [*([of_format.param] if of_format is not None else []), *(name for name, _, _ in found)]
     if len(names) > 1:

@@ -35,12 +35,31 @@ class NotDone(SamplingFields, kw_only=True):
   modalities: Annotated[Any, _nothing_but(["text"])] = None
   audio: Annotated[Any, _nothing_but()] = None
   web_search_options: Annotated[Any, _nothing_but()] = None
+  num_beams: Annotated[Any, _nothing_but(1)] = None
+  tfs_z: Annotated[Any, _nothing_but(1)] = None
+  top_a: Annotated[Any, _nothing_but(0)] = None
+  top_n_sigma: Annotated[Any, _nothing_but(-1, 0)] = None
+  dynatemp_range: Annotated[Any, _nothing_but(0)] = None
+  smoothing_factor: Annotated[Any, _nothing_but(0)] = None
+  guidance_scale: Annotated[Any, _nothing_but(1)] = None
+  negative_prompt: Annotated[Any, _nothing_but("")] = None
+  banned_strings: Annotated[Any, _nothing_but([])] = None
+  skip_special_tokens: Annotated[Any, _nothing_but(True)] = None
+  grammar_lazy: Annotated[Any, _nothing_but(False)] = None
+  grammar_triggers: Annotated[Any, _nothing_but([])] = None
+  guided_json_object: Annotated[Any, _nothing_but(False)] = None
+  guided_whitespace_pattern: Annotated[Any, _nothing_but()] = None
+  chat_template: Annotated[Any, _nothing_but()] = None
+  documents: Annotated[Any, _nothing_but([])] = None
 
   def check_done(self) -> None:
     """Raises `InvalidRequestError` that names what is not done."""
+    if self.top_n_sigma == 0:
+      self.top_n_sigma = None  # both are off
     for name, (neutral, reason) in _REASONS.items():
       value = getattr(self, name)
-      if value is not None and value not in (neutral, [], {}) and not (name == "best_of" and value == (self.n or 1)):
+      if value is not None and value not in (neutral, [], {},
+                                             "") and not (name == "best_of" and value == (self.n or 1)):
         raise InvalidRequestError(f"{name} is not done here: {reason}", name)
 
 
@@ -65,5 +84,21 @@ _REASONS: dict[str, tuple[Any, str]] = {
     ),
     "modalities": (["text"], "answers are text"),
     "audio": (None, "answers are text"),
+    "num_beams": (1, "answers are drawn token by token: leave it out"),
+    "tfs_z": (1, "send typical_p or min_p"),
+    "top_a": (0, "send min_p"),
+    "top_n_sigma": (-1, "send min_p"),
+    "dynatemp_range": (0, "send temperature"),
+    "smoothing_factor": (0, "send temperature"),
+    "guidance_scale": (1, "a second prompt is not weighed against the first: leave it out"),
+    "negative_prompt": ("", "a second prompt is not weighed against the first: leave it out"),
+    "banned_strings": ([], "ban tokens by logit_bias: [[text, false]]"),
+    "skip_special_tokens": (True, "special tokens are never part of the answer: leave it out"),
+    "grammar_lazy": (False, "a grammar holds from the first token on; calls of tools are held by themselves"),
+    "grammar_triggers": ([], "a grammar holds from the first token on; calls of tools are held by themselves"),
+    "guided_json_object": (False, "send response_format: {\"type\": \"json_object\"}"),
+    "guided_whitespace_pattern": (None, "leave it out, or send a grammar"),
+    "chat_template": (None, "the model's own template is used; send /v1/completions a prompt of another form"),
+    "documents": ([], "put their text into a message"),
     "web_search_options": (None, "nothing is searched here: offer a tool that does"),
 }

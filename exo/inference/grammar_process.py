@@ -41,6 +41,18 @@ def _library() -> Any:
   return llguidance
 
 
+# letters that a GBNF grammar gives by their numbers, after an even number of backslashes
+_NUMBERED = re.compile(r"(?<!\\)((?:\\\\)*)\\(?:u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8}))")
+
+
+def _letter(match: re.Match[str]) -> str:
+  """Itself: the library writes its number without leading zeros, which nothing reads. ASCII may be a sign of the grammar."""
+  number = int(match[2] or match[3], 16)
+  if number < 0x80 or 0xD800 <= number < 0xE000 or number > 0x10FFFF:
+    return match[0] if number >= 0x80 else f"{match[1]}\\x{number:02x}"
+  return match[1] + chr(number)
+
+
 class Vocabulary:
   """A model's tokens as bytes. `closers`: tokens that may close what is open, inside a string and outside."""
   def __init__(self, tokens: list[bytes], special: list[int], eos: list[int]) -> None:
@@ -247,7 +259,7 @@ class _Service:
     _library()
     from llguidance.gbnf_to_lark import any_to_lark
     try:
-      return str(any_to_lark(grammar))
+      return str(any_to_lark(_NUMBERED.sub(_letter, grammar) if "::=" in grammar else grammar))
     except RecursionError:
       raise InvalidRequestError("the grammar cannot be used: it nests too deeply") from None
     except Exception as error:  # noqa: BLE001 - the library raises many kinds, all of them about the text
