@@ -36,6 +36,7 @@ def bench(folder: Path, *arguments: str) -> tuple[str, dict[str, Any]]:
   return done.stdout, json.loads(kept.read_text())
 
 
+@pytest.mark.slow
 @needs_library
 @pytest.mark.timeout(300)
 def test_issue_19_it_must_show_measures_everything_beside_llama_cpp(tmp_path: Path) -> None:

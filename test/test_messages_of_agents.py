@@ -11,8 +11,9 @@ import pytest
 
 from exo.errors import ConfigError, InvalidRequestError
 from exo.model_aliases import ModelAliases, parse_alias
-from test.support.http import stream_data
+from test.support.http import call, stream_data
 from test.support.nodes import NodeProcess
+from test.test_security_http import JSON
 
 MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
 HELLO = [{"role": "user", "content": "hello"}]
@@ -126,6 +127,8 @@ def test_21_line_2_tools_of_anthropics_own_kinds(node: NodeProcess) -> None:
   none = prompt_of(node, body())
   assert prompt_of(node, body(tools=[hosted])) == none
   assert prompt_of(node, body(tools=[shell, edit, hosted])) == prompt_of(node, body(tools=[shell, edit])) > none
+  status, headers, _ = call(node, "POST", MESSAGES, json.dumps(body(tools=[shell, hosted])).encode(), JSON)
+  assert status == 200 and headers["x-exo-ignored-tools"] == "web_search_20250305"
   choice = {"type": "tool", "name": "bash"}
   answer = node.post(MESSAGES, body(tools=[shell, edit], tool_choice=choice, max_tokens=400))[1]
   assert answer["content"][-1]["name"] == "bash" and set(answer["content"][-1]["input"]) <= {"command", "restart"}

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from openai import OpenAI
 
 from test.support.nodes import NodeProcess, ring, wait_until
@@ -15,6 +16,7 @@ def _answer(node: NodeProcess, **fields) -> str:
   return body["choices"][0]["message"]["content"]
 
 
+@pytest.mark.slow  # the contract of engines has splits, this whole processes
 def test_any_split_gives_the_same_text(model_home: Path) -> None:
   texts = {}
   for count in (1, 2, 3):

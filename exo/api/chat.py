@@ -14,11 +14,10 @@ from exo.api.chat_prompt import COUNTED_CONTEXTS
 from exo.api.chat_request import ChatCompletionRequest, TokenEncodeRequest
 from exo.api.chat_run import ChatChoice, ChatDelta, ChatRun, chat_run
 from exo.api.errors import json_response
-from exo.api.ignored_tools import tell_ignored
-from exo.api.relaxed import tell_relaxed
 from exo.api.schema import read_body
 from exo.api.sse import event_stream
 from exo.api.text_run import identity, shown_logprob
+from exo.api.told_headers import tell_ignored, tell_relaxed
 from exo.inference.whole_characters import whole_characters
 from exo.orchestration.model_catalog import ModelInfo
 from exo.orchestration.node import Node

@@ -40,12 +40,11 @@ from exo.api.connections import ConnectionTable
 from exo.api.errors import error_middleware, json_response
 from exo.api.exact import add_exact
 from exo.api.guard import Guard
-from exo.api.ignored_tools import add_ignored_tools
 from exo.api.keys import ApiKeys, ApiKeyStore
 from exo.api.protocol import ApiProtocol
-from exo.api.relaxed import add_relaxed
 from exo.api.request_id import add_request_id, count_requests, request_id_middleware
 from exo.api.request_path import usual_path
+from exo.api.told_headers import add_told
 from exo.config import DEFAULT_API_PORT
 from exo.errors import ConfigError
 from exo.networking.address_rule import parse_address
@@ -86,8 +85,7 @@ class ChatGPTAPI:
     self.app = web.Application(middlewares=middlewares, client_max_size=MAX_BODY_BYTES)
     self.app.on_response_prepare.append(add_request_id)
     self.app.on_response_prepare.append(add_exact)
-    self.app.on_response_prepare.append(add_ignored_tools)
-    self.app.on_response_prepare.append(add_relaxed)
+    self.app.on_response_prepare.append(add_told)
     self.app.on_response_prepare.append(self._guard.add_cors_headers)
     self._add_routes()
 

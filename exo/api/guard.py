@@ -82,7 +82,8 @@ class Guard:
     if origin and self._allows(origin):
       response.headers["Access-Control-Allow-Origin"] = origin
       response.headers.add("Vary", "Origin")
-      response.headers["Access-Control-Expose-Headers"] = "x-request-id, retry-after"
+      response.headers["Access-Control-Expose-Headers"
+                       ] = "x-request-id, retry-after, x-exo-exact, x-exo-ignored-tools, x-exo-relaxed"
 
   # where it was asked for
 

@@ -14,9 +14,9 @@ from exo.api.chat_prompt import COUNTED_CONTEXTS, chat_prompt
 from exo.api.chat_run import ChatChoice, ChatDelta, ChatRun, chat_run
 from exo.api.errors import anthropic_form, describe, json_response
 from exo.api.messages_request import CountTokensRequest, MessagesRequest
-from exo.api.relaxed import tell_relaxed
 from exo.api.schema import read_body
 from exo.api.sse import EventStream, event_stream
+from exo.api.told_headers import tell_ignored, tell_relaxed
 from exo.orchestration.node import Node
 
 Event = dict[str, Any]
@@ -24,6 +24,7 @@ Event = dict[str, Any]
 
 async def messages(request: web.Request, node: Node) -> web.StreamResponse:
   body = await read_body(request, MessagesRequest)
+  tell_ignored(request, body.left_out)
   async with chat_run(node, body.chat(), prefix="msg_") as run:
     tell_relaxed(request, run.relaxed)
     if body.stream:

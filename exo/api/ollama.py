@@ -21,10 +21,10 @@ from exo.api.errors import json_response
 from exo.api.fill_in import gap_prompt
 from exo.api.ndjson import Pieces, ndjson
 from exo.api.ollama_request import OllamaChatRequest, OllamaGenerateRequest, OllamaRequest
-from exo.api.relaxed import tell_relaxed
 from exo.api.schema import read_body
 from exo.api.text_request import CompletionRequest
 from exo.api.text_run import TextRun, new_id, text_run
+from exo.api.told_headers import tell_relaxed
 from exo.api.tool_names import ToolNames
 from exo.errors import NotAllowedError
 from exo.orchestration.model_catalog import ModelInfo

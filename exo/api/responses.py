@@ -18,9 +18,7 @@ from exo.api.chat_prompt import COUNTED_CONTEXTS, chat_prompt
 from exo.api.chat_request import ChatCompletionRequest, ChatMessage
 from exo.api.chat_run import ChatDelta, ChatRun, chat_run
 from exo.api.errors import describe, json_response
-from exo.api.ignored_tools import tell_ignored
 from exo.api.kept import KeptResponse, owner, page_of, recall
-from exo.api.relaxed import tell_relaxed
 from exo.api.response_builder import Event, Item, ResponseBuilder
 from exo.api.response_items import sealed_summary, tools_in
 from exo.api.response_tools import ToolSet
@@ -29,6 +27,7 @@ from exo.api.responses_request import ResponsesRequest
 from exo.api.schema import read_body
 from exo.api.sse import EventStream, event_stream
 from exo.api.text_run import identity
+from exo.api.told_headers import tell_ignored, tell_relaxed
 from exo.errors import InvalidRequestError, RecordNotFoundError
 from exo.orchestration.node import Node
 from exo.orchestration.text_stream import TextToken

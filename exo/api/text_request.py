@@ -11,7 +11,7 @@ from msgspec import Meta
 from exo.api.constraints import ConstraintFields
 from exo.api.grammars import text_grammar
 from exo.api.held_schemas import held
-from exo.api.relaxed import tell_relaxed
+from exo.api.told_headers import tell_relaxed
 from exo.errors import InvalidRequestError
 from exo.inference.grammar import COMPILE_S
 from exo.orchestration.model_catalog import ModelInfo
