@@ -43,6 +43,6 @@ def test_21_line_6_a_model_stays_for_as_long_as_was_said(node: NodeProcess) -> N
   node.post("/api/chat", ASKED | {"keep_alive": -1})
   assert loaded(node)[0]["expires_at"] > "2100"
   node.post("/api/generate", {"model": "dummy", "keep_alive": "400ms"})
-  wait_until(lambda: not loaded(node), 5, "the model's unloading after a while")
+  wait_until(lambda: not loaded(node), 20, "the model's unloading after a while")
   assert node.post("/api/chat", ASKED)[0] == 200 and loaded(node)[0]["expires_at"] > "2100"
   assert node.post("/api/chat", ASKED | {"keep_alive": 0})[0] == 200 and not loaded(node)
