@@ -11,8 +11,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
-from aiohttp.http_parser import RawRequestMessage
-from yarl import URL
 
 from exo.api import (
     cancel,
@@ -43,7 +41,6 @@ from exo.api.guard import Guard
 from exo.api.keys import ApiKeys, ApiKeyStore
 from exo.api.protocol import ApiProtocol
 from exo.api.request_id import add_request_id, count_requests, request_id_middleware
-from exo.api.request_path import usual_path
 from exo.api.told_headers import add_told
 from exo.config import DEFAULT_API_PORT
 from exo.errors import ConfigError
@@ -134,8 +131,6 @@ class ChatGPTAPI:
     await self._runner.setup()
     server = self._runner.server
     assert server is not None
-    make_request = server.request_factory
-    server.request_factory = lambda message, *rest: make_request(_as_usual(message), *rest)
     loop = asyncio.get_running_loop()
     protocol = functools.partial(
         ApiProtocol,
@@ -237,12 +232,6 @@ class ChatGPTAPI:
       return json_response({"status": "unavailable", "reason": reason}, 503)
     ailments = {a.model_id: a.reason for a in self._node.plans.ailments()}
     return json_response({"status": "ok"} | ({"ailments": ailments} if ailments else {}))
-
-
-def _as_usual(message: RawRequestMessage) -> RawRequestMessage:
-  """With the path that its client meant."""
-  target = usual_path(message.path)
-  return message if target == message.path else message._replace(path=target, url=URL(target, encoded=True))
 
 
 def _capabilities(capabilities: DeviceCapabilities) -> dict[str, Any]:

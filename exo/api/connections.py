@@ -17,7 +17,7 @@ from exo.log import log
 MAX_CONNECTIONS = 1024
 WRITE_TIMEOUT_S = 30.0
 HALF_CLOSED_S = 1.0  # in which who sends no more may still get an answer
-_LOOK_S = 0.1
+_AT_ONCE_S, _LOOK_S = 0.01, 0.1
 _REFUSAL = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\nRetry-After: 5\r\n\r\n"
     b'{"error":{"message":"too many connections to this node","type":"server_error","param":null,"code":"connections"}}'
@@ -137,17 +137,18 @@ class _BoundedProtocol(asyncio.Protocol):
     if self._inner is None:
       return None
     self._inner.eof_received()
-    self._look_again(asyncio.get_running_loop().time() + HALF_CLOSED_S)
+    # what came with the end is a request a few turns of the loop later
+    self._look_again(_AT_ONCE_S, asyncio.get_running_loop().time() + HALF_CLOSED_S)
     return True
 
-  def _look_again(self, deadline: float) -> None:
-    self._half_closed = asyncio.get_running_loop().call_later(_LOOK_S, self._end_when_answered, deadline)
+  def _look_again(self, after_s: float, deadline: float) -> None:
+    self._half_closed = asyncio.get_running_loop().call_later(after_s, self._end_when_answered, deadline)
 
   def _end_when_answered(self, deadline: float) -> None:
     if self._table.asks_nothing(self) or asyncio.get_running_loop().time() >= deadline:
       self._transport.close()
     else:
-      self._look_again(deadline)
+      self._look_again(_LOOK_S, deadline)
 
   def pause_writing(self) -> None:
     if self._inner is not None:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from aiohttp import web
+from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
+from yarl import URL
 
 from exo.api.errors import body, first_response, json_response
+from exo.api.request_path import usual_path
 from exo.errors import in_words
 from exo.log import log
 
 
 class ApiProtocol(RequestHandler):
   __slots__ = ()
+
+  def data_received(self, data: bytes) -> None:
+    """Requests that are whole now ask for what their clients meant by their paths."""
+    super().data_received(data)
+    for i, (message, payload) in enumerate(self._messages):
+      if isinstance(message, RawRequestMessage) and (target := usual_path(message.path)) != message.path:
+        self._messages[i] = message._replace(path=target, url=URL(target, encoded=True)), payload
 
   def handle_error(
       self,

@@ -147,6 +147,9 @@ class _Body:
   def __init__(self, data: bytes) -> None:
     self._data = data
 
+  def get(self, key: Any) -> None:
+    """Nothing was unpacked."""
+
   async def read(self) -> bytes:
     return self._data
 

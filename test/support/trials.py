@@ -94,7 +94,8 @@ def _whole(out: Answer) -> None:
     return
   out.ended = True
   if "error" in value:
-    out.error = str(value["error"].get("message") or "") if isinstance(value["error"], dict) else ""
+    error = value["error"]  # Ollama's is a text
+    out.error = str(error.get("message") or "") if isinstance(error, dict) else str(error)
   elif "choices" in value:
     out.text = _text(value)
   else:
