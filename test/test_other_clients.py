@@ -37,7 +37,9 @@ MODEL = "tiny-long"
 def node(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
   home = tmp_path_factory.mktemp("clients")
   write_shaped(home / "models" / f"{MODEL}.gguf", LONG, "Q8_0")
-  flags = ("--model-dir", str(home / "models"), "--default-model", MODEL)
+  flags = (
+      "--model-dir", str(home / "models"), "--default-model", MODEL, "--max-generate-tokens", "400"
+  )  # greedy noise has no end
   with ring(home, request.param, *flags, own_sampling=True) as started:
     yield started[-1]
 
@@ -149,7 +151,7 @@ AIDER = (
 
 def test_21_it_must_show_aider(node: NodeProcess, aider: Path, tmp_path: Path) -> None:
   done = launched(node, tmp_path, aider, "aider", *AIDER)
-  assert done.returncode == 0 and "Error" not in done.stdout, done.stdout[-3000:] + done.stderr[-2000:]
+  assert done.returncode == 0 and "APIError" not in done.stdout, done.stdout[-3000:] + done.stderr[-2000:]
 
 
 def test_21_it_must_show_aider_by_ollamas_routes(node: NodeProcess, aider: Path, tmp_path: Path) -> None:
@@ -158,7 +160,7 @@ def test_21_it_must_show_aider_by_ollamas_routes(node: NodeProcess, aider: Path,
   done = subprocess.run(
       command, cwd=tmp_path, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
   )
-  assert done.returncode == 0 and "Error" not in done.stdout, done.stdout[-3000:] + done.stderr[-2000:]
+  assert done.returncode == 0 and "APIError" not in done.stdout, done.stdout[-3000:] + done.stderr[-2000:]
 
 
 def test_21_it_must_show_continue(node: NodeProcess, npm: Path, tmp_path: Path) -> None:
