@@ -160,6 +160,20 @@ def test_21_line_6_thinking_and_beginnings_of_answers(node: NodeProcess) -> None
   assert later["message"]["content"] == whole[8:]
 
 
+def test_21_line_5_line_6_raw_prompts_are_held_to_a_format(real: NodeProcess) -> None:
+  """As chats are: a constraint is not passed over because no template is used."""
+  body = {
+      "model": "smollm2-135m", "prompt": "The weather is", "raw": True, "stream": False, "options": {"num_predict": 60}
+  }
+  schema = {
+      "type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False
+  }
+  answer = json.loads(real.post("/api/generate", body | {"format": schema})[1]["response"])
+  assert list(answer) == ["a"] and isinstance(answer["a"], int)
+  assert isinstance(json.loads(real.post("/api/generate", body | {"format": "json"})[1]["response"]), dict)
+  assert real.post("/api/generate", body | {"format": "xml"})[0] == 400
+
+
 # what tells
 
 

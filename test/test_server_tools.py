@@ -191,3 +191,6 @@ def test_21_line_9_requirement_28_suffix_is_filled(filler: NodeProcess) -> None:
   assert warm[0] == 200 and warm[1]["content"] == ""
   assert "insert" in filler.post("/api/show", {"model": "filler"})[1]["capabilities"]
   assert call(filler, "GET", "/infill")[0] == 405
+  gap = {"input_prefix": "def f(", "input_suffix": "\n", "n_predict": 4}
+  assert assert_error(*filler.post("/infill", gap | {"grammar": "root ::= ("}), 400)["param"] == "grammar"
+  assert assert_error(*filler.post("/infill", gap | {"best_of": 3}), 400)["param"] == "best_of"

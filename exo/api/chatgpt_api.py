@@ -7,7 +7,7 @@ import errno
 import functools
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
@@ -38,6 +38,7 @@ from exo.api.connections import ConnectionTable
 from exo.api.errors import error_middleware, json_response
 from exo.api.exact import add_exact
 from exo.api.guard import Guard
+from exo.api.handlers import Handler, NodeHandler
 from exo.api.keys import ApiKeys, ApiKeyStore
 from exo.api.protocol import ApiProtocol
 from exo.api.request_id import add_request_id, count_requests, request_id_middleware
@@ -55,8 +56,6 @@ MAX_BODY_BYTES = 16 * 2**20
 HEADER_TIMEOUT_S = 30.0
 
 _SHOWN_REFUSALS = 20
-
-NodeHandler = Callable[[web.Request, Node], Awaitable[web.StreamResponse]]
 
 
 class ChatGPTAPI:
@@ -118,7 +117,7 @@ class ChatGPTAPI:
     """Clients need a key."""
     return self._guard.keys.required
 
-  def _with_node(self, handler: NodeHandler) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+  def _with_node(self, handler: NodeHandler) -> Handler:
     async def handle(request: web.Request) -> web.StreamResponse:
       return await handler(request, self._node)
 

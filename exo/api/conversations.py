@@ -11,12 +11,12 @@ from msgspec import Meta, Struct
 
 from exo.api.caller import caller
 from exo.api.errors import json_response
+from exo.api.handlers import WithNode
 from exo.api.kept import Item, KeptConversation, check_allowed, owner, page_of, recall
 from exo.api.response_builder import ItemIds
 from exo.api.response_items import as_kept, messages_of
 from exo.api.response_tools import ToolSet
 from exo.api.response_turn import add_items, resolved
-from exo.api.responses import WithNode
 from exo.api.responses_request import Metadata
 from exo.api.schema import read_body
 from exo.api.text_run import new_id

@@ -8,6 +8,7 @@ from aiohttp import web
 from msgspec import Struct
 
 from exo.api.errors import json_response
+from exo.api.handlers import WithNode
 from exo.api.models import describe_fit
 from exo.api.schema import read_body
 from exo.api.sse import event_stream
@@ -25,7 +26,7 @@ class DownloadRequest(Struct):
   wait: bool = False
 
 
-def add_routes(router: web.UrlDispatcher, with_node: Any) -> None:
+def add_routes(router: web.UrlDispatcher, with_node: WithNode) -> None:
   router.add_get("/v1/download/progress", with_node(progress))
   router.add_get("/modelpool", with_node(modelpool))
   router.add_get("/initial_models", with_node(initial_models))

@@ -13,9 +13,8 @@ from aiohttp import web
 from aiohttp.http_writer import StreamWriter
 
 from exo import errors
+from exo.api.handlers import Handler
 from exo.log import log
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 # status, OpenAI type and code by class of error; subclasses count as the nearest entry
 _STATUS: dict[type[BaseException], tuple[int, str, str | None]] = {

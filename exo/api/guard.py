@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hmac
 import math
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from aiohttp import web
@@ -13,6 +12,7 @@ from exo.api.body_room import BodyRoom
 from exo.api.caller import Caller, Labels, TrustedProxies, note_caller
 from exo.api.errors import Refused, body, in_form, json_response
 from exo.api.failure_brake import MAX_DELAY_S, FailureBrake
+from exo.api.handlers import Handler
 from exo.api.host_rule import HostRule, host_of
 from exo.api.keys import ApiKeys
 from exo.api.request_body import body_length, check_body
@@ -36,8 +36,6 @@ _ASKING = frozenset((
 _OWN = frozenset(("/responses/{id}", "/conversations/{id}", "/conversations/{id}/items/{item}"))
 _WANTS_KEY = {"WWW-Authenticate": 'Bearer realm="exo"'}
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Guard:

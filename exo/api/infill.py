@@ -9,10 +9,13 @@ from aiohttp import web
 from msgspec import Meta, Struct, field
 
 from exo.api.asked_model import asked_model
+from exo.api.constraints import ConstraintFields
 from exo.api.errors import json_response
 from exo.api.fill_in import gap_prompt
-from exo.api.schema import SamplingFields, TokenBound, read_body
+from exo.api.handlers import WithNode
+from exo.api.schema import TokenBound, read_body
 from exo.api.sse import event_stream
+from exo.api.text_request import checked_grammar
 from exo.api.text_run import TextRun, new_id, text_run
 from exo.errors import InvalidRequestError
 from exo.orchestration.node import Node
@@ -26,7 +29,7 @@ class ExtraFile(Struct):
   filename: str = "unnamed"
 
 
-class InfillRequest(SamplingFields, kw_only=True):
+class InfillRequest(ConstraintFields, kw_only=True):
   """`prompt` stands right before the gap, after `input_prefix`. `n_predict` 0 reads the prompt and writes nothing, so that the next
   request finds it read. `t_max_predict_ms`: no more is written after that time, counted from the first token on."""
   input_prefix: str = ""
@@ -37,7 +40,7 @@ class InfillRequest(SamplingFields, kw_only=True):
   t_max_predict_ms: float | None = None
 
 
-def add_routes(router: web.UrlDispatcher, with_node: Any) -> None:
+def add_routes(router: web.UrlDispatcher, with_node: WithNode) -> None:
   for path in ("/infill", "/v1/infill"):
     router.add_post(path, with_node(infill))
 
@@ -46,13 +49,16 @@ async def infill(request: web.Request, node: Node) -> web.StreamResponse:
   body = await read_body(request, InfillRequest)
   if body.n not in (None, 1):
     raise InvalidRequestError("n: a gap is filled once; ask again for another", "n")
+  body.check_done()
   model = await asked_model(node, body.model)
   before = body.input_prefix + body.prompt
   files = [(extra.filename, extra.text) for extra in body.input_extra]
   ids, end_ids = await gap_prompt(model, before, body.input_suffix, files, "input_suffix")
   most = body.n_predict if body.n_predict is not None else body.max_tokens
-  run_id = new_id("infill-")
-  async with text_run(node, model, body, ids, most, request_id=run_id, end_ids=end_ids, title=before[-80:]) as run:
+  grammar = await checked_grammar(request, model, body)
+  async with text_run(
+      node, model, body, ids, most, request_id=new_id("infill-"), grammar=grammar, end_ids=end_ids, title=before[-80:]
+  ) as run:
     if not body.stream:
       text, end = "", _end(run, "", "")
       async for piece, last in _pieces(run, body.t_max_predict_ms):

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, ValidationError, convert
 
+from exo.api.anthropic_tools import MessagesTool, functions_of
 from exo.api.chat_request import (
     MAX_MESSAGES,
     MAX_TOOLS,
     ChatCompletionRequest,
     ChatMessage,
     FunctionCall,
-    FunctionDefinition,
-    FunctionName,
     NamedToolChoice,
-    Tool,
     ToolCall,
     ToolName,
 )
@@ -54,13 +51,6 @@ class Message(Struct):
   content: str | list[Block]
 
 
-class MessagesTool(Struct):
-  name: FunctionName
-  description: str | None = None
-  input_schema: dict[str, Any] | None = None
-  type: str | None = None
-
-
 class MessagesToolChoice(Struct):
   type: Literal["auto", "any", "tool", "none"]
   name: str | None = None
@@ -88,7 +78,7 @@ class CountTokensRequest(Struct, kw_only=True):
   @property
   def left_out(self) -> list[str]:
     """Kinds of tools that only a hosted service runs."""
-    return _tools(self.tools or ())[1]
+    return functions_of(self.tools or ())[1]
 
   def chat(self) -> ChatCompletionRequest:
     """The same as a chat. Raises `InvalidRequestError` for content that is not text."""
@@ -100,7 +90,7 @@ class CountTokensRequest(Struct, kw_only=True):
     return ChatCompletionRequest(
         messages=messages,
         model=self.model,
-        tools=_tools(self.tools or ())[0] or None,
+        tools=functions_of(self.tools or ())[0] or None,
         tool_choice=_choice(choice),
         parallel_tool_calls=False if choice is not None and choice.disable_parallel_tool_use else None,
         chat_template_kwargs=thinks,
@@ -207,64 +197,3 @@ def _messages(message: Message) -> list[ChatMessage]:
   elif texts or not out:
     out.append(ChatMessage(message.role, "".join(texts)))
   return out
-
-
-def _tools(tools: Sequence[MessagesTool]) -> tuple[list[Tool], list[str]]:
-  """(functions, what of hosted tools is left out). What the client runs by a name of Anthropic's is described here."""
-  functions: list[Tool] = []
-  left_out: list[str] = []
-  for tool in tools:
-    kind = tool.type or "custom"
-    known = next((schema for name, schema in _CLIENT_TOOLS.items() if kind.startswith(name)), None)
-    if kind == "custom" or tool.input_schema is not None:
-      functions.append(Tool(FunctionDefinition(tool.name, tool.description, tool.input_schema)))
-    elif known is not None:
-      functions.append(Tool(FunctionDefinition(tool.name, known[0], known[1])))
-    else:
-      left_out.append(kind)
-  return functions, left_out
-
-
-def _schema(required: Sequence[str], **properties: Any) -> dict[str, Any]:
-  return {"type": "object", "properties": properties, "required": list(required)}
-
-
-_STRING, _INTEGER = {"type": "string"}, {"type": "integer"}
-_RANGE = {"type": "array", "items": _INTEGER}
-# by the beginning of their type: what they are for, and what they take
-_CLIENT_TOOLS: dict[str, tuple[str, dict[str, Any]]] = {
-    "bash_": (
-        "Run a command in a shell that stays open between calls",
-        _schema((), command=_STRING, restart={"type": "boolean"})
-    ),
-    "text_editor_": (
-        "View, create and edit files",
-        _schema(
-            ("command", "path"),
-            command={"type": "string", "enum": ["view", "create", "str_replace", "insert"]},
-            path=_STRING,
-            file_text=_STRING,
-            old_str=_STRING,
-            new_str=_STRING,
-            insert_line=_INTEGER,
-            insert_text=_STRING,
-            view_range=_RANGE
-        )
-    ),
-    "memory_": (
-        "View, create and edit files of a memory that lasts",
-        _schema(
-            ("command", ),
-            command={"type": "string", "enum": ["view", "create", "str_replace", "insert", "delete", "rename"]},
-            path=_STRING,
-            file_text=_STRING,
-            old_str=_STRING,
-            new_str=_STRING,
-            insert_line=_INTEGER,
-            insert_text=_STRING,
-            view_range=_RANGE,
-            old_path=_STRING,
-            new_path=_STRING
-        )
-    ),
-}  # yapf: disable

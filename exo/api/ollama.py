@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -19,19 +19,17 @@ from exo.api.chat_prompt import without_bos
 from exo.api.chat_run import ChatRun, chat_run
 from exo.api.errors import json_response
 from exo.api.fill_in import gap_prompt
+from exo.api.handlers import WithNode
 from exo.api.ndjson import Pieces, ndjson
 from exo.api.ollama_request import OllamaChatRequest, OllamaGenerateRequest, OllamaRequest
 from exo.api.schema import read_body
-from exo.api.text_request import CompletionRequest
+from exo.api.text_request import CompletionRequest, checked_grammar
 from exo.api.text_run import TextRun, new_id, text_run
 from exo.api.told_headers import tell_relaxed
 from exo.api.tool_names import ToolNames
 from exo.errors import NotAllowedError
 from exo.orchestration.model_catalog import ModelInfo
 from exo.orchestration.node import Node
-
-WithNode = Callable[[Callable[[web.Request, Node], Awaitable[web.StreamResponse]]],
-                    Callable[[web.Request], Awaitable[web.StreamResponse]]]
 
 
 def add_routes(router: web.UrlDispatcher, with_node: WithNode) -> None:
@@ -105,7 +103,7 @@ async def chat(request: web.Request, node: Node) -> web.StreamResponse:
 
 async def _without_question(node: Node, body: OllamaRequest) -> dict[str, Any]:
   """A request that asks nothing loads the model, or with `keep_alive` 0 unloads it."""
-  model = await asked_model(node, body.model_name)
+  model = await asked_model(node, body.model)
   if body.unloads:
     if not caller().is_admin:
       raise NotAllowedError(
@@ -135,7 +133,7 @@ async def _unloading(node: Node, body: OllamaRequest) -> AsyncIterator[None]:
   keeps_s = body.keeps_s
   yield
   if body.keep_alive is not None and caller().is_admin:
-    await node.keep_alive.keep((await asked_model(node, body.model_name)).id, keeps_s)
+    await node.keep_alive.keep((await asked_model(node, body.model)).id, keeps_s)
 
 
 async def _chat_pieces(run: ChatRun, names: ToolNames) -> Pieces:
@@ -182,7 +180,7 @@ async def generate(request: web.Request, node: Node) -> web.StreamResponse:
       async with chat_run(node, chat_body, after=body.context or ()) as run:
         tell_relaxed(request, run.relaxed)
         return await _answer(request, body, run.model.id, _generate_pieces(run))
-    fields = CompletionRequest(prompt=body.prompt)
+    fields = CompletionRequest(prompt=body.prompt, response_format=body.response_format)
     body.fill(fields)
     model = await asked_model(node, fields.model)
     end_ids: frozenset[int] = frozenset()
@@ -192,8 +190,9 @@ async def generate(request: web.Request, node: Node) -> web.StreamResponse:
       ids = await aside(len(body.prompt), model.encode, body.prompt)
     if body.context:
       ids = [*body.context, *without_bos(tuple(ids), model.tokenizer)]
+    grammar = await checked_grammar(request, model, fields)
     async with text_run(
-        node, model, fields, ids, fields.max_tokens, request_id=new_id("cmpl-"), end_ids=end_ids
+        node, model, fields, ids, fields.max_tokens, request_id=new_id("cmpl-"), grammar=grammar, end_ids=end_ids
     ) as raw:
       return await _answer(request, body, model.id, _raw_pieces(raw))
 

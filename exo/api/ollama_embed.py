@@ -13,7 +13,7 @@ from exo.api.asked_model import asked_model
 from exo.api.embeddings import MAX_TEXTS
 from exo.api.embeddings import embed as vectors_of
 from exo.api.errors import json_response
-from exo.api.ollama import WithNode
+from exo.api.handlers import WithNode
 from exo.api.schema import PositiveCount, read_body
 from exo.errors import InvalidRequestError
 from exo.orchestration.model_catalog import ModelInfo

@@ -13,8 +13,8 @@ from msgspec import Struct
 import exo
 from exo.api.asked_model import asked_model
 from exo.api.errors import json_response
+from exo.api.handlers import WithNode
 from exo.api.ndjson import Pieces, ndjson
-from exo.api.ollama import WithNode
 from exo.api.schema import read_body
 from exo.download.model_state import model_state
 from exo.download.model_store import ModelEntry

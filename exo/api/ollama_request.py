@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct, field
 
@@ -92,18 +92,15 @@ class OllamaMessage(Struct):
 
 
 class OllamaRequest(Struct, kw_only=True):
-  """What `/api/chat` and `/api/generate` share."""
+  """What `/api/chat` and `/api/generate` share. `nothing` is a piece of an answer in which there is no text."""
+  nothing: ClassVar[dict[str, Any]]
+
   model: str | None = None
   format: str | dict[str, Any] | None = None
   options: OllamaOptions | None = None
   stream: bool | None = None
   think: bool | Literal["low", "medium", "high"] | None = None
   keep_alive: int | float | str | None = None
-
-  @property
-  def nothing(self) -> dict[str, Any]:
-    """A piece of an answer in which there is no text."""
-    raise NotImplementedError
 
   @property
   def keeps_s(self) -> float | None:
@@ -119,14 +116,10 @@ class OllamaRequest(Struct, kw_only=True):
   def streams(self) -> bool:
     return self.stream is not False  # unlike elsewhere, a stream is what one gets
 
-  @property
-  def model_name(self) -> str | None:
-    return self.model.removesuffix(":latest") if self.model else None
-
   def fill(self, body: SamplingFields) -> None:
     """Set the sampling fields from the options."""
     options = self.options or OllamaOptions()
-    body.model, body.stream = self.model_name, self.streams
+    body.model, body.stream = self.model, self.streams
     body.temperature, body.top_p, body.top_k, body.min_p = options.temperature, options.top_p, options.top_k, options.min_p
     body.seed, body.stop, body.repetition_penalty = options.seed, options.stop, options.repeat_penalty
     body.presence_penalty, body.frequency_penalty = options.presence_penalty, options.frequency_penalty
@@ -139,19 +132,20 @@ class OllamaRequest(Struct, kw_only=True):
       body.max_tokens = options.num_predict
 
   def _as_chat(self, messages: list[ChatMessage], tools: list[Tool] | None = None) -> ChatCompletionRequest:
-    body = ChatCompletionRequest(messages=messages, tools=tools, response_format=self._format())
+    body = ChatCompletionRequest(messages=messages, tools=tools, response_format=self.response_format)
     self.fill(body)
     if self.think is not None:
       body.chat_template_kwargs = {"enable_thinking": bool(self.think), "thinking": bool(self.think)}  # by family
     if body.chat_template_kwargs and isinstance(self.think, str):
       body.chat_template_kwargs["reasoning_effort"] = self.think
     last = messages[-1]
-    body.continue_final_message = len(messages) > 1 and last.role == "assistant" and not last.tool_calls and bool(
-        last.content
-    )
+    begun = len(messages) > 1 and last.role == "assistant" and not last.tool_calls and bool(last.content)
+    body.continue_final_message = begun and not self.format  # JSON begins by itself
     return body
 
-  def _format(self) -> ResponseFormat | None:
+  @property
+  def response_format(self) -> ResponseFormat | None:
+    """What `format` means. Raises `InvalidRequestError`."""
     if not self.format:
       return None
     if isinstance(self.format, dict):
@@ -163,12 +157,10 @@ class OllamaRequest(Struct, kw_only=True):
 
 
 class OllamaChatRequest(OllamaRequest, kw_only=True):
+  nothing: ClassVar[dict[str, Any]] = {"message": {"role": "assistant", "content": ""}}
+
   messages: Annotated[list[OllamaMessage], Meta(max_length=MAX_MESSAGES)] = field(default_factory=list)
   tools: Annotated[list[OllamaTool], Meta(max_length=MAX_TOOLS)] | None = None
-
-  @property
-  def nothing(self) -> dict[str, Any]:
-    return {"message": {"role": "assistant", "content": ""}}
 
   def chat(self, names: ToolNames) -> ChatCompletionRequest:
     tools = [
@@ -180,6 +172,8 @@ class OllamaChatRequest(OllamaRequest, kw_only=True):
 
 
 class OllamaGenerateRequest(OllamaRequest, kw_only=True):
+  nothing: ClassVar[dict[str, Any]] = {"response": ""}
+
   prompt: str = ""
   system: str | None = None
   raw: bool | None = None
@@ -187,10 +181,6 @@ class OllamaGenerateRequest(OllamaRequest, kw_only=True):
   template: str | None = None
   images: list[Any] | None = None
   context: list[Annotated[int, Meta(ge=0, lt=2**31)]] | None = None
-
-  @property
-  def nothing(self) -> dict[str, Any]:
-    return {"response": ""}
 
   def chat(self) -> ChatCompletionRequest:
     if self.images:

@@ -18,6 +18,7 @@ from exo.api.asked_model import asked_model
 from exo.api.completions import prompt_ids
 from exo.api.embeddings import MAX_TEXTS, embed, usage_of
 from exo.api.errors import json_response
+from exo.api.handlers import WithNode
 from exo.api.schema import Count, read_body
 from exo.api.text_run import new_id
 from exo.errors import InvalidRequestError
@@ -50,7 +51,7 @@ class ScoreRequest(Struct, kw_only=True):
   model: str | None = None
 
 
-def add_routes(router: web.UrlDispatcher, with_node: Any) -> None:
+def add_routes(router: web.UrlDispatcher, with_node: WithNode) -> None:
   for path in ("/rerank", "/v1/rerank", "/v2/rerank"):
     router.add_post(path, with_node(rerank))
   for path in ("/score", "/v1/score"):

@@ -9,7 +9,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from exo import log
-from exo.api.errors import Handler
+from exo.api.handlers import Handler
 from exo.orchestration.meter import Meter
 
 HEADER = "X-Request-Id"

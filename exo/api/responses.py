@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from exo.api.chat_prompt import COUNTED_CONTEXTS, chat_prompt
 from exo.api.chat_request import ChatCompletionRequest, ChatMessage
 from exo.api.chat_run import ChatDelta, ChatRun, chat_run
 from exo.api.errors import describe, json_response
+from exo.api.handlers import WithNode
 from exo.api.kept import KeptResponse, owner, page_of, recall
 from exo.api.response_builder import Event, Item, ResponseBuilder
 from exo.api.response_items import sealed_summary, tools_in
@@ -28,7 +29,7 @@ from exo.api.schema import read_body
 from exo.api.sse import EventStream, event_stream
 from exo.api.text_run import identity
 from exo.api.told_headers import tell_ignored, tell_relaxed
-from exo.errors import InvalidRequestError, RecordNotFoundError
+from exo.errors import InvalidRequestError
 from exo.orchestration.node import Node
 from exo.orchestration.text_stream import TextToken
 
@@ -39,9 +40,6 @@ _SUMMARIZE = (
     "Summarize the conversation so far, so that it can go on from your summary alone: what was asked, what was decided and "
     "done, what tools gave, and what is still to do. Answer with the summary only."
 )
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-WithNode = Callable[[Callable[[web.Request, Node], Awaitable[web.StreamResponse]]], Handler]
 
 
 def add_routes(router: web.UrlDispatcher, prefix: str, with_node: WithNode) -> None:
@@ -228,8 +226,6 @@ def _whole_items(output: list[Item]) -> Iterator[Event]:
 async def delete(request: web.Request, node: Node) -> web.Response:
   """Forget a response, wherever it is kept."""
   response_id = request.match_info["id"]
-  if not response_id.startswith("resp_"):
-    raise RecordNotFoundError(f"there is no response {response_id[:80]!r}")
   await node.records.forget(await owner(node), response_id, any_owner=caller().is_admin)
   return json_response({"id": response_id, "object": "response", "deleted": True})
 

@@ -13,6 +13,7 @@ from exo.api.asked_model import asked_model
 from exo.api.chat_prompt import COUNTED_CONTEXTS, chat_prompt
 from exo.api.chat_request import ChatCompletionRequest
 from exo.api.errors import json_response
+from exo.api.handlers import WithNode
 from exo.api.schema import Count, read_body
 from exo.errors import InvalidRequestError
 from exo.orchestration.model_catalog import ModelInfo
@@ -38,7 +39,7 @@ class DetokenizeRequest(Struct, kw_only=True):
   model: str | None = None
 
 
-def add_routes(router: web.UrlDispatcher, with_node: Any) -> None:
+def add_routes(router: web.UrlDispatcher, with_node: WithNode) -> None:
   for prefix in ("", "/v1"):
     router.add_post(f"{prefix}/tokenize", with_node(tokenize))
     router.add_post(f"{prefix}/detokenize", with_node(detokenize))

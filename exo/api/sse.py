@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -12,10 +11,8 @@ import msgspec
 from aiohttp import web
 
 from exo.api.errors import describe, streamed
-from exo.errors import in_words
-from exo.log import log
+from exo.api.signs_of_life import signs_of_life
 
-KEEP_ALIVE_S = 1.0
 _ENCODER = msgspec.json.Encoder()
 
 
@@ -24,7 +21,7 @@ class EventStream:
   def __init__(self, response: web.StreamResponse, ping: Any = None) -> None:
     self._response, self._ping = response, ping
     self._held: list[bytes] = []
-    self._written_at = time.monotonic()
+    self.written_at = time.monotonic()
 
   async def send(self, value: Any, *, event: str = "", more: bool = False) -> None:
     """Write an event, named where `event` is given; with `more` to come at once, it waits to share the next one's packet."""
@@ -45,18 +42,15 @@ class EventStream:
     await self._write(b"data: [DONE]\n\n")
 
   async def _write(self, data: bytes) -> None:
-    self._written_at = time.monotonic()
+    self.written_at = time.monotonic()
     self._held.append(data)
     data = b"".join(self._held)
     self._held.clear()
     await self._response.write(data)
 
-  async def keep_alive(self) -> None:
-    """A comment, or the event `ping`, whenever nothing else was written for a while; runs until cancelled."""
-    while True:
-      await asyncio.sleep(max(0.05, self._written_at + KEEP_ALIVE_S - time.monotonic()))
-      if time.monotonic() - self._written_at >= KEEP_ALIVE_S:
-        await (self.comment("keep-alive") if self._ping is None else self.send(self._ping, event=self._ping["type"]))
+  async def sign(self) -> None:
+    """A comment, or the event `ping`: the stream lives."""
+    await (self.comment("keep-alive") if self._ping is None else self.send(self._ping, event=self._ping["type"]))
 
 
 @asynccontextmanager
@@ -84,11 +78,5 @@ async def event_stream(
       await stream.done()
 
   async with streamed(request, response, end):
-    beating = asyncio.create_task(stream.keep_alive(), name="keep-alive")
-    try:
+    async with signs_of_life(f"{request.method} {request.path}", lambda: stream.written_at, stream.sign):
       yield stream, response
-    finally:
-      beating.cancel()
-      outcome = (await asyncio.gather(beating, return_exceptions=True))[0]
-      if isinstance(outcome, Exception) and not isinstance(outcome, ConnectionError):
-        log(0, "%s %s: nothing kept its stream alive: %s", request.method, request.path, in_words(outcome))

@@ -24,7 +24,7 @@ class CompletionRequest(ConstraintFields, kw_only=True):
   suffix: str | None = None
 
 
-async def checked_grammar(request: web.Request, model: ModelInfo, body: CompletionRequest) -> str:
+async def checked_grammar(request: web.Request, model: ModelInfo, body: ConstraintFields) -> str:
   """The grammar of the text, "" where it is free; the response tells what was relaxed for it. Raises `InvalidRequestError`."""
   if body.wanted is None:
     return ""

@@ -161,8 +161,10 @@ async def text_run(
     title: str = "",
     end_ids: Iterable[int] = (),
 ) -> AsyncIterator[TextRun]:
-  """Submit the prompt, which screens show as `title`, and whose text goes before the answer's when `echoed`, and with which it goes on when `continued`; leaving
-  the block ends the request everywhere. Beside those that end any text, the tokens `end_ids` end this one.
+  """Submit the prompt, which screens show as `title`; leaving the block ends the request everywhere.
+
+  The prompt's text goes before the answer's when `echoed`, and the answer goes on with it when `continued`. Beside those that
+  end any text, the tokens `end_ids` end this one.
 
   Raises `InvalidRequestError` for what cannot be.
   """
