@@ -91,7 +91,7 @@ def test_the_terminal_shows_the_ring_its_prompts_and_the_log(tmp_path: Path, wid
     with ring(tmp_path / "other", 1, *DUMMY, *flags, wait=False) as (other, ):
       view.shows("node0", " ms", "2 nodes", "node0 joined")
       node = view.node()
-      assert node.chat("What is the sea?", max_tokens=12)[0] == 200
+      assert node.chat("What is the sea?", max_tokens=12, temperature=0)[0] == 200
       view.shows("prompts and downloads", "✓ What is the sea?", "12 tokens", "dummy 0-3", "dummy 4-7", "dummy on none")
       lines = wait_until(
           lambda: screen if (screen := view.screen) and screen[-1].startswith("╰") else None, 20, "a whole screen"
