@@ -27,7 +27,6 @@ from exo.orchestration.text_stream import TextToken
 async def chat_completions(request: web.Request, node: Node) -> web.StreamResponse:
   body = await read_body(request, ChatCompletionRequest)
   include_usage = body.include_usage
-  body.check_done()
   legacy = body.adopt_functions()
   tell_ignored(request, body.ignored_tools)
   async with chat_run(node, body) as run:

@@ -157,6 +157,7 @@ def _prepare(
     given_up: frozenset[str] = frozenset()
 ) -> ChatPrompt:
   """`given_up`: tools whose arguments are not held to their schemas."""
+  body.check_done()
   tools = body.callable_tools
   wanted, relaxed = held(body.wanted)
   messages = [message.for_template() for message in body.messages]

@@ -31,7 +31,6 @@ MAX_PROMPTS = 64
 
 async def completions(request: web.Request, node: Node) -> web.StreamResponse:
   body = await read_body(request, CompletionRequest)
-  body.check_done()
   include_usage = body.include_usage
   model = await asked_model(node, body.model)
   end_ids: frozenset[int] = frozenset()

@@ -49,7 +49,6 @@ async def infill(request: web.Request, node: Node) -> web.StreamResponse:
   body = await read_body(request, InfillRequest)
   if body.n not in (None, 1):
     raise InvalidRequestError("n: a gap is filled once; ask again for another", "n")
-  body.check_done()
   model = await asked_model(node, body.model)
   before = body.input_prefix + body.prompt
   files = [(extra.filename, extra.text) for extra in body.input_extra]

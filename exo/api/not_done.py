@@ -63,7 +63,9 @@ class NotDone(SamplingFields, kw_only=True):
     """Raises `InvalidRequestError` that names what is not done, and says what to do instead."""
     for name, (neutral, reason) in _undone_fields().items():
       value = getattr(self, name)
-      if value not in neutral and not (name == "best_of" and value == (self.n or 1)):
+      # to Python true is 1, to JSON it is not
+      said = all(value != known or isinstance(value, bool) is not isinstance(known, bool) for known in neutral)
+      if said and not (name == "best_of" and value == (self.n or 1)):
         raise InvalidRequestError(f"{name} is not done here: {reason}", name)
 
 

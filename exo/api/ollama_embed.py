@@ -46,12 +46,12 @@ async def embed(request: web.Request, node: Node) -> web.Response:
   """POST /api/embed."""
   started = time.monotonic_ns()
   body = await read_body(request, OllamaEmbedRequest)
-  texts = [body.input] if isinstance(body.input, str) else body.input
+  # no text loads the model, and nothing else
+  texts = body.input if isinstance(body.input, list) else [body.input] if body.input else []
   if len(texts) > MAX_TEXTS:
     raise InvalidRequestError(f"input: {len(texts)} texts in one request, {MAX_TEXTS} are allowed", "input")
   model = await asked_model(node, body.model)
   loaded = time.monotonic_ns()
-  texts = [] if texts == [""] else texts  # which loads the model, and nothing else
   truncate = body.truncate is not False
   vectors, tokens = await _vectors(node, model, texts, truncate=truncate, dimensions=body.dimensions)
   return json_response({

@@ -201,6 +201,8 @@ async def _pulling(node: Node, entry: ModelEntry) -> Pieces:
 async def copy(request: web.Request, node: Node) -> web.Response:
   """Give a model another name on this node."""
   body = await read_body(request, OllamaCopyRequest)
+  if not body.source:
+    raise InvalidRequestError("source: which model is to have another name?", "source")
   source = (await node.catalog.find(await node.meant(body.source.removesuffix(":latest")))).id
   name = body.destination.removesuffix(":latest")
   try:

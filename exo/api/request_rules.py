@@ -53,7 +53,7 @@ _RULES: dict[str, dict[str, Any]] = {
     "OllamaCopyRequest": {"properties": {"source": _TEXT, "destination": {"type": "string", "pattern": "^[^\\s=*]{1,200}$"}}},
     "OllamaMessage": {"properties": {"role": {"type": "string", "enum": _ROLES}, "images": {"enum": [None, []]}}},
     "OllamaEmbedRequest": {
-        "properties": {"input": {"oneOf": [_TEXT, {"type": "array", "items": _TEXT, "maxItems": 64}]}}
+        "properties": {"input": {"oneOf": [{"type": "string"}, {"type": "array", "items": _TEXT, "maxItems": 64}]}}
     },
 }  # yapf: disable
 

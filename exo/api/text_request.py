@@ -26,6 +26,7 @@ class CompletionRequest(ConstraintFields, kw_only=True):
 
 async def checked_grammar(request: web.Request, model: ModelInfo, body: ConstraintFields) -> str:
   """The grammar of the text, "" where it is free; the response tells what was relaxed for it. Raises `InvalidRequestError`."""
+  body.check_done()
   if body.wanted is None:
     return ""
   wanted, relaxed = await asyncio.to_thread(held, body.wanted)
