@@ -56,6 +56,11 @@ class NotAllowedError(ExoError):
   kind = "not_allowed"
 
 
+class NotDoneError(ExoError):
+  """Understood, and nothing that exo does, whoever asks for it."""
+  kind = "not_done"
+
+
 class RequestNotFoundError(ExoError):
   """No request with this id is running."""
   kind = "request_not_found"

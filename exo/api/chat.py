@@ -18,6 +18,7 @@ from exo.api.schema import read_body
 from exo.api.sse import event_stream
 from exo.api.text_run import identity, shown_logprob
 from exo.api.told_headers import tell_ignored, tell_relaxed
+from exo.inference.plain_text import split_at
 from exo.inference.whole_characters import whole_characters
 from exo.orchestration.model_catalog import ModelInfo
 from exo.orchestration.node import Node
@@ -144,8 +145,10 @@ async def token_encode(request: web.Request, node: Node) -> web.Response:
   messages = [message.for_template() for message in body.messages]
 
   def work() -> tuple[str, list[int]]:
-    rendered = whole_characters(model.tokenizer.render_chat(messages))
-    return rendered, model.encode(rendered, param="messages", most=COUNTED_CONTEXTS * model.max_context)
+    (plain, ), mark = model.tokenizer.plain_text.marked(messages)
+    rendered = whole_characters(model.tokenizer.render_chat(plain))
+    ids = model.encode(rendered, param="messages", most=COUNTED_CONTEXTS * model.max_context, mark=mark)
+    return "".join(split_at(rendered, mark)), ids
 
   rendered, ids = await aside(sum(message.size for message in body.messages), work)
   return json_response({

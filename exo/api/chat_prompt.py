@@ -27,6 +27,7 @@ from exo.api.tool_formats import is_harmony, tool_format
 from exo.config import Config
 from exo.errors import InvalidRequestError
 from exo.inference.grammar import COMPILE_S
+from exo.inference.plain_text import split_at
 from exo.inference.tokenizer import Tokenizer
 from exo.orchestration.model_catalog import ModelInfo
 
@@ -163,6 +164,8 @@ def _prepare(
   messages = [message.for_template() for message in body.messages]
   if config.system_prompt and messages[0]["role"] != "system":
     messages.insert(0, {"role": "system", "content": config.system_prompt})
+  described = [tool.for_template() for tool in tools]
+  (messages, described), mark = model.tokenizer.plain_text.marked(messages, described)
   extra = {key: value for key, value in (body.chat_template_kwargs or {}).items() if key not in _RESERVED_KWARGS}
   check_depth(extra, "chat_template_kwargs")
   source = model.tokenizer.template_for(tools=bool(tools))
@@ -174,12 +177,13 @@ def _prepare(
   known = form is not None and form.can_force  # to grammars
   held_to, of_tools = held_tools(tools, given_up, must_call=body.must_call) if known else (tools, [])
   prefill = _prefill(messages, body, wanted, harmony=harmony)
-  rendered = _render(model.tokenizer, messages, tools, native, extra)
+  marked = _render(model.tokenizer, messages, described, native, extra)
+  rendered = "".join(split_at(marked, mark))
   thinking = None if harmony else thinking_of(model.tokenizer, rendered)
   if prefill is not None:
     if thinking is not None and thinking.open_already:
-      rendered, thinking = f"{rendered}{thinking.end}\n\n", replace(thinking, open_already=False)
-    rendered, template = rendered + prefill, None
+      marked, thinking = f"{marked}{thinking.end}\n\n", replace(thinking, open_already=False)
+    marked, template = marked + prefill, None
   # what a grammar holds to a format of ours is read as that
   template = template if not body.must_call and wanted is None else None
   grammar = answer_grammar(
@@ -197,10 +201,10 @@ def _prepare(
   # what ends an answer is no mark in it
   names = model.tokenizer.special_names.items()
   visible = frozenset(i for name, i in names if name in marks) - model.tokenizer.eos_ids
-  ids = model.encode(rendered, param="messages", most=most)
+  ids = model.encode(marked, param="messages", most=most, mark=mark)
   return ChatPrompt(
-      tuple(ids), grammar, thinking, form, tuple(tools), visible, harmony, template, rendered, prefill is not None,
-      (*relaxed, *(of_tools if grammar else ())), tuple(held_to if known else ()), wanted
+      tuple(ids), grammar, thinking, form, tuple(tools), visible, harmony, template, "".join(split_at(marked, mark)),
+      prefill is not None, (*relaxed, *(of_tools if grammar else ())), tuple(held_to if known else ()), wanted
   )
 
 
@@ -246,10 +250,9 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _render(
-    tokenizer: Tokenizer, messages: list[dict[str, Any]], tools: Sequence[Tool], native: ToolFormat | None,
+    tokenizer: Tokenizer, messages: list[dict[str, Any]], described: list[dict[str, Any]], native: ToolFormat | None,
     extra: Mapping[str, Any]
 ) -> str:
-  described = [tool.for_template() for tool in tools]
   if native is None:
     messages, described = _in_words(messages, described), []
   elif native is PHI and described:

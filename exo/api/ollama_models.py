@@ -18,7 +18,7 @@ from exo.api.ndjson import Pieces, ndjson
 from exo.api.schema import read_body
 from exo.download.model_state import model_state
 from exo.download.model_store import ModelEntry
-from exo.errors import InvalidRequestError, ModelNotFoundError, without_paths
+from exo.errors import InvalidRequestError, ModelNotFoundError, NotDoneError, without_paths
 from exo.inference.fill_in import fill_in_of
 from exo.orchestration.listed_model import ListedModel
 from exo.orchestration.model_catalog import ModelInfo
@@ -227,7 +227,7 @@ async def delete(request: web.Request, node: Node) -> web.Response:
 
 async def create(request: web.Request, node: Node) -> web.Response:
   """Refused: models are files here."""
-  raise InvalidRequestError(
+  raise NotDoneError(
       "exo makes no models of a modelfile: put a GGUF file or a model's folder where --model-dir says, give another name by "
       "/api/copy, and system prompts and parameters with each request (or --system-prompt)"
   )
@@ -235,7 +235,7 @@ async def create(request: web.Request, node: Node) -> web.Response:
 
 async def push(request: web.Request, node: Node) -> web.Response:
   """Refused: exo publishes nothing."""
-  raise InvalidRequestError("exo publishes no models: `hf upload` brings files to the Hugging Face hub")
+  raise NotDoneError("exo publishes no models: `hf upload` brings files to the Hugging Face hub")
 
 
 async def version(request: web.Request, node: Node) -> web.Response:

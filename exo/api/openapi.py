@@ -21,6 +21,7 @@ from exo.api.ollama_models import OllamaCopyRequest, OllamaModelRequest
 from exo.api.ollama_request import OllamaChatRequest, OllamaGenerateRequest
 from exo.api.ranking import RerankRequest, ScoreRequest
 from exo.api.request_rules import with_rules
+from exo.api.response_items import InputItem
 from exo.api.responses_request import ResponsesRequest
 from exo.api.schema import EmbeddingRequest
 from exo.api.server_tools import DetokenizeRequest, TokenizeRequest
@@ -91,6 +92,8 @@ _OPERATIONS: dict[str, _Operation] = {
     "POST /api/show": _Operation("One model, Ollama's way", OllamaModelRequest, ("details", "capabilities")),
     "POST /api/pull": _Operation("Fetch a model, Ollama's way", OllamaModelRequest, ("status", ), _NDJSON),
     "POST /api/copy": _Operation("Give a model another name, Ollama's way", OllamaCopyRequest),
+    "POST /api/create": _Operation("Refused: models are files here", OllamaModelRequest),
+    "POST /api/push": _Operation("Refused: exo publishes nothing", OllamaModelRequest),
     "DELETE /api/delete": _Operation("Delete a model, Ollama's way", OllamaModelRequest),
     "POST /api/embed": _Operation("Embed texts, Ollama's way", OllamaEmbedRequest, ("model", "embeddings")),
     "POST /api/embeddings": _Operation("Embed a text, Ollama's way", OllamaEmbeddingsRequest, ("embedding", )),
@@ -112,8 +115,9 @@ _OPERATIONS: dict[str, _Operation] = {
 def document(router: web.UrlDispatcher) -> dict[str, Any]:
   """The document of all routes but the page's."""
   bodies = [operation.body for operation in _OPERATIONS.values() if operation.body is not None]
-  references, components = msgspec.json.schema_components(bodies, ref_template="#/components/schemas/{name}")
-  schemas = dict(zip(bodies, references, strict=True))
+  references, components = msgspec.json.schema_components([*bodies, InputItem],
+                                                          ref_template="#/components/schemas/{name}")
+  schemas = dict(zip(bodies, references, strict=False))
   components = with_rules(components)
   components |= {"Error": _ERROR, "OllamaError": _OLLAMA_ERROR}
   paths: dict[str, dict[str, Any]] = {}

@@ -85,6 +85,9 @@ async def rerank(request: web.Request, node: Node) -> web.Response:
 
 async def score(request: web.Request, node: Node) -> web.Response:
   body = await read_body(request, ScoreRequest)
+  newer, older = (body.queries, body.documents), (body.text_1, body.text_2)
+  if any(text is not None for text in newer) and any(text is not None for text in older):
+    raise InvalidRequestError("send text_1 and text_2, or queries and documents, which say the same", "text_1")
   first = _texts(body.text_1 if body.queries is None else body.queries, "text_1")
   second = _texts(body.text_2 if body.documents is None else body.documents, "text_2")
   if len(first) == 1:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from exo.api.item_rules import ADDED_ITEMS, INPUT
+
 _TEXT = {"type": "string", "minLength": 1}
 _IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 # a text, several, token ids, or several lists of these
@@ -32,7 +34,53 @@ _STREAMED = {
     "if": {"properties": {"stream_options": _GIVEN}, "required": ["stream_options"]},
     "then": {"properties": {"stream": {"const": True}}, "required": ["stream"]}
 }
+_ONE_FORM = {"not": {"properties": {"functions": _GIVEN, "tools": _GIVEN}, "required": ["functions", "tools"]}}
 _ROLES = ["system", "developer", "user", "assistant", "tool", "function"]
+_HOSTED = ["web_search", "file_search", "code_interpreter", "image_generation", "mcp", "computer_use"]
+_TEXTS = {
+    "type": "array", "minItems": 1, "maxItems": 64,
+    "items": {"oneOf": [_TEXT, {"type": "object", "properties": {"text": _TEXT}, "required": ["text"]}]}
+}
+_TEXT_OR_TEXTS = {"oneOf": [_TEXT, _TEXTS]}
+_OF_SCHEMA = {
+    "oneOf": [{"type": "null"}, {
+        "type": "object", "required": ["schema"], "properties": {
+            "schema": {"type": "object", "properties": {"type": {"const": "object"}}}
+        }
+    }]
+}  # yapf: disable
+_SOME_SCHEMA = {
+    "oneOf": [{"type": "null"}, {"const": True}, {"type": "object"},
+              {"type": "string", "contentMediaType": "application/json"}]
+}  # yapf: disable
+_DOCUMENT = {
+    "type": "object", "properties": {"type": {"const": "text"}, "data": {"type": "string"}},
+    "required": ["type", "data"]
+}
+_PAIRS = [("text_1", "text_2"), ("queries", "documents")]
+
+
+def _undone(*neutral: Any) -> dict[str, Any]:
+  return {"enum": [None, *neutral]}
+
+
+def _has(field: str) -> dict[str, Any]:
+  return {"properties": {field: _GIVEN}, "required": [field]}
+
+
+def _of_kind(*kinds: str, **properties: Any) -> dict[str, Any]:
+  return {"properties": {"type": {"enum": list(kinds)}} | properties, "required": ["type", *properties]}
+
+
+def _one_of_fields(*fields: str, value: Any) -> dict[str, Any]:
+  """One of these fields has `value`, the others are not given."""
+  return {
+      "oneOf": [{
+          "properties": {field: value} | {other: {"type": "null"}
+                                          for other in fields if other != field}, "required": [field]
+      } for field in fields]
+  }
+
 
 # by the name of a component
 _RULES: dict[str, dict[str, Any]] = {
@@ -42,16 +90,63 @@ _RULES: dict[str, dict[str, Any]] = {
         "then": {"properties": {"content": _GIVEN}, "required": ["content"]}
     },
     "ContentPart": {"properties": {"type": {"const": "text"}, "text": {"type": "string"}}, "required": ["type", "text"]},
-    "ChatCompletionRequest": {"allOf": [_FORCED, _STREAMED, _given_with("top_logprobs", "logprobs")]},
+    "ChatCompletionRequest": {"allOf": [_FORCED, _STREAMED, _given_with("top_logprobs", "logprobs"), _ONE_FORM]},
     "CompletionRequest": {"properties": {"prompt": _PROMPT}, "allOf": [_STREAMED]},
     "EmbeddingRequest": {"properties": {"input": _PROMPT}},
     "CountTokensRequest": {"allOf": [_FORCED]},
-    "MessagesRequest": {"allOf": [_FORCED]},
     "OllamaModelRequest": {
         "anyOf": [{"properties": {name: _TEXT}, "required": [name]} for name in ("model", "name")]
     },
     "OllamaCopyRequest": {"properties": {"source": _TEXT, "destination": {"type": "string", "pattern": "^[^\\s=*]{1,200}$"}}},
-    "OllamaMessage": {"properties": {"role": {"type": "string", "enum": _ROLES}, "images": {"enum": [None, []]}}},
+    "OllamaMessage": {
+        "properties": {"role": {"type": "string", "enum": _ROLES}, "images": {"enum": [None, []]}},
+        "if": {"properties": {"role": {"enum": ["system", "developer"]}}},
+        "then": {"properties": {"content": _GIVEN}, "required": ["content"]}
+    },
+    "OllamaToolDefinition": {"properties": {"name": _TEXT | {"maxLength": 128}}},
+    "Tool": {
+        "anyOf": [{"properties": {"type": {"const": "function"}}, "required": ["function"]},
+                  {"properties": {"type": {"enum": _HOSTED}}, "required": ["type"]}]
+    },
+    "StructuredOutputs": {"properties": {"structural_tag": _undone(), "json": _SOME_SCHEMA}},
+    "ResponseFormat": {
+        "oneOf": [
+            _of_kind("text", "json_object"), _of_kind("json_schema", json_schema=_OF_SCHEMA["oneOf"][1]),
+            _of_kind("json", value={"type": "object"}), _of_kind("regex", pattern=_TEXT), _of_kind("grammar", grammar=_TEXT)
+        ]
+    },
+    "Block": {
+        "anyOf": [
+            _of_kind("text", text={"type": "string"}),
+            _of_kind("tool_use", name=_TEXT, id=_TEXT, input={"type": "object"}),
+            _of_kind("tool_result", tool_use_id=_TEXT, content={"type": "string"}),
+            _of_kind("document", source=_DOCUMENT), _of_kind("search_result", content={"type": "string"}),
+            _of_kind("thinking", "redacted_thinking", "server_tool_use", "mcp_tool_use", "web_search_tool_result")
+        ]
+    },
+    "OutputConfig": {"properties": {"format": _OF_SCHEMA}},
+    "MessagesRequest": {"properties": {"output_format": _OF_SCHEMA}, "allOf": [_FORCED]},
+    "ResponsesRequest": {
+        "properties": {
+            "input": INPUT, "background": _undone(False), "prompt": _undone(), "context_management": _undone(),
+            "moderation": _undone()
+        }, "anyOf": [_has(name) for name in ("input", "previous_response_id", "conversation")]
+    },
+    "ConversationRequest": {"properties": {"items": {"oneOf": [{"type": "null"}, ADDED_ITEMS]}}},
+    "ConversationItems": {"properties": {"items": ADDED_ITEMS}},
+    "RerankRequest": {"properties": {"query": _TEXT}, **_one_of_fields("documents", "texts", value=_TEXTS)},
+    "ScoreRequest": {
+        "oneOf": [{
+            "properties": {one: _TEXT, other: _TEXT_OR_TEXTS} | {name: {"type": "null"} for name in left},
+            "required": [one, other]
+        } for (one, other), left in zip(_PAIRS, reversed(_PAIRS), strict=True)]
+    },
+    "TokenizeRequest": {
+        "properties": {"parse_special": {"const": True}}, "anyOf": [
+            {"properties": {"content": {"type": "string"}}, "required": ["content"]},
+            {"properties": {"content": {"type": "null"}, "prompt": {"type": "string"}}, "required": ["prompt"]}
+        ]
+    },
     "OllamaEmbedRequest": {
         "properties": {"input": {"oneOf": [{"type": "string"}, {"type": "array", "items": _TEXT, "maxItems": 64}]}}
     },

@@ -60,6 +60,14 @@ def kind_of(item: Mapping[str, Any]) -> str:
   return str(kind)
 
 
+def id_of(item: Mapping[str, Any], where: str = "input") -> str | None:
+  """Raises `InvalidRequestError` for an id that is no text."""
+  found = item.get("id")
+  if found is not None and not isinstance(found, str):
+    raise InvalidRequestError(f"{where}.id: an item's id is a text", "input")
+  return found
+
+
 def as_kept(item: dict[str, Any]) -> dict[str, Any]:
   """A message as OpenAI's clients read it back: with a type, and its text as a part."""
   if "role" not in item:
@@ -119,6 +127,7 @@ class _Chat:
 
   def add(self, where: str, raw: Mapping[str, Any]) -> None:
     kind = kind_of(raw)
+    id_of(raw, where)
     if kind in _SKIPPED or (kind.startswith("tool_search_") and raw.get("execution") == "server"):
       return
     try:

@@ -9,7 +9,7 @@ import msgspec
 from exo.api.aside import aside
 from exo.api.kept import Item, KeptConversation, KeptResponse, check_allowed, owner, recall
 from exo.api.response_builder import ItemIds, record_of
-from exo.api.response_items import as_kept, kind_of
+from exo.api.response_items import as_kept, id_of, kind_of
 from exo.api.responses_request import ResponsesRequest
 from exo.errors import (
     InvalidRequestError,
@@ -101,7 +101,7 @@ async def _previous(node: Node, response_id: str) -> KeptResponse:
 
 async def resolved(node: Node, items: list[Item], before: list[Item]) -> list[Item]:
   """References replaced by the items that they name: of earlier turns, of what is kept. One to what the model has before it
-  already is left out. Raises `InvalidRequestError`.
+  already is left out. Raises `InvalidRequestError`, `RecordNotFoundError`.
   """
   references = sum(kind_of(item) == "item_reference" for item in items)
   if not references:
@@ -113,9 +113,9 @@ async def resolved(node: Node, items: list[Item], before: list[Item]) -> list[It
   for item in items:
     if kind_of(item) != "item_reference":
       out.append(item)
-    elif item.get("id") not in known:
+    elif (named := id_of(item)) not in known:
       check_allowed(node, "input")
-      out.append(await _referred(node, str(item.get("id")), seen))
+      out.append(await _referred(node, named or "", seen))
   return out
 
 
@@ -134,7 +134,7 @@ async def _referred(node: Node, item_id: str, seen: dict[str, dict[Any, Item]]) 
       seen[record] = {item.get("id"): item for item in items}
       break
   if item_id not in seen[record]:
-    raise InvalidRequestError(f"input: there is no item {item_id[:80]!r}: send the item itself", "input")
+    raise RecordNotFoundError(f"input: there is no item {item_id[:80]!r}: send the item itself")
   return seen[record][item_id]
 
 

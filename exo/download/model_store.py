@@ -29,8 +29,8 @@ from exo.errors import (
     CancelledRequestError,
     DownloadError,
     ExoError,
-    InvalidRequestError,
     ModelNotFoundError,
+    NotDoneError,
 )
 from exo.log import log
 from exo.made_files import MadeFile, MadeFiles, made_files_dir
@@ -317,13 +317,13 @@ class ModelStore(ModelLibrary):
     """The model of that name, if `delete` may remove something of it: one that was fetched or is being fetched here, or that has files
     made of it.
 
-    Raises `ModelNotFoundError`, and `InvalidRequestError` for files of the user's own, which stay.
+    Raises `ModelNotFoundError`, and `NotDoneError` for files of the user's own, which stay.
     """
     entry = await asyncio.to_thread(self.find, name)
     if stays := await self._stays(entry):
       made = await asyncio.to_thread(self.made_of, entry)
       if not made:
-        raise InvalidRequestError(stays)
+        raise NotDoneError(stays)
     return entry
 
   async def _stays(self, entry: ModelEntry) -> str:

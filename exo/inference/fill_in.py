@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from exo.inference.plain_text import PlainText
 from exo.inference.tokenizer import Tokenizer
 
 
@@ -96,19 +96,12 @@ class GapFiller:
     return ids
 
   def plain(self, text: str) -> list[int]:
-    """A text's tokens, in which the names of the gap's marks are plain letters."""
-    ids: list[int] = []
-    for part in self._marks.split(text):
-      if self._marks.fullmatch(part):  # its first letter apart, and it is a mark no more
-        ids += [*self.tokenizer.encode(part[:1]), *self.tokenizer.encode(part[1:])]
-      elif part:
-        ids += self.tokenizer.encode(part)
-    return ids
+    """A text's tokens, in which the names of the gap's marks and of special tokens are plain letters."""
+    return [token_id for piece in self._plain_text.pieces(text) for token_id in self.tokenizer.encode(piece)]
 
   @cached_property
-  def _marks(self) -> re.Pattern[str]:
-    names = [name for name in self.form.names if self.tokenizer.id_of(name) is not None]
-    return re.compile("(" + "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)) + ")")
+  def _plain_text(self) -> PlainText:
+    return PlainText({*self.form.names, *self.tokenizer.special_names})
 
   def _id(self, name: str) -> int:
     found = self.tokenizer.id_of(name)

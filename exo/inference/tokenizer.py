@@ -9,6 +9,7 @@ from typing import Any
 
 from exo.inference.chat_template import CHATML, render_chat
 from exo.inference.detokenizer import Detokenizer
+from exo.inference.plain_text import PlainText, split_at
 from exo.inference.vocabulary import Vocabulary
 from exo.inference.whole_characters import whole_characters
 
@@ -40,14 +41,17 @@ class Tokenizer:
   def vocab_size(self) -> int:
     return self.vocabulary.size
 
-  def encode(self, text: str, *, add_bos: bool = False) -> list[int]:
-    """Token ids of `text`, in which the names of special tokens become those tokens. Blocks, and lets other threads run."""
-    ids = self._ids(text)
+  def encode(self, text: str, *, add_bos: bool = False, mark: str = "") -> list[int]:
+    """Token ids of `text`, in which the names of special tokens become those tokens. Blocks, and lets other threads run.
+
+    What is before and behind a `mark` is tokenized apart: see `PlainText.marked`.
+    """
+    ids = [token_id for piece in split_at(text, mark) for token_id in self._ids(piece)]
     if add_bos and self.add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
       return [self.bos_id, *ids]
     return ids
 
-  def encode_within(self, text: str, most: int, *, add_bos: bool = False) -> list[int]:
+  def encode_within(self, text: str, most: int, *, add_bos: bool = False, mark: str = "") -> list[int]:
     """As `encode`, for a prompt of at most `most` tokens. Raises `TooManyTokensError` for others, found as early as may be.
 
     What has more bytes than `most` of the longest tokens is not tokenized at all, where tokens are bytes. Of what else is
@@ -59,7 +63,7 @@ class Tokenizer:
       raise TooManyTokensError(-(-size // self.longest_token), exact=False)
     if size > max(_SLICE, 2 * most):
       self._count_slices(text, 2 * most)
-    ids = self.encode(text, add_bos=add_bos)
+    ids = self.encode(text, add_bos=add_bos, mark=mark)
     if len(ids) > most:
       raise TooManyTokensError(len(ids), exact=True)
     return ids
@@ -144,7 +148,13 @@ class Tokenizer:
   def special_names(self) -> Mapping[str, int]:
     """The ids of all such tokens by their names."""
     names = {self.token_bytes(i).decode("utf-8", "replace"): i for i in sorted(self.vocabulary.special, reverse=True)}
-    return {name: i for name, i in names.items() if name and self.special_id(name) == i}
+    known = self.vocabulary.ids_of(name for name in names if name)
+    return {name: i for name, i in names.items() if known.get(name) == i}
+
+  @cached_property
+  def plain_text(self) -> PlainText:
+    """Texts in which the names of all such tokens are letters."""
+    return PlainText(self.special_names)
 
   def is_special(self, token_id: int) -> bool:
     """Whether plain text leaves this token out."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 class Vocabulary(ABC):
@@ -32,6 +32,11 @@ class Vocabulary(ABC):
   @abstractmethod
   def id_of(self, name: str) -> int | None:
     """The token that is written so, if there is one."""
+
+  def ids_of(self, names: Iterable[str]) -> dict[str, int]:
+    """The same of many at once, of those that there are."""
+    found = ((name, self.id_of(name)) for name in names)
+    return {name: token_id for name, token_id in found if token_id is not None}
 
   def text(self, ids: Sequence[int]) -> str:
     """Of tokens; U+FFFD for bytes that are no characters, nothing for ids that there are not."""

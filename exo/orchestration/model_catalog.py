@@ -86,18 +86,21 @@ class ModelInfo:
     """What its answers are drawn with where nobody says anything else."""
     return model_sampling(self.id, self.checkpoint.sampling.defaults, self.registry)
 
-  def encode(self,
-             text: str,
-             what: str = "the prompt",
-             param: str | None = None,
-             *,
-             most: int | None = None) -> list[int]:
+  def encode(
+      self,
+      text: str,
+      what: str = "the prompt",
+      param: str | None = None,
+      *,
+      most: int | None = None,
+      mark: str = ""
+  ) -> list[int]:
     """Token ids of a whole prompt, at most `most` (by default the context). Blocks, a second at worst.
 
-    Raises `InvalidRequestError`, which calls the text `what`, for a longer one: see `Tokenizer.encode_within`.
+    Raises `InvalidRequestError`, which calls the text `what`, for a longer one: see `Tokenizer.encode_within`, also for `mark`.
     """
     try:
-      return self.tokenizer.encode_within(text, self.max_context if most is None else most, add_bos=True)
+      return self.tokenizer.encode_within(text, self.max_context if most is None else most, add_bos=True, mark=mark)
     except TooManyTokensError as error:
       raise self.too_long(error.count, what, param, exact=error.exact) from None
 

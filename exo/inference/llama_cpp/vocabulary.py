@@ -7,6 +7,7 @@ are is asked once and known here; of which ones a text is made, the process says
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -58,10 +59,19 @@ class LlamaVocabulary(Vocabulary):
     return self._data[self._ends[token_id - 1] if token_id else 0:self._ends[token_id]]
 
   def id_of(self, name: str) -> int | None:
-    wanted = name.encode()
-    as_long = np.flatnonzero(np.diff(self._ends, prepend=0) == len(wanted)).tolist()
-    found = [i for i in as_long if self.token_bytes(i) == wanted]
-    return min(found, key=lambda i: int(self._kinds[i] & _BYTE), default=None)  # a word rather than a byte
+    return self.ids_of([name]).get(name)
+
+  def ids_of(self, names: Iterable[str]) -> dict[str, int]:
+    """In one pass over the words: a vocabulary may have thousands of special tokens."""
+    wanted = {name.encode(): name for name in names}
+    as_long = np.isin(np.diff(self._ends, prepend=0), list({len(word) for word in wanted}))
+    found: dict[str, int] = {}
+    for token_id in np.flatnonzero(as_long).tolist():
+      name = wanted.get(self.token_bytes(token_id))
+      # the first of several, and a word rather than a byte
+      if name is not None and (name not in found or self._kinds[found[name]] & _BYTE > self._kinds[token_id] & _BYTE):
+        found[name] = token_id
+    return found
 
   @staticmethod
   def _ask(name: str, *arguments: Any) -> Any:
