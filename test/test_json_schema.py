@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
 import jsonschema
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from exo.api.constraints import Wanted
 from exo.api.grammars import text_grammar
@@ -106,6 +109,31 @@ def test_21_line_4_a_schema_is_made_usable(name: str, compiler: GrammarCompiler)
   made, relaxed = usable(schema)
   assert (made, relaxed) == (expected, told)
   compiler.check(text_grammar(Wanted("schema", made, lenient=True)))
+
+
+_SCALARS = st.sampled_from([
+    None, True, False, 0, -1, 1.5, 10**30, "", "string", "object", "integer", "^a", "date", "#/$defs/a"
+])
+_KEYWORDS = st.sampled_from([
+    "$defs", "$ref", "additionalItems", "additionalProperties", "allOf", "anyOf", "const", "contains", "default",
+    "definitions", "dependentRequired", "description", "else", "enum", "exclusiveMaximum", "format", "if", "items",
+    "maxItems", "maxLength", "maximum", "minItems", "minLength", "minProperties", "minimum", "multipleOf", "not",
+    "oneOf", "pattern", "patternProperties", "prefixItems", "properties", "propertyNames", "required", "then", "type",
+    "unevaluatedProperties", "uniqueItems", "a"
+])
+_ANYTHING = st.recursive(
+    _SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYWORDS, inner, max_size=4), max_leaves=12
+)
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(st.dictionaries(_KEYWORDS, _ANYTHING, max_size=5), st.booleans())
+def test_21_line_4_whatever_a_schema_holds_it_is_used_or_refused_in_words(schema: dict[str, Any], closed: bool) -> None:
+  """Schemathesis found the first that was neither: a type that is an object."""
+  with contextlib.suppress(InvalidRequestError):
+    made, relaxed = usable(schema, closed=closed)
+    json.dumps(made)
+    assert all(isinstance(told, str) for told in relaxed)
 
 
 def test_21_line_4_recursion_is_kept(compiler: GrammarCompiler) -> None:

@@ -42,7 +42,7 @@ def test_21_line_9_requirement_28_each_familys_tokens(form: FillIn) -> None:
   tokenizer = tokenizer_with(*form.names)
   filler = fill_in_of(tokenizer)
   assert filler is not None and filler.form == form
-  ids = filler.prompt("before", "after")
+  ids, _ = filler.prompt("before", "after")
   shown = [tokenizer.token_text(i) for i in ids]
   marks = [name for name in shown if name in form.names]
   order = (form.suffix, form.prefix) if form.suffix_first else (form.prefix, form.suffix)
@@ -57,12 +57,30 @@ def test_21_line_9_marks_in_a_clients_text_are_letters() -> None:
   tokenizer = tokenizer_with(*form.names)
   filler = fill_in_of(tokenizer)
   assert filler is not None
-  ids = filler.prompt(f"a{form.suffix}b", "c", [("x.py", f"{form.file}text")])
+  ids, _ = filler.prompt(f"a{form.suffix}b", "c", [("x.py", f"{form.file}text")])
   assert ids.count(tokenizer.id_of(form.suffix) or 0) == 1 and ids.count(tokenizer.id_of(form.file) or 0) == 2
   text = tokenizer.decode(ids, skip_special=False)
   assert text.endswith(f"{form.prefix}a{form.suffix}b{form.suffix}c{form.middle}")
   assert text.startswith(f"{form.repo}project\n{form.file}x.py\n")
   assert fill_in_of(tokenizer_with("<|im_start|>")) is None
+
+
+@pytest.mark.parametrize(("before", "after", "files", "shown"), [
+    ("a" * 100, "b" * 100, [], ("", "a" * 15, "b" * 5)), ("a" * 100, "b", [], ("", "a" * 19, "b")),
+    ("a", "b" * 100, [], ("", "a", "b" * 19)), ("", "", [("x", "old"), ("y", "the newest!")], ("y\nthe newest!\n<|file_sep|>file\n", "", "")),
+    ("aaa", "bb", [], ("", "aaa", "bb")), ("a" * 100, "", [("x", "old")], ("", "a" * 20, ""))
+])  # yapf: disable
+def test_21_line_9_what_is_next_to_the_gap_stays(
+    before: str, after: str, files: list[tuple[str, str]], shown: tuple[str, str, str]
+) -> None:
+  form = _KNOWN[0]
+  filler = fill_in_of(tokenizer_with(*form.names))
+  assert filler is not None
+  ids, is_cut = filler.prompt(before, after, files, 23)
+  assert len(ids) <= 23 and is_cut is (before != "aaa")
+  others, _, rest = filler.tokenizer.decode(ids, skip_special=False).partition(form.prefix)
+  left, _, right = rest.partition(form.suffix)
+  assert (left, right) == (shown[1], shown[2] + form.middle) and others.endswith(shown[0])
 
 
 def test_21_line_9_requirement_28_a_model_without_gaps_says_so(node: NodeProcess) -> None:
@@ -190,6 +208,12 @@ def test_21_line_9_requirement_28_suffix_is_filled(filler: NodeProcess) -> None:
   warm = filler.post("/infill", {"input_prefix": "def f(", "input_suffix": "\n", "n_predict": 0})
   assert warm[0] == 200 and warm[1]["content"] == ""
   assert "insert" in filler.post("/api/show", {"model": "filler"})[1]["capabilities"]
+  long = {"input_prefix": "def g(): pass\n" * 20_000, "input_suffix": "x = 1\n" * 20_000, "n_predict": 4}
+  status, cut = filler.post("/infill", long)
+  assert status == 200 and cut["truncated"] and not there["truncated"]
+  room = cut["generation_settings"]["n_ctx"]
+  assert room - 8 <= cut["tokens_evaluated"] + 4 <= room
+  assert assert_error(*filler.post("/v1/completions", {"prompt": long["input_prefix"], "suffix": "x"}), 400)
   assert call(filler, "GET", "/infill")[0] == 405
   gap = {"input_prefix": "def f(", "input_suffix": "\n", "n_predict": 4}
   assert assert_error(*filler.post("/infill", gap | {"grammar": "root ::= ("}), 400)["param"] == "grammar"

@@ -37,8 +37,8 @@ async def completions(request: web.Request, node: Node) -> web.StreamResponse:
   if body.suffix:
     if not isinstance(body.prompt, str):
       raise InvalidRequestError("suffix: the gap before it is filled after one prompt, given as a string", "suffix")
-    ids, end_ids = await gap_prompt(model, body.prompt, body.suffix)
-    prompts = [ids]
+    gap = await gap_prompt(model, body.prompt, body.suffix)
+    prompts, end_ids = [gap.ids], gap.end_ids
   else:
     prompts = await aside(request.content_length or LARGE, prompt_ids, body.prompt, model, "prompt")
   max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens

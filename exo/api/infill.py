@@ -21,6 +21,7 @@ from exo.errors import InvalidRequestError
 from exo.orchestration.node import Node
 
 _MAX_EXTRA = 256
+_ANSWER_TOKENS = 128  # for which there is room where a request does not say how many it wants
 _STOP_TYPES = {"length": "limit"}
 
 
@@ -52,21 +53,36 @@ async def infill(request: web.Request, node: Node) -> web.StreamResponse:
   model = await asked_model(node, body.model)
   before = body.input_prefix + body.prompt
   files = [(extra.filename, extra.text) for extra in body.input_extra]
-  ids, end_ids = await gap_prompt(model, before, body.input_suffix, files, "input_suffix")
   most = body.n_predict if body.n_predict is not None else body.max_tokens
+  gap = await gap_prompt(
+      model,
+      before,
+      body.input_suffix,
+      files,
+      param="input_suffix",
+      cut_for=_ANSWER_TOKENS if most in (None, -1) else most
+  )
   grammar = await checked_grammar(request, model, body)
   async with text_run(
-      node, model, body, ids, most, request_id=new_id("infill-"), grammar=grammar, end_ids=end_ids, title=before[-80:]
+      node,
+      model,
+      body,
+      gap.ids,
+      most,
+      request_id=new_id("infill-"),
+      grammar=grammar,
+      end_ids=gap.end_ids,
+      title=before[-80:]
   ) as run:
     if not body.stream:
       text, end = "", _end(run, "", "")
       async for piece, last in _pieces(run, body.t_max_predict_ms):
         text, end = text + piece, last
-      return json_response(end | {"content": text})
+      return json_response(end | {"content": text, "truncated": gap.is_cut})
     async with event_stream(request, done=False) as (stream, response):
       async for piece, end in _pieces(run, body.t_max_predict_ms):
         await stream.send(
-            end | {"content": piece} if end["stop"] else {
+            end | {"content": piece, "truncated": gap.is_cut} if end["stop"] else {
                 "index": 0, "content": piece, "stop": False, "tokens": [], "id_slot": 0, "tokens_predicted": run.
                 completion_tokens, "tokens_evaluated": run.prompt_tokens
             }
@@ -90,7 +106,7 @@ def _end(run: TextRun, reason: str, stop: str) -> dict[str, Any]:
       "index": 0, "stop": bool(reason), "model": run.model.id, "id_slot": 0, "tokens": [],
       "stop_type": "word" if stop else _STOP_TYPES.get(reason, "eos" if reason else "none"), "stopping_word": stop,
       "tokens_predicted": run.completion_tokens, "tokens_evaluated": run.prompt_tokens,
-      "tokens_cached": run.cached_tokens, "truncated": False, "timings": run.timings, "generation_settings": {
+      "tokens_cached": run.cached_tokens, "timings": run.timings, "generation_settings": {
           "n_ctx": run.model.max_context, "temperature": sampling.temperature, "top_k": sampling.top_k,
           "top_p": sampling.top_p, "min_p": sampling.min_p, "seed": sampling.seed
       }

@@ -109,7 +109,7 @@ class _Work:
         value = {key: inner for key, inner in value.items() if key != "$ref"}
       elif not _says_more(value):
         return {"$ref": self._named(found, path, of_more)}
-    if "$ref" in value or isinstance(value.get("allOf"), list):
+    if "$ref" in value or "allOf" in value:
       value = merged(
           value, self._references, self._count, lambda keyword: relax(path, keyword), strict=not self._closed
       )
@@ -142,7 +142,8 @@ class _Work:
     return out
 
   def _type(self, told: Any, path: str) -> Schema:
-    kinds = [kind.lower() if isinstance(kind, str) else kind for kind in (told if isinstance(told, list) else [told])]
+    # what is no text is no type either
+    kinds = [kind.lower() if isinstance(kind, str) else "" for kind in (told if isinstance(told, list) else [told])]
     known = [kind for kind in kinds if kind in _TYPES]
     if len(known) < len(kinds) or not kinds:
       self._relax(path, "type")

@@ -33,9 +33,13 @@ def merged(
   properties forbids those of the others; else they all are allowed.
   """
   out = {key: inner for key, inner in value.items() if key not in ("$ref", "allOf")}
-  branches = [{"$ref": value["$ref"]}] if isinstance(value.get("$ref"), str) else []
+  branches: list[Any] = [{"$ref": value["$ref"]}] if isinstance(value.get("$ref"), str) else []
+  if isinstance(value.get("allOf"), list):
+    branches += value["allOf"]
+  elif "allOf" in value:
+    relax("allOf")
   left: list[Any] = []
-  for branch in [*branches, *(value.get("allOf") or ())]:
+  for branch in branches:
     count()
     inner_way = way
     if isinstance(branch, dict) and isinstance(branch.get("$ref"), str):
@@ -54,7 +58,7 @@ def merged(
     if not isinstance(branch, dict):
       relax("allOf")
       continue
-    if "$ref" in branch or isinstance(branch.get("allOf"), list):
+    if "$ref" in branch or "allOf" in branch:
       branch = merged(branch, references, count, relax, strict=strict, way=inner_way)
     if not strict and (_forbidding(out, branch) != out or _forbidding(branch, out) != branch):
       relax("additionalProperties")

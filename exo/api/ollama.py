@@ -185,7 +185,8 @@ async def generate(request: web.Request, node: Node) -> web.StreamResponse:
     model = await asked_model(node, fields.model)
     end_ids: frozenset[int] = frozenset()
     if body.suffix:
-      ids, end_ids = await gap_prompt(model, body.prompt, body.suffix)
+      gap = await gap_prompt(model, body.prompt, body.suffix)
+      ids, end_ids = gap.ids, gap.end_ids
     else:
       ids = await aside(len(body.prompt), model.encode, body.prompt)
     if body.context:

@@ -72,16 +72,31 @@ class GapFiller:
     """Tokens that end what fills a gap."""
     return frozenset(i for name in self.form.names if (i := self.tokenizer.id_of(name)) is not None)
 
-  def prompt(self, before: str, after: str, files: Sequence[tuple[str, str]] = ()) -> list[int]:
-    """Token ids; `files` are others that the model may look at, each with its name. Blocks."""
-    form, ids = self.form, self._files(files)
-    head = [self._id(form.prefix), *self.plain(before)]
-    tail = [self._id(form.suffix), *self.plain(after)]
-    ids += [*tail, *head] if form.suffix_first else [*head, *tail]
-    if form.middle:
-      ids.append(self._id(form.middle))
-    bos = self.tokenizer.bos_id
-    return [bos, *ids] if self.tokenizer.add_bos and bos is not None else ids
+  def prompt(self,
+             before: str,
+             after: str,
+             files: Sequence[tuple[str, str]] = (),
+             most: int | None = None) -> tuple[list[int], bool]:
+    """(token ids, whether they are not all of it). `files` are others that the model may look at, each with its name. Blocks.
+
+    Of what has more than `most` tokens that stays which is next to the gap: a quarter of them behind it, as far as there is so much,
+    the others before it; of the files what is left, the last ones first.
+    """
+    form, bos = self.form, self.tokenizer.bos_id
+    begin = [bos] if self.tokenizer.add_bos and bos is not None else []
+    middle = [self._id(form.middle)] if form.middle else []
+    head, tail, others = self.plain(before), self.plain(after), self._files(files)
+    whole = len(head) + len(tail) + len(others)
+    if most is not None:
+      room = max(0, most - len(begin) - len(middle) - 2)
+      behind = min(len(tail), max(room // 4, room - len(head)))
+      tail = tail[:behind]
+      head = head[max(0, len(head) - (room - behind)):]
+      others = others[max(0, len(others) - (room - behind - len(head))):]
+    is_cut = len(head) + len(tail) + len(others) < whole
+    head, tail = [self._id(form.prefix), *head], [self._id(form.suffix), *tail]
+    gap = [*tail, *head] if form.suffix_first else [*head, *tail]
+    return [*begin, *others, *gap, *middle], is_cut
 
   def _files(self, files: Sequence[tuple[str, str]]) -> list[int]:
     ids: list[int] = []
