@@ -126,7 +126,7 @@ _ANYTHING = st.recursive(
 )
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=15000, deadline=None)
 @given(st.dictionaries(_KEYWORDS, _ANYTHING, max_size=5), st.booleans())
 def test_21_line_4_whatever_a_schema_holds_it_is_used_or_refused_in_words(schema: dict[str, Any], closed: bool) -> None:
   """Schemathesis found the first that was neither: a type that is an object."""

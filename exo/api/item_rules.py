@@ -33,12 +33,11 @@ _SAID = [
     _of_kind("local_shell_call", action={"type": "object"}, call_id=_TEXT)
 ]  # yapf: disable
 _SILENT = [
-    _of_kind("reasoning", content={"oneOf": [{"type": "null"}, _PARTS]}), _of_kind("web_search_call"),
+    _of_kind("reasoning") | {"properties": {"type": {"const": "reasoning"}, "content": {"oneOf": [{"type": "null"}, _PARTS]}}}, _of_kind("web_search_call"),
     _of_kind("item_reference", id=_TEXT)
 ]  # yapf: disable
 _ITEM = {"allOf": [{"$ref": "#/components/schemas/InputItem"}, {"anyOf": [*_SAID, *_SILENT]}]}
 
 ADDED_ITEMS = {"type": "array", "items": _ITEM, "maxItems": 20}
-INPUT = {
-    "oneOf": [_TEXT, {"type": "array", "items": _ITEM, "contains": {"anyOf": _SAID}, "minItems": 1, "maxItems": 4096}]
-}
+ITEMS = {"type": "array", "items": _ITEM, "maxItems": 4096}
+INPUT = {"oneOf": [_TEXT, ITEMS | {"contains": {"anyOf": _SAID}}]}  # in which something is said

@@ -212,7 +212,11 @@ def _says_more(value: Schema) -> bool:
   return bool(value.keys() & (held | {"additionalProperties", "patternProperties", "anyOf", "oneOf", "allOf"}))
 
 
+def _list(value: Any) -> list[Any]:
+  return value if isinstance(value, list) else []
+
+
 def _have_properties(value: Schema) -> bool:
   """Whether branches of an object may have properties of their own."""
-  branches = [branch for key in ("anyOf", "oneOf", "allOf") for branch in value.get(key) or ()]
+  branches = [branch for key in ("anyOf", "oneOf", "allOf") for branch in _list(value.get(key))]
   return any(isinstance(branch, dict) and branch.keys() & {"properties", "$ref", "allOf"} for branch in branches)

@@ -186,6 +186,11 @@ def _messages(message: Message) -> list[ChatMessage]:
   calls: list[ToolCall] = []
   for block in message.content:
     if block.type == "tool_use" and block.name is not None:
+      if message.role != "assistant":
+        raise InvalidRequestError(
+            "messages: a tool_use stands in a message of the assistant, and its tool_result in the next of the user",
+            "messages"
+        )
       calls.append(ToolCall(FunctionCall(block.name, json.dumps(block.input or {})), block.id))
     elif block.type == "tool_result":
       text = _joined(block.content, "messages")

@@ -30,7 +30,7 @@ from exo.api.schema import (
     Typical,
     check_depth,
 )
-from exo.api.tool_names import ToolNames
+from exo.api.tool_names import LONGEST, ToolNames
 from exo.errors import InvalidRequestError
 
 _UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -70,8 +70,8 @@ class OllamaToolCall(Struct):
 
 
 class OllamaToolDefinition(Struct):
-  """Of any name."""
-  name: str
+  """Of any name, as long as it is one."""
+  name: Annotated[str, Meta(min_length=1, max_length=LONGEST)]
   description: str | None = None
   parameters: dict[str, Any] | None = None
 

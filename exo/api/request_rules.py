@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from exo.api.item_rules import ADDED_ITEMS, INPUT
+from exo.api.item_rules import ADDED_ITEMS, INPUT, ITEMS
 
 _TEXT = {"type": "string", "minLength": 1}
 _IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
@@ -64,6 +64,13 @@ def _undone(*neutral: Any) -> dict[str, Any]:
   return {"enum": [None, *neutral]}
 
 
+def _found(kind: str) -> dict[str, Any]:
+  """A block whose content is a text, or blocks of text, or nothing."""
+  texts = {"type": "array", "items": _of_kind("text", text={"type": "string"}) | {"type": "object"}}
+  content = {"oneOf": [{"type": ["string", "null"]}, texts]}
+  return {"properties": {"type": {"const": kind}, "content": content}, "required": ["type"]}
+
+
 def _has(field: str) -> dict[str, Any]:
   return {"properties": {field: _GIVEN}, "required": [field]}
 
@@ -103,7 +110,6 @@ _RULES: dict[str, dict[str, Any]] = {
         "if": {"properties": {"role": {"enum": ["system", "developer"]}}},
         "then": {"properties": {"content": _GIVEN}, "required": ["content"]}
     },
-    "OllamaToolDefinition": {"properties": {"name": _TEXT | {"maxLength": 128}}},
     "Tool": {
         "anyOf": [{"properties": {"type": {"const": "function"}}, "required": ["function"]},
                   {"properties": {"type": {"enum": _HOSTED}}, "required": ["type"]}]
@@ -120,17 +126,25 @@ _RULES: dict[str, dict[str, Any]] = {
             _of_kind("text", text={"type": "string"}),
             _of_kind("tool_use", name=_TEXT, id=_TEXT, input={"type": "object"}),
             _of_kind("tool_result", tool_use_id=_TEXT, content={"type": "string"}),
-            _of_kind("document", source=_DOCUMENT), _of_kind("search_result", content={"type": "string"}),
+            _of_kind("document", source=_DOCUMENT), _found("search_result"),
             _of_kind("thinking", "redacted_thinking", "server_tool_use", "mcp_tool_use", "web_search_tool_result")
         ]
+    },
+    "Message": {
+        "if": {"properties": {"role": {"enum": ["user", "system"]}}},
+        "then": {"properties": {"content": {"oneOf": [{"type": "string"}, {"type": "array", "items": {
+            "properties": {"type": {"not": {"const": "tool_use"}}}
+        }}]}}}
     },
     "OutputConfig": {"properties": {"format": _OF_SCHEMA}},
     "MessagesRequest": {"properties": {"output_format": _OF_SCHEMA}, "allOf": [_FORCED]},
     "ResponsesRequest": {
         "properties": {
-            "input": INPUT, "background": _undone(False), "prompt": _undone(), "context_management": _undone(),
+            "input": {"oneOf": [{"type": "null"}, {"type": "string"}, ITEMS]}, "background": _undone(False), "prompt": _undone(), "context_management": _undone(),
             "moderation": _undone()
-        }, "anyOf": [_has(name) for name in ("input", "previous_response_id", "conversation")]
+        }, "anyOf": [
+            {"properties": {"input": INPUT}, "required": ["input"]}, _has("previous_response_id"), _has("conversation")
+        ]
     },
     "ConversationRequest": {"properties": {"items": {"oneOf": [{"type": "null"}, ADDED_ITEMS]}}},
     "ConversationItems": {"properties": {"items": ADDED_ITEMS}},

@@ -263,6 +263,8 @@ async def compact(request: web.Request, node: Node) -> web.Response:
   """A conversation as its user's messages and a summary that the model makes of all of it, for the input of later requests."""
   body = await read_body(request, ResponsesRequest)
   turn = await begin_turn(node, body)
+  if not turn.whole:
+    raise InvalidRequestError("input: there is nothing to compact", "input")
   tools = ToolSet(())
   asked: Item = {"type": "message", "role": "user", "content": _SUMMARIZE}
   chat = msgspec.structs.replace(

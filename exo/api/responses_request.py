@@ -111,7 +111,8 @@ class ResponsesRequest(Struct, kw_only=True):
   def check(self) -> None:
     """Raises `InvalidRequestError` that names what this server does not do."""
     for name, reason in _NOT_DONE.items():
-      if getattr(self, name) not in (None, False):
+      value = getattr(self, name)
+      if value is not None and not (name == "background" and value is False):
         raise InvalidRequestError(f"{name}: {reason}", name)
     if self.previous_response_id is not None and self.conversation is not None:
       raise InvalidRequestError(
