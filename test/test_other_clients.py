@@ -100,8 +100,8 @@ def test_21_it_must_show_libraries_end_without_an_error(
 
 # What a document of types cannot say: it depends on the model, on what is kept, or on the meaning of a text.
 BEYOND = re.compile(
-    "the context of|vectors of .* have|is not from 0 to|knows only the tokens|cannot fill gaps|nothing of this kind is kept|"
-    "have the same name|there is no function|is a text that is no JSON|cannot be used|cannot be followed|regular expression|grammar"
+    "the context of|prompt is too long|vectors of .* have|is not from 0 to|knows only the tokens|cannot fill gaps|nothing of this kind is kept|"
+    "have the same name|there is no function|is a text that is no JSON|the schema false allows nothing|the last message must be|cannot be used|cannot be followed|regular expression|grammar"
 )
 
 

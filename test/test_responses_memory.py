@@ -180,6 +180,16 @@ def test_21_line_1_an_id_that_is_no_text_is_told(pair: list[NodeProcess], item: 
     assert "id is a text" in assert_error(*pair[0].post(path, {field: said, **ASKED}), 400)["message"]
 
 
+@pytest.mark.parametrize(
+    "item", [{"role": "system"}, {"role": "nobody", "content": "x"}, {"role": "user", "content": None}]
+)
+def test_21_line_1_an_item_that_no_turn_could_read_is_not_kept(pair: list[NodeProcess], item: dict[str, Any]) -> None:
+  assert_error(*pair[0].post("/v1/conversations", {"items": [item]}), 400)
+  made = client(pair[0]).conversations.create()
+  assert_error(*pair[0].post(f"/v1/conversations/{made.id}/items", {"items": [item]}), 400)
+  assert client(pair[0]).responses.create(input="hello", conversation=made.id, **ASKED).output_text
+
+
 def test_21_line_1_lists_are_paged(pair: list[NodeProcess]) -> None:
   here = client(pair[0])
   many: Any = [{"role": "user", "content": f"number {i}"} for i in range(25)]

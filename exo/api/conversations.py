@@ -71,7 +71,8 @@ async def create(request: web.Request, node: Node) -> web.Response:
 async def _checked(node: Node, given: list[Item]) -> list[Item]:
   """Items that a later turn can read. Raises `InvalidRequestError`."""
   given = await resolved(node, given, [])
-  messages_of(given, ToolSet(()))
+  for message in messages_of(given, ToolSet(())):
+    message.for_template()  # what no chat can begin with would stand in the way of every later turn
   return given
 
 

@@ -4,37 +4,34 @@ from __future__ import annotations
 
 from typing import Any
 
-_TEXT = {"type": "string", "minLength": 1}
-_CONTENT = {"type": "string"}
+_TEXT = {"type": "string"}
 
 
-def _of_kind(*kinds: str, **properties: Any) -> dict[str, Any]:
-  """An object whose `type` is one of `kinds`, and that has these properties."""
-  return {
-      "type": "object", "properties": {"type": {"enum": list(kinds)}} | properties, "required": ["type", *properties]
-  }
+def _of_kind(*kinds: str, needed: tuple[str, ...] = (), **properties: Any) -> dict[str, Any]:
+  """An object whose `type` is one of `kinds`; what is `needed` of its properties is there."""
+  return {"type": "object", "properties": {"type": {"enum": list(kinds)}} | properties, "required": ["type", *needed]}
 
 
 _PARTS = {
-    "oneOf": [
-        _TEXT, {"type": "array", "minItems": 1, "items": _of_kind("input_text", "output_text", "text", text=_TEXT)}
-    ]
-}
+    "oneOf": [_TEXT, {
+        "type": "array",
+        "items": _of_kind("input_text", "output_text", "text", text={"type": "string"}, needed=("text", ))
+    }]
+}  # yapf: disable
 # what becomes a message of the chat
 _SAID = [
     {
         "type": "object", "properties": {
-            "type": {"const": "message"}, "role": {"enum": ["system", "developer", "user", "assistant"]},
+            "type": {"enum": ["message", None]}, "role": {"enum": ["system", "developer", "user", "assistant"]},
             "content": _PARTS
         }, "required": ["role", "content"]
-    }, _of_kind("function_call", name=_TEXT, arguments=_CONTENT, call_id=_TEXT),
-    _of_kind("custom_tool_call", name=_TEXT, input=_CONTENT, call_id=_TEXT),
-    _of_kind("function_call_output", "custom_tool_call_output", call_id=_TEXT, output=_PARTS),
-    _of_kind("local_shell_call", action={"type": "object"}, call_id=_TEXT)
+    }, _of_kind("function_call", "custom_tool_call", name=_TEXT, needed=("name", )),
+    _of_kind("function_call_output", "custom_tool_call_output"),
+    _of_kind("local_shell_call", action={"type": "object"}, needed=("action", ))
 ]  # yapf: disable
 _SILENT = [
-    _of_kind("reasoning") | {"properties": {"type": {"const": "reasoning"}, "content": {"oneOf": [{"type": "null"}, _PARTS]}}}, _of_kind("web_search_call"),
-    _of_kind("item_reference", id=_TEXT)
+    _of_kind("reasoning", content={"oneOf": [{"type": "null"}, _PARTS]}), _of_kind("web_search_call"),
+    _of_kind("item_reference", id=_TEXT, needed=("id", ))
 ]  # yapf: disable
 _ITEM = {"allOf": [{"$ref": "#/components/schemas/InputItem"}, {"anyOf": [*_SAID, *_SILENT]}]}
 

@@ -218,7 +218,8 @@ def _message(message: OllamaMessage, names: ToolNames) -> ChatMessage:
       ToolCall(FunctionCall(names.written(call.function.name), call.function.arguments or {}))
       for call in message.tool_calls or ()
   ]
-  content = message.content if message.content is not None or calls else ""
+  # only an assistant that calls says nothing beside
+  content = message.content if message.content is not None or (calls and message.role == "assistant") else ""
   tool = None if message.tool_name is None else names.written(message.tool_name)
   return ChatMessage(
       message.role, content, tool, calls or None, message.tool_call_id, reasoning_content=message.thinking

@@ -57,6 +57,7 @@ _DOCUMENT = {
     "type": "object", "properties": {"type": {"const": "text"}, "data": {"type": "string"}},
     "required": ["type", "data"]
 }
+_ANY_KIND = {"type": "object", "properties": {"type": {"type": "string"}}, "required": ["type"]}
 _PAIRS = [("text_1", "text_2"), ("queries", "documents")]
 
 
@@ -106,9 +107,7 @@ _RULES: dict[str, dict[str, Any]] = {
     },
     "OllamaCopyRequest": {"properties": {"source": _TEXT, "destination": {"type": "string", "pattern": "^[^\\s=*]{1,200}$"}}},
     "OllamaMessage": {
-        "properties": {"role": {"type": "string", "enum": _ROLES}, "images": {"enum": [None, []]}},
-        "if": {"properties": {"role": {"enum": ["system", "developer"]}}},
-        "then": {"properties": {"content": _GIVEN}, "required": ["content"]}
+        "properties": {"role": {"type": "string", "enum": _ROLES}, "images": {"enum": [None, []]}}
     },
     "Tool": {
         "anyOf": [{"properties": {"type": {"const": "function"}}, "required": ["function"]},
@@ -125,10 +124,13 @@ _RULES: dict[str, dict[str, Any]] = {
         "anyOf": [
             _of_kind("text", text={"type": "string"}),
             _of_kind("tool_use", name=_TEXT, id=_TEXT, input={"type": "object"}),
-            _of_kind("tool_result", tool_use_id=_TEXT, content={"type": "string"}),
+            _found("tool_result"),
             _of_kind("document", source=_DOCUMENT), _found("search_result"),
             _of_kind("thinking", "redacted_thinking", "server_tool_use", "mcp_tool_use", "web_search_tool_result")
         ]
+    },
+    "Source": {
+        "properties": {"content": {"oneOf": [{"type": ["string", "null"]}, {"type": "array", "items": _ANY_KIND}]}}
     },
     "Message": {
         "if": {"properties": {"role": {"enum": ["user", "system"]}}},
