@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import get_args
 
 from exo import __version__
+from exo.cli.parser import Parser
+from exo.cli.summaries import SUMMARIES
 from exo.config import ExactMode
 from exo.errors import ConfigError
 from exo.inference.engine_names import engine_names
@@ -16,7 +18,7 @@ from exo.inference.weight_mode import WeightMode
 from exo.topology.placements import strategy_names
 
 _DESCRIPTION = """\
-exo runs large language models over the machines you already own. Start `exo` on each of them: they find each other,
+exo runs large language models over the machines you already own. Start `exo` on each of them: they find each other, \
 share the model's layers in proportion to their memory, and any of them serves a ChatGPT-compatible API on port 52415."""
 
 _EPILOG = """\
@@ -31,53 +33,32 @@ environment:
 
 examples:
   exo                                         join the ring, or begin one
-  exo run --prompt "What is 2 + 2?"           answer with the default model
+  exo run "What is 2 + 2?"                    answer with the default model
   exo run llama-3.2-3b                        chat
-  exo models                                  what there is, what is here, what fits
   exo run ./model.gguf --prompt "Hello"       a file or folder of your own
-  exo status                                  what runs here, and the ring it is in (--json); exo stop
-  exo bench                                   how fast the ring is, also beside another server (--compare URL)
-  exo doctor                                  interfaces, ports, engines, peers and what is wrong with them
-  exo engine build                            llama.cpp, built for this very processor
-  exo launch claude                           Claude Code, Codex, opencode … with the ring behind them
-  exo demo                                    three nodes, one killed in mid-sentence: the text goes on
-  exo key new                                 keep strangers out of the ring
   exo --discovery-module manual --discovery-config-path config.json
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-      prog="exo", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  parser.add_argument(
-      "command",
-      nargs="?",
-      choices=[
-          "run", "models", "pull", "rm", "join", "key", "status", "stop", "bench", "doctor", "engine", "demo", "launch"
-      ],
-      help=
-      "run: answer one prompt, or chat; models: list them; pull, rm: fetch or delete one; join TOKEN: become part of "
-      "a ring with a cluster key; key: make and manage keys (`exo key --help`); status, stop: the nodes that run here; "
-      "bench: how fast the ring is (`exo bench --help`); doctor: what is wrong, if anything; engine: the library of llama.cpp "
-      "(`exo engine --help`); demo: three nodes, one "
-      "killed in mid-sentence; launch: start an agent with the ring behind it (`exo launch --help`); without it: start a node"
-  )
-  parser.add_argument(
-      "model_name",
-      nargs="?",
-      metavar="model",
-      help=
-      "a known name (NAME:Q8_0, NAME:gguf, NAME:mlx, NAME:safetensors for one form of it), for run also a folder or GGUF "
-      "file, or a Hugging Face id: org/name, org/name@revision, org/name:Q4_K_M (default: --default-model; models: all)"
+def build_parser() -> Parser:
+  """The flags of a node: what `exo` alone takes, and all of which the commands take that may start one."""
+  parser = Parser(
+      prog="exo",
+      usage="exo [COMMAND] [FLAG …]",
+      description=f"{_DESCRIPTION}\n\ncommands (exo COMMAND --help tells of each):\n{_command_lines()}",
+      epilog=_EPILOG
   )
   parser.add_argument("--version", action="version", version=f"exo {__version__}")
+  add_node_flags(parser)
+  return parser
 
-  run = parser.add_argument_group("exo run")
-  run.add_argument("--prompt", help="the question; without it `exo run` is a chat")
-  run.add_argument("--run-model", metavar="MODEL", help="the model for run, as an option")
-  run.add_argument("--max-tokens", type=int, metavar="N", help="at most this many tokens in the answer")
 
+def _command_lines() -> str:
+  return "\n".join(f"  {name:<12}{summary}" for name, summary in SUMMARIES.items())
+
+
+def add_node_flags(parser: Parser) -> None:
+  """Add every flag of a node, in groups."""
   node = parser.add_argument_group("node")
   node.add_argument("--node-id", metavar="ID", help="this node's name in the ring (default: one made up once and kept)")
   node.add_argument("--node-host", metavar="HOST", help="address on which other nodes reach it (default 0.0.0.0)")
@@ -178,7 +159,6 @@ def build_parser() -> argparse.ArgumentParser:
   )
 
   models = parser.add_argument_group("models")
-  models.add_argument("--json", action="store_true", help="for exo models: a list for programs")
   models.add_argument("--default-model", metavar="MODEL", help="where a request names none (default smollm2-135m)")
   models.add_argument(
       "--model-alias",
@@ -324,7 +304,6 @@ def build_parser() -> argparse.ArgumentParser:
       default=None,
       help="keep no response and no conversation for clients: they send the whole of it with every request"
   )
-  return parser
 
 
 def _kv_type(text: str) -> str:

@@ -17,6 +17,7 @@ import aiohttp
 
 from exo.cli.bench_load import Answer, Load, prose, quantile, shared_tokens_s
 from exo.cli.client import answers
+from exo.cli.parser import Parser
 from exo.config import Config
 from exo.errors import ConfigError, ExoError
 from exo.runtime_file import running_nodes
@@ -24,8 +25,8 @@ from exo.runtime_file import running_nodes
 _SHORT, _LONG = 60, 700  # words of a prompt
 
 
-def build_parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
+def build_parser() -> Parser:
+  parser = Parser(
       prog="exo bench",
       description="Measure a running ring over its API: time to first token, inter-token times, tokens per second, "
       "prefill, prefix reuse, hops, and what it costs every node."

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import IO, Any
 
+from exo.cli.parser import Parser
 from exo.config import Config
 from exo.errors import ExoError
 from exo.runtime_file import RuntimeInfo, running_nodes
@@ -26,8 +27,8 @@ _KILL_AFTER = 25  # pieces of text
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # nodes of this machine are behind no proxy
 
 
-def build_parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
+def build_parser() -> Parser:
+  parser = Parser(
       prog="exo demo",
       description="Start three nodes on this machine, kill one in mid-sentence, and watch the text go on."
   )

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
+from exo.cli.parser import Parser
 from exo.config import Config
 from exo.errors import EngineUnavailableError
 from exo.inference.llama_cpp.binding import NATIVE
@@ -28,10 +29,8 @@ EXO_LLAMA_CPP names a library of your own, or a folder with one: any build of ll
 _PLAIN_EVERY = 10  # percent, where stderr is a file
 
 
-def build_parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-      prog="exo engine", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+def build_parser() -> Parser:
+  parser = Parser(prog="exo engine", description=_DESCRIPTION)
   parser.add_argument("action", nargs="?", choices=["list", "build"], default="list", help="(default list)")
   parser.add_argument("--again", action="store_true", help="for build: also where there is one already")
   return parser

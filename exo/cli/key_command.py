@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from exo.api.keys import ROLES, ApiKeyStore
+from exo.cli.parser import Parser
 from exo.config import Config, config_from
 from exo.errors import ConfigError
 from exo.networking.address_rule import own_addresses
@@ -48,10 +49,8 @@ Keys for clients of the API (all routes but health want one as soon as there is 
   exo key api rm NAME      a running node refuses it within a second"""
 
 
-def build_key_parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-      prog="exo key", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+def build_key_parser() -> Parser:
+  parser = Parser(prog="exo key", description=_DESCRIPTION)
   parser.add_argument(
       "--cluster-key-file", type=Path, metavar="FILE", help="another place than EXO_HOME/.exo/cluster.key"
   )

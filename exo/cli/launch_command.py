@@ -14,6 +14,7 @@ from exo.child_process import environment_with
 from exo.cli.agents import AGENTS, Agent, Served
 from exo.cli.client import ApiClient
 from exo.cli.node_client import node_client
+from exo.cli.parser import Parser
 from exo.config import Config
 from exo.errors import ExoError
 from exo.log import say
@@ -22,8 +23,8 @@ _NO_KEY = "none"  # programs want one, whether the server does or not
 _NOT_FOUND = 127  # what a shell shows for a command that there is not
 
 
-def build_parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
+def build_parser() -> Parser:
+  parser = Parser(
       prog="exo launch",
       description=
       "Start an agent that is installed here with the ring behind it, by variables and arguments of this start "

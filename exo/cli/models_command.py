@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from exo.config import Config
 from exo.download.model_store import ModelStore
-from exo.errors import ConfigError, EngineUnavailableError, ExoError
+from exo.errors import EngineUnavailableError, ExoError
 from exo.inference.engines import offered_engines
 from exo.log import escape
 from exo.model_card import FORMATS
@@ -161,7 +161,7 @@ def _fit_of(told: dict[str, Any]) -> Fit:
 
 def pull_command(config: Config, arguments: argparse.Namespace) -> int:
   """Fetch a whole model onto this machine, from neighbours first."""
-  name = _named(arguments)
+  name: str = arguments.model_name
   if config.chatgpt_api_port is None:
     config = replace(config, chatgpt_api_port=0)
   return asyncio.run(_pull(config, name))
@@ -186,7 +186,7 @@ async def _pull(config: Config, name: str) -> int:
 
 def rm_command(config: Config, arguments: argparse.Namespace) -> int:
   """Delete a model from this machine: through its nodes where some run, so that they let go of it."""
-  return asyncio.run(_remove(config, _named(arguments)))
+  return asyncio.run(_remove(config, arguments.model_name))
 
 
 async def _remove(config: Config, name: str) -> int:
@@ -204,10 +204,3 @@ async def _remove(config: Config, name: str) -> int:
   freed, stays = said
   print(f"{name} is gone: {freed / _GB:.2f} GB freed" if not stays else f"{freed / _GB:.2f} GB freed: {stays}")
   return 0
-
-
-def _named(arguments: argparse.Namespace) -> str:
-  name = arguments.model_name or arguments.run_model
-  if not name:
-    raise ConfigError(f"exo {arguments.command} needs the name of a model: `exo models` lists them")
-  return str(name)

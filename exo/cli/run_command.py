@@ -19,10 +19,10 @@ from typing import Any, TypeVar
 from exo.cli.load_progress import LoadProgress
 from exo.cli.node_client import node_client
 from exo.cli.repetition import goes_in_circles
+from exo.cli.run_words import is_path, run_words
 from exo.config import Config
 from exo.download.model_store import model_name
 from exo.errors import ConfigError, ExoError
-from exo.gguf_names import is_gguf
 from exo.log import escape
 from exo.standard_streams import shown, taken
 from exo.topology.slow_links import slow_link_hint
@@ -32,8 +32,9 @@ T = TypeVar("T")
 
 def run_command(config: Config, arguments: argparse.Namespace) -> int:
   """Returns the exit status: 0, 1 for an error, 130 when interrupted."""
-  model: str | None = arguments.model_name or arguments.run_model
-  if model is not None and _is_path(model):
+  words = run_words(arguments)
+  model = words.model
+  if model is not None and is_path(model):
     try:
       path = Path(model).expanduser().absolute()
     except RuntimeError as error:  # a user, or a home, that nobody knows
@@ -47,16 +48,12 @@ def run_command(config: Config, arguments: argparse.Namespace) -> int:
     session = _Session(config, model, arguments.max_tokens)
     try:
       loop.run(session.open())
-      if arguments.prompt is not None:
-        loop.run(session.ask(arguments.prompt))
+      if words.prompt is not None:
+        loop.run(session.ask(words.prompt))
         return 0
       return _chat(loop, session)
     finally:
       loop.run(session.close())
-
-
-def _is_path(model: str) -> bool:
-  return is_gguf(model) or model.startswith((".", "/", "~")) or Path(model).is_dir()
 
 
 def _chat(loop: _Loop, session: _Session) -> int:

@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from exo.cli.client import ApiClient
+from exo.cli.parser import Parser
 from exo.config import Config
 from exo.errors import ExoError
 from exo.log import escape
@@ -23,9 +24,9 @@ _SECOND_SIGNAL_S = 0.5
 _NONE = "no node of yours runs on this machine: `exo` starts one"
 
 
-def build_parser(command: str) -> argparse.ArgumentParser:
+def build_parser(command: str) -> Parser:
   about = {"status": "Show the nodes that you run on this machine and the rings they are in.", "stop": "Stop them."}
-  parser = argparse.ArgumentParser(prog=f"exo {command}", description=about[command])
+  parser = Parser(prog=f"exo {command}", description=about[command])
   parser.add_argument("node_id", nargs="?", metavar="NODE", help="only this one")
   if command == "status":
     parser.add_argument("--json", action="store_true", help="everything, for programs")

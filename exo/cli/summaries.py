@@ -1,0 +1,51 @@
+"""What there is to say of each command in a line, and what other programs call it."""
+
+from __future__ import annotations
+
+SUMMARIES = {
+    "run": "answer one prompt, or chat",
+    "models": "what there is, what is here, what fits",
+    "pull": "fetch a model onto this machine",
+    "rm": "delete one",
+    "status": "what runs here, and the ring it is in",
+    "stop": "stop it",
+    "doctor": "what is wrong with this machine, if anything",
+    "key": "keep strangers out of the ring, and out of the API",
+    "join": "become part of a ring with a cluster key",
+    "bench": "how fast the ring is, also beside another server",
+    "engine": "the library of llama.cpp, and building one for this very processor",
+    "launch": "start an agent (Claude Code, Codex, …) with the ring behind it",
+    "demo": "three nodes, one killed in mid-sentence: the text goes on",
+    "version": "which exo this is",
+    "help": "this, or a command's own (exo help COMMAND)",
+}
+ELSEWHERE = {
+    "list": "models",
+    "ls": "models",
+    "show": "models",
+    "search": "models",
+    "ps": "status",
+    "info": "status",
+    "top": "status",
+    "nodes": "status",
+    "chat": "run",
+    "generate": "run",
+    "ask": "run",
+    "download": "pull",
+    "get": "pull",
+    "fetch": "pull",
+    "install": "pull",
+    "remove": "rm",
+    "delete": "rm",
+    "uninstall": "rm",
+    "del": "rm",
+    "quit": "stop",
+    "kill": "stop",
+    "down": "stop",
+    "check": "doctor",
+    "diagnose": "doctor",
+    "benchmark": "bench",
+    "keys": "key",
+    "token": "key token",
+}
+A_NODE = ("serve", "start", "server", "up", "node", "daemon")  # what `exo` alone does
