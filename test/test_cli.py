@@ -161,7 +161,7 @@ def test_debug_out_of_range_is_refused(own_home: Path) -> None:
 
 def test_chat_keeps_the_conversation(own_home: Path, greedy: tuple[str, ...]) -> None:
   done = subprocess.run([sys.executable, "-m", "exo", "run", "--max-tokens", "6", *greedy],
-                        input="Hello\nAnd you?\n\n",
+                        input="Hello\n\nAnd you?\n",
                         capture_output=True,
                         text=True,
                         timeout=120,
@@ -169,7 +169,7 @@ def test_chat_keeps_the_conversation(own_home: Path, greedy: tuple[str, ...]) ->
                         env=os.environ | {"EXO_HOME": str(own_home)},
                         check=False)
   assert done.returncode == 0, done.stderr
-  assert done.stdout.count("> ") == 3 and done.stderr.count("tokens/s") == 2
+  assert "> " not in done.stdout and len(done.stdout.splitlines()) >= 2 and done.stderr.count("tokens/s") == 2
 
 
 def test_ctrl_c_stops_an_answer_and_then_the_program(own_home: Path, greedy: tuple[str, ...]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,13 +69,11 @@ class ApiClient:
       return await _checked(response)
 
   async def chat(self, model: str | None, messages: list[dict[str, str]],
-                 max_tokens: int | None) -> AsyncGenerator[Delta, None]:
-    """Stream an answer."""
-    body: dict[str, Any] = {"messages": messages, "stream": True, "stream_options": {"include_usage": True}}
+                 settings: Mapping[str, Any]) -> AsyncGenerator[Delta, None]:
+    """Stream an answer. `settings` are further fields of the request."""
+    body: dict[str, Any] = {"messages": messages, "stream": True, "stream_options": {"include_usage": True}, **settings}
     if model is not None:
       body["model"] = model
-    if max_tokens is not None:
-      body["max_tokens"] = max_tokens
     async with self._session.post("/v1/chat/completions", json=body) as response:
       if response.status != 200:
         await _checked(response)

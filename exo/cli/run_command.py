@@ -15,7 +15,11 @@ from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
+from exo.cli.chat_commands import ChatCommands, Leave, completions
+from exo.cli.chat_input import ChatInput, text_beside
+from exo.cli.conversation import Conversation
 from exo.cli.load_progress import LoadProgress
 from exo.cli.node_client import node_client
 from exo.cli.repetition import goes_in_circles
@@ -47,33 +51,62 @@ def run_command(config: Config, arguments: argparse.Namespace) -> int:
   with _Loop() as loop:
     session = _Session(config, model, arguments.max_tokens)
     try:
-      loop.run(session.open())
-      if words.prompt is not None:
-        loop.run(session.ask(words.prompt))
+      loop.run(session.open(words.single))
+      prompt = words.prompt
+      if prompt is not None or words.waits_for_input:
+        prompt = "\n\n".join(part for part in (prompt, text_beside(words.waits_for_input).strip("\n")) if part)
+        if not prompt:
+          raise ConfigError("the prompt is empty")
+        loop.run(session.ask(prompt))
         return 0
-      return _chat(loop, session)
+      return _chat(loop, session, config)
     finally:
       loop.run(session.close())
 
 
-def _chat(loop: _Loop, session: _Session) -> int:
-  import readline  # noqa: F401 - gives input() its line editing and history
-  print("A chat: an empty line or Ctrl-D ends it, Ctrl-C stops an answer.", file=sys.stderr)
-  while True:
-    loop.run(shown())
-    try:
-      question = input("> ").strip()
-    except (EOFError, KeyboardInterrupt):
-      print(file=sys.stderr)
-      return 0
-    if not question:
-      return 0
-    try:
-      loop.run(session.ask(question))
-    except KeyboardInterrupt:
-      print("\n(stopped)", file=sys.stderr)
-    except ExoError as error:
-      print(f"exo: {error}", file=sys.stderr)
+def _chat(loop: _Loop, session: _Session, config: Config) -> int:
+  """Ctrl-C stops an answer; a second one without a word between them leaves."""
+  folder = config.state_dir / "chats"
+  commands = ChatCommands(session.talk, folder, lambda name: loop.run(session.find_model(name)))
+  source = ChatInput(
+      config.state_dir / "chat_history",
+      lambda line: completions(line, lambda: [path.stem for path in folder.glob("*.json")])
+  )
+  _tell("A chat: /help tells what it can do, Ctrl-C stops an answer, /bye or Ctrl-D ends it.")
+  interrupts = 0
+  try:
+    while interrupts < 2:
+      answering = False
+      try:
+        loop.run(shown())
+        text = source.read()
+        interrupts, answering = 0, True
+        _answer(loop, session, commands, text)
+      except KeyboardInterrupt as error:
+        interrupts += 2 if error.args else 1
+        _tell("\n(stopped)" if answering else "\n(Ctrl-C once more, Ctrl-D or /bye leaves)")
+      except ExoError as error:
+        _tell(f"exo: {error}")
+  except (EOFError, Leave) as end:
+    if isinstance(end, EOFError):
+      _tell("")
+  finally:
+    source.close()
+  return 0
+
+
+def _answer(loop: _Loop, session: _Session, commands: ChatCommands, text: str) -> None:
+  if not text.strip():
+    return
+  told = commands.run(text)
+  if told is not None:
+    _tell(escape(told))
+    return
+  loop.run(session.ask(text.removeprefix("/") if text.startswith("//") else text))
+
+
+def _tell(text: str) -> None:
+  print(text, file=sys.stderr)
 
 
 _LOOKED_AT = 4000  # deltas, when a line ends
@@ -82,26 +115,42 @@ _LOOKED_AT = 4000  # deltas, when a line ends
 class _Session:
   """A conversation with one node."""
   def __init__(self, config: Config, model: str | None, max_tokens: int | None) -> None:
-    self._config, self._model, self._max_tokens = config, model, max_tokens
-    self._messages: list[dict[str, str]] = []
+    self.talk = Conversation(model, config.system_prompt)
+    if config.default_temp is not None:  # also at a node that was started without it
+      self.talk.settings["temperature"] = config.default_temp
+    if max_tokens is not None:
+      self.talk.settings["max_tokens"] = max_tokens
     self._hinted = False
     self._context = node_client(config, model)
 
-  async def open(self) -> None:
+  async def open(self, may_be_a_prompt: bool) -> None:
+    """Raises `ModelNotFoundError` for a model that nobody knows."""
     self._api = await self._context.__aenter__()
+    if self.talk.model is not None:
+      try:
+        await self.find_model(self.talk.model)
+      except ExoError as error:
+        if not may_be_a_prompt:
+          raise
+        raise ExoError(f'{error} (for a prompt of one word: exo run --prompt "{self.talk.model}")') from error
+
+  async def find_model(self, name: str) -> str:
+    """The model's id. Raises `ExoError` with the nearest names."""
+    return str((await self._api.get(f"/v1/models/{quote(name)}"))["id"])
 
   async def close(self) -> None:
     await self._context.__aexit__(None, None, None)
 
   async def ask(self, question: str) -> None:
     """Print the answer as it comes. Cancelling it stops the generation and keeps what was said."""
-    self._messages.append({"role": "user", "content": question})
+    messages = self.talk.messages
+    messages.append({"role": "user", "content": question})
     said: list[str] = []
     first, tokens, circles = 0.0, 0, False
     progress = LoadProgress(self._api)
     watching = asyncio.create_task(progress.run(), name="progress")
     try:
-      async with aclosing(self._api.chat(self._model, self._messages, self._max_tokens)) as deltas:
+      async with aclosing(self._api.chat(self.talk.model, self.talk.whole, self.talk.settings)) as deltas:
         async for delta in deltas:
           if delta.text and not first:
             first = time.monotonic()
@@ -112,12 +161,17 @@ class _Session:
           sys.stdout.write(escape(delta.text) if sys.stdout.isatty() else delta.text)
           sys.stdout.flush()
           await taken()
-          if self._max_tokens is None and "\n" in delta.text and goes_in_circles("".join(said[-_LOOKED_AT:])):
+          if "max_tokens" not in self.talk.settings and "\n" in delta.text and goes_in_circles(
+              "".join(said[-_LOOKED_AT:])
+          ):
             circles = True
             break
     finally:
       await _end(watching)
-      self._messages.append({"role": "assistant", "content": "".join(said)})
+      if any(said):
+        messages.append({"role": "assistant", "content": "".join(said)})
+      else:
+        messages.pop()
     sys.stdout.write("\n")
     sys.stdout.flush()
     await taken()
@@ -156,7 +210,10 @@ class _Loop:
       return future.result()
     except KeyboardInterrupt:
       future.cancel()
-      time.sleep(0.2)  # let it tell the ring
+      try:
+        time.sleep(0.2)  # let it tell the ring
+      except KeyboardInterrupt:
+        raise KeyboardInterrupt("twice") from None
       raise
 
   def __exit__(self, *_: object) -> None:
