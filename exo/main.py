@@ -30,6 +30,10 @@ def run() -> None:
   sys.exit(status)
 
 
+_SURROUNDINGS = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOENT, errno.ENOTDIR, errno.EEXIST,
+    errno.EISDIR, errno.EIO, errno.ELOOP, errno.ENAMETOOLONG, errno.ESTALE
+)
 _READER_GONE = 141  # what a shell shows for a program that SIGPIPE ended
 
 
@@ -40,6 +44,12 @@ def _unwritten(error: OSError) -> int:
   elif error.errno == errno.ENOSPC and error.filename is None:
     log.say("exo: what it says cannot be written: the disk is full")
     status = 1
+  elif error.errno in _SURROUNDINGS and error.filename is not None and not os.environ.get("DEBUG", "").strip("0 "):
+    log.say(
+        f"exo: {error.filename} cannot be used ({error.strerror}): mend it, or point EXO_HOME to a folder that this user may write "
+        "(exo doctor tells more)"
+    )
+    return 1
   else:
     raise error
   os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in a buffer can go nowhere

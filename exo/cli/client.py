@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 
-from exo.errors import ExoError
+from exo.errors import ExoError, in_words
 from exo.runtime_file import RuntimeInfo
 
 _HEALTH_TIMEOUT_S = 2.0
+_NO_LOOPBACK = (errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.ENETDOWN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +49,25 @@ class ApiClient:
     """Stands for any API key on this machine; "" where there is none."""
     return self._info.token
 
+  @asynccontextmanager
+  async def _reached(self) -> AsyncIterator[None]:
+    try:
+      yield
+    except aiohttp.ClientConnectorError as error:
+      hint = ": bring its loopback interface up (ip link set lo up)" if error.errno in _NO_LOOPBACK else ""
+      raise ExoError(f"this machine does not reach its own address {self.url} ({error.strerror}){hint}") from error
+    except aiohttp.ClientError as error:
+      raise ExoError(
+          f"the node at {self.url} has broken off ({in_words(error)}): exo status shows whether it runs"
+      ) from error
+
   async def get(self, path: str) -> Any:
-    async with self._session.get(path) as response:
+    async with self._reached(), self._session.get(path) as response:
       return await _checked(response)
 
   async def first_event(self, path: str) -> Any:
     """The first of a stream's events, which is left then."""
-    async with self._session.get(path) as response:
+    async with self._reached(), self._session.get(path) as response:
       if response.status != 200:
         await _checked(response)
       async for line in response.content:
@@ -61,11 +76,11 @@ class ApiClient:
     raise ExoError("the node closed the stream")
 
   async def post(self, path: str, body: Any) -> Any:
-    async with self._session.post(path, json=body) as response:
+    async with self._reached(), self._session.post(path, json=body) as response:
       return await _checked(response)
 
   async def delete(self, path: str) -> Any:
-    async with self._session.delete(path) as response:
+    async with self._reached(), self._session.delete(path) as response:
       return await _checked(response)
 
   async def chat(self, model: str | None, messages: list[dict[str, str]],
@@ -74,7 +89,7 @@ class ApiClient:
     body: dict[str, Any] = {"messages": messages, "stream": True, "stream_options": {"include_usage": True}, **settings}
     if model is not None:
       body["model"] = model
-    async with self._session.post("/v1/chat/completions", json=body) as response:
+    async with self._reached(), self._session.post("/v1/chat/completions", json=body) as response:
       if response.status != 200:
         await _checked(response)
       async for line in response.content:

@@ -150,7 +150,7 @@ def _doctor(argv: Sequence[str]) -> int:
   arguments = node_parsers.doctor_parser().parse_args(argv)
   config = _config(arguments)
   from exo.cli.doctor_command import doctor_command
-  return doctor_command(config)
+  return doctor_command(config, arguments.json)
 
 
 def _status_parser() -> Parser:

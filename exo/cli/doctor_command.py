@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import platform
 import shutil
 import socket
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import exo
@@ -28,6 +30,7 @@ from exo.inference.llama_cpp.library_choice import libraries
 from exo.log import escape
 from exo.networking.cluster_key import default_key_file
 from exo.networking.udp.interfaces import list_interfaces
+from exo.private_files import private_folder
 from exo.runtime_file import RuntimeInfo, running_nodes
 from exo.system_figures import free_disk, host_name, memory, own_memory, processors, unreadable
 from exo.topology.slow_links import slow_link_hint
@@ -48,15 +51,18 @@ class Finding:
   text: str
 
 
-def doctor_command(config: Config) -> int:
+def doctor_command(config: Config, as_json: bool = False) -> int:
   """Print all findings; 1 if something is broken."""
+  if as_json:
+    found = [finding for check in _CHECKS for finding in _guarded(check, config)]
+    is_wrong = any(finding.level == "FAIL" for finding in found)
+    told = [{"level": finding.level.lower(), "topic": finding.topic, "text": finding.text} for finding in found]
+    print(json.dumps({"version": exo.__version__, "ok": not is_wrong, "findings": told}, indent=2))
+    return int(is_wrong)
   print(f"exo {exo.__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
   failed = noted = 0
   topic = ""
-  for check in (
-      _engines, _llama_cpp, _memory, _interfaces, _ports, _firewall, _clock, _keys, _hub, _models, _files, _nodes,
-      _figures
-  ):
+  for check in _CHECKS:
     for finding in _guarded(check, config):
       shown = finding.topic if finding.topic != topic else ""
       topic = finding.topic
@@ -115,12 +121,30 @@ def _figures(config: Config) -> Iterator[Finding]:
 
 
 def _interfaces(config: Config) -> Iterator[Finding]:
+  if not _own_address():
+    yield Finding(
+        "FAIL", "interfaces",
+        "127.0.0.1 cannot be reached, hence no node's API: bring the loopback interface up (ip link set lo up)"
+    )
   interfaces = list_interfaces()
   for found in interfaces:
     used = not config.interface_type_filter or found.kind in config.interface_type_filter
     yield Finding("ok", "interfaces", f"{found.name} {found.kind} {found.address}{'' if used else ', filtered out'}")
   if all(found.kind == "loopback" for found in interfaces):
     yield Finding("FAIL", "interfaces", "no network but this machine's own: no other machine can be found")
+
+
+def _own_address() -> bool:
+  """Whether this machine reaches itself."""
+  with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listening, socket.socket() as asking:
+    try:
+      listening.bind(("127.0.0.1", 0))
+      listening.listen(1)
+      asking.settimeout(_ASK_S)
+      asking.connect(listening.getsockname())
+    except OSError:
+      return False
+  return True
 
 
 def _ports(config: Config) -> Iterator[Finding]:
@@ -218,10 +242,13 @@ def _has_cluster_key(config: Config) -> bool:
 
 def _models(config: Config) -> Iterator[Finding]:
   home = config.exo_home
-  home.mkdir(parents=True, exist_ok=True)
-  probe = home / ".doctor"
-  probe.write_text("")
-  probe.unlink()
+  for folder in (home, config.state_dir):
+    if (problem := _unusable(folder)) is not None:
+      yield Finding(
+          "FAIL", "models",
+          f"{folder} cannot be written ({problem}): point EXO_HOME to a folder that this user may write"
+      )
+      return
   free = free_disk(home)
   room = "unknown space" if free is None else f"{free // 2**20} MB free"
   store = ModelStore(home, config.model_dirs)
@@ -231,6 +258,18 @@ def _models(config: Config) -> Iterator[Finding]:
   yield Finding("FAIL" if low else "ok", "models", f"{home}, {room}{low}, {held}")
   for note in store.registry.notes:
     yield Finding("FAIL", "models", note)
+
+
+def _unusable(folder: Path) -> str | None:
+  """Why no file can be made in a folder, which is made where it is missing; None where one can."""
+  try:
+    private_folder(folder)
+    probe = folder / ".doctor"
+    probe.write_text("exo")
+    probe.unlink()
+  except OSError as error:
+    return error.strerror or str(error)
+  return None
 
 
 def _files(config: Config) -> Iterator[Finding]:
@@ -279,3 +318,9 @@ def _ring(node_id: str, ring: Any) -> Iterator[Finding]:
     pace = plan.get("times")
     if pace and (hint := slow_link_hint(pace["lap_ms"], pace["compute_ms"])):
       yield Finding("note", "speed", f"{plan['model']}: {hint}")
+
+
+_CHECKS = (
+    _engines, _llama_cpp, _memory, _interfaces, _ports, _firewall, _clock, _keys, _hub, _models, _files, _nodes,
+    _figures
+)

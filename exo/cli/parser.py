@@ -87,6 +87,10 @@ class Parser(argparse.ArgumentParser):
       if action.option_strings and not kept.intersection(action.option_strings):
         action.help = argparse.SUPPRESS
 
+  def print_help(self, file: Any = None) -> None:
+    """As argparse's, which says nothing where it cannot be written."""
+    (file or sys.stdout).write(self.format_help())
+
   def error(self, message: str) -> NoReturn:
     """Say it in one line, and end."""
     sys.stderr.write(f"{self.prog}: {_in_words(message)} (`{self.prog} --help` shows what there is)\n")
