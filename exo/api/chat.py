@@ -9,15 +9,19 @@ from aiohttp import web
 
 from exo.api.aside import FEW_TOKENS, TOKEN_SIZE, aside
 from exo.api.asked_model import asked_model
+from exo.api.caller import caller
 from exo.api.chat_parts import CallArguments, CallBegin, Content, Reasoning
 from exo.api.chat_prompt import COUNTED_CONTEXTS
 from exo.api.chat_request import ChatCompletionRequest, TokenEncodeRequest
 from exo.api.chat_run import ChatChoice, ChatDelta, ChatRun, chat_run
 from exo.api.errors import json_response
+from exo.api.exact import tell_exact
+from exo.api.kept_answers import KEPT_ANSWERS, ChunkWriter, KeptAnswer
 from exo.api.schema import read_body
 from exo.api.sse import event_stream
 from exo.api.text_run import identity, shown_logprob
 from exo.api.told_headers import tell_ignored, tell_relaxed
+from exo.errors import InvalidRequestError
 from exo.inference.plain_text import split_at
 from exo.inference.whole_characters import whole_characters
 from exo.orchestration.model_catalog import ModelInfo
@@ -30,10 +34,17 @@ async def chat_completions(request: web.Request, node: Node) -> web.StreamRespon
   include_usage = body.include_usage
   legacy = body.adopt_functions()
   tell_ignored(request, body.ignored_tools)
+  told: dict[str, Any] = {}
+  if body.goes_on:
+    if request.app[KEPT_ANSWERS].has_room(caller().label):
+      return await _kept(request, node, body, include_usage, legacy)
+    told = {"keep_running": False}
   async with chat_run(node, body) as run:
     tell_relaxed(request, run.relaxed)
     if body.stream:
-      return await _streamed(request, run, bool(body.logprobs), include_usage, legacy, timed=body.timings_per_token)
+      async with event_stream(request) as (stream, response):
+        await _write(stream, run, body, include_usage, legacy, told)
+      return response
     answers = await run.collect()
     tokens = sum(len(choice.tokens) for choice in answers)
     choices = [
@@ -108,33 +119,67 @@ def _deltas(run: ChatRun, delta: ChatDelta, legacy: bool) -> list[dict[str, Any]
   return out
 
 
-async def _streamed(
-    request: web.Request, run: ChatRun, logprobs: bool, include_usage: bool, legacy: bool, *, timed: bool
-) -> web.StreamResponse:
+async def _write(
+    stream: ChunkWriter, run: ChatRun, body: ChatCompletionRequest, include_usage: bool, legacy: bool, told: dict[str,
+                                                                                                                  Any]
+) -> None:
+  """A streamed answer's chunks; the first ones carry what is `told` of it."""
   envelope = _envelope(run, "chat.completion.chunk")
   usage = {"usage": None} if include_usage else {}
+  logprobs, timed = bool(body.logprobs), body.timings_per_token
 
   def chunk(index: int, delta: dict[str, Any], finish: str | None = None, probs: Any = None) -> dict[str, Any]:
     return envelope | {"choices": [{"index": index, "delta": delta, "logprobs": probs, "finish_reason": finish}]
                        } | usage | ({"timings": run.timings} if timed or finish else {})
 
-  async with event_stream(request) as (stream, response):
-    for i in range(run.n):
-      await stream.send(chunk(i, {"role": "assistant", "content": ""}))
-    async for delta in run:
-      for notice in run.notices():
-        await stream.comment(notice)
-      probs = token_logprobs(run.model, delta.tokens) if logprobs and delta.tokens else None
-      for piece in _deltas(run, delta, legacy):
-        with_content = "content" in piece
-        await stream.send(chunk(delta.choice, piece, None, probs if with_content else None), more=True)
-        probs = None if with_content else probs
-      if delta.finish_reason:
-        await stream.send(chunk(delta.choice, {}, _reason(delta.finish_reason, legacy), probs))
-      elif not run.more:
-        await stream.flush()
-    if include_usage:
-      await stream.send(envelope | {"choices": [], "usage": run.usage})
+  for i in range(run.n):
+    await stream.send(chunk(i, {"role": "assistant", "content": ""}) | told)
+  async for delta in run:
+    for notice in run.notices():
+      await stream.comment(notice)
+    probs = token_logprobs(run.model, delta.tokens) if logprobs and delta.tokens else None
+    for piece in _deltas(run, delta, legacy):
+      with_content = "content" in piece
+      await stream.send(chunk(delta.choice, piece, None, probs if with_content else None), more=True)
+      probs = None if with_content else probs
+    if delta.finish_reason:
+      await stream.send(chunk(delta.choice, {}, _reason(delta.finish_reason, legacy), probs))
+    elif not run.more:
+      await stream.flush()
+  if include_usage:
+    await stream.send(envelope | {"choices": [], "usage": run.usage})
+
+
+async def _kept(
+    request: web.Request, node: Node, body: ChatCompletionRequest, include_usage: bool, legacy: bool
+) -> web.StreamResponse:
+  """An answer that is written by a task of its own, and read by this request as by others that may come after it."""
+  async def work(answer: KeptAnswer) -> None:
+    async with chat_run(node, body) as run:
+      answer.open(run.id, run.exact, run.relaxed)
+      await _write(answer, run, body, include_usage, legacy, {"keep_running": True})
+
+  return await _read(request, await request.app[KEPT_ANSWERS].start(caller().label, work), 0)
+
+
+async def stream_again(request: web.Request, node: Node) -> web.StreamResponse:
+  """The rest of an answer that was asked for with `keep_running`."""
+  named = "Last-Event-ID" if "Last-Event-ID" in request.headers else "starting_after"
+  text = request.headers.get("Last-Event-ID") or request.query.get("starting_after") or "0"
+  if not (text.isascii() and text.isdigit() and len(text) < 10):
+    raise InvalidRequestError(f"{named} is the number that an event of this answer had as its id", named)
+  who = caller()
+  answer = request.app[KEPT_ANSWERS].find(request.match_info["id"], None if who.is_admin else who.label)
+  return await _read(request, answer, int(text))
+
+
+async def _read(request: web.Request, answer: KeptAnswer, after: int) -> web.StreamResponse:
+  tell_exact(answer.exact)
+  tell_relaxed(request, answer.relaxed)
+  with answer.reader(after) as next_events:
+    async with event_stream(request) as (stream, response):
+      while data := await next_events():
+        await stream.pass_on(data)
   return response
 
 

@@ -18,6 +18,12 @@ MAX_TOOLS = 128
 # tools that others run: a chat that brings nothing else is a chat without tools, not a mistake
 _HOSTED = ("web_", "file_search", "code_interpreter", "image_generation", "mcp", "computer", "url_context", "google_")
 
+_KEEP_RUNNING = (
+    "With stream: the answer goes on without its client for at most ten minutes. Its events have ids; GET "
+    "/v1/chat/completions/{id}/stream with the last one as Last-Event-ID, or as starting_after, gives the rest; POST "
+    "/v1/cancel/{id} ends it. Its first chunk says keep_running: false where there is no room for one more"
+)
+
 FunctionName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
 
 
@@ -154,6 +160,7 @@ class ChatCompletionRequest(ConstraintFields, kw_only=True):
   function_call: Literal["none", "auto"] | ToolName | None = None
   chat_template_kwargs: dict[str, Any] | None = None
   continue_final_message: bool | None = None  # as vLLM knows it: the answer goes on with the last message
+  keep_running: Annotated[bool, Meta(description=_KEEP_RUNNING)] = False
 
   @property
   def size(self) -> int:
@@ -171,6 +178,15 @@ class ChatCompletionRequest(ConstraintFields, kw_only=True):
       param = "max_completion_tokens" if newer else "max_tokens"
       raise InvalidRequestError(f"{param}: an answer of no tokens is none; leave it out, or ask for at least 1", param)
     return most
+
+  @property
+  def goes_on(self) -> bool:
+    """Without its client. Raises `InvalidRequestError`."""
+    if self.keep_running and not self.stream:
+      raise InvalidRequestError(
+          "keep_running needs stream: true, whose first chunk tells the answer's id", "keep_running"
+      )
+    return self.keep_running
 
   @property
   def title(self) -> str:

@@ -39,6 +39,7 @@ from exo.api.errors import error_middleware, json_response
 from exo.api.exact import add_exact
 from exo.api.guard import Guard
 from exo.api.handlers import Handler, NodeHandler
+from exo.api.kept_answers import KEPT_ANSWERS, KeptAnswers
 from exo.api.keys import ApiKeys, ApiKeyStore
 from exo.api.protocol import ApiProtocol
 from exo.api.request_id import add_request_id, count_requests, request_id_middleware
@@ -79,6 +80,7 @@ class ChatGPTAPI:
         count_requests(node.meter), error_middleware, self._guard.middleware
     ]
     self.app = web.Application(middlewares=middlewares, client_max_size=MAX_BODY_BYTES)
+    self._kept_answers = self.app[KEPT_ANSWERS] = KeptAnswers()
     self.app.on_response_prepare.append(add_request_id)
     self.app.on_response_prepare.append(add_exact)
     self.app.on_response_prepare.append(add_told)
@@ -89,6 +91,7 @@ class ChatGPTAPI:
     router = self.app.router
     for prefix in ("", "/v1"):
       router.add_post(f"{prefix}/chat/completions", self._with_node(chat.chat_completions))
+      router.add_get(f"{prefix}/chat/completions/{{id}}/stream", self._with_node(chat.stream_again))
       router.add_post(f"{prefix}/completions", self._with_node(completions.completions))
       router.add_post(f"{prefix}/chat/token/encode", self._with_node(chat.token_encode))
       router.add_get(f"{prefix}/models", self._with_node(models.models))
@@ -162,6 +165,7 @@ class ChatGPTAPI:
     if self._server is not None:
       self._server.close()
       self._server = None
+    await self._kept_answers.close()
     if self._runner is not None:
       await self._runner.cleanup()
       self._runner = None

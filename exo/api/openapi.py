@@ -61,6 +61,9 @@ _ENCODE = _Operation(
 
 _OPERATIONS: dict[str, _Operation] = {
     "POST /chat/completions": _CHAT,
+    "GET /chat/completions/{id}/stream": _Operation(
+        "The rest of an answer that goes on without its client (keep_running)", keys=("id", ), stream=_STREAM
+    ),
     "POST /completions": _TEXT,
     "POST /embeddings": _EMBED,
     "POST /chat/token/encode": _ENCODE,

@@ -35,6 +35,10 @@ _STREAMED = {
     "then": {"properties": {"stream": {"const": True}}, "required": ["stream"]}
 }
 _ONE_FORM = {"not": {"properties": {"functions": _GIVEN, "tools": _GIVEN}, "required": ["functions", "tools"]}}
+_KEPT = {
+    "if": {"properties": {"keep_running": {"const": True}}, "required": ["keep_running"]},
+    "then": {"properties": {"stream": {"const": True}}, "required": ["stream"]}
+}
 _ROLES = ["system", "developer", "user", "assistant", "tool", "function"]
 _HOSTED = ["web_search", "file_search", "code_interpreter", "image_generation", "mcp", "computer_use"]
 _TEXTS = {
@@ -98,7 +102,7 @@ _RULES: dict[str, dict[str, Any]] = {
         "then": {"properties": {"content": _GIVEN}, "required": ["content"]}
     },
     "ContentPart": {"properties": {"type": {"const": "text"}, "text": {"type": "string"}}, "required": ["type", "text"]},
-    "ChatCompletionRequest": {"allOf": [_FORCED, _STREAMED, _given_with("top_logprobs", "logprobs"), _ONE_FORM]},
+    "ChatCompletionRequest": {"allOf": [_FORCED, _STREAMED, _KEPT, _given_with("top_logprobs", "logprobs"), _ONE_FORM]},
     "CompletionRequest": {"properties": {"prompt": _PROMPT}, "allOf": [_STREAMED]},
     "EmbeddingRequest": {"properties": {"input": _PROMPT}},
     "CountTokensRequest": {"allOf": [_FORCED]},

@@ -38,6 +38,10 @@ class EventStream:
   async def comment(self, text: str) -> None:
     await self._write(f": {text}\n\n".encode())
 
+  async def pass_on(self, data: bytes) -> None:
+    """Write events that are whole already."""
+    await self._write(data)
+
   async def done(self) -> None:
     await self._write(b"data: [DONE]\n\n")
 
