@@ -15,6 +15,7 @@ from exo.inference.weights.checkpoint import Checkpoint, open_checkpoint
 from exo.orchestration import ailments, planner
 from exo.worker import health
 from test.support.nodes import ROOT, NodeProcess, ring
+from test.support.page import browser, page, page_node  # noqa: F401 - fixtures
 
 DATA = Path(__file__).parent / "data"
 

@@ -102,10 +102,12 @@ def test_22_line_7_every_other_answer_ends_with_its_client(node: NodeProcess) ->
 def test_22_line_7_one_that_goes_on_is_ended_by_its_id(node: NodeProcess) -> None:
   client, events = begun(node, keep_running=True, max_tokens=100_000)
   client.leave()
+  cancelled = outcomes(node, "cancelled")
   assert node.post(f"/v1/cancel/{events[0]['id']}", {})[0] == 200
   again = Client(node, "GET", f"/v1/chat/completions/{events[0]['id']}/stream")
   assert list(again.events())[-1]["error"]["code"] == "cancelled"
   again.leave()
+  assert outcomes(node, "cancelled") == cancelled + 1
 
 
 def test_22_line_7_what_cannot_be_is_said(node: NodeProcess) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from test.support.browser import chromium, complaints, requests
 from test.support.nodes import NodeProcess
+from test.support.page import DUMMY, all_of, ask, by_id, finished, until
 from test.support.path_proxy import path_proxy
-from test.test_page import DUMMY, all_of, ask, by_id, finished, until
 
 
 def test_21_line_10_the_page_works_under_a_path(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from test.support.browser import IS_INSTALLED, chromium, complaints
 from test.support.hub import Hub, hub
 from test.support.nodes import NodeProcess, ring
-from test.test_page import all_of, by_id, until
+from test.support.page import all_of, by_id, until
 
 stores = pytest.importorskip("test.support.stores", reason="the routes of models are not part of this version")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from exo.errors import ExoError, PeerLostError, PeerUnreachableError, PlanClosedError
+from exo.errors import CancelledRequestError, ExoError, PeerLostError, PeerUnreachableError, PlanClosedError
 from exo.orchestration.meter import Meter
 
 _KEPT = 8
@@ -58,7 +58,7 @@ class WatchedRequest:
       self.meter.failovers["resumed"] += times
 
   def fails(self, error: ExoError) -> None:
-    self.failed = True
+    self.failed = not isinstance(error, CancelledRequestError)
     if isinstance(error, PeerLostError | PeerUnreachableError | PlanClosedError):
       self.meter.failovers["failed"] += 1
 
@@ -87,7 +87,8 @@ class Activity:
       yield watched
       outcome = "failed" if watched.failed else "cancelled" if watched.open_choices else "completed"
     except ExoError as error:
-      outcome = "rejected" if error.kind in _REJECTIONS else "failed"
+      if not isinstance(error, CancelledRequestError):
+        outcome = "rejected" if error.kind in _REJECTIONS else "failed"
       raise
     except ConnectionError:
       raise

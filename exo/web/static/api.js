@@ -57,11 +57,11 @@ async function described(response) {
 
 export const json = async (path, options) => (await request(path, options)).json();
 
-/** The JSON of each `data:` line, and what a resumed stream tells as {notice}, until the stream ends. */
+/** The JSON of each `data:` line, with its number as `seq` where it has one, and what a resumed stream tells as {notice}. */
 export async function* events(path, options) {
   const response = await request(path, options);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
+  let rest = "", seq = 0;
   try {
     for (;;) {
       let chunk;
@@ -75,7 +75,8 @@ export async function* events(path, options) {
       const lines = (rest + chunk.value).split("\n");
       rest = lines.pop();
       for (const line of lines) {
-        if (line.startsWith("data: {")) yield JSON.parse(line.slice(6));
+        if (line.startsWith("id: ")) seq = Number(line.slice(4));
+        else if (line.startsWith("data: {")) yield seq ? { ...JSON.parse(line.slice(6)), seq } : JSON.parse(line.slice(6));
         else if (line.startsWith(": resumed")) yield { notice: line.slice(2) };
       }
     }

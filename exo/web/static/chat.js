@@ -1,21 +1,17 @@
-// The conversation that is open: asking, streaming, stopping, asking again.
+// The conversation that is open: its messages, asking, asking anew, and what an answer under way says of itself.
 
-import { ApiError, events } from "./api.js";
-import { $, h } from "./element.js";
+import { append, path, show, versions } from "./branches.js";
+import { $ } from "./element.js";
 import { MessageView } from "./message.js";
 
-const SAVE_MS = 1_000, NEAR_END_PX = 80;
+const NEAR_END_PX = 80;
 
 export class Chat {
-  constructor(conversations, settings, models) {
-    Object.assign(this, { conversations, settings, models, running: null, views: [] });
+  constructor(conversations, settings, answers, attachments) {
+    Object.assign(this, { conversations, settings, answers, attachments, views: [] });
     $("form").addEventListener("submit", (event) => {
       event.preventDefault();
-      const text = $("prompt").value.trim();
-      if (!text || this.running) return;
-      $("prompt").value = "";
-      this.grow();
-      this.ask(text);
+      this.send();
     });
     $("prompt").addEventListener("keydown", (event) => {
       if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
@@ -26,9 +22,14 @@ export class Chat {
     $("prompt").addEventListener("input", () => this.grow());
     $("stop").addEventListener("click", () => this.stop());
     document.addEventListener("keydown", (event) => {
-      if (event.key === "Escape" && this.running && !document.querySelector("dialog[open]")) this.stop();
+      if (event.key === "Escape" && !event.defaultPrevented && !document.querySelector("dialog[open]")) this.stop();
     });
-    this.show();
+    $("log").addEventListener("scroll", () => {
+      const log = $("log");
+      this.atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < NEAR_END_PX;
+    });
+    for (const name of ["begin", "text", "status", "end"]) answers.addEventListener(name, (event) => this.heard(name, event.detail));
+    this.open();
   }
 
   grow() {
@@ -36,163 +37,115 @@ export class Chat {
     box.rows = Math.min(10, Math.max(2, box.value.split("\n").length));
   }
 
-  /** Show the current conversation from its beginning. */
-  show() {
-    this.stop();
+  get run() { return this.answers.of(this.conversation); }
+
+  /** Show the current conversation; what is under way in others goes on, unless the settings say otherwise. */
+  open() {
+    const before = this.conversation;
     this.conversation = this.conversations.current;
-    this.views = [];
-    $("log").replaceChildren();
-    for (const message of this.conversation.messages) this.add(message);
-    this.emptiness();
-    $("log").scrollTop = $("log").scrollHeight;
+    if (before && before !== this.conversation && this.settings.stopsOnSwitching) {
+      for (const run of this.answers.runs.values()) if (run.conversation === before) this.answers.stop(run);
+    }
+    $("status").textContent = "";
+    this.draw();
+    this.follow(true);
   }
 
-  emptiness() {
-    $("welcome").hidden = this.conversation.messages.length > 0;
+  /** Bring what is shown up to date, after this or another tab has changed it; views of messages that stay are kept. */
+  draw() {
+    const messages = path(this.conversation);
+    let same = 0;
+    while (same < messages.length && this.views[same]?.message === messages[same] && this.views[same].at === this.stamp(messages[same])) same += 1;
+    for (const old of this.views.splice(same)) old.node.remove();
+    for (const message of messages.slice(same)) this.add(message);
+    $("welcome").hidden = messages.length > 0;
+    this.state();
+  }
+
+  /** What a view depends on: an answer under way is drawn by its own events. */
+  stamp(message) {
+    const others = versions(this.conversation, message);
+    return `${this.answers.runs.has(message.id) ? "running" : message.at} ${others.indexOf(message)} of ${others.length}`;
   }
 
   add(message) {
-    const view = new MessageView(message, {
-      edit: (v) => !this.running && v.edit((text) => this.again(v, text)),
-      regenerate: (v) => !this.running && this.again(v),
+    const others = versions(this.conversation, message), running = this.answers.runs.get(message.id);
+    const view = new MessageView(message, { versions: others, last: message.id === this.conversation.leaf }, {
+      edit: (v) => v.edit((text) => this.ask(text, message.parent, message.files)),
+      regenerate: () => this.answer(message.parent),
+      proceed: () => this.proceed(message),
+      version: (step) => this.version(others, message, step),
     });
+    view.at = this.stamp(message);
+    if (running) view.begin(running);
     this.views.push(view);
     $("log").append(view.node);
     return view;
   }
 
-  /** Go back to before a message: to the same question for an answer, to another one for a question. */
-  again(view, text) {
-    const { messages } = this.conversation;
-    const at = messages.indexOf(view.message);
-    messages.length = at;
-    for (const old of this.views.splice(at)) old.node.remove();
-    if (text === undefined) this.answer();
-    else this.ask(text);
+  version(others, message, step) {
+    show(this.conversation, others[others.indexOf(message) + step]);
+    this.conversations.touch(this.conversation);
+    this.draw();
+    const view = this.views.find((v) => v.message.parent === message.parent && v.message.role === message.role);
+    view?.focusVersion(step);
+    this.conversations.dispatchEvent(new Event("list"));
   }
 
-  ask(text) {
-    const message = { role: "user", content: text };
-    this.conversation.messages.push(message);
-    this.add(message);
-    this.answer();
+  send() {
+    const text = $("prompt").value.trim(), files = this.attachments.files;
+    if ((!text && !files.length) || this.run || this.attachments.reading) return;
+    $("prompt").value = "";
+    this.attachments.clear();
+    this.grow();
+    this.ask(text, this.conversation.leaf, files);
   }
 
-  stop() { this.running?.abort(); }
+  /** A question after `parent`; where there is one already it stays, as another version. */
+  ask(text, parent, files) {
+    const message = append(this.conversation, parent, { role: "user", content: text, ...(files?.length ? { files } : {}) });
+    this.answer(message.id);
+  }
 
-  async answer() {
-    const conversation = this.conversation, controller = this.running = new AbortController();
-    const sent = conversation.messages.map(({ role, content }) => ({ role, content }));
-    const message = { role: "assistant", content: "" };
-    conversation.messages.push(message);
-    this.conversations.touch(conversation);
-    this.emptiness();
-    const view = this.add(message);
-    view.running = true;
-    $("stop").disabled = false;
-    $("send").disabled = true;
-    $("status").textContent = "Waiting for the first token";
+  answer(parent) {
+    const message = append(this.conversation, parent, { role: "assistant", content: "" });
+    this.draw();
+    this.answers.begin(this.conversation, message);
     this.follow(true);
-    const painter = new Painter(() => {
-      view.refresh();
-      this.follow(false);
-    });
-    const saving = setInterval(() => this.conversations.save(), SAVE_MS);
-    try {
-      await this.stream(sent, message, controller.signal, painter);
-    } catch (error) {
-      if (error.name === "AbortError") message.stopped = true;
-      else {
-        message.error = error instanceof ApiError ? error.message : `The page failed: ${error.message}`;
-        if (!(error instanceof ApiError)) console.error(error);
-      }
-    } finally {
-      clearInterval(saving);
-      painter.stop();
-      view.running = false;
-      view.refresh();
-      this.follow(false);
-      if (this.running === controller) this.running = null;
-      $("stop").disabled = true;
-      $("send").disabled = false;
-      $("status").textContent = message.error ? "The answer failed" : message.stopped ? "Stopped" : "The answer is complete";
-      this.conversations.touch(conversation);
-    }
   }
 
-  async stream(messages, message, signal, painter) {
-    const { system } = this.settings;
-    if (system) messages.unshift({ role: "system", content: system });
-    const body = { messages, stream: true, stream_options: { include_usage: true }, ...this.settings.fields };
-    if (this.models.chosen) body.model = this.models.chosen;
-    const stats = message.stats = {}, started = performance.now();
-    let first = 0, last = 0, pieces = 0;
-    for await (const event of events("v1/chat/completions", { method: "POST", body, signal })) {
-      if (event.error) throw new ApiError(event.error.message, 0, event.error.code);
-      if (event.notice) stats.notice = event.notice;
-      const delta = event.choices?.[0]?.delta ?? {};
-      const thought = delta.reasoning_content ?? delta.reasoning;
-      if (thought) message.reasoning = (message.reasoning ?? "") + thought;
-      if (delta.content) message.content += delta.content;
-      if (thought || delta.content) {
-        last = performance.now();
-        pieces += 1;
-        if (!first) {
-          first = last;
-          stats.first_ms = first - started;
-          $("status").textContent = "Answering";
-        }
-      }
-      if (event.model) stats.model = event.model;
-      if (event.usage) stats.tokens = event.usage.completion_tokens;
-      const count = stats.tokens ?? pieces;
-      if (count > 1 && last > first) stats.per_s = (count - 1) / ((last - first) / 1000);
-      painter.request();
-    }
+  /** Go on where the answer was cut. */
+  proceed(message) {
+    this.answers.begin(this.conversation, message, { continued: true });
+    this.follow(true);
+  }
+
+  stop() { if (this.run) this.answers.stop(this.run); }
+
+  heard(name, run) {
+    if (run.conversation !== this.conversation) return;
+    const view = this.views.find((v) => v.message === run.message);
+    if (name === "begin" || (name === "end" && view)) {
+      if (name === "begin") view?.begin(run);
+      else view.end();
+      if (view) view.at = this.stamp(run.message);
+    } else if (name === "text") view?.changed(() => this.follow(false));
+    else view?.progress(run);
+    if (name !== "text") this.state(name === "end" ? run : this.run);
+    if (name === "end") this.follow(false);
+  }
+
+  state(run = this.run) {
+    const busy = Boolean(this.run);
+    $("stop").disabled = !busy;
+    $("send").disabled = busy || this.attachments.reading;
+    if (run) $("status").textContent = run.status;
   }
 
   /** Keep the end in sight, unless the reader has scrolled away from it. */
   follow(force) {
     const log = $("log");
     if (force || this.atEnd !== false) log.scrollTop = log.scrollHeight;
-    if (!this.watching) {
-      this.watching = true;
-      log.addEventListener("scroll", () => { this.atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < NEAR_END_PX; });
-    }
     if (force) this.atEnd = true;
   }
-}
-
-/** Paints at most once a frame, and more rarely where painting is slow: at most a fifth of the time goes into it. */
-class Painter {
-  constructor(paint) {
-    this.paint = paint;
-    this.timer = 0;
-    this.pause = 0;
-  }
-
-  request() {
-    this.timer ||= setTimeout(() => {
-      this.timer = 0;
-      const started = performance.now();
-      this.paint();
-      this.pause = 16 + 4 * (performance.now() - started);
-    }, this.pause);
-  }
-
-  stop() { clearTimeout(this.timer); }
-}
-
-/** The list at the side. `open()` shows the current conversation. */
-export function listConversations(conversations, open) {
-  const list = $("chat-list");
-  const items = conversations.all.filter((c) => c.messages.length || c === conversations.current).map((c) => {
-    const title = c.title || "New chat";
-    const select = h("button", { type: "button", class: "chat-name", "aria-current": c === conversations.current ? "true" : null,
-      onclick: () => { conversations.open(c.id); open(); } }, title);
-    const remove = h("button", { type: "button", class: "quiet", "aria-label": `Delete “${title}”`, title: "Delete",
-      onclick: () => { conversations.remove(c.id); open(); } }, "×");
-    return h("li", {}, select, c.messages.length ? remove : null);
-  });
-  list.replaceChildren(...items);
 }

@@ -1,12 +1,16 @@
 // Puts the page together: panels, dialogs, and the parts that know nothing of each other.
 
+import { Answers } from "./answers.js";
 import { onKeyNeeded } from "./api.js";
-import { Chat, listConversations } from "./chat.js";
+import { Attachments } from "./attachments.js";
+import { Chat } from "./chat.js";
+import { ChatList } from "./chat_list.js";
 import { Conversations } from "./conversations.js";
 import { $ } from "./element.js";
 import { Models } from "./models.js";
 import { Ring } from "./ring.js";
 import { Settings } from "./settings.js";
+import { toast } from "./toast.js";
 
 /** A dialog as a question: what `read` gives when it is sent, null when it is left. */
 function asked(dialog, form, cancel, read) {
@@ -61,27 +65,30 @@ function panel(button, pane, wide) {
   return { close: () => { if (!room.matches) show(false); } };
 }
 
-const settings = new Settings();
 const conversations = new Conversations();
+const settings = new Settings(conversations);
 const ring = new Ring();
 const models = new Models(ring, confirm);
+const answers = new Answers(conversations, settings, models);
+const attachments = new Attachments(toast, () => chat.state());
 const chats = panel($("toggle-chats"), $("chats"), "(min-width: 60rem)");
 panel($("toggle-side"), $("side"), "(min-width: 76rem)");
-const chat = new Chat(conversations, settings, models);
+const chat = new Chat(conversations, settings, answers, attachments);
 
-const refresh = () => listConversations(conversations, open);
 function open() {
-  chat.show();
-  refresh();
+  chat.open();
+  list.draw();
   chats.close();
 }
+const list = new ChatList(conversations, answers, open, toast);
+conversations.addEventListener("change", () => (chat.conversation === conversations.current ? chat.draw() : chat.open()));
 $("new-chat").addEventListener("click", () => {
   conversations.begin();
+  $("chat-search").value = "";
   open();
   $("prompt").focus();
 });
-$("form").addEventListener("submit", () => setTimeout(refresh));
-refresh();
+answers.takeUp();
 
 $("enlarge").addEventListener("click", () => {
   const large = document.body.classList.toggle("large-ring");
