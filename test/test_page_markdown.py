@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import Select
 
-from test.support.page import show, until
+from test.support.page import by_id, show, until
 
 HOSTILE = r"""
 <script>window.harmed = 1</script><img src=x onerror="window.harmed = 2"><svg onload="window.harmed = 3">
@@ -129,8 +130,8 @@ $$\\sum_{i=1}^{n} i = \\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}$$
   assert [e.text for e in find(".tok-keyword")] == ["def", "return"] and find(".tok-comment")[0].text == "# comment"
   assert find(".tok-string")[0].text == '"s"' and find(".tok-number")[0].text == "1" and find(".tok-call"
                                                                                               )[0].text == "f"
-  assert len(find("math")) == 3 and find("mfrac msup") and find("munderover") and len(find("mtd")) == 4
-  assert "$5 and $6" in answer.text and find("code.tex")[0].text == "$\\frobnicate{x}$"
+  assert len(find("math")) == 4 and find("mfrac msup") and find("munderover") and len(find("mtd")) == 4
+  assert "$5 and $6" in answer.text and find("math .unknown")[0].text == "\\frobnicate"
   details = find("details.think")[0]
   assert details.find_element(By.TAG_NAME, "summary").text == "Thought" and details.get_attribute("open") is None
   details.find_element(By.TAG_NAME, "summary").click()
@@ -142,3 +143,80 @@ $$\\sum_{i=1}^{n} i = \\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}$$
       "navigator.clipboard.readText().then(arguments[0], (e) => arguments[0](String(e)))"
   )
   assert copied == 'def f(x):  # comment\n  return "s" + 1'
+
+
+FORMULAS = {
+    r"\sqrt{x} + \sqrt[3]{\frac{1}{x}}": "msqrt, mroot mfrac",
+    r"\left( \frac{\frac{1}{2}}{3} \middle| x \right]": "mo[fence][stretchy=true]",
+    r"A \xrightarrow[k_2]{k_1 + 1} B": "munderover mo[stretchy=true]",
+    r"A \xleftarrow{a} B": "mover mo[stretchy=true]",
+    r"x \stackrel{\text{def}}{=} y": "mover mtext",
+    r"\color{red}{x} + \textcolor{#00f}{y} \color{blue} z": "mstyle[mathcolor=red], mstyle[mathcolor='#00f'], mstyle[mathcolor=blue]",
+    r"\sum_{\substack{i < n \\ j > 1}} a_{ij}": "munder mtable mtr",
+    r"\cancel{5}\bcancel{x}\xcancel{y}": ".cancel, .bcancel, .xcancel",
+    r"e = mc^2 \tag{1}": "msup",
+    r"\lVert v \rVert_2 \leqslant \left\| w \right\|": "msub",
+    r"\mathbb{R} \mathcal{L} \mathbf{v} \mathfrak{g} \boldsymbol{\alpha}": "mi",
+    r"\begin{cases} x & \text{if $x > 0$} \\ -x & \text{else} \end{cases}": "mtd.side-l mtext",
+    r"\begin{align*} a &= b \\ c &= d \end{align*}": "mtable.pairs mtd.side-r",
+    r"\begin{array}{l|r} 1 & 2 \\ \hline 3 & 4 \end{array}": "mtd.side-r",
+    r"\operatorname*{argmax}_{x} f(x), \bigl( y \bigr), \widehat{abc}, \overline{AB}": "munder, mo[minsize]",
+    r"\underbrace{a+b}_{n} \iff \nexists x'^2 \hspace{1em} \phantom{x}": "munder, mphantom",
+}
+
+
+def test_22_line_9_formulas_are_drawn(page: Chrome) -> None:
+  answer = show(page, "\n\n".join(f"$${source}$$" for source in FORMULAS))
+  drawn = answer.find_elements(By.TAG_NAME, "math")
+  assert len(drawn) == len(FORMULAS) and not answer.find_elements(By.CSS_SELECTOR, ".unknown, code.tex")
+  for element, (source, selector) in zip(drawn, FORMULAS.items(), strict=True):
+    found = [element.find_elements(By.CSS_SELECTOR, part) for part in selector.split(", ")]
+    assert all(found), source
+  text = answer.text
+  assert "(1)" in text and "ℝ" in text and "ℒ" in text and "𝐯" in text and "𝔤" in text and "𝛂" in text and "‖" in text
+  heights = page.execute_script(
+      """return [...arguments[0].querySelectorAll("mo[fence], msqrt")].map(e => [e.localName, e.getBoundingClientRect().height])""",
+      answer
+  )
+  stretched = [height for name, height in heights if name == "mo"]
+  assert max(stretched) > 2 * min(stretched), "fences stretch to what is between them"
+
+
+def test_22_line_9_an_unknown_command_is_shown_as_such_and_the_rest_drawn(page: Chrome) -> None:
+  answer = show(
+      page, "$$\\frac{1}{2} + \\frobnicate{x^2} = \\begin{strange} y \\color{;x:url(//e)}{z}$$ and $\\frac{1}{$"
+  )
+  (formula, ) = answer.find_elements(By.TAG_NAME, "math")
+  assert [e.text for e in formula.find_elements(By.CSS_SELECTOR, ".unknown")] == ["\\frobnicate", "\\begin{strange}"]
+  assert formula.find_elements(By.TAG_NAME, "mfrac") and formula.find_elements(By.TAG_NAME, "msup")
+  assert not formula.find_elements(By.CSS_SELECTOR, "[mathcolor]")
+  assert answer.find_element(By.CSS_SELECTOR, "code.tex").text == "$\\frac{1}{$"
+
+
+def test_22_line_9_each_text_has_its_own_direction(page: Chrome) -> None:
+  answer = show(page, "שלום עולם\n\nhello\n\n- مرحبا\n- item\n\n```\ncode\n```")
+  directions = page.execute_script(
+      "return [...arguments[0].querySelectorAll('p, li, pre')].map(e => getComputedStyle(e).direction)", answer
+  )
+  assert directions == ["rtl", "ltr", "rtl", "ltr", "ltr"]
+  assert by_id(page, "prompt").get_attribute("dir") == "auto"
+
+
+def test_22_line_9_light_dark_and_system_themes(page: Chrome) -> None:
+  colour = lambda: page.execute_script("return getComputedStyle(document.body).backgroundColor")  # noqa: E731
+  light, dark = "rgb(255, 255, 255)", "rgb(21, 25, 28)"
+  try:
+    for scheme, of_system in (("dark", dark), ("light", light)):
+      page.execute_cdp_cmd(
+          "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+      )
+      for theme, expected in (("light", light), ("dark", dark), ("system", of_system)):
+        by_id(page, "open-settings").click()
+        Select(by_id(page, "theme")).select_by_value(theme)
+        by_id(page, "settings-cancel").click()
+        assert colour() == expected, (scheme, theme)
+        page.refresh()
+        until(page, lambda: "1 node" in by_id(page, "summary").text)
+        assert colour() == expected, (scheme, theme)
+  finally:
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})

@@ -12,20 +12,21 @@ from selenium.webdriver.remote.webelement import WebElement
 
 from test.support.browser import IS_INSTALLED, chromium, complaints
 from test.support.hub import Hub, hub
-from test.support.nodes import NodeProcess, ring
-from test.support.page import all_of, by_id, until
+from test.support.nodes import ROOT, NodeProcess, ring
+from test.support.page import all_of, ask, by_id, finished, settle, until
 
 stores = pytest.importorskip("test.support.stores", reason="the routes of models are not part of this version")
 
 if not IS_INSTALLED:
   pytest.skip("chromium and chromedriver are not installed (scripts/test-deps.sh)", allow_module_level=True)
 
-REPO = "org/big"
+REPO, SMALL = "org/big", "tiny/llama"  # the second one can be asked
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-  with hub({REPO: stores.write_big(tmp_path_factory.mktemp("repo") / "big", 12)}) as playing:
+  folder = tmp_path_factory.mktemp("repo") / "big"
+  with hub({REPO: stores.write_big(folder, 12), SMALL: ROOT / "test" / "data" / "goldens" / "llama"}) as playing:
     yield playing
 
 
@@ -108,3 +109,52 @@ def test_a_download_that_cannot_be_says_why(page: Chrome, server: Hub) -> None:
   until(
       page, lambda: "org/nothing" in by_id(page, "models-note").text or "hub has no" in by_id(page, "models").text, 30
   )
+
+
+def names(page: Chrome) -> list[str]:
+  return [e.text for e in all_of(page, "#models strong")]
+
+
+def test_22_line_8_the_picker_says_what_is_default_here_and_fits_and_sorts_by_that(page: Chrome) -> None:
+  until(page, lambda: "default" in text_of(page, "smollm2-135m"))
+  told = text_of(page, "smollm2-135m")
+  assert " MB" in told and "Q4_1" in told and "in use" in told
+  marks = page.execute_script("return [...document.querySelectorAll('#models li')].map(row => row.textContent)")
+  fits = [i for i, text in enumerate(marks) if "fits here" in text]
+  nowhere = [i for i, text in enumerate(marks) if "cannot run" in text]
+  assert fits and nowhere and max(fits) < min(nowhere), "what fits comes before what does not"
+  search(page, "llama-3.1-8b")
+  until(page, lambda: names(page)[:1] == ["Llama 3.1 8B"] or all_of(page, "#models select"))
+  forms = page.find_element(By.CSS_SELECTOR, "#models select")
+  assert {"gguf", "mlx"} <= {option.text for option in forms.find_elements(By.TAG_NAME, "option")}
+  until(page, lambda: "Default: SmolLM2" in by_id(page, "model").text)
+
+
+def test_22_line_8_a_download_is_seen_and_cancelled_in_the_chat_and_a_model_loaded_and_unloaded(
+    page: Chrome, server: Hub
+) -> None:
+  server.faults.bytes_per_s = 1e5
+  page.execute_script("localStorage.setItem('exo.model', arguments[0])", SMALL)
+  page.refresh()
+  settle(page, max_tokens="3")
+  ask(page, "hello")
+  waiting = until(page, lambda: page.find_element(By.CSS_SELECTOR, "article.running .waiting"), 30)
+  until(page, lambda: "Downloading tiny/llama" in waiting.text and " of 970 kB" in waiting.text, 20)
+  assert "Downloading tiny/llama" in by_id(page, "status").text
+  waiting.find_element(By.TAG_NAME, "button").click()
+  finished(page)
+  assert page.find_element(By.CSS_SELECTOR, "article.assistant .error").text
+  server.faults.bytes_per_s = None
+  page.get_log("browser")  # the browser's own line of what was cancelled, if there is one
+  next(b for b in all_of(page, "article.assistant button") if b.text == "Regenerate").click()
+  finished(page)
+  assert "3 tokens" in page.find_element(By.CSS_SELECTOR, "article.assistant .stats").text
+  by_id(page, "models-section").find_element(By.TAG_NAME, "summary").click()
+  search(page, SMALL)
+  press(page, SMALL, "Unload")
+  until(page, lambda: "Load" in text_of(page, SMALL) and "loaded" not in text_of(page, SMALL), 20)
+  press(page, SMALL, "Load")
+  until(page, lambda: "loaded" in text_of(page, SMALL) and "Unload" in text_of(page, SMALL), 20)
+  assert names(page) == ["llama"]
+  assert page.execute_script("return document.querySelector('#model optgroup').label") == "Loaded"
+  assert not complaints(page)

@@ -17,6 +17,7 @@ from exo.api import (
     chat,
     completions,
     conversations,
+    documents,
     downloads,
     embeddings,
     infill,
@@ -98,6 +99,7 @@ class ChatGPTAPI:
       router.add_get(f"{prefix}/models/{{model:.+}}", self._with_node(models.model))
       router.add_get(f"{prefix}/topology", self._topology)
       router.add_post(f"{prefix}/embeddings", self._with_node(embeddings.embeddings))
+      router.add_post(f"{prefix}/documents/text", self._with_node(documents.document_text))
       responses.add_routes(router, prefix, self._with_node)
       conversations.add_routes(router, prefix, self._with_node)
       router.add_post(f"{prefix}/messages", self._with_node(messages.messages))

@@ -57,9 +57,10 @@ def describe(node_id: str, item: DownloadProgress) -> dict[str, Any]:
 async def modelpool(request: web.Request, node: Node) -> web.StreamResponse:
   """One event a model, `[DONE]` at the end."""
   listed = await list_models(node, everything=True)
+  default = await node.meant(node.config.default_model)
   async with event_stream(request) as (stream, response):
     for i, model in enumerate(listed):
-      await stream.send({model.id: _pool_entry(node, model)}, more=i + 1 < len(listed))
+      await stream.send({model.id: _pool_entry(node, model, default)}, more=i + 1 < len(listed))
   return response
 
 
@@ -72,7 +73,7 @@ async def initial_models(request: web.Request, node: Node) -> web.Response:
   return json_response({entry.id: {"name": entry.pretty_name, **unknown} for entry in entries})
 
 
-def _pool_entry(node: Node, model: ListedModel) -> dict[str, Any]:
+def _pool_entry(node: Node, model: ListedModel, default: str) -> dict[str, Any]:
   """`fits` is null where nobody has looked at the model yet; `fit` is as in `/v1/models`."""
   state, fit = model.state, model.fit
   latest = node.sharing.downloads.get(state.id)
@@ -83,7 +84,10 @@ def _pool_entry(node: Node, model: ListedModel) -> dict[str, Any]:
       "source": state.source, "fits": None if fit.where is Where.UNKNOWN else fit.runs, "fit": describe_fit(fit),
       "ready": model.is_ready, "deletable": state.is_ours, "verified": state.verified,
       "speed": round(latest.bytes_per_s) if latest is not None and loading else None,
-      "error": latest.error if latest is not None and latest.error else None
+      "left_s": latest.left_s if latest is not None and loading else None,
+      "error": latest.error if latest is not None and latest.error else None, "default": model.id == default,
+      "quantization": model.profile.packing or None, "forms": state.forms, "context": model.max_context,
+      "loaded": model.loaded
   }
 
 

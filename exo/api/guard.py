@@ -30,7 +30,7 @@ _ASKING = frozenset((
     "/messages/count_tokens", "/cancel/{id}", "/api/chat", "/api/generate", "/api/show", "/api/embed",
     "/api/embeddings", "/rerank", "/v2/rerank", "/score", "/infill", "/tokenize", "/detokenize", "/apply-template",
     "/responses/input_tokens", "/responses/compact", "/responses/{id}/cancel", "/conversations", "/conversations/{id}",
-    "/conversations/{id}/items"
+    "/conversations/{id}/items", "/documents/text"
 ))
 # what is kept for a client, who may delete it
 _OWN = frozenset(("/responses/{id}", "/conversations/{id}", "/conversations/{id}/items/{item}"))

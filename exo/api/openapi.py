@@ -14,6 +14,7 @@ from aiohttp import web
 import exo
 from exo.api.chat_request import ChatCompletionRequest, TokenEncodeRequest
 from exo.api.conversations import ConversationItems, ConversationRequest, ConversationUpdate
+from exo.api.documents import DocumentRequest
 from exo.api.infill import InfillRequest
 from exo.api.messages_request import CountTokensRequest, MessagesRequest
 from exo.api.ollama_embed import OllamaEmbeddingsRequest, OllamaEmbedRequest
@@ -80,6 +81,7 @@ _OPERATIONS: dict[str, _Operation] = {
     ),
     "POST /conversations/{id}": _Operation("Exchange its metadata", ConversationUpdate, ("id", "object", "metadata")),
     "POST /conversations/{id}/items": _Operation("Add items", ConversationItems, ("object", "data")),
+    "POST /documents/text": _Operation("The text of a PDF", DocumentRequest, ("object", "text", "note")),
     "POST /messages": _Operation("Chat, Anthropic's way", MessagesRequest, ("id", "content", "stop_reason"), _STREAM),
     "POST /messages/count_tokens": _Operation("Count a chat's tokens", CountTokensRequest, ("input_tokens", )),
     "POST /cancel/{id}": _Operation("End a running request", keys=("id", "cancelled")),

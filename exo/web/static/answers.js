@@ -124,7 +124,7 @@ export class Answers extends EventTarget {
     run.id ??= event.id;
     if (event.seq) message.run = { id: run.id, last: event.seq, tab };
     if (event.prompt_progress) this.prompt(run, event.prompt_progress);
-    if (event.queue?.place) this.say(run, `Waiting in the queue, place ${event.queue.place}`);
+    if (event.queue) this.say(run, `Waiting in the queue, place ${run.queued = event.queue.place}`);
     const choice = event.choices?.[0] ?? {}, delta = choice.delta ?? {};
     const thought = delta.reasoning_content ?? delta.reasoning;
     if (thought) message.reasoning = (message.reasoning ?? "") + thought;
@@ -153,6 +153,7 @@ export class Answers extends EventTarget {
 
   prompt(run, { total, cache = 0, processed }) {
     const part = total > cache ? (processed - cache) / (total - cache) : 1;
+    run.reading = true;
     run.progress = { part, text: `Reading the prompt: ${Math.round(100 * part)} % of ${total - cache} tokens` };
     this.say(run, run.progress.text);
   }

@@ -3,7 +3,7 @@
 import { ApiError, request } from "./api.js";
 import { $, bytes, h } from "./element.js";
 
-const MAX_CHARS = 200_000, MAX_TEXT = 4e6, MAX_PDF = 15e6, MAX_FILES = 10;
+const MAX_CHARS = 200_000, MAX_TEXT = 4e6, MAX_PDF = 11e6, MAX_FILES = 10;
 
 export class Attachments {
   /** `changed()` is called when files begin and end to be read. */

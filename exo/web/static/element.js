@@ -33,6 +33,9 @@ export function bytes(count) {
   return `${count >= 100 || unit === 0 ? Math.round(count) : count.toFixed(1)} ${UNITS[unit]}`;
 }
 
+/** Seconds as people read them: 3 min 20 s. */
+export const duration = (s) => (s < 60 ? `${Math.ceil(s)} s` : s < 3600 ? `${Math.floor(s / 60)} min ${Math.round(s % 60)} s` : `${Math.floor(s / 3600)} h ${Math.round((s % 3600) / 60)} min`);
+
 /** Memory given in MB. */
 export const gigabytes = (mb) => (mb < 1024 ? `${mb} MB` : `${(mb / 1024).toFixed(mb < 102400 ? 1 : 0)} GB`);
 

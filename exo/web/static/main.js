@@ -11,6 +11,7 @@ import { Models } from "./models.js";
 import { Ring } from "./ring.js";
 import { Settings } from "./settings.js";
 import { toast } from "./toast.js";
+import { Waits } from "./waits.js";
 
 /** A dialog as a question: what `read` gives when it is sent, null when it is left. */
 function asked(dialog, form, cancel, read) {
@@ -88,6 +89,7 @@ $("new-chat").addEventListener("click", () => {
   open();
   $("prompt").focus();
 });
+new Waits(answers, models, ring);
 answers.takeUp();
 
 $("enlarge").addEventListener("click", () => {

@@ -119,13 +119,13 @@ function render(block, depth) {
     case "math": return h("p", { class: "formula" }, math(block.text, true) ?? h("code", { class: "tex" }, block.source.trim()));
     case "heading": {
       const [, signs, text] = HEADING.exec(block.source);
-      return h(`h${Math.min(6, signs.length + 2)}`, {}, ...inline(text.trimEnd())); // the page has h1 and h2 of its own
+      return h(`h${Math.min(6, signs.length + 2)}`, { dir: "auto" }, ...inline(text.trimEnd())); // the page has h1 and h2 of its own
     }
     case "rule": return h("hr");
-    case "quote": return h("blockquote", {}, ...children(block.lines, depth));
+    case "quote": return h("blockquote", { dir: "auto" }, ...children(block.lines, depth));
     case "list": return listNode(block, depth);
     case "table": return table(block.lines);
-    default: return h("p", {}, ...inline(block.lines.map((l) => l.trimStart()).join("\n")));
+    default: return h("p", { dir: "auto" }, ...inline(block.lines.map((l) => l.trimStart()).join("\n")));
   }
 }
 
@@ -139,9 +139,9 @@ function listNode(block, depth) {
     if (task) lines = [lines[0].slice(task[0].length), ...lines.slice(1)];
     const nodes = children(lines, depth);
     if (nodes[0] instanceof HTMLParagraphElement && !lines.includes("")) nodes.splice(0, 1, ...nodes[0].childNodes);
-    return h("li", {}, task ? (task[1] === " " ? "☐ " : "☑ ") : null, ...nodes);
+    return h("li", { dir: "auto" }, task ? (task[1] === " " ? "☐ " : "☑ ") : null, ...nodes);
   });
-  return block.ordered ? h("ol", { start: block.start === 1 ? null : block.start }, ...items) : h("ul", {}, ...items);
+  return block.ordered ? h("ol", { dir: "auto", start: block.start === 1 ? null : block.start }, ...items) : h("ul", { dir: "auto" }, ...items);
 }
 
 const cells = (line) => line.trim().replace(/^\||\|$/g, "").split(/(?<!\\)\|/).map((cell) => cell.trim().replaceAll("\\|", "|"));
@@ -149,7 +149,7 @@ const cells = (line) => line.trim().replace(/^\||\|$/g, "").split(/(?<!\\)\|/).m
 function table(lines) {
   const align = cells(lines[1]).map((rule) => (rule.endsWith(":") ? (rule.startsWith(":") ? "middle" : "end") : ""));
   const row = (line, name) => h("tr", {}, ...cells(line).slice(0, align.length).map((cell, i) =>
-    h(name, { class: align[i] || null, scope: name === "th" ? "col" : null }, ...inline(cell))));
+    h(name, { dir: "auto", class: align[i] || null, scope: name === "th" ? "col" : null }, ...inline(cell))));
   const body = h("tbody", {}, ...lines.slice(2).map((line) => row(line, "td")));
   return h("div", { class: "table", tabindex: "0", role: "group", "aria-label": "table" }, h("table", {}, h("thead", {}, row(lines[0], "th")), body));
 }
@@ -158,7 +158,7 @@ function codeBlock(source, language) {
   const copy = h("button", { type: "button", class: "copy" }, "Copy");
   copy.addEventListener("click", () => copyText(source, copy));
   const head = h("div", { class: "code-head" }, h("span", {}, language || "text"), copy);
-  const body = h("pre", { tabindex: "0", role: "group", "aria-label": `code, ${language || "text"}` }, h("code", {}, highlighted(source, language)));
+  const body = h("pre", { dir: "ltr", tabindex: "0", role: "group", "aria-label": `code, ${language || "text"}` }, h("code", {}, highlighted(source, language)));
   return h("div", { class: "code" }, head, body);
 }
 
