@@ -21,6 +21,7 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 _level = 0
 _recent: deque[str] = deque(maxlen=200)
+_kept: deque[str] = deque(maxlen=500)
 _json = False
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), 0x7f, *range(0x80, 0xa0)) if code not in (0x09, 0x0a)}
 # what turns or breaks lines without being seen: separators, directional marks and overrides; and halves of pairs, which no
@@ -86,6 +87,11 @@ def recent() -> list[str]:
   return list(_recent)
 
 
+def kept() -> list[str]:
+  """The last lines, wherever they went."""
+  return list(_kept)
+
+
 def enabled(level: int) -> bool:
   return _level >= level
 
@@ -99,14 +105,19 @@ def log(level: int, message: str, *args: object, request: str = "") -> None:
   """Write `message % args` when `DEBUG` is at least `level`; `request` where the context does not know the request's id."""
   if _level >= level:
     with contextlib.suppress(Exception):
-      _sink(_entry(level, _formatted(message, args), request or request_id.get()))
+      _pass_on(_entry(level, _formatted(message, args), request or request_id.get()))
 
 
 def say(message: str) -> None:
   """A line for the person who started the process, whatever the level."""
   with contextlib.suppress(Exception):
     text = _cut(message)
-    _sink(_entry(0, text, "") if _json and _sink is _to_stderr else escape(text))
+    _pass_on(_entry(0, text, "") if _json and _sink is _to_stderr else escape(text))
+
+
+def _pass_on(line: str) -> None:
+  _kept.append(line)
+  _sink(line)
 
 
 def lines_lost(count: int) -> str:

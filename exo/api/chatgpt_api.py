@@ -113,6 +113,7 @@ class ChatGPTAPI:
     router.add_get("/healthcheck", self._health)
     router.add_get("/health", self._health)
     router.add_get("/v1/topology/stream", self._with_node(ring_stream.ring_stream))
+    router.add_get("/v1/log", self._with_node(ring_stream.node_log))
     router.add_get("/metrics", self._with_node(metrics.metrics))
     router.add_get("/", page.page)
     router.add_get("/static/{name}", page.page)

@@ -9,8 +9,12 @@ from typing import Any
 
 from aiohttp import web
 
+from exo.api.caller import caller
+from exo.api.errors import json_response
 from exo.api.sse import event_stream
+from exo.errors import NotAllowedError
 from exo.inference.shard import Shard
+from exo.log import kept
 from exo.model_file import ModelFile
 from exo.networking.peer_messages import PlanRoom, ShardMemory
 from exo.orchestration.node import Node
@@ -32,6 +36,13 @@ async def ring_stream(request: web.Request, node: Node) -> web.StreamResponse:
         last = value
       await asyncio.sleep(_TICK_S)
   return response
+
+
+async def node_log(request: web.Request, node: Node) -> web.Response:
+  """The last lines of this node's log, for admins."""
+  if not caller().is_admin:
+    raise NotAllowedError("a node's log is for admins: for its own machine, or with an admin's API key")
+  return json_response({"object": "list", "node_id": node.node_id, "data": kept()})
 
 
 def ring_json(node: Node) -> dict[str, Any]:

@@ -40,3 +40,6 @@ export const duration = (s) => (s < 60 ? `${Math.ceil(s)} s` : s < 3600 ? `${Mat
 export const gigabytes = (mb) => (mb < 1024 ? `${mb} MB` : `${(mb / 1024).toFixed(mb < 102400 ? 1 : 0)} GB`);
 
 export const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
+
+/** What people call a node: its name where it has one, else its id. */
+export const called = (id, node) => node?.name || id;

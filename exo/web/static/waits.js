@@ -1,6 +1,7 @@
 // What an answer waits for before its first token: a download, a load, or just its turn.
 
 import { ApiError, json, request } from "./api.js";
+import { called } from "./element.js";
 import { going } from "./models.js";
 
 const LOOK_MS = 1_000, WORTH_SAYING_S = 3;
@@ -26,7 +27,7 @@ export class Waits {
   say(run, downloads) {
     const model = run.message.stats?.model ?? run.model ?? this.models.default?.id, nodes = this.ring.state?.nodes ?? {};
     const download = downloads.find((d) => d.model === model);
-    const loads = Object.entries(nodes).flatMap(([id, node]) => node.workers.map((w) => [node.name ?? id, w.loading[model]])).filter(([, part]) => part !== undefined);
+    const loads = Object.entries(nodes).flatMap(([id, node]) => node.workers.map((w) => [called(id, node), w.loading[model]])).filter(([, part]) => part !== undefined);
     const before = run.progress;
     if (download) {
       const words = going({ have: download.downloaded_bytes, size: download.total_bytes, percent: download.percentage, speed: download.bytes_per_s, left_s: download.left_s });
