@@ -160,7 +160,7 @@ FORMULAS = {
     r"\begin{cases} x & \text{if $x > 0$} \\ -x & \text{else} \end{cases}": "mtd.side-l mtext",
     r"\begin{align*} a &= b \\ c &= d \end{align*}": "mtable.pairs mtd.side-r",
     r"\begin{array}{l|r} 1 & 2 \\ \hline 3 & 4 \end{array}": "mtd.side-r",
-    r"\operatorname*{argmax}_{x} f(x), \bigl( y \bigr), \widehat{abc}, \overline{AB}": "munder, mo[minsize]",
+    r"\operatorname*{argmax}_{x} f(x), \bigl( y \bigr), \widehat{abc}, \overline{AB}": "munder, mo[minsize], .overline",
     r"\underbrace{a+b}_{n} \iff \nexists x'^2 \hspace{1em} \phantom{x}": "munder, mphantom",
 }
 

@@ -109,7 +109,7 @@ def test_22_line_10_a_click_opens_a_nodes_page(page: Chrome, page_node: NodeProc
   ask(page, "count")
   finished(page)
   until(page, lambda: all_of(page, "#picture [data-node]"))
-  until(page, lambda: page.find_element(By.CSS_SELECTOR, "#picture [data-node] .body").click() or True)
+  until(page, lambda: page.find_element(By.CSS_SELECTOR, "#picture [data-node] .mark").click() or True)
   dialog = by_id(page, "node-page")
   until(page, dialog.is_displayed)
   text = by_id(page, "node-facts").text
@@ -129,7 +129,7 @@ def test_22_line_10_a_click_opens_a_nodes_page(page: Chrome, page_node: NodeProc
 
 def test_22_line_10_another_nodes_page_says_where_its_log_is(page: Chrome, sized: Any) -> None:
   sized(3)
-  until(page, lambda: page.find_element(By.CSS_SELECTOR, "#picture [data-node='node2'] .body").click() or True)
+  until(page, lambda: page.find_element(By.CSS_SELECTOR, "#picture [data-node='node2'] .mark").click() or True)
   until(page, lambda: by_id(page, "node-title").text == "host-2")
   assert "1.5 ms over eth0" in by_id(page, "node-facts").text
   assert "on its own page" in by_id(page, "node-log").text

@@ -128,7 +128,7 @@ class Parser {
     if (/^\p{L}/u.test(token)) return m("mi", {}, token);
     if ("()[]|".includes(token)) return m("mo", { stretchy: "false" }, token);
     if (token === "~") return m("mspace", { width: SPACES["~"] });
-    return m("mo", {}, token === "-" ? "−" : token === "*" ? "∗" : token);
+    return m("mo", { stretchy: "false" }, token === "-" ? "−" : token === "*" ? "∗" : token);
   }
 
   command(name) {
@@ -152,7 +152,7 @@ class Parser {
       case "left": return this.fenced();
       case "begin": return this.environment();
       case "substack": return this.substack();
-      case "underline": return m("munder", {}, this.group(), m("mo", { stretchy: "true" }, "_"));
+      case "overline": case "underline": return m("mrow", { class: name }, this.group());
       case "overset": case "stackrel": { const over = this.group(); return m("mover", {}, this.group(), over); }
       case "underset": { const under = this.group(); return m("munder", {}, this.group(), under); }
       case "underbrace": return m("munder", {}, this.group(), m("mo", { stretchy: "true" }, "⏟"));

@@ -22,8 +22,8 @@ export const LARGE = pairs(`sum=∑ prod=∏ coprod=∐ int=∫ iint=∬ iiint=�
 export const FUNCTIONS = new Set(("arccos arcsin arctan arg cos cosh cot coth csc deg det dim exp gcd hom inf ker lcm lg lim liminf "
   + "limsup ln log max min Pr sec sin sinh sup tan tanh argmax argmin").split(" "));
 export const LIMITS = new Set("lim liminf limsup max min sup inf det gcd Pr argmax argmin".split(" "));
-export const ACCENTS = pairs("hat=^ widehat=^ bar=¯ overline=¯ vec=→ tilde=~ widetilde=~ dot=˙ ddot=¨ dddot=⃛ check=ˇ breve=˘ mathring=˚ overrightarrow=→ overleftarrow=← overleftrightarrow=↔");
-export const STRETCHED = new Set("widehat widetilde overline overrightarrow overleftarrow overleftrightarrow".split(" "));
+export const ACCENTS = pairs("hat=^ widehat=̂ bar=¯ vec=→ tilde=~ widetilde=̃ dot=˙ ddot=¨ dddot=⃛ check=ˇ breve=˘ mathring=˚ overrightarrow=→ overleftarrow=← overleftrightarrow=↔");
+export const STRETCHED = new Set("widehat widetilde overrightarrow overleftarrow overleftrightarrow".split(" "));
 export const ARROWS = pairs("xrightarrow=→ xleftarrow=← xRightarrow=⇒ xLeftarrow=⇐ xleftrightarrow=↔ xLeftrightarrow=⇔ xmapsto=↦ xhookrightarrow=↪ xrightleftharpoons=⇌ xlongequal==");
 export const SPACES = { ",": ".17em", ":": ".22em", ">": ".22em", ";": ".28em", "!": "-.17em", " ": ".25em", "~": ".25em", quad: "1em", qquad: "2em", enspace: ".5em", thinspace: ".17em" };
 export const SIZES = { big: 1.2, Big: 1.8, bigg: 2.4, Bigg: 3 };
