@@ -21,6 +21,7 @@ from exo.api.schema import read_body
 from exo.api.sse import event_stream
 from exo.api.text_run import identity, shown_logprob
 from exo.api.told_headers import tell_ignored, tell_relaxed
+from exo.api.waiting import Waiting
 from exo.errors import InvalidRequestError
 from exo.inference.plain_text import split_at
 from exo.inference.whole_characters import whole_characters
@@ -126,7 +127,7 @@ async def _write(
   """A streamed answer's chunks; the first ones carry what is `told` of it."""
   envelope = _envelope(run, "chat.completion.chunk")
   usage = {"usage": None} if include_usage else {}
-  logprobs, timed = bool(body.logprobs), body.timings_per_token
+  logprobs, timed, waiting = bool(body.logprobs), body.timings_per_token, Waiting(body.return_progress)
 
   def chunk(index: int, delta: dict[str, Any], finish: str | None = None, probs: Any = None) -> dict[str, Any]:
     return envelope | {"choices": [{"index": index, "delta": delta, "logprobs": probs, "finish_reason": finish}]
@@ -135,6 +136,11 @@ async def _write(
   for i in range(run.n):
     await stream.send(chunk(i, {"role": "assistant", "content": ""}) | told)
   async for delta in run:
+    if delta.progress is not None:
+      await stream.send(chunk(0, {}) | waiting.told(delta.progress))
+      continue
+    if last := waiting.last(run.prompt_tokens, run.cached_tokens):
+      await stream.send(chunk(0, {}) | last)
     for notice in run.notices():
       await stream.comment(notice)
     probs = token_logprobs(run.model, delta.tokens) if logprobs and delta.tokens else None

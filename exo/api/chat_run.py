@@ -16,6 +16,7 @@ from exo.api.chat_request import ChatCompletionRequest
 from exo.api.response_reader import ResponseReader
 from exo.api.text_run import TextRun, new_id, text_run
 from exo.inference.sampling import SamplingParams
+from exo.networking.messages import PromptProgress
 from exo.orchestration.model_catalog import ModelInfo
 from exo.orchestration.node import Node
 from exo.orchestration.text_stream import TextDelta, TextToken
@@ -29,6 +30,7 @@ class ChatDelta:
   tokens: tuple[TextToken, ...] = ()
   finish_reason: str = ""
   stop: str | None = None
+  progress: PromptProgress | None = None
 
 
 @dataclass
@@ -146,6 +148,8 @@ class ChatRun:
   async def __anext__(self) -> ChatDelta:
     before = self._run.completion_tokens
     delta = await self._run.__anext__()
+    if delta.progress is not None:
+      return ChatDelta(delta.choice, (), progress=delta.progress)
     if self._plain:
       parts: tuple[Part, ...] = (Content(delta.text), ) if delta.text else ()
       return ChatDelta(delta.choice, parts, delta.tokens, delta.finish_reason, delta.stop)

@@ -19,6 +19,7 @@ from exo.api.schema import read_body
 from exo.api.sse import EventStream, event_stream
 from exo.api.text_request import CompletionRequest, checked_grammar
 from exo.api.text_run import TextRun, drawn_at, identity, new_id, shown_logprob, text_run, told_timings
+from exo.api.waiting import Waiting
 from exo.errors import InvalidRequestError
 from exo.inference.detokenizer import text_before
 from exo.inference.sampling import TokenLogprob
@@ -216,7 +217,18 @@ async def _stream_one(
   usage = {"usage": None} if include_usage else {}
   builders = [_Logprobs(job.model) for _ in run.choices]
   echoed = [not job.body.echo for _ in run.choices]
+  waiting = Waiting(job.body.return_progress)
+
+  async def tell(fields: dict[str, Any]) -> None:
+    choice = {"index": base, "text": "", "logprobs": None, "finish_reason": None}
+    await stream.send(_envelope(job) | {"choices": [choice]} | usage | fields)
+
   async for delta in run:
+    if delta.progress is not None:
+      await tell(waiting.told(delta.progress))
+      continue
+    if last := waiting.last(run.prompt_tokens, run.cached_tokens):
+      await tell(last)
     for notice in run.notices():
       await stream.comment(notice)
     text, tokens = delta.text, [token.logprob for token in delta.tokens]

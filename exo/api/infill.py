@@ -17,6 +17,7 @@ from exo.api.schema import TokenBound, read_body
 from exo.api.sse import event_stream
 from exo.api.text_request import checked_grammar
 from exo.api.text_run import TextRun, new_id, text_run
+from exo.api.waiting import Waiting
 from exo.errors import InvalidRequestError
 from exo.orchestration.node import Node
 
@@ -76,26 +77,32 @@ async def infill(request: web.Request, node: Node) -> web.StreamResponse:
   ) as run:
     if not body.stream:
       text, end = "", _end(run, "", "")
-      async for piece, last in _pieces(run, body.t_max_predict_ms):
+      async for piece, last, _ in _pieces(run, body):
         text, end = text + piece, last
       return json_response(end | {"content": text, "truncated": gap.is_cut})
     async with event_stream(request, done=False) as (stream, response):
-      async for piece, end in _pieces(run, body.t_max_predict_ms):
+      async for piece, end, told in _pieces(run, body):
         await stream.send(
             end | {"content": piece, "truncated": gap.is_cut} if end["stop"] else {
                 "index": 0, "content": piece, "stop": False, "tokens": [], "id_slot": 0, "tokens_predicted": run.
                 completion_tokens, "tokens_evaluated": run.prompt_tokens
-            }
+            } | told
         )
     return response
 
 
-async def _pieces(run: TextRun, most_ms: float | None) -> Any:
-  """(text, what is told with it); `stop` in the latter is true of the last."""
+async def _pieces(run: TextRun, body: InfillRequest) -> Any:
+  """(text, what is told with it, what is told of the waiting); `stop` in the second is true of the last."""
+  most_ms, waiting = body.t_max_predict_ms, Waiting(body.return_progress and bool(body.stream))
   async for delta in run:
+    if delta.progress is not None:
+      yield "", _end(run, "", ""), waiting.told(delta.progress)
+      continue
+    if last := waiting.last(run.prompt_tokens, run.cached_tokens):
+      yield "", _end(run, "", ""), last
     late = bool(most_ms) and bool(run.first_at) and (time.monotonic() - run.first_at) * 1000 >= (most_ms or 0)
     reason = delta.finish_reason or ("length" if late else "")
-    yield delta.text, _end(run, reason, delta.stop or "")
+    yield delta.text, _end(run, reason, delta.stop or ""), {}
     if reason:
       return
 

@@ -36,6 +36,12 @@ Surprise = Annotated[float, Meta(ge=0, le=100, description="In bits")]
 Repetition = Annotated[float, Meta(gt=0, le=10)]
 Seed = Annotated[int, Meta(ge=-2**63, le=2**63 - 1)]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Progress = Annotated[
+    bool,
+    Meta(
+        description="As llama.cpp knows it: before the first token, a stream's chunks have `prompt_progress` "
+        "({total, cache, processed, time_ms}, in tokens of the prompt) and, while the request waits for its turn, `queue` ({place}, from 1)"
+    )]
 TokenBound = Annotated[int, Meta(ge=-1, le=2**31 - 1, description="-1: as many as there is room for")]
 LastTokens = Annotated[int, Meta(ge=-1, le=2**31 - 1, description="-1: all tokens")]
 PositiveCount = Annotated[int, Meta(ge=1, le=2**31 - 1)]
@@ -76,6 +82,7 @@ class SamplingFields(Struct, kw_only=True):
   stream_options: StreamOptions | None = None
   max_tokens: TokenBound | None = None
   ignore_eos: bool = False  # as other servers know it: only `max_tokens` and `stop` end an answer
+  return_progress: Progress = False
   timings_per_token: bool = False  # as llama.cpp knows it: `timings` in every chunk, not only at the end
   user: str | None = None
 

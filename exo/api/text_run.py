@@ -17,7 +17,7 @@ from exo.api.exact import tell_exact
 from exo.api.schema import SamplingFields
 from exo.errors import ExoError
 from exo.inference.sampling import SamplingParams, TokenLogprob
-from exo.networking.messages import TokenDelivery
+from exo.networking.messages import PromptProgress
 from exo.orchestration.activity import WatchedRequest
 from exo.orchestration.generation import Generation, GenerationSpec
 from exo.orchestration.model_catalog import ModelInfo
@@ -50,10 +50,12 @@ class TextRun:
   async def __anext__(self) -> TextDelta:
     told = len(self.generation.resumptions)
     try:
-      delivery: TokenDelivery = await self.generation.__anext__()
+      delivery = await self.generation.event()
     except ExoError as error:
       self.watched.fails(error)
       raise
+    if isinstance(delivery, PromptProgress):
+      return TextDelta(0, "", (), progress=delivery)
     self.watched.resumed(len(self.generation.resumptions) - told)
     self.first_at = self.first_at or time.monotonic()
     if delivery.choice == 0 and delivery.index == 0:
@@ -193,7 +195,8 @@ async def text_run(
       prompt_logprobs,
       share=who.label,
       cache_salt=who.cache_salt,
-      exact=tell_exact(fields.is_exact(node.config.exact, drawn))
+      exact=tell_exact(fields.is_exact(node.config.exact, drawn)),
+      progress=fields.return_progress and bool(fields.stream)
   )
   with node.activity.request(spec.request_id, model.id, title, len(prompt_ids), n) as watched:
     async with node.generation(spec, model) as generation:

@@ -54,7 +54,7 @@ class Request:
   `embed` nothing is generated: the answer is the mean of the prompt's final hidden states. `share` is the label under which
   its client waits, by itself a number that tells nothing of it; empty from nodes that know none. Caches are reused between
   requests of the same `cache_salt` alone. `exact`: the bits of its tokens depend on itself alone (`Exactness`). `mu`: Mirostat's
-  state after the last of `replay_ids`, as in `TokenLogprob`.
+  state after the last of `replay_ids`, as in `TokenLogprob`. `progress`: the entry node hears of it by `PromptProgress`.
   """
   request_id: str
   entry_node: str
@@ -71,6 +71,7 @@ class Request:
   cache_salt: str = ""
   exact: bool = True
   mu: float = 0.0
+  progress: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +210,19 @@ class RequestFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptProgress:
+  """From the first stage to the entry node, before the first token: the request's `place` in the line, from 1, or, where that is 0, how many
+  tokens of its prompt are computed, those included that were `cached`.
+  """
+  plan_id: str
+  request_id: str
+  place: int
+  total: int = 0
+  cached: int = 0
+  processed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class SequenceOpen:
   """A new sequence and its request; `request.prompt_ids` is empty unless the sampler looks at them.
 
@@ -318,7 +332,8 @@ class TokenDelivery(msgspec.Struct, frozen=True):
 
 Message = (
     Hello | Heartbeat | OpenPlan | PlanOpened | ClosePlan | Submit | Cancel | Failure | Done | RequestFailed | Frame
-    | Absolve | GiveWay | ShrinkLease | GrowLease | Lease | ExactnessFound | StepResult | StepFailed | TokenDelivery
+    | Absolve | GiveWay | ShrinkLease | GrowLease | Lease | ExactnessFound | PromptProgress | StepResult | StepFailed
+    | TokenDelivery
     | FindModel
     | ModelFound | FindBlocks | BlocksFound
     | ReadRange

@@ -29,7 +29,7 @@ from exo.errors import (
     in_words,
 )
 from exo.log import log
-from exo.networking.messages import Cancel, Message, OpenPlan, RequestFailed, Submit, TokenDelivery
+from exo.networking.messages import Cancel, Message, OpenPlan, PromptProgress, RequestFailed, Submit, TokenDelivery
 from exo.orchestration.generation import Generation, GenerationSpec
 from exo.orchestration.planner import NO_RING, ModelRing
 from exo.topology.ring_plan import Whom, WorkerId, names_of, node_of
@@ -220,6 +220,12 @@ class EntryDesk:
     except Exception as error:  # noqa: BLE001 - its client must hear of it, not wait
       log(0, "a delivery failed: %s", in_words(error), request=delivery.request_id)
       generation.fail(ExoError(in_words(error)))
+
+  def on_progress(self, sender: str, progress: PromptProgress) -> None:
+    generation = self._running.get(progress.request_id)
+    if generation is None or (generation.plan.plan_id, generation.plan.first.node_id) != (progress.plan_id, sender):
+      return  # of a plan that it has left, or made up
+    generation.tell(progress)
 
   def on_failed(self, sender: str, message: RequestFailed) -> None:
     generation = self._running.get(message.request_id)

@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from exo.errors import DeadlineError, ExoError, ProtocolError
 from exo.inference.sampling import SamplingParams
 from exo.log import log
-from exo.networking.messages import Request, TokenDelivery, WideStep
+from exo.networking.messages import PromptProgress, Request, TokenDelivery, WideStep
 from exo.orchestration.setbacks import Setbacks
 from exo.topology.ring_plan import RingPlan
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationSpec:
-  """What a client wants of a model: `n` choices, each of at most `max_tokens` tokens. `share` is the client's label."""
+  """What a client wants of a model: `n` choices, each of at most `max_tokens` tokens. `share` is the client's label.
+  With `progress`, its client hears of the prompt before the first token.
+  """
   request_id: str
   prompt_ids: tuple[int, ...]
   max_tokens: int
@@ -29,6 +31,7 @@ class GenerationSpec:
   share: str = ""
   cache_salt: str = ""
   exact: bool = True
+  progress: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,7 @@ class Generation:
     self.resumptions: list[Resumption] = []
     self.setbacks = Setbacks()
     self._attempts = 0
-    self._events: deque[TokenDelivery | ExoError | Resumption] = deque()
+    self._events: deque[TokenDelivery | PromptProgress | ExoError | Resumption] = deque()
     self._emitted: list[list[int]] = [[] for _ in range(spec.n)]
     self._mu = [0.0] * spec.n
     self._wide: list[list[WideStep]] = [[] for _ in range(spec.n)]
@@ -112,7 +115,8 @@ class Generation:
             share=spec.share,
             cache_salt=spec.cache_salt,
             exact=spec.exact,
-            mu=self._mu[choice]
+            mu=self._mu[choice],
+            progress=spec.progress and choice == 0 and not self.begun
         ) for choice in sorted(self._computing)
     ]
 
@@ -140,6 +144,13 @@ class Generation:
     self._events.append(delivery)
     self._wake()
 
+  def tell(self, progress: PromptProgress) -> None:
+    """What the plan's first stage says of the prompt; late where its tokens come already."""
+    if self.spec.progress and not self.begun and not self.trouble.done():
+      self._heard_at = self._loop.time()
+      self._events.append(progress)
+      self._wake()
+
   def lose(self, error: ExoError) -> None:
     """The plan does not serve this request any more."""
     if self.computing and not self.trouble.done():
@@ -165,6 +176,12 @@ class Generation:
     return self
 
   async def __anext__(self) -> TokenDelivery:
+    """As `event`, for whoever wants tokens alone."""
+    while isinstance(event := await self.event(), PromptProgress):
+      pass
+    return event
+
+  async def event(self) -> TokenDelivery | PromptProgress:
     """Raises the error that ended the request; `DeadlineError` when nothing came for too long."""
     while self._wanted:
       if not self._events:
@@ -177,6 +194,8 @@ class Generation:
       if isinstance(event, Resumption):
         self.resumptions.append(event)
         continue
+      if isinstance(event, PromptProgress):
+        return event
       if event.choice not in self._wanted:
         continue
       if event.finish_reason:

@@ -31,6 +31,7 @@ from exo.networking.messages import (
     GrowLease,
     Message,
     OpenPlan,
+    PromptProgress,
     RequestFailed,
     ShrinkLease,
     StepResult,
@@ -340,6 +341,8 @@ class Node:
         self.desk.on_delivery(sender, message)
       case DownloadNews():
         self.sharing.on_news(sender, message)
+      case PromptProgress():
+        self.desk.on_progress(sender, message)
       case RequestFailed():
         self.desk.on_failed(sender, message)
       case _:

@@ -15,6 +15,7 @@ from exo.networking.peer_messages import PlanPace, PlanRoom
 from exo.orchestration.failures import failure_error, tell_failed
 from exo.orchestration.meter import Meter
 from exo.orchestration.pace import Pace
+from exo.orchestration.progress_teller import ProgressTeller
 from exo.orchestration.scheduler import Scheduler
 from exo.topology.ring_plan import RingPlan
 
@@ -42,6 +43,7 @@ class PlanDriver:
     self._closed = False
     self._run = 1
     self.pace = Pace(scheduler.limits.stages, scheduler.chunks)
+    self._progress = ProgressTeller(plan.plan_id, scheduler, send)
 
   def learn(self, stage: int, exactness: Exactness) -> None:
     """A stage has found out more about its calls."""
@@ -93,6 +95,7 @@ class PlanDriver:
     for request in self.scheduler.admission.overdue(self._most_wait_s):
       self._tell_failed(request, self.scheduler.admission.overdue_error(request, self._most_wait_s))
     self._ask_for_lease()
+    self._progress.tell()
 
   def _ask_for_lease(self) -> None:
     if self._closed:
@@ -226,5 +229,6 @@ class PlanDriver:
           )
       )
     self._ask_for_lease()
+    self._progress.tell()
     if self._look_again is None and self.scheduler.waiting and not self._closed:
       self._refuse_later()  # whoever waits for memory alone has nobody else who wakes it

@@ -107,6 +107,15 @@ class Scheduler:
       self._finish(number)
     return bool(numbers) or waited
 
+  @property
+  def running(self) -> list[RunningSequence]:
+    return list(self._running.values())
+
+  def settled(self, sequence: RunningSequence) -> int:
+    """How many of its tokens are computed; those in flight are not."""
+    flying = (e.position for entries in self._in_flight.values() for e in entries if e.sequence == sequence.number)
+    return min(flying, default=sequence.computed)
+
   def requests(self) -> list[Request]:
     """Everything that is waiting or running."""
     return [*(s.request for s in self._running.values()), *self._line]

@@ -35,9 +35,11 @@ class RunningSequence:
   marks: list[int] = field(default_factory=list)
   wide: list[WideStep] = field(default_factory=list)  # of its steps that gave tokens here, those that had drafts
   prompt_tokens: int = field(init=False)
+  reused: int = field(init=False)  # of its prompt, found in a kept cache
 
   def __post_init__(self) -> None:
     self.prompt_tokens, self.mu = len(self.request.prompt_ids), self.request.mu
+    self.reused = self.computed
 
   @property
   def salt(self) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from exo.inference.sampling import TokenLogprob
 from exo.inference.tokenizer import Tokenizer
-from exo.networking.messages import TokenDelivery
+from exo.networking.messages import PromptProgress, TokenDelivery
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +23,14 @@ class TextDelta:
   """What one delivery adds to a choice. `finish_reason` "" while it goes on.
 
   `tokens` is empty unless tokens were asked for; then those of `text`, so that their bytes joined are its own. `stop` is
-  the stop string that ended the text.
+  the stop string that ended the text. `progress` comes alone, before the first text of a request that asks for it.
   """
   choice: int
   text: str
   tokens: tuple[TextToken, ...]
   finish_reason: str = ""
   stop: str | None = None
+  progress: PromptProgress | None = None
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ from exo.bounds import (
     MAX_MODEL_ID,
     MAX_PARALLEL,
     MAX_PLAN_ID,
+    MAX_PROMPT_TOKENS,
     MAX_REQUEST_ID,
     MAX_STAGES,
     is_node_id,
@@ -133,6 +134,26 @@ def _found_out(message: m.ExactnessFound) -> dict[str, Any]:
   return {"exactness_found": found}
 
 
+def _progress_out(message: m.PromptProgress) -> dict[str, Any]:
+  told = pb.PromptProgress(
+      plan_id=message.plan_id,
+      request_id=message.request_id,
+      place=message.place,
+      total=message.total,
+      cached=message.cached,
+      processed=message.processed
+  )
+  return {"prompt_progress": told}
+
+
+def _progress_in(p: pb.PromptProgress) -> m.PromptProgress:
+  if not p.cached <= p.processed <= p.total <= MAX_PROMPT_TOKENS:
+    raise ProtocolError(f"{p.processed} of {p.total} tokens of a prompt are computed, {p.cached} were cached")
+  return m.PromptProgress(
+      p.plan_id[:MAX_PLAN_ID], p.request_id[:MAX_REQUEST_ID], p.place, p.total, p.cached, p.processed
+  )
+
+
 def _opened_out(message: m.PlanOpened) -> dict[str, Any]:
   return {
       "plan_opened": pb.PlanOpened(
@@ -206,6 +227,7 @@ _OUT: dict[type, Callable[[Any], dict[str, Any]]] = {
     m.OpenPlan: lambda x: {"open_plan": _open_out(x)},
     m.PlanOpened: _opened_out,
     m.ExactnessFound: _found_out,
+    m.PromptProgress: _progress_out,
     m.ClosePlan: _close_out,
     m.Submit: _submit_out,
     m.Cancel: lambda x: {"cancel": pb.Cancel(plan_id=x.plan_id, request_id=x.request_id)},
@@ -230,6 +252,7 @@ _IN: dict[str, Callable[[Any], m.Message]] = {
     "open_plan": _open_in,
     "plan_opened": _opened_in,
     "exactness_found": lambda x: m.ExactnessFound(x.plan_id[:MAX_PLAN_ID], x.stage, _exactness_in(x.exactness)),
+    "prompt_progress": _progress_in,
     "close_plan": _close_in,
     "submit": lambda x: m.Submit(_open_in(x.open), request_in(x.request)),
     "cancel": lambda x: m.Cancel(x.plan_id[:MAX_PLAN_ID], x.request_id[:MAX_REQUEST_ID]),

@@ -13,7 +13,7 @@ class Envelope(_message.Message):
     def __init__(self, items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ...) -> None: ...
 
 class Item(_message.Message):
-    __slots__ = ("call_id", "is_reply", "hello", "frame", "step_result", "token_delivery", "submit", "cancel", "open_plan", "plan_opened", "close_plan", "request_failed", "failure", "done", "heartbeat", "step_failed", "absolve", "give_way", "shrink_lease", "grow_lease", "lease", "exactness_found", "find_model", "model_found", "find_blocks", "blocks_found", "read_range", "range_data", "download_news", "list_models", "models_listed", "find_record", "record_found", "change_record", "record_changed")
+    __slots__ = ("call_id", "is_reply", "hello", "frame", "step_result", "token_delivery", "submit", "cancel", "open_plan", "plan_opened", "close_plan", "request_failed", "failure", "done", "heartbeat", "step_failed", "absolve", "give_way", "shrink_lease", "grow_lease", "lease", "exactness_found", "prompt_progress", "find_model", "model_found", "find_blocks", "blocks_found", "read_range", "range_data", "download_news", "list_models", "models_listed", "find_record", "record_found", "change_record", "record_changed")
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     IS_REPLY_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
@@ -36,6 +36,7 @@ class Item(_message.Message):
     GROW_LEASE_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
     EXACTNESS_FOUND_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_PROGRESS_FIELD_NUMBER: _ClassVar[int]
     FIND_MODEL_FIELD_NUMBER: _ClassVar[int]
     MODEL_FOUND_FIELD_NUMBER: _ClassVar[int]
     FIND_BLOCKS_FIELD_NUMBER: _ClassVar[int]
@@ -71,6 +72,7 @@ class Item(_message.Message):
     grow_lease: GrowLease
     lease: Lease
     exactness_found: ExactnessFound
+    prompt_progress: PromptProgress
     find_model: FindModel
     model_found: ModelFound
     find_blocks: FindBlocks
@@ -84,7 +86,7 @@ class Item(_message.Message):
     record_found: RecordFound
     change_record: ChangeRecord
     record_changed: RecordChanged
-    def __init__(self, call_id: _Optional[int] = ..., is_reply: _Optional[bool] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., frame: _Optional[bytes] = ..., step_result: _Optional[bytes] = ..., token_delivery: _Optional[_Union[TokenDelivery, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., open_plan: _Optional[_Union[OpenPlan, _Mapping]] = ..., plan_opened: _Optional[_Union[PlanOpened, _Mapping]] = ..., close_plan: _Optional[_Union[ClosePlan, _Mapping]] = ..., request_failed: _Optional[_Union[RequestFailed, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., step_failed: _Optional[_Union[StepFailed, _Mapping]] = ..., absolve: _Optional[_Union[Absolve, _Mapping]] = ..., give_way: _Optional[_Union[GiveWay, _Mapping]] = ..., shrink_lease: _Optional[_Union[ShrinkLease, _Mapping]] = ..., grow_lease: _Optional[_Union[GrowLease, _Mapping]] = ..., lease: _Optional[_Union[Lease, _Mapping]] = ..., exactness_found: _Optional[_Union[ExactnessFound, _Mapping]] = ..., find_model: _Optional[_Union[FindModel, _Mapping]] = ..., model_found: _Optional[_Union[ModelFound, _Mapping]] = ..., find_blocks: _Optional[_Union[FindBlocks, _Mapping]] = ..., blocks_found: _Optional[_Union[BlocksFound, _Mapping]] = ..., read_range: _Optional[_Union[ReadRange, _Mapping]] = ..., range_data: _Optional[_Union[RangeData, _Mapping]] = ..., download_news: _Optional[_Union[DownloadNews, _Mapping]] = ..., list_models: _Optional[_Union[ListModels, _Mapping]] = ..., models_listed: _Optional[_Union[ModelsListed, _Mapping]] = ..., find_record: _Optional[_Union[FindRecord, _Mapping]] = ..., record_found: _Optional[_Union[RecordFound, _Mapping]] = ..., change_record: _Optional[_Union[ChangeRecord, _Mapping]] = ..., record_changed: _Optional[_Union[RecordChanged, _Mapping]] = ...) -> None: ...
+    def __init__(self, call_id: _Optional[int] = ..., is_reply: _Optional[bool] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., frame: _Optional[bytes] = ..., step_result: _Optional[bytes] = ..., token_delivery: _Optional[_Union[TokenDelivery, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., open_plan: _Optional[_Union[OpenPlan, _Mapping]] = ..., plan_opened: _Optional[_Union[PlanOpened, _Mapping]] = ..., close_plan: _Optional[_Union[ClosePlan, _Mapping]] = ..., request_failed: _Optional[_Union[RequestFailed, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., step_failed: _Optional[_Union[StepFailed, _Mapping]] = ..., absolve: _Optional[_Union[Absolve, _Mapping]] = ..., give_way: _Optional[_Union[GiveWay, _Mapping]] = ..., shrink_lease: _Optional[_Union[ShrinkLease, _Mapping]] = ..., grow_lease: _Optional[_Union[GrowLease, _Mapping]] = ..., lease: _Optional[_Union[Lease, _Mapping]] = ..., exactness_found: _Optional[_Union[ExactnessFound, _Mapping]] = ..., prompt_progress: _Optional[_Union[PromptProgress, _Mapping]] = ..., find_model: _Optional[_Union[FindModel, _Mapping]] = ..., model_found: _Optional[_Union[ModelFound, _Mapping]] = ..., find_blocks: _Optional[_Union[FindBlocks, _Mapping]] = ..., blocks_found: _Optional[_Union[BlocksFound, _Mapping]] = ..., read_range: _Optional[_Union[ReadRange, _Mapping]] = ..., range_data: _Optional[_Union[RangeData, _Mapping]] = ..., download_news: _Optional[_Union[DownloadNews, _Mapping]] = ..., list_models: _Optional[_Union[ListModels, _Mapping]] = ..., models_listed: _Optional[_Union[ModelsListed, _Mapping]] = ..., find_record: _Optional[_Union[FindRecord, _Mapping]] = ..., record_found: _Optional[_Union[RecordFound, _Mapping]] = ..., change_record: _Optional[_Union[ChangeRecord, _Mapping]] = ..., record_changed: _Optional[_Union[RecordChanged, _Mapping]] = ...) -> None: ...
 
 class DeviceCapabilities(_message.Message):
     __slots__ = ("model", "chip", "memory", "fp32", "fp16", "int8")
@@ -553,7 +555,7 @@ class Sampling(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., seed: _Optional[int] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., top_logprobs: _Optional[int] = ..., typical_p: _Optional[float] = ..., xtc_probability: _Optional[float] = ..., xtc_threshold: _Optional[float] = ..., mirostat: _Optional[int] = ..., mirostat_tau: _Optional[float] = ..., mirostat_eta: _Optional[float] = ..., penalty_last_n: _Optional[int] = ..., grammar: _Optional[str] = ..., dry_multiplier: _Optional[float] = ..., dry_base: _Optional[float] = ..., dry_allowed_length: _Optional[int] = ..., dry_last_n: _Optional[int] = ..., dry_breakers: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Request(_message.Message):
-    __slots__ = ("request_id", "entry_node", "choice", "prompt_ids", "max_tokens", "eos_ids", "sampling", "prompt_logprobs", "replay_ids", "replay_wide", "embed", "share", "cache_salt", "exact", "mu")
+    __slots__ = ("request_id", "entry_node", "choice", "prompt_ids", "max_tokens", "eos_ids", "sampling", "prompt_logprobs", "replay_ids", "replay_wide", "embed", "share", "cache_salt", "exact", "mu", "progress")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ENTRY_NODE_FIELD_NUMBER: _ClassVar[int]
     CHOICE_FIELD_NUMBER: _ClassVar[int]
@@ -569,6 +571,7 @@ class Request(_message.Message):
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     EXACT_FIELD_NUMBER: _ClassVar[int]
     MU_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     entry_node: str
     choice: int
@@ -584,7 +587,8 @@ class Request(_message.Message):
     cache_salt: str
     exact: bool
     mu: float
-    def __init__(self, request_id: _Optional[str] = ..., entry_node: _Optional[str] = ..., choice: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., max_tokens: _Optional[int] = ..., eos_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., prompt_logprobs: _Optional[int] = ..., replay_ids: _Optional[_Iterable[int]] = ..., replay_wide: _Optional[_Iterable[int]] = ..., embed: _Optional[bool] = ..., share: _Optional[str] = ..., cache_salt: _Optional[str] = ..., exact: _Optional[bool] = ..., mu: _Optional[float] = ...) -> None: ...
+    progress: bool
+    def __init__(self, request_id: _Optional[str] = ..., entry_node: _Optional[str] = ..., choice: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., max_tokens: _Optional[int] = ..., eos_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., prompt_logprobs: _Optional[int] = ..., replay_ids: _Optional[_Iterable[int]] = ..., replay_wide: _Optional[_Iterable[int]] = ..., embed: _Optional[bool] = ..., share: _Optional[str] = ..., cache_salt: _Optional[str] = ..., exact: _Optional[bool] = ..., mu: _Optional[float] = ..., progress: _Optional[bool] = ...) -> None: ...
 
 class Submit(_message.Message):
     __slots__ = ("open", "request")
@@ -611,6 +615,22 @@ class RequestFailed(_message.Message):
     failure: Failure
     plan_id: str
     def __init__(self, request_id: _Optional[str] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., plan_id: _Optional[str] = ...) -> None: ...
+
+class PromptProgress(_message.Message):
+    __slots__ = ("plan_id", "request_id", "place", "total", "cached", "processed")
+    PLAN_ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    CACHED_FIELD_NUMBER: _ClassVar[int]
+    PROCESSED_FIELD_NUMBER: _ClassVar[int]
+    plan_id: str
+    request_id: str
+    place: int
+    total: int
+    cached: int
+    processed: int
+    def __init__(self, plan_id: _Optional[str] = ..., request_id: _Optional[str] = ..., place: _Optional[int] = ..., total: _Optional[int] = ..., cached: _Optional[int] = ..., processed: _Optional[int] = ...) -> None: ...
 
 class SequenceOpen(_message.Message):
     __slots__ = ("sequence", "request", "prompt_tokens", "source", "reused")

@@ -70,6 +70,7 @@ def request_out(r: m.Request) -> pb.Request:
       cache_salt=r.cache_salt,
       exact=r.exact,
       mu=r.mu,
+      progress=r.progress,
       replay_wide=[number for w in r.replay_wide for number in (w.index, w.count, w.width)]
   )
   if r.prompt_logprobs is not None:
@@ -96,5 +97,5 @@ def request_in(r: pb.Request) -> m.Request:
   return m.Request(
       r.request_id, r.entry_node, tuple(r.prompt_ids), r.max_tokens, frozenset(r.eos_ids),
       _sampling_in(r.sampling), r.choice, r.prompt_logprobs if r.HasField("prompt_logprobs") else None,
-      tuple(r.replay_ids), r.embed, wide, r.share, r.cache_salt, r.exact, r.mu
+      tuple(r.replay_ids), r.embed, wide, r.share, r.cache_salt, r.exact, r.mu, r.progress
   )
