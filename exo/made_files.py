@@ -17,6 +17,7 @@ from pathlib import Path
 
 from exo.errors import ModelFilesError
 from exo.file_calls import flush, move_over
+from exo.sizes import shown_bytes
 from exo.system_figures import free_disk
 
 _MOST = 8
@@ -64,7 +65,7 @@ class MadeFiles:
       return self._used(path, n_bytes) or self._made(source, path, n_bytes, write)
     except OSError as error:
       raise ModelFilesError(
-          f"{self._folder}: a file of {n_bytes / 1e9:.2f} GB that llama.cpp needs of {source.name} cannot be made there "
+          f"{self._folder}: a file of {shown_bytes(n_bytes)} that llama.cpp needs of {source.name} cannot be made there "
           f"({error.strerror or error}): point EXO_HOME to a place that can be written"
       ) from error
 
@@ -115,8 +116,8 @@ class MadeFiles:
     free = free_disk(self._folder)
     if free is not None and free < n_bytes + _SPARE_BYTES:
       raise ModelFilesError(
-          f"the disk of {self._folder} has {free / 1e9:.2f} GB left, and a file of {n_bytes / 1e9:.2f} GB has to be made there: "
-          f"free {(n_bytes + _SPARE_BYTES - free) / 1e9:.2f} GB, or run the model as it is in its file, whole and without --weights mapped"
+          f"the disk of {self._folder} has {shown_bytes(free)} left, and a file of {shown_bytes(n_bytes)} has to be made there: "
+          f"free {shown_bytes(n_bytes + _SPARE_BYTES - free)}, or run the model as it is in its file, whole and without --weights mapped"
       )
 
   def _give_up(self, path: Path) -> int:

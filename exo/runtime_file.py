@@ -18,7 +18,8 @@ class RuntimeInfo:
   """A running node. `started` is its process's start, as `process_started` tells it, which tells it from another process
   with a reused pid.
 
-  `token` stands for any API key on this machine: who can read the file is the user who started the node. `cluster` is the name of its cluster key.
+  `token` stands for any API key on this machine: who can read the file is the user who started the node. `cluster` is the name of its cluster key,
+  `name` what people call it.
   """
   pid: int
   started: float
@@ -28,6 +29,7 @@ class RuntimeInfo:
   grpc_port: int
   token: str = field(default="", repr=False)
   cluster: str = ""
+  name: str = ""
 
   @property
   def api_url(self) -> str:

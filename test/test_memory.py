@@ -15,6 +15,7 @@ from exo.inference.engines import load_engine, probe_engine
 from exo.inference.shard import Shard
 from exo.inference.weights.checkpoint import open_checkpoint
 from exo.process_memory import held_bytes
+from exo.sizes import shown_mb
 from exo.topology.model_size import ModelSize, PackedWeights
 from exo.topology.weight_memory import WeightMemory
 from test.support.control_groups import entering, group
@@ -127,7 +128,8 @@ def check_figures(engine: str, shape: Shape, encoding: str, tmp_path: Path) -> N
       assert shard["planned_memory"] == told == topology["plans"][0]["stages"][0]["planned_memory"]
       node.wait_said(f"(planned: {planned.loading // MB})")
       status_text = exo(tmp_path / "home", "status").stdout
-      assert f"(plan, with caches: {told['held']})" in status_text and f"(plan: {told['loading']})" in status_text
+      assert f"(plan, with caches: {shown_mb(told['held'])})" in status_text
+      assert f"(plan: {shown_mb(told['loading'])})" in status_text
       print(
           f"{engine} {encoding}: loading {told['loading']} planned {most[0] // MB} measured; held {told['held']} planned {held // MB} measured"
       )

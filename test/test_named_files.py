@@ -312,12 +312,12 @@ def test_line_10_run_fetches_what_the_engine_here_wants_and_models_shows_it(
     home, env = tmp_path / "home", {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf"), "PIP_NO_INDEX": "1"}
     flags = ("--listen-port", (port := str(free_port())), "--broadcast-port", port)
     shown = told(exo(home, "models", **env).stdout, NAME)
-    assert shown[2:5] == ["Q4_K_M", "1.96", "GB"] and "Q2_K…Q8_0" in shown and "mlx" in shown and "safetensors" in shown
+    assert shown[2:5] == ["Q4_K_M", "1.8", "GB"] and "Q2_K…Q8_0" in shown and "mlx" in shown and "safetensors" in shown
     only = told(exo(home, "models", "--inference-engine", "mlx", **env).stdout, NAME)
     assert only[2] in ("mlx", "Q4_K_M")
     rows = exo(home, "models", NAME, **env).stdout.splitlines()[1:]
     assert [row.split()[0] for row in rows] == [NAME, *(f"{NAME}:{form}" for form in CARD.forms)]
-    assert any(row.startswith(f"{NAME}:Q8_0 ") and "3.42 GB" in row for row in rows)
+    assert any(row.startswith(f"{NAME}:Q8_0 ") and "3.2 GB" in row for row in rows)
     done = exo(home, "run", NAME, "--prompt", "w1", "--max-tokens", "3", *flags, **env)
     assert done.returncode == 0, done.stderr
     assert {name for name in server.sent if "." in name} == {"Llama-3.2-3B-Instruct-Q4_K_M.gguf"}

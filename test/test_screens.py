@@ -146,7 +146,7 @@ def node_view(name: str, **fields: object) -> NodeView:
   values: dict[str, object] = {
       "node_id": name, "capabilities": DeviceCapabilities("Mac", "Apple M2", 16384, DeviceFlops(3, 7, 14)),
       "engine": "mlx", "device": "GPU", "version": "1", "address": "a:1", "used_mb": 4096, "free_mb": 8192, "load": 0.5,
-      "frames": 0, "ailments": (), "workers": (worker_view(), ), "is_here": name == "n0"
+      "frames": 0, "ailments": (), "workers": (worker_view(), ), "is_here": name == "n0", "name": name
   }
   return NodeView(**(values | fields))  # type: ignore[arg-type]
 
@@ -180,7 +180,7 @@ def test_every_screen_is_exactly_as_large_as_the_terminal(count: int, width: int
   lines = drawn(view, width, height, PromptLine("a question " * 20, "an answer\n" * 50, "running", 3, 1.5))
   assert len(lines) == height and {len(line) for line in lines} == {width}
   text = "\n".join(lines)
-  assert "n0" in text and "GPU poor" in text and "▶ a question" in text and "30 MB of 60 MB, 50%" in text
+  assert "n0" in text and "GPU poor" in text and "▶ a question" in text and "29 MB of 57 MB, 50%" in text
   if count == 2:
     assert "1.5 ms eth0" in text and "4.0 GB of 16.0 GB" in text
 

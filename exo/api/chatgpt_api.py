@@ -179,14 +179,14 @@ class ChatGPTAPI:
     """`nodes`, `peer_graph` and `active_node_id` as ever, with engines, addresses, plans, layers and times beside them."""
     node, view = self._node, self._node.topology()
     peers = node.mesh.peers()
-    mine = node.heartbeat()
+    mine, names = node.heartbeat(), node.names()
     nodes: dict[str, Any] = {}
     paces = {pace.plan_id: pace for pace in mine.paces}
     for node_id, capabilities in view.all_nodes():
       peer = peers.get(node_id)
       beat = mine if node_id == node.node_id else peer.heartbeat if peer else None
       hello = (peer.hello if peer else node.hello).since(beat)
-      nodes[node_id] = _capabilities(capabilities) | {
+      nodes[node_id] = {"name": names.get(node_id, node_id)} | _capabilities(capabilities) | {
           "engine": hello.engine, "device": hello.device, "version": hello.version
       }
       nodes[node_id]["workers"] = [ring_stream.worker_json(worker) for worker in worker_views(hello, beat)]

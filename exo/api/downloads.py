@@ -39,7 +39,11 @@ def add_routes(router: web.UrlDispatcher, with_node: WithNode) -> None:
 async def progress(request: web.Request, node: Node) -> web.Response:
   """Downloads of every node of the ring, running and done since they started."""
   nodes = {node.node_id: node.sharing.downloads, **node.sharing.remote_downloads}
-  data = [describe(node_id, item) for node_id, items in nodes.items() for item in items.values()]
+  names = node.names()
+  data = [
+      describe(node_id, item) | {"node_name": names.get(node_id, node_id)} for node_id, items in nodes.items()
+      for item in items.values()
+  ]
   return json_response({"object": "list", "data": data})
 
 

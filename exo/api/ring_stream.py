@@ -81,6 +81,7 @@ def ring_json(node: Node) -> dict[str, Any]:
 def _node_json(view: NodeView) -> dict[str, Any]:
   flops = view.capabilities.flops
   return {
+      "name": view.name,
       "model": view.capabilities.model,
       "chip": view.capabilities.chip,
       "memory": view.memory_mb,

@@ -30,11 +30,13 @@ from exo.networking.discovery import Discovery, NoDiscovery
 from exo.networking.grpc.grpc_mesh import GrpcMesh
 from exo.networking.peer_messages import Hello
 from exo.networking.seeds import SeededDiscovery, read_seeds
+from exo.node_names import own_name
 from exo.orchestration.identity import claim_identity
 from exo.orchestration.model_catalog import ModelCatalog
 from exo.orchestration.node import Node
 from exo.private_files import private_folder
 from exo.runtime_file import RuntimeInfo, write_runtime_file
+from exo.sizes import MB
 from exo.system_figures import processors
 from exo.tasks import TaskOwner, in_own_thread
 from exo.topology.device_capabilities import DeviceCapabilities, probe_device
@@ -78,7 +80,7 @@ def make_discovery(config: Config, keyring: ClusterKeyring | None) -> Discovery:
 
 
 def download_options(config: Config) -> DownloadOptions:
-  limit = None if config.download_limit is None else config.download_limit * 1e6
+  limit = None if config.download_limit is None else config.download_limit * MB
   return DownloadOptions(config.max_parallel_downloads, limit, config.download_quick_check)
 
 
@@ -96,6 +98,7 @@ def _make_node(
       workers=offers,
       version=exo.__version__,
       local_models=tuple(store.local_models()),
+      name=own_name(node_id, given=config.node_id is not None)
   )
   mesh = GrpcMesh(
       hello, config.node_host, config.discovery_timeout, keyring, config.node_id_filter, config.wire_dtype,
@@ -163,7 +166,8 @@ async def running_node(config: Config, stop: Callable[[], None]) -> AsyncIterato
         api_port=api.port,
         grpc_port=node.hello.port,
         token=token,
-        cluster="" if keyring is None else keyring.current.name
+        cluster="" if keyring is None else keyring.current.name,
+        name=node.hello.name
     )
     try:
       runtime_file = write_runtime_file(config.state_dir, info)

@@ -21,6 +21,7 @@ from exo.cli.parser import Parser
 from exo.config import Config
 from exo.errors import ConfigError, ExoError
 from exo.runtime_file import running_nodes
+from exo.sizes import shown_mb
 
 _SHORT, _LONG = 60, 700  # words of a prompt
 
@@ -193,7 +194,7 @@ def _show(figures: list[dict[str, Any]]) -> None:
           f"a hop {hop['hop_ms']:.2f} ms, p99 {hop['hop_p99_ms']:.2f} ms"
       )
     for name, node in one["nodes"].items():
-      console.print(f"{name}: {node['cpu_percent']:.0f} % of a core, {node['rss_mb']} MB")
+      console.print(f"{name}: {node['cpu_percent']:.0f} % of a core, {shown_mb(node['rss_mb'])}")
   if len(figures) == 2:
     mine, other = figures
     for a, b in zip(mine["streams"], other["streams"], strict=True):

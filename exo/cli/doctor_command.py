@@ -32,6 +32,7 @@ from exo.networking.cluster_key import default_key_file
 from exo.networking.udp.interfaces import list_interfaces
 from exo.private_files import private_folder
 from exo.runtime_file import RuntimeInfo, running_nodes
+from exo.sizes import shown_bytes
 from exo.system_figures import free_disk, host_name, memory, own_memory, processors, unreadable
 from exo.topology.slow_links import slow_link_hint
 
@@ -107,7 +108,7 @@ def _llama_cpp(config: Config) -> Iterator[Finding]:
 def _memory(config: Config) -> Iterator[Finding]:
   found = memory()
   limited = ", which is what its control groups allow it" if own_groups().memory() else ""
-  text = f"{found.total // 2**20} MB, {found.available // 2**20} MB of them free{limited}; {processors()} processors"
+  text = f"{shown_bytes(found.total)}, {shown_bytes(found.available)} of them free{limited}; {processors()} processors"
   yield Finding("ok", "memory", text)
 
 
@@ -250,7 +251,7 @@ def _models(config: Config) -> Iterator[Finding]:
       )
       return
   free = free_disk(home)
-  room = "unknown space" if free is None else f"{free // 2**20} MB free"
+  room = "unknown space" if free is None else f"{shown_bytes(free)} free"
   store = ModelStore(home, config.model_dirs)
   names = [entry.id for entry in store.listed() if entry.path is not None]
   held = f"{len(names)} models: {', '.join(names[:4])}{', …' if len(names) > 4 else ''}" if names else "no models yet"

@@ -22,6 +22,7 @@ from exo.orchestration.model_fit import RingWorker
 from exo.orchestration.model_profiles import ModelProfiles
 from exo.orchestration.sense_check import gains_kept, warnings_of
 from exo.runtime_file import running_nodes
+from exo.sizes import shown_bytes
 from exo.system_figures import memory
 from exo.topology.fit import Fit, Where
 from exo.topology.loaded_for import LoadedFor
@@ -29,7 +30,7 @@ from exo.topology.placements import load_strategy
 from exo.topology.ring_state import WorkerState
 from exo.worker.devices import engines_by_device, offers_mb
 
-_MB, _GB = 2**20, 1e9
+_MB = 2**20
 _ASK_S = 2.0
 
 
@@ -70,12 +71,12 @@ def models_command(config: Config, arguments: argparse.Namespace) -> int:
 
 def _row(model: ListedModel) -> tuple[str, ...]:
   state = model.state
-  size = "?" if state.total_bytes is None else f"{state.total_bytes / _GB:.2f} GB"
+  size = "?" if state.total_bytes is None else shown_bytes(state.total_bytes)
   here = "yes" if state.is_whole else f"{100 * state.fraction:.0f} %" if state.where else "-"
   if state.verified is False:
     here += ", unverified"
   if state.made_bytes:
-    here += f" + {state.made_bytes / _GB:.2f} GB made"
+    here += f" + {shown_bytes(state.made_bytes)} made"
   return (
       model.id, str(model.layers or "?"), state.form or model.profile.packing or "?", size, here, state.where
       or state.source, _also(model), escape(str(model.fit))
@@ -202,5 +203,5 @@ async def _remove(config: Config, name: str) -> int:
     removed = await ModelStore(config.exo_home, config.model_dirs, config.models).delete(name)
     said = removed.n_bytes, removed.stays
   freed, stays = said
-  print(f"{name} is gone: {freed / _GB:.2f} GB freed" if not stays else f"{freed / _GB:.2f} GB freed: {stays}")
+  print(f"{name} is gone: {shown_bytes(freed)} freed" if not stays else f"{shown_bytes(freed)} freed: {stays}")
   return 0

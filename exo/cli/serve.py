@@ -10,9 +10,13 @@ import sys
 import exo
 from exo.cli.assemble import RunningNode, running_node
 from exo.cli.introduction import Listeners, listener_lines
+from exo.cli.lan_address import lan_url
+from exo.cli.qr_code import in_colours, qr_lines
 from exo.config import Config
 from exo.errors import in_words
 from exo.log import log, say
+from exo.node_names import called
+from exo.sizes import shown_mb
 from exo.tasks import log_lost_errors
 
 _QUIET_S = 0.3
@@ -66,7 +70,9 @@ async def _until(stopping: asyncio.Event, config: Config, running: RunningNode) 
     await stopping.wait()
     return
   from exo.viz.topology_viz import TopologyViz
-  view = asyncio.create_task(TopologyViz(running.node, running.info.api_url).run(), name="terminal view")
+  shared = lan_url(config.chatgpt_api_host, running.info.api_port)
+  screen = TopologyViz(running.node, shared or running.info.api_url, qr_lines(shared) if shared else ())
+  view = asyncio.create_task(screen.run(), name="terminal view")
   view.add_done_callback(_viewed)
   await stopping.wait()
   view.cancel()
@@ -81,7 +87,7 @@ def _viewed(view: asyncio.Task[None]) -> None:
 
 def _introduce(config: Config, running: RunningNode) -> None:
   node, info = running.node, running.info
-  say(f"exo {exo.__version__}, node {node.node_id}: {node.hello.capabilities}")
+  say(f"exo {exo.__version__}, node {called(node.node_id, node.hello.name)}: {node.hello.capabilities}")
   if len(node.workers) == 1:
     others = ", ".join(node.hello.workers[0].usable[1:])
     say(
@@ -90,11 +96,16 @@ def _introduce(config: Config, running: RunningNode) -> None:
     )
   else:
     for offer in node.hello.workers:
-      say(f"  worker  {offer.name}: {', '.join(offer.usable)} on {offer.device}, {offer.memory_mb} MB")
+      say(f"  worker  {offer.name}: {', '.join(offer.usable)} on {offer.device}, {shown_mb(offer.memory_mb)}")
   cluster = None if running.keyring is None else running.keyring.current.name
   at = Listeners(info.grpc_port, info.api_url, info.api_port, running.api.keyed, cluster)
   for line in listener_lines(config, at):
     say(line)
+  if (url := lan_url(config.chatgpt_api_host, info.api_port)) is not None:
+    say(f"  phones  {url}")
+    if sys.stdout.isatty() and config.disable_tui:
+      for line in in_colours(qr_lines(url)):
+        print(line)
 
 
 async def _wait_for_peers(config: Config, running: RunningNode, stopping: asyncio.Event) -> None:

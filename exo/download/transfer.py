@@ -27,6 +27,7 @@ from exo.errors import DownloadError, ExoError, ModelFilesError
 from exo.inference.weights.block_map import Span, merged, span_bytes
 from exo.log import log
 from exo.models import HubSource
+from exo.sizes import shown_bytes
 from exo.system_figures import free_disk
 
 _SEGMENT_BYTES = 1 << 25  # of one request to the hub
@@ -237,7 +238,7 @@ class Transfer:
     free = await in_thread(free_disk, self._folder)
     if free is not None and free < needed + min(_SPARE_BYTES, needed):
       raise DownloadError(
-          f"{self.manifest.model_id} needs {needed / 1e6:,.0f} MB more in {self._folder}, where {free / 1e6:,.0f} MB are "
+          f"{self.manifest.model_id} needs {shown_bytes(needed)} more in {self._folder}, where {shown_bytes(free)} are "
           "free: make room (`exo rm MODEL`), or point EXO_HOME elsewhere"
       )
 

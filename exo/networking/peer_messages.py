@@ -36,7 +36,8 @@ class WorkerOffer:
 class Hello:
   """Who a node is. `incarnation` grows with every start; `local_models` are names that only some nodes can provide.
 
-  `workers` are its devices, at least one; `capabilities.memory` is what they offer together.
+  `workers` are its devices, at least one; `capabilities.memory` is what they offer together. `name` is what people call it, perhaps not it
+  alone; "" from nodes that say none.
   """
   node_id: str
   incarnation: int
@@ -45,6 +46,7 @@ class Hello:
   workers: tuple[WorkerOffer, ...]
   version: str
   local_models: tuple[str, ...] = ()
+  name: str = ""
 
   @property
   def engine(self) -> str:

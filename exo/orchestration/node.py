@@ -41,6 +41,7 @@ from exo.networking.messages import (
 from exo.networking.model_messages import DownloadNews, FindBlocks, FindModel, ListModels, ReadRange
 from exo.networking.peer_messages import Heartbeat, Hello, PlanRoom
 from exo.networking.record_messages import ChangeRecord, FindRecord
+from exo.node_names import called, distinct
 from exo.orchestration.activity import Activity
 from exo.orchestration.awake_cores import AwakeCores
 from exo.orchestration.entry_desk import EntryDesk
@@ -93,6 +94,7 @@ class Node:
     self._draining = False
     self._awaited = "its ports and the search for other nodes"
     self._joined = asyncio.Event()
+    self._called: dict[str, str] = {}  # peers in the log
     self.meter = Meter()
     self.aliases = ModelAliases(config.model_aliases, aliases_file(config.state_dir))
     self.activity = Activity(self.meter)
@@ -216,6 +218,11 @@ class Node:
     return True
 
   # topology and plans
+
+  def names(self) -> dict[str, str]:
+    """What people call this node and those that it is linked to, by id: each once."""
+    peers = self._mesh.peers()
+    return distinct({self.node_id: self.hello.name} | {node_id: peer.hello.name for node_id, peer in peers.items()})
 
   def topology(self) -> Topology:
     """This node and those that it is linked to."""
@@ -351,13 +358,14 @@ class Node:
   def peer_joined(self, peer: Hello) -> None:
     self._joined.set()
     self.meter.peer_events["joined"] += 1
-    log(1, "%s joined: %s, engine %s", peer.node_id, peer.capabilities, peer.engine)
+    self._called[peer.node_id] = called(peer.node_id, peer.name)
+    log(1, "%s joined: %s, engine %s", self._called[peer.node_id], peer.capabilities, peer.engine)
     for tell in (self.desk.peer_joined, self.sharing.peer_joined):
       _tell(tell, peer.node_id)
 
   def peer_left(self, node_id: str, reason: str) -> None:
     self.meter.peer_events["left"] += 1
-    log(1, "%s left: %s", node_id, reason)
+    log(1, "%s left: %s", self._called.pop(node_id, node_id), reason)
     _tell(self.planner.peer_left, node_id)
     _tell(self.plans.peer_left, node_id, reason)
     _tell(self.desk.peer_left, node_id, reason)

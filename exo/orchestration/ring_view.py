@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from exo.inference.shard import Shard
@@ -34,7 +35,7 @@ class WorkerView:
 @dataclass(frozen=True, slots=True)
 class NodeView:
   """Memory in MB: offered to the ring, taken by loaded weights, and free. `load` is the part of time spent computing,
-  `ailments` the models that the node cannot run for now.
+  `ailments` the models that the node cannot run for now, `name` what people call it.
   """
   node_id: str
   capabilities: DeviceCapabilities
@@ -49,6 +50,7 @@ class NodeView:
   ailments: tuple[Ailment, ...]
   workers: tuple[WorkerView, ...]
   is_here: bool
+  name: str
 
   @property
   def memory_mb(self) -> int:
@@ -116,7 +118,8 @@ class RingView:
 
 def ring_view(node: Node) -> RingView:
   """Of what is known now; asks nobody."""
-  nodes = (_here(node), *_peers(node))
+  names = node.names()
+  nodes = (_here(node, names), *_peers(node, names))
   refused = tuple(node.planner.refused.told().items())
   return RingView(
       nodes, _links(node), _chains(nodes), _requests(node),
@@ -133,18 +136,18 @@ def file_views(node: Node) -> tuple[FileView, ...]:
   )
 
 
-def _here(node: Node) -> NodeView:
+def _here(node: Node, names: Mapping[str, str]) -> NodeView:
   beat = node.heartbeat()
   hello = node.hello.since(beat)
   used = beat.used_memory_mb
   return NodeView(
       node.node_id, hello.capabilities, hello.engine, hello.device, hello.version, f"port {hello.port}", used,
       _free(hello.capabilities.memory, beat.free_memory_mb, used), beat.load, beat.frames,
-      node.planner.left_out().get(node.node_id, ()), worker_views(hello, beat), True
+      node.planner.left_out().get(node.node_id, ()), worker_views(hello, beat), True, names[node.node_id]
   )
 
 
-def _peers(node: Node) -> list[NodeView]:
+def _peers(node: Node, names: Mapping[str, str]) -> list[NodeView]:
   views, ailments = [], node.planner.left_out()
   for node_id, peer in sorted(node.mesh.peers().items()):
     hello, beat = peer.hello.since(peer.heartbeat), peer.heartbeat
@@ -154,7 +157,7 @@ def _peers(node: Node) -> list[NodeView]:
         NodeView(
             node_id, hello.capabilities, hello.engine, hello.device, hello.version, peer.address,
             beat.used_memory_mb if beat else 0, free, beat.load if beat else 0.0, beat.frames if beat else 0,
-            ailments.get(node_id, ()), worker_views(hello, beat), False
+            ailments.get(node_id, ()), worker_views(hello, beat), False, names.get(node_id, node_id)
         )
     )
   return views

@@ -11,6 +11,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from exo.sizes import shown_mb
 from exo.system_figures import host_name, memory
 
 _PROBE_TIMEOUT_S = 3.0
@@ -33,7 +34,8 @@ class DeviceCapabilities:
   flops: DeviceFlops = DeviceFlops()
 
   def __str__(self) -> str:
-    return f"{self.model}, {self.chip}, {self.memory} MB, {self.flops.fp16:g} TFLOPS fp16"
+    flops = f", {self.flops.fp16:.3g} TFLOPS fp16" if self.flops.fp16 else ""
+    return f"{self.model}, {self.chip}, {shown_mb(self.memory)}{flops}"
 
 
 # TFLOPS as published by the makers (dense, without sparsity); the longest key found in a chip's name wins.

@@ -13,9 +13,11 @@ from rich.text import Text
 
 from exo.log import escape
 from exo.orchestration.ring_view import LinkView, NodeView, RingView
+from exo.sizes import shown_bytes, shown_mb, shown_seconds
 
 WIDE = 160  # columns from which a node takes one line
 _LEAST_LOG = 3
+_LEAST_BESIDE = 40  # columns of the log beside a code
 _RICH_TFLOPS, _POOR_TFLOPS = 1000.0, 0.1
 _HEAT = ("dim", "green", "yellow", "dark_orange", "red")
 
@@ -32,17 +34,27 @@ class PromptLine:
 
 @dataclass(frozen=True, slots=True)
 class DownloadLine:
-  """Bytes; `total` 0 while unknown."""
+  """Bytes; `total` 0 and `left_s` None while unknown."""
   model_id: str
   downloaded: int
   total: int
+  bytes_per_s: float = 0.0
+  left_s: float | None = None
 
 
 def screen(
-    view: RingView, prompts: Sequence[PromptLine], downloads: Sequence[DownloadLine], log_lines: Sequence[str],
-    title: str, width: int, height: int
+    view: RingView,
+    prompts: Sequence[PromptLine],
+    downloads: Sequence[DownloadLine],
+    log_lines: Sequence[str],
+    title: str,
+    width: int,
+    height: int,
+    code: Sequence[str] = ()
 ) -> RenderableType:
-  """Everything, in exactly `height` lines: the ring above, what happens in it, and the log in what is left."""
+  """Everything, in exactly `height` lines: the ring above, what happens in it, and the log in what is left; beside it a QR code, where it
+  has room.
+  """
   budget = height - (_LEAST_LOG + 2) - 3  # the log's and the ring's frames, and the bar
   activity = [*(_download(d, width - 4) for d in downloads), *(_prompt(p, width - 4) for p in reversed(prompts))]
   per_node = 1 if width >= WIDE else 3
@@ -64,8 +76,19 @@ def screen(
     taken += len(activity) + 2
   room = max(1, height - taken - 2)
   lines = Text("\n".join(list(log_lines)[-room:]), overflow="ellipsis", no_wrap=True)
-  panels.append(Panel(lines, title="log", border_style="dim", height=room + 2))
+  panels.append(_beside(Panel(lines, title="log", border_style="dim", height=room + 2), code, width, room))
   return Group(*panels)
+
+
+def _beside(log: Panel, code: Sequence[str], width: int, room: int) -> RenderableType:
+  columns = max(map(len, code), default=0)
+  if not code or room + 2 < len(code) or width - columns < _LEAST_BESIDE:
+    return log
+  table = Table.grid(expand=True)
+  table.add_column(ratio=1)
+  table.add_column(width=columns)
+  table.add_row(log, Text("\n".join(code), "bright_white on black", no_wrap=True))
+  return table
 
 
 def _ring_height(view: RingView, per_node: int) -> int:
@@ -93,14 +116,14 @@ def _edge(link: LinkView | None) -> str:
 
 def _name(view: RingView, node: NodeView) -> Text:
   mark = "●" if node.node_id == view.active_node_id else "○"
-  text = Text.assemble((f"{mark} ", "green" if mark == "●" else "dim"), (escape(node.node_id), "bold"))
+  text = Text.assemble((f"{mark} ", "green" if mark == "●" else "dim"), (escape(node.name), "bold"))
   return text.append(" this node", "cyan") if node.is_here else text
 
 
 def _memory(node: NodeView, cells: int) -> Text:
   part = node.used_mb / node.memory_mb if node.memory_mb else 0.0
-  return _bar(part, cells
-              ).append(f" {gigabytes(node.used_mb)} of {gigabytes(node.memory_mb)}, {gigabytes(node.free_mb)} free")
+  return _bar(part,
+              cells).append(f" {shown_mb(node.used_mb)} of {shown_mb(node.memory_mb)}, {shown_mb(node.free_mb)} free")
 
 
 def _bar(part: float, cells: int) -> Text:
@@ -150,7 +173,7 @@ def _narrow_lines(view: RingView, nodes: Sequence[NodeView], width: int) -> list
     if i + 1 < len(nodes):
       lines.append(Text(f"  ↓ {_edge(_link(view, node, nodes[i + 1]))}", style="dim"))
     elif len(nodes) > 2:
-      lines.append(Text(f"  ↺ {_edge(_link(view, node, nodes[0]))} to {escape(nodes[0].node_id)}", style="dim"))
+      lines.append(Text(f"  ↺ {_edge(_link(view, node, nodes[0]))} to {escape(nodes[0].name)}", style="dim"))
   for line in lines:
     line.truncate(width, overflow="ellipsis")
   return lines
@@ -180,7 +203,7 @@ def _power(view: RingView, width: int) -> Text:
   part = min(1.0, max(0.0, math.log10(max(view.tflops, _POOR_TFLOPS) / _POOR_TFLOPS) / ends))
   flops = f"{view.tflops:.4g} TFLOPS" if view.tflops else "TFLOPS unknown"
   count = len(view.nodes)
-  total = f"  {count} node{'' if count == 1 else 's'}, {gigabytes(view.memory_mb)}, {flops}"
+  total = f"  {count} node{'' if count == 1 else 's'}, {shown_mb(view.memory_mb)}, {flops}"
   cells = max(6, min(40, width - len("GPU poor  GPU rich") - len(total)))
   at = min(cells - 1, int(part * cells))
   scale = Text("GPU poor ", "bold")
@@ -212,11 +235,15 @@ def _one_line(text: str) -> str:
 def _download(download: DownloadLine, width: int) -> Text:
   part = download.downloaded / download.total if download.total else 0.0
   line = Text.assemble(("↓ ", "cyan"), escape(download.model_id), " ").append_text(_bar(part, 20))
-  of = f" of {download.total / 1e6:.0f} MB, {part:.0%}" if download.total else ""
-  line.append(f" {download.downloaded / 1e6:.0f} MB{of}")
+  of = f" of {shown_bytes(download.total)}, {part:.0%}" if download.total else ""
+  line.append(f" {shown_bytes(download.downloaded)}{of}{_pace(download)}")
   line.truncate(width, overflow="ellipsis")
   return line
 
 
-def gigabytes(mb: int) -> str:
-  return f"{mb} MB" if mb < 1024 else f"{mb / 1024:.1f} GB"
+def _pace(download: DownloadLine) -> str:
+  """How fast it comes, and how long it takes yet; nothing where it stands still."""
+  if not download.bytes_per_s:
+    return ""
+  left = f", {shown_seconds(download.left_s)} left" if download.left_s is not None else ""
+  return f", {shown_bytes(download.bytes_per_s)}/s{left}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 
 from rich.console import RenderableType
 
@@ -20,8 +21,9 @@ _SHOWN_PROMPTS = 4
 
 class TopologyViz:
   """Owns the terminal while it runs: log lines go to its lower pane instead of through it."""
-  def __init__(self, node: Node, api_url: str) -> None:
-    self._node, self._api_url = node, api_url
+  def __init__(self, node: Node, api_url: str, code: Sequence[str] = ()) -> None:
+    """`code` is a QR code of the address, as lines."""
+    self._node, self._api_url, self._code = node, api_url, code
     self._lines: deque[str] = deque(log.recent(), maxlen=_KEPT_LINES)
     self._canvas = Canvas()
 
@@ -41,13 +43,15 @@ class TopologyViz:
 
   def _render(self) -> RenderableType:
     node, (width, height) = self._node, self._canvas.size
+    names = node.names()
     prompts = [
         PromptLine(r.title, r.tail, r.outcome, r.tokens, r.tokens_per_s) for r in node.activity.recent[-_SHOWN_PROMPTS:]
     ]
     downloads = [
-        DownloadLine(f"{d.model_id} on {name}", d.downloaded_bytes, d.total_bytes)
-        for name, of_node in {node.node_id: node.sharing.downloads, **node.sharing.remote_downloads}.items()
+        DownloadLine(
+            f"{d.model_id} on {names.get(node_id, node_id)}", d.downloaded_bytes, d.total_bytes, d.bytes_per_s, d.left_s
+        ) for node_id, of_node in {node.node_id: node.sharing.downloads, **node.sharing.remote_downloads}.items()
         for d in of_node.values() if not d.ended
     ]
     title = f"exo · {self._api_url}"
-    return screen(ring_view(node), prompts, downloads, list(self._lines), title, width, height)
+    return screen(ring_view(node), prompts, downloads, list(self._lines), title, width, height, self._code)

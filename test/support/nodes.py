@@ -58,7 +58,7 @@ def exo(home: Path,
 class NodeProcess:
   """`python -m exo …` with a log of its own; `root` holds the exo that runs. The API takes a free port unless told otherwise.
 
-  Where a request says nothing, the answer is the likeliest text, which tests can compare; `own_sampling` leaves it to the model.
+  With an empty `node_id` the node makes up its own. Where a request says nothing, the answer is the likeliest text, which tests can compare; `own_sampling` leaves it to the model.
   """
   def __init__(
       self,
@@ -73,7 +73,8 @@ class NodeProcess:
     self.node_id, self.home, self.arguments = node_id, home, arguments
     home.mkdir(parents=True, exist_ok=True)
     self.log_path = home / f"{node_id}-{time.monotonic_ns()}.log"
-    command = [*prefix, sys.executable, "-m", "exo", "--node-id", node_id, "--disable-tui", *arguments]
+    named = ("--node-id", node_id) if node_id else ()
+    command = [*prefix, sys.executable, "-m", "exo", *named, "--disable-tui", *arguments]
     if not any(a.startswith("--chatgpt-api-port") for a in arguments):
       command += ["--chatgpt-api-port", "0"]
     if not own_sampling and "--default-temp" not in arguments:

@@ -105,7 +105,7 @@ class DeviceCapabilities(_message.Message):
     def __init__(self, model: _Optional[str] = ..., chip: _Optional[str] = ..., memory: _Optional[int] = ..., fp32: _Optional[float] = ..., fp16: _Optional[float] = ..., int8: _Optional[float] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("node_id", "incarnation", "stream", "port", "capabilities", "version", "local_models", "protocol", "workers")
+    __slots__ = ("node_id", "incarnation", "stream", "port", "capabilities", "version", "local_models", "protocol", "workers", "name")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     STREAM_FIELD_NUMBER: _ClassVar[int]
@@ -115,6 +115,7 @@ class Hello(_message.Message):
     LOCAL_MODELS_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
     node_id: str
     incarnation: int
     stream: str
@@ -124,7 +125,8 @@ class Hello(_message.Message):
     local_models: _containers.RepeatedScalarFieldContainer[str]
     protocol: int
     workers: _containers.RepeatedCompositeFieldContainer[WorkerOffer]
-    def __init__(self, node_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., stream: _Optional[str] = ..., port: _Optional[int] = ..., capabilities: _Optional[_Union[DeviceCapabilities, _Mapping]] = ..., version: _Optional[str] = ..., local_models: _Optional[_Iterable[str]] = ..., protocol: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerOffer, _Mapping]]] = ...) -> None: ...
+    name: str
+    def __init__(self, node_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., stream: _Optional[str] = ..., port: _Optional[int] = ..., capabilities: _Optional[_Union[DeviceCapabilities, _Mapping]] = ..., version: _Optional[str] = ..., local_models: _Optional[_Iterable[str]] = ..., protocol: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerOffer, _Mapping]]] = ..., name: _Optional[str] = ...) -> None: ...
 
 class WorkerOffer(_message.Message):
     __slots__ = ("name", "engines", "memory_mb")

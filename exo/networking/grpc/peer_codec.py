@@ -38,6 +38,7 @@ from exo.networking.peer_messages import (
     WorkerBeat,
     WorkerOffer,
 )
+from exo.node_names import name_in
 from exo.topology.device_capabilities import DeviceCapabilities, DeviceFlops
 from exo.topology.loaded_for import LoadedFor
 from exo.topology.weight_memory import WeightMemory
@@ -115,7 +116,8 @@ def hello_out(hello: Hello, stream: str) -> pb.Item:
       workers=[_offer_out(worker) for worker in hello.workers],
       version=hello.version,
       local_models=hello.local_models,
-      protocol=m.PROTOCOL_VERSION
+      protocol=m.PROTOCOL_VERSION,
+      name=hello.name
   )
   return pb.Item(hello=body)
 
@@ -136,7 +138,7 @@ def hello_in(item: pb.Item) -> tuple[Hello, str]:
   _check_workers(workers, capabilities.memory)
   hello = Hello(
       h.node_id, h.incarnation, h.port, capabilities, workers, h.version[:40],
-      tuple(name[:MAX_MODEL_ID] for name in h.local_models[:_MAX_LOCAL_MODELS])
+      tuple(name[:MAX_MODEL_ID] for name in h.local_models[:_MAX_LOCAL_MODELS]), name_in(h.name)
   )
   return hello, h.stream
 

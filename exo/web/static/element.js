@@ -24,20 +24,20 @@ function fill(element, attributes, children) {
 
 export const $ = (id) => document.getElementById(id);
 
-const UNITS = ["B", "kB", "MB", "GB", "TB"];
+const UNITS = ["B", "KB", "MB", "GB", "TB"];
 
-/** Bytes as people read them: 98.4 MB. */
+/** Bytes as people read them, in the form of exo/sizes.py: 98 MB, 1.5 GB. */
 export function bytes(count) {
   let unit = 0;
-  while (count >= 1000 && unit < UNITS.length - 1) [count, unit] = [count / 1000, unit + 1];
-  return `${count >= 100 || unit === 0 ? Math.round(count) : count.toFixed(1)} ${UNITS[unit]}`;
+  while (Math.round(count) >= 1024 && unit < UNITS.length - 1) [count, unit] = [count / 1024, unit + 1];
+  return `${count.toFixed(unit > 2 && count < 99.95 ? 1 : 0)} ${UNITS[unit]}`;
 }
 
 /** Seconds as people read them: 3 min 20 s. */
 export const duration = (s) => (s < 60 ? `${Math.ceil(s)} s` : s < 3600 ? `${Math.floor(s / 60)} min ${Math.round(s % 60)} s` : `${Math.floor(s / 3600)} h ${Math.round((s % 3600) / 60)} min`);
 
 /** Memory given in MB. */
-export const gigabytes = (mb) => (mb < 1024 ? `${mb} MB` : `${(mb / 1024).toFixed(mb < 102400 ? 1 : 0)} GB`);
+export const gigabytes = (mb) => bytes(mb * 2 ** 20);
 
 export const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
 
