@@ -25,7 +25,7 @@ def status_lines(info: RuntimeInfo, ring: dict[str, Any] | None, width: int | No
   if ring is None:
     return _wrapped(f"{head}, does not answer", "", "  ", width)
   rows = [(escape(label), escape(text)) for label, text in _rows(info, ring)]
-  most = _MOST_LABELS if width is None else max(_LABELS, min(_MOST_LABELS, width // 3))
+  most = _MOST_LABELS if width is None else max(_LABELS + 1, min(_MOST_LABELS, width // 3))
   column = min(most, max(_LABELS, *(len(label) + 1 for label, _ in rows)))
   lines = _wrapped(escape(head), "", "  ", width)
   for label, text in rows:
