@@ -64,6 +64,7 @@ class Config:
   default_model: str = DEFAULT_MODEL
   default_temp: float | None = None  # instead of the model's own
   system_prompt: str | None = None
+  no_repetition_guard: bool = False  # answers may say the same over and over
   # security
   cluster_key: str | None = field(default=None, repr=False)
   cluster_key_file: Path | None = None

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from exo.cli.repetition import goes_in_circles
 from exo.config import config_from
 from exo.errors import ConfigError
 from exo.inference.engines import probe_engine
@@ -88,19 +87,6 @@ def test_loading_is_shown_as_it_goes(own_home: Path, quiet: tuple[str, ...]) -> 
   done = exo(own_home, "run", "--prompt", "Hi", "--max-tokens", "2", "--inference-engine", "tinygrad", *quiet)
   assert done.returncode == 0 and "loading" not in done.stdout
   assert re.search(r"^loading smollm2-135m: \d+ %$", done.stderr, re.MULTILINE), done.stderr
-
-
-@pytest.mark.parametrize(("text", "circles"), [
-    ("One thing. Another thing, which is longer.\n" * 6, True),
-    ("A beginning of its own. " + "One thing. Another thing, which is longer.\n" * 6, True),
-    ("One thing. Another thing, which is longer.\n" * 5, False),
-    ("".join(f"Line {i} says something of its own.\n" for i in range(60)), False),
-    ("| a | b |\n" * 5, False),
-    ("\n" * 500, False),
-    ("", False),
-])
-def test_a_model_that_goes_in_circles(text: str, circles: bool) -> None:
-  assert goes_in_circles(text) == circles
 
 
 def test_run_comes_to_an_end(own_home: Path, greedy: tuple[str, ...]) -> None:

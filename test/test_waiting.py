@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from subprocess import DEVNULL, PIPE
+from typing import Any, cast
 
 import pytest
 
+from exo.cli.client import ApiClient, Delta
+from exo.cli.load_progress import LoadProgress, Stretch, _fetching, _loading
 from exo.errors import ProtocolError
 from exo.networking.grpc.codec import decode, encode
 from exo.networking.messages import PromptProgress
 from exo.orchestration import progress_teller
 from test.support.http import connect, stream_json
 from test.support.local_rings import local_ring, run, spec
-from test.support.nodes import NodeProcess, ring, wait_until
+from test.support.nodes import ROOT, NodeProcess, ring, wait_until
 
 ENDLESS: dict[str, Any] = {"max_tokens": 6000, "logit_bias": {"256": -100}}
 SLOW = "\x05"  # see the dummy engine
@@ -54,14 +61,22 @@ def texts_of(chunks: list[Any]) -> str:
   return "".join(choice.get("text") or choice.get("delta", {}).get("content") or "" for choice in choices)
 
 
-def test_22_line_6_a_queue_tells_its_places(nodes: list[NodeProcess]) -> None:
-  """At either node, one of which is not where the plan begins."""
-  blocker = connect(nodes[0])
+@contextmanager
+def busy(node: NodeProcess) -> Iterator[None]:
+  """Its only place is taken."""
+  blocker = connect(node)
   body = {"messages": [{"role": "user", "content": SLOW}], "stream": True, **ENDLESS}
   blocker.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
   answering = blocker.getresponse()
   while b'"content":"' not in (line := answering.readline()) or b'"content":""' in line:
     assert line
+  yield
+  answering.close()
+  blocker.close()
+
+
+def test_22_line_6_a_queue_tells_its_places(nodes: list[NodeProcess]) -> None:
+  """At either node, one of which is not where the plan begins."""
   heard: list[list[Any]] = [[], []]
 
   def wait(i: int) -> None:
@@ -76,18 +91,50 @@ def test_22_line_6_a_queue_tells_its_places(nodes: list[NodeProcess]) -> None:
     connection.close()
 
   waiting = [threading.Thread(target=wait, args=(i, )) for i in range(2)]
-  for thread in waiting:
-    thread.start()
-  places = lambda: sorted(c["queue"]["place"] for of in heard for c in of if "queue" in c)  # noqa: E731
-  wait_until(lambda: {1, 2} <= set(places()), 20, "two places in the line")
-  answering.close()
-  blocker.close()
+  with busy(nodes[0]):
+    for thread in waiting:
+      thread.start()
+    places = lambda: sorted(c["queue"]["place"] for of in heard for c in of if "queue" in c)  # noqa: E731
+    wait_until(lambda: {1, 2} <= set(places()), 20, "two places in the line")
   for thread in waiting:
     thread.join(60)
   for of in heard:
     kinds = ["queue" if "queue" in c else "prompt" if "prompt_progress" in c else "text" for c in of if c["choices"]]
     assert "prompt" in kinds and kinds.index("prompt") > kinds.index("queue")
     assert texts_of(of) and of[-1]["choices"][0]["finish_reason"] == "length"
+
+
+def test_22_line_6_exo_run_shows_its_place_in_the_line(nodes: list[NodeProcess]) -> None:
+  command = [sys.executable, "-m", "exo", "run", "--prompt", "hello", "--max-tokens", "3"]
+  environment = os.environ | {"EXO_HOME": str(nodes[0].home), "DEBUG": "0", "PYTHONUNBUFFERED": "1"}
+  with busy(nodes[0]):
+    asked = subprocess.Popen(command, stdout=PIPE, stderr=PIPE, stdin=DEVNULL, text=True, cwd=ROOT, env=environment)
+    assert asked.stderr is not None
+    while "waiting for its turn, place 1 in the line" not in (line := asked.stderr.readline()):
+      assert line, "it ended without a word"
+  out, err = asked.communicate(timeout=60)
+  assert asked.returncode == 0 and len(out.strip()) == 3, (out, err)
+
+
+def test_22_line_6_what_is_waited_for_has_its_figures() -> None:
+  """A prompt after two seconds, a load its bytes, a download its rate and the time that is left."""
+  progress = LoadProgress(cast(ApiClient, None))
+  progress.heard(Delta(prompt={"total": 4000, "cache": 0, "processed": 1000, "time_ms": 5}))
+  assert not list(progress._waiting())
+  progress._prompt_since -= 3
+  assert list(progress._waiting()) == [Stretch("reading the prompt", 0.25, "25%, 1,000 of 4,000 tokens")]
+  progress.heard(Delta("It"))
+  assert not list(progress._waiting())
+  told = {"loading": {"m": 0.5, "old": 0.1}, "loading_bytes": {"m": 2 * 2**30}}
+  assert list(_loading(told)) == [Stretch("loading m", 0.5, "1.0 GB of 2.0 GB"), Stretch("loading old", 0.1)]
+  download = {
+      "node_id": "a", "node_name": "desk", "model": "m", "downloaded_bytes": 2**20, "total_bytes": 4 * 2**20, "done": False,
+      "error": None, "status": "downloading", "bytes_per_s": 2**20, "left_s": 3.0
+  }  # yapf: disable
+  assert list(_fetching([download])) == [Stretch("fetching m", 0.25, "1 MB of 4 MB, 1 MB/s, 3 s left")]
+  other = download | {"node_id": "b", "node_name": "lap", "total_bytes": 0, "bytes_per_s": 0, "left_s": None}
+  assert [s.what for s in _fetching([download, other])] == ["fetching m on desk", "fetching m on lap"]
+  assert next(_fetching([other, download | {"done": True}])).part is None
 
 
 def test_22_line_6_a_long_prompt_shows_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

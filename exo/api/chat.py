@@ -19,7 +19,7 @@ from exo.api.exact import tell_exact
 from exo.api.kept_answers import KEPT_ANSWERS, ChunkWriter, KeptAnswer
 from exo.api.schema import read_body
 from exo.api.sse import event_stream
-from exo.api.text_run import identity, shown_logprob
+from exo.api.text_run import identity, shown_logprob, told_circles
 from exo.api.told_headers import tell_ignored, tell_relaxed
 from exo.api.waiting import Waiting
 from exo.errors import InvalidRequestError
@@ -78,7 +78,7 @@ def _choice(run: ChatRun, index: int, choice: ChatChoice, logprobs: bool, legacy
   return {
       "index": index, "message": message, "logprobs": token_logprobs(run.model, choice.tokens) if logprobs else None,
       "finish_reason": _reason(choice.finish_reason, legacy)
-  }
+  } | told_circles(run.circled, index)
 
 
 def _reason(finish: str, legacy: bool) -> str:
@@ -130,7 +130,8 @@ async def _write(
   logprobs, timed, waiting = bool(body.logprobs), body.timings_per_token, Waiting(body.return_progress)
 
   def chunk(index: int, delta: dict[str, Any], finish: str | None = None, probs: Any = None) -> dict[str, Any]:
-    return envelope | {"choices": [{"index": index, "delta": delta, "logprobs": probs, "finish_reason": finish}]
+    choice = {"index": index, "delta": delta, "logprobs": probs, "finish_reason": finish}
+    return envelope | {"choices": [choice | (told_circles(run.circled, index) if finish else {})]
                        } | usage | ({"timings": run.timings} if timed or finish else {})
 
   for i in range(run.n):

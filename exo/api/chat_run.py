@@ -88,6 +88,11 @@ class ChatRun:
     return self._run.model
 
   @property
+  def circled(self) -> set[int]:
+    """Choices that the guard against repetition has ended."""
+    return self._run.circled
+
+  @property
   def n(self) -> int:
     return len(self._parsers)
 

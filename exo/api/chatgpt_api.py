@@ -215,10 +215,10 @@ class ChatGPTAPI:
     engine = {"name": node.engine.name, "device": node.engine.device, "reason": node.engine.reason}
     return json_response({
         "nodes": nodes, "peer_graph": graph, "active_node_id": view.active_node_id, "node_id": node.node_id,
-        "ailments": [{
-            "node_id": node_id, "worker": ailment.worker, "model": ailment.model_id, "reason": ailment.reason
-        } for node_id, told in node.planner.left_out().items()
-                     for ailment in told], "refused_models": node.planner.refused.told(), "loading": node.loading,
+        "ailments": [
+            {"node_id": node_id, "worker": ailment.worker, "model": ailment.model_id, "reason": ailment.reason}
+            for node_id, told in node.planner.left_out().items() for ailment in told
+        ], "refused_models": node.planner.refused.told(), "loading": node.loading, "loading_bytes": node.loading_bytes,
         "loaded": [ring_stream.room_json(node_id, room) for node_id, room in node.rooms], "engine": engine,
         "plans": plans, "refused": node.refusals()[-_SHOWN_REFUSALS:], "problems": node.problems()[-_SHOWN_REFUSALS:],
         "time": time.time()

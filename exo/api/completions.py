@@ -18,7 +18,7 @@ from exo.api.fill_in import gap_prompt
 from exo.api.schema import read_body
 from exo.api.sse import EventStream, event_stream
 from exo.api.text_request import CompletionRequest, checked_grammar
-from exo.api.text_run import TextRun, drawn_at, identity, new_id, shown_logprob, text_run, told_timings
+from exo.api.text_run import TextRun, drawn_at, identity, new_id, shown_logprob, text_run, told_circles, told_timings
 from exo.api.waiting import Waiting
 from exo.errors import InvalidRequestError
 from exo.inference.detokenizer import text_before
@@ -157,7 +157,7 @@ async def _whole(job: _Job, prompts: list[list[int]]) -> web.Response:
       logprobs = None if job.body.logprobs is None else await _Logprobs(job.model).built(tokens[i])
       choices.append({
           "index": len(choices), "text": text, "logprobs": logprobs, "finish_reason": run.finish_reasons.get(i, "stop")
-      })
+      } | told_circles(run.circled, i))
   return json_response(
       _envelope(job) | {
           "choices": choices, "usage": _usage([run for run, _, _ in runs]),
@@ -243,6 +243,6 @@ async def _stream_one(
     logprobs = None if job.body.logprobs is None else await builders[delta.choice].built(shown)
     choice = {
         "index": base + delta.choice, "text": text, "logprobs": logprobs, "finish_reason": delta.finish_reason or None
-    }
+    } | told_circles(run.circled, delta.choice)
     timings = {"timings": run.timings} if delta.finish_reason or job.body.timings_per_token else {}
     await stream.send(_envelope(job) | {"choices": [choice]} | usage | timings, more=run.more)

@@ -16,7 +16,7 @@ from exo.api.handlers import WithNode
 from exo.api.schema import TokenBound, read_body
 from exo.api.sse import event_stream
 from exo.api.text_request import checked_grammar
-from exo.api.text_run import TextRun, new_id, text_run
+from exo.api.text_run import TextRun, new_id, text_run, told_circles
 from exo.api.waiting import Waiting
 from exo.errors import InvalidRequestError
 from exo.orchestration.node import Node
@@ -117,4 +117,4 @@ def _end(run: TextRun, reason: str, stop: str) -> dict[str, Any]:
           "n_ctx": run.model.max_context, "temperature": sampling.temperature, "top_k": sampling.top_k,
           "top_p": sampling.top_p, "min_p": sampling.min_p, "seed": sampling.seed
       }
-  }
+  } | told_circles(run.circled)

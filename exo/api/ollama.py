@@ -24,7 +24,7 @@ from exo.api.ndjson import Pieces, ndjson
 from exo.api.ollama_request import OllamaChatRequest, OllamaGenerateRequest, OllamaRequest
 from exo.api.schema import read_body
 from exo.api.text_request import CompletionRequest, checked_grammar
-from exo.api.text_run import TextRun, new_id, text_run
+from exo.api.text_run import TextRun, new_id, text_run, told_circles
 from exo.api.told_headers import tell_relaxed
 from exo.api.tool_names import ToolNames
 from exo.errors import NotAllowedError
@@ -56,7 +56,7 @@ class _Clock:
         "done": True, "done_reason": {"tool_calls": "stop"}.get(reason, reason), "total_duration": now - self._started,
         "load_duration": 0, "prompt_eval_count": run.prompt_tokens, "prompt_eval_duration": first - self._started,
         "eval_count": run.completion_tokens, "eval_duration": now - first
-    }
+    } | told_circles(run.circled)
 
 
 async def _answer(request: web.Request, body: OllamaRequest, model: str, pieces: Pieces) -> web.StreamResponse:

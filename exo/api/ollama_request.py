@@ -20,6 +20,7 @@ from exo.api.chat_request import (
 from exo.api.constraints import JsonSchemaFormat, ResponseFormat
 from exo.api.schema import (
     Fraction,
+    Guard,
     LastTokens,
     MirostatVersion,
     Penalty,
@@ -58,6 +59,7 @@ class OllamaOptions(Struct):
   mirostat_eta: Fraction | None = None
   tfs_z: float | None = None
   penalize_newline: bool | None = None
+  repetition_guard: Guard = True
 
 
 class OllamaFunction(Struct):
@@ -124,6 +126,7 @@ class OllamaRequest(Struct, kw_only=True):
     body.seed, body.stop, body.repetition_penalty = options.seed, options.stop, options.repeat_penalty
     body.presence_penalty, body.frequency_penalty = options.presence_penalty, options.frequency_penalty
     body.typical_p, body.repeat_last_n = options.typical_p, options.repeat_last_n
+    body.repetition_guard = options.repetition_guard
     body.mirostat, body.mirostat_tau, body.mirostat_eta = options.mirostat, options.mirostat_tau, options.mirostat_eta
     undone = {"tfs_z": options.tfs_z not in (None, 1), "penalize_newline": options.penalize_newline is False}
     if (name := next((name for name, asked in undone.items() if asked), None)) is not None:

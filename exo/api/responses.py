@@ -27,7 +27,7 @@ from exo.api.response_turn import Turn, begin_turn
 from exo.api.responses_request import ResponsesRequest
 from exo.api.schema import read_body
 from exo.api.sse import EventStream, event_stream
-from exo.api.text_run import identity
+from exo.api.text_run import identity, told_circles
 from exo.api.told_headers import tell_ignored, tell_relaxed
 from exo.errors import InvalidRequestError
 from exo.orchestration.node import Node
@@ -174,7 +174,7 @@ class _Answer:
         "completed_at": int(time.time()) if over else None, "incomplete_details": {"reason": "max_output_tokens"}
         if self.status == "incomplete" else None, "model": run.model.id, "output": self._builder.output,
         "temperature": run.sampling.temperature, "top_p": run.sampling.top_p, "store": self._stores, "usage": usage
-    } | self._body.echo() | identity(run.model, run.exact)
+    } | self._body.echo() | identity(run.model, run.exact, told_circles(run.circled))
 
 
 def _usage(run: ChatRun) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from exo.api.chat_request import (
 from exo.api.constraints import JsonSchemaFormat, ResponseFormat
 from exo.api.response_items import messages_of
 from exo.api.response_tools import ResponseTool, ResponseToolChoice, ToolSet
-from exo.api.schema import Fraction, PositiveCount, Temperature
+from exo.api.schema import Fraction, Guard, PositiveCount, Temperature
 from exo.errors import InvalidRequestError
 
 Metadata = Annotated[dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]],
@@ -85,6 +85,7 @@ class ResponsesRequest(Struct, kw_only=True):
   safety_identifier: str | None = None
   prompt_cache_key: str | None = None
   prompt_cache_retention: str | None = None
+  repetition_guard: Guard = True
   background: bool | None = None
   prompt: Any = None
   context_management: Any = None
@@ -136,6 +137,7 @@ class ResponsesRequest(Struct, kw_only=True):
         parallel_tool_calls=self.parallel_tool_calls,
         response_format=_format(self.text.format if self.text else None),
         chat_template_kwargs=self._thinking(),
+        repetition_guard=self.repetition_guard,
     )
 
   def _messages(self, tools: ToolSet, items: Sequence[dict[str, Any]]) -> list[ChatMessage]:

@@ -18,6 +18,7 @@ from exo.errors import InvalidRequestError
 from exo.inference.dry import DryParams
 from exo.inference.sampling import SamplingParams
 from exo.inference.tokenizer import Tokenizer
+from exo.repetition import STOP_REASON
 from exo.sampling_defaults import SamplingDefaults
 
 MAX_N = 128
@@ -41,6 +42,13 @@ Progress = Annotated[
     Meta(
         description="As llama.cpp knows it: before the first token, a stream's chunks have `prompt_progress` "
         "({total, cache, processed, time_ms}, in tokens of the prompt) and, while the request waits for its turn, `queue` ({place}, from 1)"
+    )]
+Guard = Annotated[
+    bool,
+    Meta(
+        description=
+        "Where the request sets no bound of tokens, an answer that says the same over and over is ended: `finish_reason` stop, "
+        f"`stop_reason` {STOP_REASON} beside it. False lets it go on"
     )]
 TokenBound = Annotated[int, Meta(ge=-1, le=2**31 - 1, description="-1: as many as there is room for")]
 LastTokens = Annotated[int, Meta(ge=-1, le=2**31 - 1, description="-1: all tokens")]
@@ -83,6 +91,7 @@ class SamplingFields(Struct, kw_only=True):
   max_tokens: TokenBound | None = None
   ignore_eos: bool = False  # as other servers know it: only `max_tokens` and `stop` end an answer
   return_progress: Progress = False
+  repetition_guard: Guard = True
   timings_per_token: bool = False  # as llama.cpp knows it: `timings` in every chunk, not only at the end
   user: str | None = None
 

@@ -7,7 +7,7 @@ import functools
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Container, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +23,7 @@ from exo.orchestration.generation import Generation, GenerationSpec
 from exo.orchestration.model_catalog import ModelInfo
 from exo.orchestration.node import Node
 from exo.orchestration.text_stream import ChoiceText, TextDelta
+from exo.repetition import STOP_REASON
 from exo.sampling_defaults import SamplingDefaults
 
 LEAST_LOGPROB = -9999.0  # as OpenAI writes what has no chance at all; JSON has no infinities
@@ -42,7 +43,8 @@ class TextRun:
   cached_tokens: int = 0  # of the prompt, found in a kept cache
   begun_at: float = field(default_factory=time.monotonic)
   first_at: float = 0.0  # when the first token came
-  stopped: bool = False  # the first choice, by a text of the request's
+  stopped: bool = False  # the first choice, by a text of the request's or the guard against repetition
+  circled: set[int] = field(default_factory=set)  # choices that the guard has ended
 
   def __aiter__(self) -> AsyncIterator[TextDelta]:
     return self
@@ -66,7 +68,9 @@ class TextRun:
     self.watched.said(delta.choice, delta.text, len(delivery.tokens), bool(delta.finish_reason))
     if delta.finish_reason:
       self.finish_reasons[delta.choice] = delta.finish_reason
-      self.stopped = self.stopped or (delta.choice == 0 and delta.stop is not None)
+      self.stopped = self.stopped or (delta.choice == 0 and (delta.stop is not None or delta.circles))
+      if delta.circles:
+        self.circled.add(delta.choice)
       self.generation.end_choice(delta.choice)
     return delta
 
@@ -177,6 +181,9 @@ async def text_run(
   max_tokens = None if max_tokens == -1 else max_tokens
   wanted = min(node.config.max_generate_tokens, room) if max_tokens is None else min(max_tokens, room)
   stops, n = fields.stops, fields.n or 1
+  guarded = max_tokens is None and fields.repetition_guard and not (
+      fields.ignore_eos or node.config.no_repetition_guard
+  )
   drawn = drawn_at(node, model, fields)
   drawing = functools.partial(
       fields.sampling, model.tokenizer, model.n_words, drawn, secrets.randbits(62), top_logprobs, grammar
@@ -208,7 +215,8 @@ async def text_run(
               with_tokens=top_logprobs is not None,
               after=() if is_chat and not continued else prompt_ids,
               echoed=echoed,
-              visible=visible
+              visible=visible,
+              guarded=guarded
           ) for choice in range(n)
       ]
       yield TextRun(spec.request_id, int(time.time()), model, generation, choices, watched)
@@ -219,10 +227,15 @@ def drawn_at(node: Node, model: ModelInfo, fields: SamplingFields) -> SamplingDe
   return fields.drawn(model.sampling, node.config.default_temp)
 
 
+def told_circles(circled: Container[int], choice: int = 0) -> dict[str, str]:
+  """What stands beside the reason why a choice ended: something only where the guard against repetition has ended it."""
+  return {"stop_reason": STOP_REASON} if choice in circled else {}
+
+
 def shown_logprob(value: float) -> float:
   return min(0.0, max(LEAST_LOGPROB, value))
 
 
-def identity(model: ModelInfo, exact: bool) -> dict[str, Any]:
-  """What of an answer's head says how it came about."""
-  return {"system_fingerprint": f"fp_{model.fingerprint[:10]}", "exo": {"exact": exact}}
+def identity(model: ModelInfo, exact: bool, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+  """What of an answer's head says how it came about; `more` where only exo has a word for it."""
+  return {"system_fingerprint": f"fp_{model.fingerprint[:10]}", "exo": {"exact": exact, **(more or {})}}

@@ -248,6 +248,12 @@ def add_node_flags(parser: Parser) -> None:
       metavar="T",
       help="temperature where a request sets none, 0 for the likeliest tokens (default: the model's own, else 0.7)"
   )
+  api.add_argument(
+      "--no-repetition-guard",
+      action="store_true",
+      default=None,
+      help="let answers without a limit of tokens say the same over and over (a request's own: repetition_guard false)"
+  )
   api.add_argument("--system-prompt", metavar="TEXT", help="put before chats that have no system message")
 
   security = parser.add_argument_group("security")

@@ -20,10 +20,13 @@ _NO_LOOPBACK = (errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.ENETDOWN)
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-  """A piece of an answer; the last one carries usage."""
+  """A piece of an answer; the last one carries usage. Before the first: how far the `prompt` is, or its `place` in the line."""
   text: str = ""
   finish_reason: str | None = None
   usage: dict[str, Any] | None = None
+  stop_reason: str | None = None
+  prompt: dict[str, int] | None = None
+  place: int | None = None
 
 
 class ApiClient:
@@ -86,7 +89,10 @@ class ApiClient:
   async def chat(self, model: str | None, messages: list[dict[str, str]],
                  settings: Mapping[str, Any]) -> AsyncGenerator[Delta, None]:
     """Stream an answer. `settings` are further fields of the request."""
-    body: dict[str, Any] = {"messages": messages, "stream": True, "stream_options": {"include_usage": True}, **settings}
+    body: dict[str, Any] = {
+        "messages": messages, "stream": True, "stream_options": {"include_usage": True}, "return_progress": True,
+        **settings
+    }
     if model is not None:
       body["model"] = model
     async with self._reached(), self._session.post("/v1/chat/completions", json=body) as response:
@@ -99,8 +105,11 @@ class ApiClient:
         if "error" in event:
           raise ExoError(event["error"]["message"])
         choices = event["choices"]
-        if choices:
-          yield Delta(choices[0]["delta"].get("content") or "", choices[0]["finish_reason"])
+        if "prompt_progress" in event or "queue" in event:
+          yield Delta(prompt=event.get("prompt_progress"), place=event.get("queue", {}).get("place"))
+        elif choices:
+          of = choices[0]
+          yield Delta(of["delta"].get("content") or "", of["finish_reason"], stop_reason=of.get("stop_reason"))
         elif event.get("usage"):
           yield Delta(usage=event["usage"])
 

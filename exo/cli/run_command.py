@@ -22,12 +22,12 @@ from exo.cli.chat_input import ChatInput, text_beside
 from exo.cli.conversation import Conversation
 from exo.cli.load_progress import LoadProgress
 from exo.cli.node_client import node_client
-from exo.cli.repetition import goes_in_circles
 from exo.cli.run_words import is_path, run_words
 from exo.config import Config
 from exo.download.model_store import model_name
 from exo.errors import ConfigError, ExoError
 from exo.log import escape
+from exo.repetition import STOP_REASON
 from exo.standard_streams import shown, taken
 from exo.topology.slow_links import slow_link_hint
 
@@ -109,9 +109,6 @@ def _tell(text: str) -> None:
   print(text, file=sys.stderr)
 
 
-_LOOKED_AT = 4000  # deltas, when a line ends
-
-
 class _Session:
   """A conversation with one node."""
   def __init__(self, config: Config, model: str | None, max_tokens: int | None) -> None:
@@ -155,17 +152,14 @@ class _Session:
           if delta.text and not first:
             first = time.monotonic()
             await _end(watching)
+          progress.heard(delta)
           tokens = delta.usage["completion_tokens"] if delta.usage else tokens + bool(delta.text)
           said.append(delta.text)
           # a model may have been taught to drive a terminal
           sys.stdout.write(escape(delta.text) if sys.stdout.isatty() else delta.text)
           sys.stdout.flush()
           await taken()
-          if "max_tokens" not in self.talk.settings and "\n" in delta.text and goes_in_circles(
-              "".join(said[-_LOOKED_AT:])
-          ):
-            circles = True
-            break
+          circles = circles or delta.stop_reason == STOP_REASON
     finally:
       await _end(watching)
       if any(said):
@@ -176,7 +170,10 @@ class _Session:
     sys.stdout.flush()
     await taken()
     if circles:
-      print("stopped: the model says the same over and over (--max-tokens N lets it go on)", file=sys.stderr)
+      print(
+          "stopped: the model says the same over and over (--max-tokens N or --no-repetition-guard lets it go on)",
+          file=sys.stderr
+      )
     if tokens > 1 and first:
       print(f"{tokens} tokens, {(tokens - 1) / max(time.monotonic() - first, 1e-6):.1f} tokens/s", file=sys.stderr)
       await self._hint()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
@@ -147,6 +148,14 @@ class Node:
       for model_id, done in worker.loader.loading.items():
         found[model_id] = min(done, found.get(model_id, 1.0))
     return found
+
+  @property
+  def loading_bytes(self) -> dict[str, int]:
+    """What there is to read of them on this node's devices together."""
+    found: Counter[str] = Counter()
+    for worker in self.workers:
+      found.update(worker.loader.loading_bytes)
+    return dict(found)
 
   @property
   def unhealthy(self) -> str | None:

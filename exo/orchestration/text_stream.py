@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from exo.inference.sampling import TokenLogprob
 from exo.inference.tokenizer import Tokenizer
 from exo.networking.messages import PromptProgress, TokenDelivery
+from exo.repetition import RepetitionGuard
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,8 @@ class TextDelta:
   """What one delivery adds to a choice. `finish_reason` "" while it goes on.
 
   `tokens` is empty unless tokens were asked for; then those of `text`, so that their bytes joined are its own. `stop` is
-  the stop string that ended the text. `progress` comes alone, before the first text of a request that asks for it.
+  the stop string that ended the text. `progress` comes alone, before the first text of a request that asks for it. `circles`:
+  the text was ended since it said the same over and over.
   """
   choice: int
   text: str
@@ -31,6 +33,7 @@ class TextDelta:
   finish_reason: str = ""
   stop: str | None = None
   progress: PromptProgress | None = None
+  circles: bool = False
 
 
 @dataclass(slots=True)
@@ -44,7 +47,7 @@ class ChoiceText:
   """The text of one choice. `push` its deliveries in order; after a finish reason nothing more comes.
 
   `after` are tokens that the text continues, `echoed` when its reader has their text, `visible` special tokens that show
-  their names in it.
+  their names in it. With `guarded` it ends where it goes in circles.
   """
   def __init__(
       self,
@@ -56,12 +59,14 @@ class ChoiceText:
       after: Sequence[int] = (),
       echoed: bool = False,
       visible: Iterable[int] = (),
+      guarded: bool = False,
   ) -> None:
     self._tokenizer, self._visible = tokenizer, frozenset(visible)
     self._detokenizer = tokenizer.detokenizer(after, self._visible, echoed=echoed)
     self._choice, self._stops, self._with_tokens = choice, tuple(stops), with_tokens
     self._held: deque[_Piece] = deque()  # text that may turn out to begin a stop string
     self._unseen: list[TokenLogprob] = []  # tokens that have not become text yet
+    self._guard = RepetitionGuard() if guarded else None
     self._ahead = b""  # bytes that wait for the rest of a character, but whose token is out
     self.completion_tokens = 0
 
@@ -77,6 +82,18 @@ class ChoiceText:
         self._hold(self._detokenizer.push([token.token_id]))
       if finish:
         self._hold(self._detokenizer.finish(), last=True)
+    return self._guarded(self._released(finish))
+
+  def _guarded(self, delta: TextDelta) -> TextDelta:
+    """Cut where the guard says so."""
+    circled = None if self._guard is None else self._guard.push(delta.text)
+    if circled is None:
+      return delta
+    piece = _cut(_Piece(delta.text, delta.tokens), circled)
+    return TextDelta(delta.choice, piece.text, piece.tokens, "stop", circles=True)
+
+  def _released(self, finish: str) -> TextDelta:
+    """What of the text that is held can no more become a stop string."""
     if not self._stops:
       return self._delta(sum(len(piece.text) for piece in self._held), finish)
     held = "".join(piece.text for piece in self._held)

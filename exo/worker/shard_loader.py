@@ -40,6 +40,7 @@ class ShardLoader:
   def __init__(self, thread: DeviceThread, engines: WorkerEngines) -> None:
     self._thread, self._engines = thread, engines
     self.loading: dict[str, float] = {}  # model: how far its shard is, 0 to 1
+    self.loading_bytes: dict[str, int] = {}  # and what there is to read of it
 
   def needed_bytes(self, shard: Shard, checkpoint: Checkpoint, wanted: LoadedFor = WHAT_FITS) -> int:
     """The most that the shard ever takes of memory, with the KV cache that is wanted."""
@@ -97,10 +98,12 @@ class ShardLoader:
       log(3, "%s: %.0f %%", shard, fraction * 100)
 
     started = time.monotonic()
+    self.loading_bytes[shard.model_id] = checkpoint.size.stage_bytes(shard.start_layer, shard.end_layer + 1)
     try:
       loaded = await self._thread.run(work)
     finally:
       self.loading.pop(shard.model_id, None)
+      self.loading_bytes.pop(shard.model_id, None)
     tidy()
     planned, measured, memory = loaded.planned, loaded.measured, loaded.model.memory
     log(
