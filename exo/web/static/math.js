@@ -153,7 +153,7 @@ class Parser {
       case "begin": return this.environment();
       case "substack": return this.substack();
       case "overline": case "underline": return m("mrow", { class: name }, this.group());
-      case "overset": case "stackrel": { const over = this.group(); return m("mover", {}, this.group(), over); }
+      case "overset": case "stackrel": { const over = m("mpadded", { depth: ".3em" }, this.group()); return m("mover", {}, this.group(), over); }
       case "underset": { const under = this.group(); return m("munder", {}, this.group(), under); }
       case "underbrace": return m("munder", {}, this.group(), m("mo", { stretchy: "true" }, "⏟"));
       case "overbrace": return m("mover", {}, this.group(), m("mo", { stretchy: "true" }, "⏞"));
