@@ -33,7 +33,7 @@ environment:
 
 examples:
   exo                                         join the ring, or begin one
-  exo run "What is 2 + 2?"                    answer with the default model
+  exo run "What is the capital of Japan?"     answer with the default model
   exo run llama-3.2-3b                        chat
   exo run ./model.gguf --prompt "Hello"       a file or folder of your own
   exo --discovery-module manual --discovery-config-path config.json

@@ -33,9 +33,9 @@ def build_parser() -> Parser:
       description="Start three nodes on this machine, kill one in mid-sentence, and watch the text go on."
   )
   parser.add_argument("--model", metavar="MODEL", help="default smollm2-135m")
-  parser.add_argument("--prompt", default=_PROMPT)
-  parser.add_argument("--max-tokens", type=int, default=120, metavar="N")
-  parser.add_argument("--inference-engine", metavar="NAME")
+  parser.add_argument("--prompt", default=_PROMPT, help="the question (default: a story about a lighthouse keeper)")
+  parser.add_argument("--max-tokens", type=int, default=120, metavar="N", help="of the answer (default 120)")
+  parser.add_argument("--inference-engine", metavar="NAME", help="of all three nodes (default: as a node chooses)")
   return parser
 
 
