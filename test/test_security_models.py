@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
 import tracemalloc
 
+import jinja2
 import pytest
 
 from exo.errors import InvalidRequestError, ModelFilesError
@@ -66,22 +68,42 @@ def test_07_greedy_templates_end_in_time_and_bounds(name: str, monkeypatch: pyte
   assert time.monotonic() - began < 20
 
 
-ESCAPES = [
-    "{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ messages.__class__ }}", "{{ raise_exception.__globals__ }}",
-    "{{ strftime_now.__code__ }}", "{{ self._TemplateReference__context }}", "{{ cycler.__init__.__globals__ }}",
-    "{{ messages.append(1) }}", "{{ messages[0].update({'role': 'system'}) }}", "{% include '/etc/passwd' %}",
-    "{% import 'os' as os %}{{ os.getcwd() }}", "{{ '{0.__class__}'.format(1) }}", "{{ ''|attr('__class__') }}",
-    "{{ environment }}{{ environment.call('x') }}",
-]  # yapf: disable
+# each with the words in which it is refused, or None where what it asks for is as if it were not there
+ESCAPES = {
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}": "'__class__' of 'str' object is unsafe",
+    "{{ messages.__class__ }}": None,
+    "{{ raise_exception.__globals__ }}": None,
+    "{{ strftime_now.__code__ }}": None,
+    "{{ self._TemplateReference__context }}": None,
+    "{{ cycler.__init__.__globals__ }}": "'__init__' of 'type' object is unsafe",
+    "{{ messages.append(1) }}": "'append' of '_Given' object is unsafe",
+    "{{ messages[0].update({'role': 'system'}) }}": "'update' of 'dict' object is unsafe",
+    "{% include '/etc/passwd' %}": "no loader for this environment",
+    "{% import 'os' as os %}{{ os.getcwd() }}": "no loader for this environment",
+    "{{ '{0.__class__}'.format(1) }}": None,
+    "{{ ''|attr('__class__') }}": None,
+    "{{ environment }}{{ environment.call('x') }}": "'environment' is undefined",
+}  # yapf: disable
 
 
 @pytest.mark.parametrize("template", ESCAPES)
 def test_07_templates_stay_in_the_sandbox(template: str) -> None:
-  try:
-    text = render(template)
-  except (InvalidRequestError, ModelFilesError):
+  refusal = ESCAPES[template]
+  if refusal is None:
+    assert render(f"a{template}b") == "ab"
     return
-  assert "class" not in text and "root:" not in text and "function" not in text and "/" not in text
+  with pytest.raises(InvalidRequestError, match=re.escape(refusal)):
+    render(template)
+
+
+def test_22_line_14_the_escapes_are_some_without_a_sandbox() -> None:
+  """What the test above refuses does something in an ordinary environment of jinja's."""
+  free = jinja2.Environment(loader=jinja2.FileSystemLoader("/"))
+  known = {"messages": [{"role": "user", "content": "hello"}], "raise_exception": render, "strftime_now": render}
+  for template, refusal in ESCAPES.items():
+    if refusal not in ("'environment' is undefined", "no loader for this environment"):
+      assert free.from_string(template).render(known), template
+  assert known["messages"] == [{"role": "system", "content": "hello"}, 1]
 
 
 @pytest.mark.parametrize(
