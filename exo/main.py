@@ -44,7 +44,7 @@ def _unwritten(error: OSError) -> int:
   elif error.errno == errno.ENOSPC and error.filename is None:
     log.say("exo: what it says cannot be written: the disk is full")
     status = 1
-  elif error.errno in _SURROUNDINGS and error.filename is not None and not os.environ.get("DEBUG", "").strip("0 "):
+  elif error.errno in _SURROUNDINGS and error.filename is not None and not log.enabled(1):
     log.say(
         f"exo: {error.filename} cannot be used ({error.strerror}): mend it, or point EXO_HOME to a folder that this user may write "
         "(exo doctor tells more)"
