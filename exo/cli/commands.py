@@ -223,6 +223,29 @@ def _demo(argv: Sequence[str]) -> int:
   return demo_command(config_from({}), _demo_parser().parse_args(argv))
 
 
+def _service_parser() -> Parser:
+  from exo.cli.service_command import build_parser
+  return build_parser()
+
+
+def _service(argv: Sequence[str]) -> int:
+  from exo.cli.service_command import flags_of_node, service_command
+  arguments = _service_parser().parse_args(argv)
+  return service_command(_config(arguments), arguments, flags_of_node(argv, arguments.action))
+
+
+def _completion_parser() -> Parser:
+  from exo.cli.completion_command import build_parser
+  return build_parser()
+
+
+def _completion(argv: Sequence[str]) -> int:
+  from exo.cli.completion_command import completion_command
+  arguments = _completion_parser().parse_args(argv)
+  parsers = {"": build_parser, **{name: command.parser for name, command in COMMANDS.items()}}
+  return completion_command(arguments, parsers, SUMMARIES)
+
+
 def _version_parser() -> Parser:
   return Parser(prog="exo version", description="Print the version of exo.")
 
@@ -262,6 +285,8 @@ COMMANDS = {
     "engine": Command(_engine_parser, _engine),
     "launch": Command(_launch_parser, _launch),
     "demo": Command(_demo_parser, _demo),
+    "service": Command(_service_parser, _service),
+    "completion": Command(_completion_parser, _completion),
     "version": Command(_version_parser, _version),
     "help": Command(_help_parser, _help),
 }

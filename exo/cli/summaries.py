@@ -16,6 +16,8 @@ SUMMARIES = {
     "engine": "the library of llama.cpp, and building one for this very processor",
     "launch": "start an agent (Claude Code, Codex, …) with the ring behind it",
     "demo": "three nodes, one killed in mid-sentence: the text goes on",
+    "service": "let the system start a node and keep it running",
+    "completion": "let your shell complete what you type",
     "version": "which exo this is",
     "help": "this, or a command's own (exo help COMMAND)",
 }
