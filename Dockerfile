@@ -8,9 +8,9 @@ RUN python -m venv /opt/exo \
 
 FROM python:3.12-slim-bookworm
 COPY --from=build /opt/exo /opt/exo
-RUN useradd --system --create-home --home-dir /var/lib/exo exo
+RUN useradd --system --uid 10001 --create-home --home-dir /var/lib/exo exo
 ENV PATH=/opt/exo/bin:$PATH EXO_HOME=/var/lib/exo
-USER exo
+USER 10001
 VOLUME /var/lib/exo
 EXPOSE 52415/tcp 5678/udp
 HEALTHCHECK --interval=30s --start-period=30s CMD ["exo", "status"]

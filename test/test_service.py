@@ -119,4 +119,4 @@ def test_22_line_15_the_dockerfile_copies_what_there_is_and_starts_what_there_is
   text = (ROOT / "Dockerfile").read_text()
   for line in re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.MULTILINE):
     assert all((ROOT / name).exists() for name in line.split())
-  assert re.search(r"^USER exo$", text, re.MULTILINE) and "EXPOSE 52415/tcp 5678/udp" in text
+  assert re.search(r"^USER 10001$", text, re.MULTILINE) and "EXPOSE 52415/tcp 5678/udp" in text
