@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from exo.cli import bench_command, demo_command, engine_command, launch_command, status_command
 from exo.cli.arguments import build_parser
+from exo.cli.commands import COMMANDS
 
 FILE = Path(__file__).resolve().parents[1] / "docs" / "flags.md"
 HEAD = """# Commands and flags
@@ -20,12 +20,8 @@ Made by `python scripts/flags_table.py` from what `exo --help` and `exo COMMAND 
 def parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
   """Of every command that has one of its own."""
   yield "exo", build_parser()
-  yield "exo status", status_command.build_parser("status")
-  yield "exo stop", status_command.build_parser("stop")
-  yield "exo bench", bench_command.build_parser()
-  yield "exo engine", engine_command.build_parser()
-  yield "exo launch", launch_command.build_parser()
-  yield "exo demo", demo_command.build_parser()
+  for name, command in COMMANDS.items():
+    yield f"exo {name}", command.parser()
 
 
 def table() -> str:
@@ -33,10 +29,13 @@ def table() -> str:
   for name, parser in parsers():
     lines.append(f"## {name}\n")
     if name != "exo" and parser.description:
-      lines.append(f"{parser.description}\n")
+      lines.append(
+          f"```text\n{parser.description}\n```\n" if "\n  " in parser.description else f"{parser.description}\n"
+      )
     for group in parser._action_groups:
       rows = [action for action in group._group_actions if action.help != argparse.SUPPRESS]
-      if not rows or all("--help" in action.option_strings for action in rows):
+      rows = [action for action in rows if "--help" not in action.option_strings]
+      if not rows:
         continue
       if group.title not in ("positional arguments", "options"):
         lines.append(f"### {group.title}\n")

@@ -76,11 +76,14 @@ def _changes(node: ast.AST) -> Iterator[tuple[str, Callable[[ast.AST], None]]]:
     case ast.UnaryOp(op=ast.Not()):
       yield "not is dropped", lambda found: setattr(found, "op", ast.UAdd())
     case ast.IfExp() | ast.If():
-      yield "the condition is turned", lambda found: setattr(
-          found, "test", ast.UnaryOp(ast.Not(), found.test)
-      )  # type: ignore[attr-defined]
+      yield "the condition is turned", _turn
     case ast.Return(value=ast.expr()):
       yield "None is returned", lambda found: setattr(found, "value", ast.Constant(None))
+
+
+def _turn(found: ast.AST) -> None:
+  assert isinstance(found, ast.IfExp | ast.If)
+  found.test = ast.UnaryOp(ast.Not(), found.test)
 
 
 def living(module: str, most: int, report: Callable[[str], None]) -> tuple[int, list[Mutant]]:

@@ -17,7 +17,7 @@ from exo.cli.qr_code import qr_lines
 from exo.cli.status_lines import status_lines
 from exo.networking.grpc import node_service_pb2 as pb
 from exo.networking.grpc.peer_codec import hello_in, hello_out
-from exo.node_names import distinct, name_in, own_name
+from exo.node_names import called, distinct, name_in, own_name
 from exo.runtime_file import RuntimeInfo
 from exo.sizes import shown_bytes, shown_mb, shown_seconds
 from exo.topology.device_capabilities import DeviceCapabilities, DeviceFlops
@@ -48,6 +48,7 @@ def test_22_line_5_a_suffix_is_as_long_as_it_must_be() -> None:
 
 def test_22_line_5_a_name_that_was_chosen_stays_and_strangers_names_are_names() -> None:
   assert own_name("office", given=True) == "office" and own_name("0f0f", given=False) == (HOST or "0f0f")
+  assert [called("a1", name) for name in ("desk", "a1", "")] == ["desk (a1)", "a1", "a1"]
   assert name_in("Anna's Mac\x1b[2J") == "" == name_in("localhost"
                                                        ) == name_in("  ") and name_in("MacBook Pro") == "MacBook-Pro"
   assert len(name_in("x" * 500)) == 40
@@ -59,10 +60,14 @@ def test_22_line_5_a_name_that_was_chosen_stays_and_strangers_names_are_names() 
 
 def test_22_line_5_sizes_have_one_form() -> None:
   of = {0: "0 B", 999: "999 B", 2**20 - 1: "1 MB", 98_900_000: "94 MB", 2**30 - 1: "1.0 GB", 4_370_000_000: "4.1 GB"}
-  of |= {2**30: "1.0 GB", 130 * 2**30: "130 GB", 2**42: "4.0 TB", 2**30 - 2**20: "1023 MB"}
+  of |= {
+      2**60: "1048576 TB", 100 * 2**30: "100 GB", 2**30: "1.0 GB", 130 * 2**30: "130 GB", 2**42: "4.0 TB",
+      2**30 - 2**20: "1023 MB"
+  }
   assert {count: shown_bytes(count) for count in of} == of
   assert shown_mb(16384) == "16.0 GB" and shown_mb(300) == "300 MB"
-  assert [shown_seconds(s) for s in (0.4, 59.4, 200, 7500)] == ["0 s", "59 s", "3 min 20 s", "2 h 5 min"]
+  assert [shown_seconds(s) for s in (0.4, 59.4, 60, 200, 3600, 7500)
+          ] == ["0 s", "59 s", "1 min 0 s", "3 min 20 s", "1 h 0 min", "2 h 5 min"]
   told = str(DeviceCapabilities("Mac", "Apple M2",
                                 8192)), str(DeviceCapabilities("PC", "RTX", 8, DeviceFlops(1, 82.58)))
   assert told == ("Mac, Apple M2, 8.0 GB", "PC, RTX, 8 MB, 82.6 TFLOPS fp16")
