@@ -133,7 +133,7 @@ def test_workers_are_under_their_node(browser: Chrome, tmp_path: Path) -> None:
     terms = until(browser, lambda: [row.text for row in all_of(browser, "#nodes dt")])
     assert terms.count("one") == terms.count("two") == 1
     held = by_id(browser, "nodes").text
-    assert "dummy on none; 0 MB used of" in held and "; dummy 0–3 of 8" in held and "; dummy 4–7 of 8" in held
+    assert "dummy on none; 0 B used of" in held and "; dummy 0–3 of 8" in held and "; dummy 4–7 of 8" in held
     finished(browser)
 
 

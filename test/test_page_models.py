@@ -86,7 +86,7 @@ def test_download_cancel_use_and_delete(page: Chrome, server: Hub) -> None:
   server.faults.bytes_per_s = 3e6
   search(page, REPO)
   press(page, REPO, "Download")
-  until(page, lambda: all_of(page, "#models progress") and "MB of" in text_of(page, REPO), 20)
+  until(page, lambda: all_of(page, "#models progress") and "B of" in text_of(page, REPO), 20)
   press(page, REPO, "Cancel")
   until(page, lambda: not all_of(page, "#models progress") and "Download" in text_of(page, REPO), 20)
   server.faults.bytes_per_s = None
@@ -120,7 +120,9 @@ def test_22_line_8_the_picker_says_what_is_default_here_and_fits_and_sorts_by_th
   until(page, lambda: "default" in text_of(page, "smollm2-135m"))
   told = text_of(page, "smollm2-135m")
   assert " MB" in told and "Q4_1" in told and "in use" in told
-  marks = page.execute_script("return [...document.querySelectorAll('#models li')].map(row => row.textContent)")
+  marks = page.execute_script(
+      "return [...document.querySelectorAll('#models li:has([data-action^=Download])')].map(row => row.textContent)"
+  )
   fits = [i for i, text in enumerate(marks) if "fits here" in text]
   nowhere = [i for i, text in enumerate(marks) if "cannot run" in text]
   assert fits and nowhere and max(fits) < min(nowhere), "what fits comes before what does not"

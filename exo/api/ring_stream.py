@@ -55,8 +55,10 @@ def ring_json(node: Node) -> dict[str, Any]:
       "exact": node.config.exact,
       "nodes": {n.node_id: _node_json(n)
                 for n in view.nodes},
-      "links": [{"nodes": list(link.node_ids), "rtt_ms": round(link.rtt_ms, 2), "interface": link.interface}
-                for link in view.links],
+      "links": [{
+          "nodes": list(link.node_ids), "rtt_ms": round(link.rtt_ms, 2), "interface": link.interface,
+          "bytes_per_s": round(link.bytes_per_s)
+      } for link in view.links],
       "rings": [{
           "model": chain.model_id, "stages": [
               _shard_json(stage.shard) | {"node_id": stage.node_id, "worker": stage.worker} for stage in chain.stages
@@ -93,6 +95,8 @@ def _node_json(view: NodeView) -> dict[str, Any]:
       "version": view.version,
       "address": view.address,
       "load": round(view.load, 2),
+      "temperature_c": view.temperature_c or None,
+      "power_w": view.power_w or None,
       "frames": view.frames,
       "layers": [_shard_json(shard) | {"model": shard.model_id} for shard in view.shards],
       "ailments": [{"model": a.model_id, "reason": a.reason, "worker": a.worker} for a in view.ailments],

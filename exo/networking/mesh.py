@@ -29,7 +29,7 @@ class PeerCandidate:
 class PeerStatus:
   """A linked node: what it said of itself, how it is reached, and its latest heartbeat. `rtt_ms` 0 until measured.
 
-  `codec_ms` is the recent mean of what it takes here to turn one message of the data stream into its wire form or back. A
+  `bytes_per_s` is what has gone over its data stream of late, both ways. `codec_ms` is the recent mean of what it takes here to turn one message of the data stream into its wire form or back. A
   `suspect` one has not been heard for a while: it keeps what it has and gets nothing new.
   """
   hello: Hello
@@ -39,6 +39,7 @@ class PeerStatus:
   heartbeat: Heartbeat | None = None
   suspect: bool = False
   codec_ms: float = 0.0
+  bytes_per_s: float = 0.0
 
 
 class MeshHandler(Protocol):

@@ -67,10 +67,11 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class PeerLink:
-  """A link that a node has, as it tells the others. `rtt_ms` 0 until measured."""
+  """A link that a node has, as it tells the others. `rtt_ms` 0 until measured; `bytes_per_s` of data, both ways, of late."""
   node_id: str
   rtt_ms: float
-  interface: str
+  interface: str = ""
+  bytes_per_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +175,7 @@ class Heartbeat:
   `rumours` are what `membership.py` passes on. `leaving`: no new plans for this node, it shuts down or all its workers are broken.
   `data_bytes` is what its sender has put on the data stream of this link so far, `data_read_bytes` what it has read;
   `link_keys` names all links that it has with the peer; `retired`: this one is used no more. `ailments` are the models that it
-  cannot run. `rooms` are of the plans that begin there.
+  cannot run. `rooms` are of the plans that begin there. `temperature_c` and `power_w` are the machine's, 0 where it does not tell.
   """
   number: int
   is_answer: bool = False
@@ -194,6 +195,8 @@ class Heartbeat:
   ailments: tuple[Ailment, ...] = ()
   rooms: tuple[PlanRoom, ...] = ()
   retired: bool = False
+  temperature_c: float = 0.0
+  power_w: float = 0.0
 
   @property
   def free_memory_mb(self) -> int:

@@ -22,6 +22,7 @@ from exo.errors import (
 )
 from exo.inference.offer import EngineOffer
 from exo.log import log
+from exo.machine_sensors import Sensors
 from exo.model_aliases import ModelAliases, aliases_file
 from exo.networking.discovery import Discovery
 from exo.networking.mesh import Mesh
@@ -93,6 +94,7 @@ class Node:
     self._mesh, self._discovery = mesh, discovery
     self._tasks = TaskOwner("node")
     self._draining = False
+    self._sensors = Sensors()
     self._awaited = "its ports and the search for other nodes"
     self._joined = asyncio.Event()
     self._called: dict[str, str] = {}  # peers in the log
@@ -441,7 +443,7 @@ class Node:
 
   def heartbeat(self) -> Heartbeat:
     usable_mb = {worker.name: self.planner.usable_mb(worker.name) for worker in self.workers}
-    return heartbeat_of(self.plans, usable_mb, self.meter, self._mesh.peers(), self.leaving)
+    return heartbeat_of(self.plans, usable_mb, self.meter, self._mesh.peers(), self.leaving, self._sensors.latest())
 
 
 def _tell(who: Callable[..., None], *what: str) -> None:

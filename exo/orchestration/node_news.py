@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 
 from exo.errors import one_line, without_paths
+from exo.machine_sensors import Sensed
 from exo.networking.mesh import PeerStatus
 from exo.networking.peer_messages import Heartbeat, PeerLink, PlanRoom, ShardMemory, WorkerBeat
 from exo.orchestration.meter import Meter
@@ -28,7 +29,8 @@ def rooms_of(node_id: str, plans: PlanHost, peers: Mapping[str, PeerStatus]) -> 
 
 
 def heartbeat_of(
-    plans: PlanHost, usable_mb: Mapping[str, int], meter: Meter, peers: Mapping[str, PeerStatus], leaving: bool
+    plans: PlanHost, usable_mb: Mapping[str, int], meter: Meter, peers: Mapping[str, PeerStatus], leaving: bool,
+    sensed: Sensed
 ) -> Heartbeat:
   """`usable_mb` are the MB that each of its workers could use now, by name."""
   return Heartbeat(
@@ -38,13 +40,15 @@ def heartbeat_of(
       tuple(_worker_beat(plans, worker, usable_mb[worker.name]) for worker in plans.workers),
       meter.load,
       meter.frames,
-      tuple(PeerLink(node_id, peer.rtt_ms, peer.interface) for node_id, peer in peers.items()),
+      tuple(PeerLink(node_id, peer.rtt_ms, peer.interface, peer.bytes_per_s) for node_id, peer in peers.items()),
       time.process_time(),
       own_memory() // _MB,
       plans.paces,
       leaving,
       ailments=plans.ailments(),
-      rooms=plans.rooms
+      rooms=plans.rooms,
+      temperature_c=sensed.temperature_c,
+      power_w=sensed.power_w
   )
 
 

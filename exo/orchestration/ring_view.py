@@ -51,6 +51,8 @@ class NodeView:
   workers: tuple[WorkerView, ...]
   is_here: bool
   name: str
+  temperature_c: float = 0.0
+  power_w: float = 0.0
 
   @property
   def memory_mb(self) -> int:
@@ -67,6 +69,7 @@ class LinkView:
   node_ids: tuple[str, str]
   rtt_ms: float
   interface: str
+  bytes_per_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +146,8 @@ def _here(node: Node, names: Mapping[str, str]) -> NodeView:
   return NodeView(
       node.node_id, hello.capabilities, hello.engine, hello.device, hello.version, f"port {hello.port}", used,
       _free(hello.capabilities.memory, beat.free_memory_mb, used), beat.load, beat.frames,
-      node.planner.left_out().get(node.node_id, ()), worker_views(hello, beat), True, names[node.node_id]
+      node.planner.left_out().get(node.node_id, ()), worker_views(hello, beat), True, names[node.node_id],
+      beat.temperature_c, beat.power_w
   )
 
 
@@ -157,7 +161,8 @@ def _peers(node: Node, names: Mapping[str, str]) -> list[NodeView]:
         NodeView(
             node_id, hello.capabilities, hello.engine, hello.device, hello.version, peer.address,
             beat.used_memory_mb if beat else 0, free, beat.load if beat else 0.0, beat.frames if beat else 0,
-            ailments.get(node_id, ()), worker_views(hello, beat), False, names.get(node_id, node_id)
+            ailments.get(node_id, ()), worker_views(hello, beat), False, names.get(node_id, node_id),
+            beat.temperature_c if beat else 0.0, beat.power_w if beat else 0.0
         )
     )
   return views
@@ -189,20 +194,20 @@ def _links(node: Node) -> tuple[LinkView, ...]:
   peers = node.mesh.peers()
   found: dict[tuple[str, str], LinkView] = {}
 
-  def note(one: str, other: str, rtt_ms: float, interface: str) -> None:
+  def note(one: str, other: str, rtt_ms: float, interface: str, bytes_per_s: float) -> None:
     pair = (min(one, other), max(one, other))
     known = found.get(pair)
     if known is None:
-      found[pair] = LinkView(pair, rtt_ms, interface)
+      found[pair] = LinkView(pair, rtt_ms, interface, bytes_per_s)
     elif not known.interface or not known.rtt_ms:
-      found[pair] = LinkView(pair, known.rtt_ms or rtt_ms, known.interface or interface)
+      found[pair] = LinkView(pair, known.rtt_ms or rtt_ms, known.interface or interface, known.bytes_per_s)
 
   for node_id, peer in peers.items():
-    note(node.node_id, node_id, peer.rtt_ms, peer.interface)
+    note(node.node_id, node_id, peer.rtt_ms, peer.interface, peer.bytes_per_s)
   for node_id, peer in peers.items():
     for link in peer.heartbeat.links if peer.heartbeat else ():
       if link.node_id in peers or link.node_id == node.node_id:
-        note(node_id, link.node_id, link.rtt_ms, link.interface)
+        note(node_id, link.node_id, link.rtt_ms, link.interface, link.bytes_per_s)
   return tuple(found[pair] for pair in sorted(found))
 
 

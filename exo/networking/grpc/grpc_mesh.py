@@ -193,7 +193,7 @@ class GrpcMesh(Mesh):
     return {
         node_id: PeerStatus(
             link.peer, link.address, link.interface, link.rtt_ms, link.latest,
-            self._membership.state(node_id) is State.SUSPECT, link.codec_ms
+            self._membership.state(node_id) is State.SUSPECT, link.codec_ms, link.bytes_per_s
         )
         for node_id, links in self._links.items() if (link := links[0])
     }

@@ -70,6 +70,8 @@ class Link:
     self.number, self.priority = next(_numbers), 0
     self.all_arrived, self.still_beats = False, 0
     self._moved = (0, 0)
+    self._moved_at = time.monotonic()
+    self.bytes_per_s = 0.0  # of data, both ways, between the last two heartbeats
     self._answering = 0
     self._allowance = Allowance(time.perf_counter())
     self.retired = False
@@ -244,7 +246,9 @@ class Link:
     self.all_arrived = data.idle and beat.data_read_bytes == data.written_bytes
     still = self.all_arrived and beat.data_bytes == data.read_bytes and moved == self._moved
     self.still_beats = self.still_beats + 1 if still and not self._calls and not self._answering else 0
-    self._moved = moved
+    if self._heard_at > self._moved_at:
+      self.bytes_per_s = (sum(moved) - sum(self._moved)) / (self._heard_at - self._moved_at)
+    self._moved, self._moved_at = moved, self._heard_at
 
   async def _beat(self) -> None:
     number = 0

@@ -188,7 +188,7 @@ class WorkerBeat(_message.Message):
     def __init__(self, name: _Optional[str] = ..., usable_mb: _Optional[int] = ..., used_mb: _Optional[int] = ..., loaded: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ..., problem: _Optional[str] = ..., news: _Optional[bytes] = ..., pinned: _Optional[_Iterable[_Union[WorkerBeat.Pinned, _Mapping]]] = ..., loading: _Optional[_Iterable[_Union[WorkerBeat.Loading, _Mapping]]] = ..., memory: _Optional[_Iterable[_Union[WorkerBeat.Memory, _Mapping]]] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("number", "is_answer", "active", "leaving", "rumours", "workers", "load", "frames", "links", "cpu_s", "rss_mb", "paces", "data_bytes", "data_read_bytes", "link_keys", "ailments", "rooms", "retired")
+    __slots__ = ("number", "is_answer", "active", "leaving", "rumours", "workers", "load", "frames", "links", "cpu_s", "rss_mb", "paces", "data_bytes", "data_read_bytes", "link_keys", "ailments", "rooms", "retired", "temperature_c", "power_w")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     IS_ANSWER_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_FIELD_NUMBER: _ClassVar[int]
@@ -207,6 +207,8 @@ class Heartbeat(_message.Message):
     AILMENTS_FIELD_NUMBER: _ClassVar[int]
     ROOMS_FIELD_NUMBER: _ClassVar[int]
     RETIRED_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_C_FIELD_NUMBER: _ClassVar[int]
+    POWER_W_FIELD_NUMBER: _ClassVar[int]
     number: int
     is_answer: bool
     active: bool
@@ -225,7 +227,9 @@ class Heartbeat(_message.Message):
     ailments: _containers.RepeatedCompositeFieldContainer[Ailment]
     rooms: _containers.RepeatedCompositeFieldContainer[PlanRoom]
     retired: bool
-    def __init__(self, number: _Optional[int] = ..., is_answer: _Optional[bool] = ..., active: _Optional[bool] = ..., leaving: _Optional[bool] = ..., rumours: _Optional[_Iterable[_Union[Rumour, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[WorkerBeat, _Mapping]]] = ..., load: _Optional[float] = ..., frames: _Optional[int] = ..., links: _Optional[_Iterable[_Union[PeerLink, _Mapping]]] = ..., cpu_s: _Optional[float] = ..., rss_mb: _Optional[int] = ..., paces: _Optional[_Iterable[_Union[PlanPace, _Mapping]]] = ..., data_bytes: _Optional[int] = ..., data_read_bytes: _Optional[int] = ..., link_keys: _Optional[_Iterable[str]] = ..., ailments: _Optional[_Iterable[_Union[Ailment, _Mapping]]] = ..., rooms: _Optional[_Iterable[_Union[PlanRoom, _Mapping]]] = ..., retired: _Optional[bool] = ...) -> None: ...
+    temperature_c: float
+    power_w: float
+    def __init__(self, number: _Optional[int] = ..., is_answer: _Optional[bool] = ..., active: _Optional[bool] = ..., leaving: _Optional[bool] = ..., rumours: _Optional[_Iterable[_Union[Rumour, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[WorkerBeat, _Mapping]]] = ..., load: _Optional[float] = ..., frames: _Optional[int] = ..., links: _Optional[_Iterable[_Union[PeerLink, _Mapping]]] = ..., cpu_s: _Optional[float] = ..., rss_mb: _Optional[int] = ..., paces: _Optional[_Iterable[_Union[PlanPace, _Mapping]]] = ..., data_bytes: _Optional[int] = ..., data_read_bytes: _Optional[int] = ..., link_keys: _Optional[_Iterable[str]] = ..., ailments: _Optional[_Iterable[_Union[Ailment, _Mapping]]] = ..., rooms: _Optional[_Iterable[_Union[PlanRoom, _Mapping]]] = ..., retired: _Optional[bool] = ..., temperature_c: _Optional[float] = ..., power_w: _Optional[float] = ...) -> None: ...
 
 class PlanRoom(_message.Message):
     __slots__ = ("plan_id", "model_id", "context", "parallel", "max_sequences", "max_context", "max_kv_tokens", "kept")
@@ -322,14 +326,16 @@ class Rumour(_message.Message):
     def __init__(self, node_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., beat: _Optional[int] = ..., address: _Optional[str] = ...) -> None: ...
 
 class PeerLink(_message.Message):
-    __slots__ = ("node_id", "rtt_ms", "interface")
+    __slots__ = ("node_id", "rtt_ms", "interface", "bytes_per_s")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     RTT_MS_FIELD_NUMBER: _ClassVar[int]
     INTERFACE_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
     node_id: str
     rtt_ms: float
     interface: str
-    def __init__(self, node_id: _Optional[str] = ..., rtt_ms: _Optional[float] = ..., interface: _Optional[str] = ...) -> None: ...
+    bytes_per_s: float
+    def __init__(self, node_id: _Optional[str] = ..., rtt_ms: _Optional[float] = ..., interface: _Optional[str] = ..., bytes_per_s: _Optional[float] = ...) -> None: ...
 
 class PlanPace(_message.Message):
     __slots__ = ("plan_id", "lap_ms", "compute_ms", "wait_ms", "hop_ms", "hop_p99_ms", "transport_ms", "laps", "drafted", "accepted", "wasted")

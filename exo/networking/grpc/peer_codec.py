@@ -56,6 +56,7 @@ _MAX_AILMENTS = 64  # as many as a worker remembers of itself
 _MAX_SHARDS = 256
 _MAX_LOCAL_MODELS = 256
 _MOST_MB, _MOST_MS, _MOST_S, _MOST_TFLOPS = 2**40, 1e9, 1e12, 1e9
+_MOST_BYTES_S, _MOST_C, _MOST_W = 1e13, 1e3, 1e6
 
 
 class OtherProtocolError(ProtocolError):
@@ -265,7 +266,10 @@ def heartbeat_out(message: Heartbeat) -> dict[str, Any]:
           workers=[_state_out(worker) for worker in message.workers],
           load=message.load,
           frames=message.frames,
-          links=[pb.PeerLink(node_id=p.node_id, rtt_ms=p.rtt_ms, interface=p.interface) for p in message.links],
+          links=[
+              pb.PeerLink(node_id=p.node_id, rtt_ms=p.rtt_ms, interface=p.interface, bytes_per_s=p.bytes_per_s)
+              for p in message.links
+          ],
           cpu_s=message.cpu_s,
           rss_mb=message.rss_mb,
           paces=[_pace_out(p) for p in message.paces],
@@ -282,7 +286,9 @@ def heartbeat_out(message: Heartbeat) -> dict[str, Any]:
               pb.Rumour(node_id=r.node_id, incarnation=r.incarnation, beat=r.beat, address=r.address)
               for r in message.rumours
           ],
-          rooms=[_room_out(room) for room in message.rooms]
+          rooms=[_room_out(room) for room in message.rooms],
+          temperature_c=message.temperature_c,
+          power_w=message.power_w
       )
   }
 
@@ -291,8 +297,8 @@ def heartbeat_in(h: pb.Heartbeat) -> Heartbeat:
   return Heartbeat(
       h.number, h.is_answer, h.active, _states_in(h.workers), real(h.load, 1.0), h.frames,
       tuple(
-          PeerLink(p.node_id, real(p.rtt_ms, _MOST_MS), p.interface[:40]) for p in h.links[:_MAX_LINKS]
-          if is_node_id(p.node_id)
+          PeerLink(p.node_id, real(p.rtt_ms, _MOST_MS), p.interface[:40], real(p.bytes_per_s, _MOST_BYTES_S))
+          for p in h.links[:_MAX_LINKS] if is_node_id(p.node_id)
       ), real(h.cpu_s, _MOST_S), h.rss_mb, tuple(_pace_in(p) for p in h.paces[:_MAX_PACES]), h.leaving,
       tuple(
           Rumour(r.node_id, r.incarnation, r.beat, r.address[:80]) for r in h.rumours[:_MAX_LINKS]
@@ -303,7 +309,8 @@ def heartbeat_in(h: pb.Heartbeat) -> Heartbeat:
               one_line(a.model_id[:MAX_MODEL_ID]), a.fingerprint[:MAX_FINGERPRINT], one_line(a.reason[:MAX_REASON]),
               a.worker
           ) for a in h.ailments[:_MAX_AILMENTS] if is_worker_name(a.worker)
-      ), tuple(map(_room_in, h.rooms[:_MAX_PACES])), h.retired
+      ), tuple(map(_room_in, h.rooms[:_MAX_PACES])), h.retired, real(h.temperature_c, _MOST_C),
+      real(h.power_w, _MOST_W)
   )
 
 
