@@ -76,7 +76,7 @@ _exo_main() {
 
 _exo_next() {
   [ -n "$_exo_sourced" ] || _exo_say "in this shell, and in every new one:  . $_exo_root/.venv/bin/activate"
-  _exo_say "then, for a first answer:  exo run \"What is 2 + 2?\"   (exo starts a node, exo --help tells the rest)"
+  _exo_say "then, for a first answer:  exo run \"What is the capital of Japan?\"   (exo starts a node, exo --help tells the rest)"
 }
 
 _exo_source="" _exo_sourced=""
