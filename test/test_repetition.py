@@ -32,6 +32,10 @@ PROSE = " ".join(f"Line {i} says something of its own, {i * 7 % 31}." for i in r
     ("made up of hydrogen, with a small " + "fraction of a " * 24, True),
     ("the cat sat on the mat and the cat sat on the mat, or so they say to the cat. " * 6, True),  # the mark is twice in it
     ("-" * 1200, True),
+    ("ab" * 150, True),
+    ("-" * 1000, True),
+    ("ab" * 149, False),
+    ("-" * 999, False),
     ("\n" * 1200, True),
     (SENTENCE * 5, False),
     ("la France, " * 20, False),
