@@ -216,3 +216,8 @@ def _check(config: Config) -> None:
   for folder in config.model_dirs:
     if not folder.is_dir():
       raise ConfigError(f"--model-dir {folder} is not a folder")
+
+
+def user_config_dir() -> Path:
+  """Where programs of this user keep their settings, by the XDG base directory specification."""
+  return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")

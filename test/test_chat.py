@@ -36,7 +36,8 @@ class Chat:
   """`exo run` on a terminal of its own."""
   def __init__(self, node: NodeProcess | Path, *arguments: str, size: tuple[int, int] = (24, 80)) -> None:
     home = node if isinstance(node, Path) else node.home
-    env = os.environ | {"EXO_HOME": str(home), "DEBUG": "0", "TERM": "xterm"}
+    own = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}  # the terminal tells
+    env = own | {"EXO_HOME": str(home), "DEBUG": "0", "TERM": "xterm"}
     self.child = pexpect.spawn(
         sys.executable, ["-m", "exo", "run", *arguments], cwd=str(ROOT), env=env, timeout=30, dimensions=size,
         encoding="utf-8", codec_errors="replace"

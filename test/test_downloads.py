@@ -14,7 +14,7 @@ import pytest
 from exo.download.model_store import ModelStore
 from exo.download.progress import DownloadProgress
 from exo.download.sparse_file import held_spans
-from exo.errors import CancelledRequestError, DownloadError, InvalidRequestError
+from exo.errors import CancelledRequestError, DownloadError, NotDoneError
 from exo.inference.weights.block_map import BlockMap, span_bytes
 from test.support.disks import own_disk
 from test.support.hub import Hub
@@ -336,7 +336,7 @@ def test_deleting_frees_the_disk_and_leaves_the_users_own_alone(server: Hub, rep
   folder = pull(one)
   assert asyncio.run(one.delete(REPO)).n_bytes > 12e6 and not folder.exists()
   own = ModelStore(tmp_path / "home", model_dirs=[repository.parent])
-  with pytest.raises(InvalidRequestError, match="a folder of your own"):
+  with pytest.raises(NotDoneError, match="a folder of your own"):
     asyncio.run(own.delete(repository.name))
   assert (repository / "model.safetensors").is_file()
 
@@ -364,7 +364,7 @@ def test_the_librarys_cache_is_read_before_the_hub(server: Hub, repository: Path
   server.forget()
   assert pull(one) == snapshot and server.requests == []
   assert one.find(REPO).path == snapshot
-  with pytest.raises(InvalidRequestError, match="hf cache rm"):
+  with pytest.raises(NotDoneError, match="hf cache rm"):
     asyncio.run(one.delete(REPO))
 
 

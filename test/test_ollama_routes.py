@@ -232,7 +232,7 @@ def test_21_line_6_another_name_for_a_model(node: NodeProcess) -> None:
 def test_21_line_6_what_exo_does_not_do_is_said(node: NodeProcess) -> None:
   for path, named in (("/api/create", "--model-dir"), ("/api/push", "hub")):
     status, answer = node.post(path, {"model": "mine", "from": "dummy"})
-    assert status == 403 and named in answer["error"]
+    assert status == 409 and named in answer["error"]
 
 
 # fetching

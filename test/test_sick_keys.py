@@ -117,7 +117,7 @@ def test_line_12_every_route_that_is_not_for_asking_is_for_admins(keyed: Keyed) 
       "/messages/count_tokens", "/cancel/{id}", "/api/chat", "/api/generate", "/api/show", "/responses/input_tokens",
       "/responses/compact", "/responses/{id}", "/responses/{id}/cancel", "/conversations", "/conversations/{id}",
       "/conversations/{id}/items", "/conversations/{id}/items/{item}", "/api/embed", "/api/embeddings", "/infill",
-      "/rerank", "/v2/rerank", "/score", "/tokenize", "/detokenize", "/apply-template"
+      "/rerank", "/v2/rerank", "/score", "/tokenize", "/detokenize", "/apply-template", "/documents/text"
   }
   paths = keyed.ask("root", "GET", "/openapi.json")[1]["paths"]
   refused = set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -114,8 +115,9 @@ def test_line_16_a_node_in_a_control_group_offers_what_that_leaves(tmp_path: Pat
                             timeout=60,
                             check=False)
       (line, ) = [line for line in done.stdout.splitlines() if line.strip().startswith("memory")]
-      assert "1500 MB" in line and "control groups" in line
-      assert 200 < int(line.partition(" MB, ")[2].partition(" MB")[0]) < 1450, line
+      assert "1.5 GB" in line and "control groups" in line
+      free = re.search(r"1\.5 GB, ([\d.]+) (MB|GB) of them free", line)
+      assert free and 200 < float(free[1]) * (1024 if free[2] == "GB" else 1) < 1450, line
     finally:
       for node in nodes:
         node.stop()

@@ -178,6 +178,7 @@ def wordy(goldens: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 def test_line_5_a_word_that_the_embedding_lacks_is_its_own_requests_error(wordy: NodeProcess) -> None:
   with ThreadPoolExecutor(4) as pool:
     well = pool.submit(wordy.post, "/v1/completions", {"prompt": "t5 t7 t9", "max_tokens": 200, "temperature": 0})
+    chats = ("/v1/chat/completions", "/v1/responses", "/v1/messages", "/api/chat")
     for word, name in (("sick", "320 ('sick')"), ("<extra>", "321 ('<extra>')")):
       said = f"t5 {word} t6"
       messages = [{"role": "user", "content": said}]
@@ -188,6 +189,8 @@ def test_line_5_a_word_that_the_embedding_lacks_is_its_own_requests_error(wordy:
                          ("/v1/messages", {"messages": messages, "max_tokens": 3}),
                          ("/api/chat", {"messages": messages, "stream": False}),
                          ("/api/generate", {"prompt": said, "raw": True, "stream": False})):  # yapf: disable
+        if word == "<extra>" and path in chats:
+          continue  # a special token, whose name in a message is letters
         status, answer = wordy.post(path, body)
         assert status == 400 and name in json.dumps(answer, ensure_ascii=False), (path, status, answer)
     status, answer = wordy.post("/v1/completions", {"prompt": [5, 320]})

@@ -20,7 +20,7 @@ from exo.log import log
 _STATUS: dict[type[BaseException], tuple[int, str, str | None]] = {
     errors.InvalidRequestError: (400, "invalid_request_error", None),
     errors.NotAllowedError: (403, "invalid_request_error", "admin_only"),
-    errors.NotDoneError: (403, "invalid_request_error", "not_done"),
+    errors.NotDoneError: (409, "invalid_request_error", "not_done"),
     errors.RequestNotFoundError: (404, "invalid_request_error", "request_not_found"),
     errors.RecordNotFoundError: (404, "invalid_request_error", "not_found"),
     errors.RecordDamagedError: (404, "invalid_request_error", "damaged"),

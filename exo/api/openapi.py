@@ -30,14 +30,15 @@ from exo.api.text_request import CompletionRequest
 
 _PAGE = re.compile(r"/(static/.*|favicon\.ico)?")
 _ALWAYS = (401, 403)
-_READS = (400, 404, 408, 413, 415)
+_READS = (400, 404, 408, 409, 413, 415)
 _RUNS = (429, 499, 503, 504)
 _REASONS = {
     200: "The answer", 400: "The request is wrong; `param` names the field", 401: "An API key is wanted",
     403: "The host name, the origin or the role of the key does not allow it", 404: "No such route, model or request",
-    408: "The body came too slowly", 413: "The body is too large", 415: "The body is not JSON",
-    429: "Too many requests wait; `Retry-After` says when to try again", 499: "The request was cancelled",
-    503: "The node or its ring cannot serve now", 504: "The ring gave nothing for too long"
+    408: "The body came too slowly", 409: "What is there does not allow it", 413: "The body is too large",
+    415: "The body is not JSON", 429: "Too many requests wait; `Retry-After` says when to try again",
+    499: "The request was cancelled", 503: "The node or its ring cannot serve now",
+    504: "The ring gave nothing for too long"
 }
 _STREAM = "text/event-stream"
 _NDJSON = "application/x-ndjson"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from exo.cli.arguments import add_node_flags
 from exo.cli.parser import Parser
-from exo.config import Config
+from exo.config import Config, user_config_dir
 from exo.errors import ConfigError, ExoError
 
 _NAME, _LABEL = "exo.service", "exo.node"
@@ -85,7 +85,7 @@ def _service(config: Config, system: bool, words: Sequence[str]) -> Service:
 def systemd_service(command: Sequence[str], home: Path, system: bool) -> Service:
   """A unit of the user's manager, or of the system's."""
   scope = () if system else ("--user", )
-  folder = Path("/etc/systemd/system") if system else _user_folder() / "systemd" / "user"
+  folder = Path("/etc/systemd/system") if system else user_config_dir() / "systemd" / "user"
   network = "Wants=network-online.target\nAfter=network-online.target\n" if system else ""
   unit = f"""\
 # Written by `exo service install`; `exo service remove` takes it away.
@@ -127,10 +127,6 @@ def launchd_service(command: Sequence[str], home: Path, system: bool) -> Service
       file, plistlib.dumps(job), (("launchctl", "bootstrap", domain, str(file)), ),
       (("launchctl", "bootout", f"{domain}/{_LABEL}"), ), ("launchctl", "print", f"{domain}/{_LABEL}"), f"tail -f {log}"
   )
-
-
-def _user_folder() -> Path:
-  return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
 
 
 def _quoted(word: str) -> str:

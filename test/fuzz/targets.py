@@ -21,6 +21,7 @@ import numpy as np
 from exo.api import (
     chat_request,
     conversations,
+    documents,
     downloads,
     infill,
     messages_request,
@@ -170,7 +171,7 @@ class _Body:
 
 # every module that describes bodies; a kind that moves to another one is missed in `test_22_line_14_every_kind_of_body_is_fuzzed`
 _DESCRIBED = (
-    schema, chat_request, conversations, downloads, infill, messages_request, ollama_embed, ollama_models,
+    schema, chat_request, conversations, documents, downloads, infill, messages_request, ollama_embed, ollama_models,
     ollama_request, ranking, responses_request, server_tools, text_request
 )
 KINDS: list[type[Any]] = [
