@@ -219,5 +219,14 @@ def _check(config: Config) -> None:
 
 
 def user_config_dir() -> Path:
-  """Where programs of this user keep their settings, by the XDG base directory specification."""
-  return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+  """Where programs of this user keep their settings, by the XDG base directory specification. Raises `ConfigError`."""
+  named = os.environ.get("XDG_CONFIG_HOME")
+  return Path(named) if named else user_home() / ".config"
+
+
+def user_home() -> Path:
+  """Raises `ConfigError` for a user without one."""
+  try:
+    return Path("~").expanduser()
+  except RuntimeError as error:
+    raise ConfigError(f"this user has no home folder ({error}): set HOME to one") from error

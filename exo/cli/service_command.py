@@ -14,7 +14,7 @@ from pathlib import Path
 
 from exo.cli.arguments import add_node_flags
 from exo.cli.parser import Parser
-from exo.config import Config, user_config_dir
+from exo.config import Config, user_config_dir, user_home
 from exo.errors import ConfigError, ExoError
 
 _NAME, _LABEL = "exo.service", "exo.node"
@@ -114,7 +114,7 @@ WantedBy={"multi-user.target" if system else "default.target"}
 
 def launchd_service(command: Sequence[str], home: Path, system: bool) -> Service:
   """An agent of the user, or a daemon."""
-  folder = Path("/Library/LaunchDaemons") if system else Path.home() / "Library" / "LaunchAgents"
+  folder = Path("/Library/LaunchDaemons") if system else user_home() / "Library" / "LaunchAgents"
   domain = "system" if system else f"gui/{os.getuid()}"
   log = home / ".exo" / "service.log"
   job = {
@@ -184,7 +184,7 @@ def _status(service: Service) -> int:
 
 
 def _is_system(service: Service) -> bool:
-  return not service.file.is_relative_to(Path.home())
+  return not service.file.is_relative_to(user_home())
 
 
 def _must(command: Sequence[str], so: str) -> None:
