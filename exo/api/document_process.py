@@ -10,6 +10,7 @@ from typing import Any
 
 from exo.child_process import give_way, serve
 from exo.errors import InvalidRequestError
+from exo.inference.whole_characters import whole_characters
 
 _MEMORY = 2**30
 
@@ -38,7 +39,7 @@ def pdf_text(data: bytes, most_chars: int, most_s: float) -> dict[str, Any]:
   except MemoryError:
     texts = texts or [""]
     why = "memory"
-  except Exception as error:
+  except Exception as error:  # the library raises anything over a broken file
     if not n_chars:
       raise InvalidRequestError("it is damaged, or no PDF: it cannot be read", "data") from error
     why = "damage"
@@ -46,11 +47,6 @@ def pdf_text(data: bytes, most_chars: int, most_s: float) -> dict[str, Any]:
   if len(text) > most_chars:
     text, why = text[:most_chars], "length"
   return {"text": whole_characters(text), "pages": pages, "read": len(texts), "why": why}
-
-
-def whole_characters(text: str) -> str:
-  """Without halves of surrogate pairs, which odd fonts give and JSON cannot carry."""
-  return text.encode("utf-8", "replace").decode()
 
 
 def bound() -> None:

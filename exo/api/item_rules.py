@@ -7,7 +7,7 @@ from typing import Any
 _TEXT = {"type": "string"}
 
 
-def _of_kind(*kinds: str, needed: tuple[str, ...] = (), **properties: Any) -> dict[str, Any]:
+def of_kind(*kinds: str, needed: tuple[str, ...] = (), **properties: Any) -> dict[str, Any]:
   """An object whose `type` is one of `kinds`; what is `needed` of its properties is there."""
   return {"type": "object", "properties": {"type": {"enum": list(kinds)}} | properties, "required": ["type", *needed]}
 
@@ -15,7 +15,7 @@ def _of_kind(*kinds: str, needed: tuple[str, ...] = (), **properties: Any) -> di
 _PARTS = {
     "oneOf": [_TEXT, {
         "type": "array",
-        "items": _of_kind("input_text", "output_text", "text", text={"type": "string"}, needed=("text", ))
+        "items": of_kind("input_text", "output_text", "text", text={"type": "string"}, needed=("text", ))
     }]
 }  # yapf: disable
 # what becomes a message of the chat
@@ -25,13 +25,13 @@ _SAID = [
             "type": {"enum": ["message", None]}, "role": {"enum": ["system", "developer", "user", "assistant"]},
             "content": _PARTS
         }, "required": ["role", "content"]
-    }, _of_kind("function_call", "custom_tool_call", name=_TEXT, needed=("name", )),
-    _of_kind("function_call_output", "custom_tool_call_output"),
-    _of_kind("local_shell_call", action={"type": "object"}, needed=("action", ))
+    }, of_kind("function_call", "custom_tool_call", name=_TEXT, needed=("name", )),
+    of_kind("function_call_output", "custom_tool_call_output"),
+    of_kind("local_shell_call", action={"type": "object"}, needed=("action", ))
 ]  # yapf: disable
 _SILENT = [
-    _of_kind("reasoning", content={"oneOf": [{"type": "null"}, _PARTS]}), _of_kind("web_search_call"),
-    _of_kind("item_reference", id=_TEXT, needed=("id", ))
+    of_kind("reasoning", content={"oneOf": [{"type": "null"}, _PARTS]}), of_kind("web_search_call"),
+    of_kind("item_reference", id=_TEXT, needed=("id", ))
 ]  # yapf: disable
 _ITEM = {"allOf": [{"$ref": "#/components/schemas/InputItem"}, {"anyOf": [*_SAID, *_SILENT]}]}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from exo.api.item_rules import ADDED_ITEMS, INPUT, ITEMS
+from exo.api.item_rules import ADDED_ITEMS, INPUT, ITEMS, of_kind
 
 _TEXT = {"type": "string", "minLength": 1}
 _IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
@@ -71,17 +71,13 @@ def _undone(*neutral: Any) -> dict[str, Any]:
 
 def _found(kind: str) -> dict[str, Any]:
   """A block whose content is a text, or blocks of text, or nothing."""
-  texts = {"type": "array", "items": _of_kind("text", text={"type": "string"}) | {"type": "object"}}
+  texts = {"type": "array", "items": of_kind("text", text={"type": "string"}, needed=("text", ))}
   content = {"oneOf": [{"type": ["string", "null"]}, texts]}
   return {"properties": {"type": {"const": kind}, "content": content}, "required": ["type"]}
 
 
 def _has(field: str) -> dict[str, Any]:
   return {"properties": {field: _GIVEN}, "required": [field]}
-
-
-def _of_kind(*kinds: str, **properties: Any) -> dict[str, Any]:
-  return {"properties": {"type": {"enum": list(kinds)}} | properties, "required": ["type", *properties]}
 
 
 def _one_of_fields(*fields: str, value: Any) -> dict[str, Any]:
@@ -120,17 +116,18 @@ _RULES: dict[str, dict[str, Any]] = {
     "StructuredOutputs": {"properties": {"structural_tag": _undone(), "json": _SOME_SCHEMA}},
     "ResponseFormat": {
         "oneOf": [
-            _of_kind("text", "json_object"), _of_kind("json_schema", json_schema=_OF_SCHEMA["oneOf"][1]),
-            _of_kind("json", value={"type": "object"}), _of_kind("regex", pattern=_TEXT), _of_kind("grammar", grammar=_TEXT)
+            of_kind("text", "json_object"), of_kind("json_schema", json_schema=_OF_SCHEMA["oneOf"][1], needed=("json_schema", )),
+            of_kind("json", value={"type": "object"}, needed=("value", )), of_kind("regex", pattern=_TEXT, needed=("pattern", )),
+            of_kind("grammar", grammar=_TEXT, needed=("grammar", ))
         ]
     },
     "Block": {
         "anyOf": [
-            _of_kind("text", text={"type": "string"}),
-            _of_kind("tool_use", name=_TEXT, id=_TEXT, input={"type": "object"}),
+            of_kind("text", text={"type": "string"}, needed=("text", )),
+            of_kind("tool_use", name=_TEXT, id=_TEXT, input={"type": "object"}, needed=("name", "id", "input")),
             _found("tool_result"),
-            _of_kind("document", source=_DOCUMENT), _found("search_result"),
-            _of_kind("thinking", "redacted_thinking", "server_tool_use", "mcp_tool_use", "web_search_tool_result")
+            of_kind("document", source=_DOCUMENT, needed=("source", )), _found("search_result"),
+            of_kind("thinking", "redacted_thinking", "server_tool_use", "mcp_tool_use", "web_search_tool_result")
         ]
     },
     "Source": {

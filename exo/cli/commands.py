@@ -6,6 +6,8 @@ import argparse
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 import exo
 from exo import log
@@ -183,26 +185,6 @@ def _key(argv: Sequence[str]) -> int:
   return key_command(list(argv))
 
 
-def _bench_parser() -> Parser:
-  from exo.cli.bench_command import build_parser
-  return build_parser()
-
-
-def _bench(argv: Sequence[str]) -> int:
-  from exo.cli.bench_command import bench_command
-  return bench_command(config_from({}), _bench_parser().parse_args(argv))
-
-
-def _engine_parser() -> Parser:
-  from exo.cli.engine_command import build_parser
-  return build_parser()
-
-
-def _engine(argv: Sequence[str]) -> int:
-  from exo.cli.engine_command import engine_command
-  return engine_command(config_from({}), _engine_parser().parse_args(argv))
-
-
 def _launch_parser() -> Parser:
   from exo.cli.launch_command import build_parser
   return build_parser()
@@ -213,14 +195,19 @@ def _launch(argv: Sequence[str]) -> int:
   return launch_command(config_from({}), parsed(argv))
 
 
-def _demo_parser() -> Parser:
-  from exo.cli.demo_command import build_parser
-  return build_parser()
+def _alone(name: str) -> Command:
+  """A command that starts no node: its module has `build_parser`, and `NAME_command` of a configuration and what was parsed."""
+  def module() -> Any:
+    return import_module(f"exo.cli.{name}_command")
 
+  def parser() -> Parser:
+    built: Parser = module().build_parser()
+    return built
 
-def _demo(argv: Sequence[str]) -> int:
-  from exo.cli.demo_command import demo_command
-  return demo_command(config_from({}), _demo_parser().parse_args(argv))
+  def run(argv: Sequence[str]) -> int:
+    return int(getattr(module(), f"{name}_command")(config_from({}), parser().parse_args(argv)))
+
+  return Command(parser, run)
 
 
 def _service_parser() -> Parser:
@@ -281,10 +268,10 @@ COMMANDS = {
     "doctor": Command(node_parsers.doctor_parser, _doctor),
     "key": Command(_key_parser, _key),
     "join": Command(node_parsers.join_parser, _join),
-    "bench": Command(_bench_parser, _bench),
-    "engine": Command(_engine_parser, _engine),
+    "bench": _alone("bench"),
+    "engine": _alone("engine"),
     "launch": Command(_launch_parser, _launch),
-    "demo": Command(_demo_parser, _demo),
+    "demo": _alone("demo"),
     "service": Command(_service_parser, _service),
     "completion": Command(_completion_parser, _completion),
     "version": Command(_version_parser, _version),
